@@ -1,0 +1,85 @@
+"""Every fault that a user can meet, in one tree; the command line prints one as a single line.
+
+    CompressError                exit 1   a fault in the input or in the run
+    ├── CheckpointError          exit 1   the file cannot be read, or its contents do not fit the architecture
+    ├── UnsupportedError         exit 5   the kind of file or architecture is not supported
+    │   ├── UntrustedPickleError exit 5   reading the file would execute code; `--trust-pickle` was not given
+    │   └── UnknownArchitectureError  exit 5   no architecture was named and none was recognised
+    ├── DataError                exit 1   calibration or evaluation data cannot be used as given
+    ├── TraceError               exit 5   the network cannot be exported to a graph
+    ├── NonFiniteError           exit 1   NaN or Inf in weights, activations or moments; names the layer
+    ├── SolverError              exit 1   a convex problem could not be solved
+    ├── SurgeryError             exit 1   the narrowed network does not equal the masked original
+    ├── OutputError              exit 1   the output folder cannot be written, or a written folder cannot be read
+    ├── RecipeError              exit 2   options that are invalid or contradict each other
+    ├── GateError                exit 3   the accuracy or budget gate failed
+    └── NothingToCompressError   exit 4   no layer could be compressed
+
+Misuse of the library from Python (a wrong shape, a wrong type) raises `ValueError` instead.
+"""
+
+
+class CompressError(Exception):
+    """A fault with a message that says what was expected, what came and what to do."""
+
+    exit_code = 1
+
+
+class CheckpointError(CompressError):
+    """A checkpoint that cannot be read or does not fit its architecture."""
+
+
+class UnsupportedError(CompressError):
+    """A kind of file or network that this tool does not handle."""
+
+    exit_code = 5
+
+
+class UntrustedPickleError(UnsupportedError):
+    """A file whose reading would execute code that was not allowed."""
+
+
+class UnknownArchitectureError(UnsupportedError):
+    """A state dict whose network was neither named nor recognised."""
+
+
+class DataError(CompressError):
+    """Calibration or evaluation data that cannot be used as given."""
+
+
+class TraceError(UnsupportedError):
+    """A network that `torch.export` cannot turn into a graph."""
+
+
+class NonFiniteError(CompressError):
+    """NaN or Inf where a finite number is needed."""
+
+
+class SolverError(CompressError):
+    """A convex problem that could not be solved."""
+
+
+class SurgeryError(CompressError):
+    """A narrowed network that does not equal the masked original."""
+
+
+class OutputError(CompressError):
+    """An output folder that cannot be written, or a written one that cannot be read."""
+
+
+class RecipeError(CompressError):
+    """Options that are invalid or contradict each other."""
+
+    exit_code = 2
+
+
+class GateError(CompressError):
+    """An accuracy or budget gate that failed."""
+
+    exit_code = 3
+
+
+class NothingToCompressError(CompressError):
+    """No layer could be compressed."""
+
+    exit_code = 4
