@@ -1,0 +1,137 @@
+"""Least squares on the second moments: refit after selection (THEORY §5), and the error of any output weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.convex.moments import Moments
+from compress.errors import SolverError
+
+RIDGE = 1e-8
+"""Default ridge, relative to each column's own second moment: it bounds the condition number by about K·s/RIDGE."""
+
+_CONSTANT = 1e-12  # a column whose centred second moment is below this fraction of its own second moment is constant
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """Output weights of the kept units by least squares.
+
+    Attributes:
+        coefficients: V_S (|S|·s, D), rows in the order of the units asked for.
+        intercept: b (D,), zero without an intercept.
+        error: ‖Ψ − Φ_S V_S − 1bᵀ‖_F over ‖Ψ − mean(Ψ)‖_F (over ‖Ψ‖_F without an intercept), on these moments.
+        ridge: the relative ridge that was used; larger than asked for only where the factorisation needed it.
+    """
+
+    coefficients: Tensor
+    intercept: Tensor
+    error: float
+    ridge: float
+
+
+@dataclass(frozen=True, eq=False)
+class NormalEquations:
+    """(C + ridge·I) W = T in unit-scaled columns: C = SGS, T = SH, V = SW, S = diag(1/√G_ii).
+
+    Constant and dead columns are replaced by columns of the identity with T = 0, so they get W = 0 and cost nothing.
+    Rescaling a unit changes nothing here.
+    """
+
+    gram: Tensor  # (n, n), unit diagonal (+ ridge)
+    cross: Tensor  # (n, D)
+    scale: Tensor  # (n,) S, zero for constant columns
+    energy: float  # of the (centred) outputs
+    group_size: int
+    ridge: float
+
+
+def normal_equations(moments: Moments, *, ridge: float = RIDGE, intercept: bool = True) -> NormalEquations:
+    """The scaled, ridged normal equations of min ‖Ψ − ΦV − 1bᵀ‖²."""
+    raw_diagonal = moments.gram.diagonal()
+    own = moments.centred() if intercept else moments
+    diagonal = own.gram.diagonal()
+    alive = (diagonal > _CONSTANT * raw_diagonal) & (diagonal > 0)
+    scale = torch.where(alive, diagonal.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
+    gram = own.gram * scale[:, None]
+    gram.mul_(scale)
+    gram.diagonal().fill_(1.0 + ridge)
+    return NormalEquations(
+        gram=gram,
+        cross=own.cross * scale[:, None],
+        scale=scale,
+        energy=own.energy,
+        group_size=moments.group_size,
+        ridge=ridge,
+    )
+
+
+def factored(equations: NormalEquations) -> tuple[Tensor, float]:
+    """Lower Cholesky factor of the ridged gram and the ridge it needed (×10 until it is positive definite)."""
+    gram, ridge = equations.gram, equations.ridge
+    while True:
+        factor, info = torch.linalg.cholesky_ex(gram)
+        if not int(info):
+            return factor, ridge
+        if ridge >= 1e-3:
+            raise SolverError(
+                f"the gram matrix ({gram.shape[0]} columns) is not positive semidefinite even with a relative ridge "
+                f"of {ridge:.0e}: the moments are not those of one set of samples."
+            )
+        larger = max(10 * ridge, 1e-15)
+        gram = gram.clone()
+        gram.diagonal().add_(larger - ridge)
+        ridge = larger
+
+
+def refit(moments: Moments, units: Tensor | None = None, *, ridge: float = RIDGE, intercept: bool = True) -> Refit:
+    """V_S = argmin ‖Ψ − Φ_S V − 1bᵀ‖²_F/N + ridge·Σ_i G_ii‖v_i‖² for the kept units S (|S|,), all units by default.
+
+    The ridge is relative to every column's own second moment, so rescaling a unit changes no output.
+    """
+    own = moments if units is None else moments.subset(units)
+    count = own.output_count
+    if own.gram.shape[0] == 0:
+        empty = own.cross.new_zeros(0, count)
+        bias = own.output_mean.clone() if intercept else torch.zeros_like(own.output_mean)
+        return Refit(empty, bias, relative_error(own, None, empty, bias, intercept=intercept), ridge)
+    equations = normal_equations(own, ridge=ridge, intercept=intercept)
+    factor, used = factored(equations)
+    coefficients = equations.scale[:, None] * torch.cholesky_solve(equations.cross, factor)
+    bias = own.output_mean - coefficients.T @ own.feature_mean if intercept else torch.zeros_like(own.output_mean)
+    error = relative_error(own, None, coefficients, bias, intercept=intercept)
+    return Refit(coefficients, bias, error, used)
+
+
+def relative_error(
+    moments: Moments,
+    units: Tensor | None,
+    coefficients: Tensor,
+    intercept_values: Tensor | None = None,
+    *,
+    intercept: bool = True,
+) -> float:
+    """‖Ψ − Φ_S V − 1bᵀ‖_F / ‖Ψ − mean(Ψ)‖_F of any V (|S|·s, D) and b (D,), on these (held-back) moments.
+
+    Args:
+        units: S (|S|,), whose columns `coefficients` belongs to; None: all units, in order.
+        intercept_values: b (D,); None: no bias.
+        intercept: the denominator is centred; else it is ‖Ψ‖_F.
+    """
+    own = moments if units is None else moments.subset(units)
+    if tuple(coefficients.shape) != tuple(own.cross.shape):
+        raise ValueError(f"`coefficients` must have shape {tuple(own.cross.shape)}, got {tuple(coefficients.shape)}.")
+    v = coefficients.to(own.cross)
+    mean_residual = own.output_mean - v.T @ own.feature_mean
+    bias = torch.zeros_like(own.output_mean) if intercept_values is None else intercept_values.to(v)
+    centred = own.centred()  # residual energy = centred residual energy + ‖mean residual − b‖²
+    spread = centred.energy + float((v * (centred.gram @ v - 2 * centred.cross)).sum())
+    residual = max(0.0, spread) + float((mean_residual - bias).square().sum())
+    total = centred.energy if intercept else own.energy
+    if total <= 0:
+        return 0.0 if residual <= 0 else math.inf
+    return math.sqrt(residual / total)
