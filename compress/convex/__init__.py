@@ -8,17 +8,22 @@ from compress.convex.lasso import MultitaskLasso
 from compress.convex.moments import MomentAccumulator, Moments, stack_consumers
 from compress.convex.refit import Refit, refit, relative_error
 from compress.convex.selection import SelectionCurve, select_units
+from compress.convex.solve import SOLVERS, solve
+from compress.convex.solvers.solution import Solution
 
 __all__ = [
+    "SOLVERS",
     "MomentAccumulator",
     "Moments",
     "MultitaskLasso",
     "Refit",
     "SelectionCurve",
+    "Solution",
     "backward_order",
     "nested_errors",
     "refit",
     "relative_error",
     "select_units",
+    "solve",
     "stack_consumers",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -74,10 +75,8 @@ class MultitaskLasso:
 
     def _fit(self, coefficients: Tensor, correlation: Tensor) -> float:
         # ‖R‖²/N = energy − ⟨V, H⟩ − ⟨V, C⟩
-        return max(
-            0.0,
-            self.moments.energy - float((coefficients * (self.moments.cross + correlation)).sum()),
-        )
+        fit = self.moments.energy - float((coefficients * (self.moments.cross + correlation)).sum())
+        return 0.0 if fit < 0 else fit  # NaN stays NaN
 
 
 def certificate(problem: MultitaskLasso, coefficients: Tensor) -> tuple[float, float]:
@@ -96,9 +95,14 @@ def certificate(problem: MultitaskLasso, coefficients: Tensor) -> tuple[float, f
     largest = float((norms / problem.costs).max()) if norms.numel() else 0.0
     t = 1.0 if largest <= problem.penalty else problem.penalty / largest
     gap = (1 - t) ** 2 * fit / 2 + penalised - t * float((coefficients * correlation).sum())
-    if objective <= 0:
-        return 0.0, 0.0
-    return objective, max(0.0, gap) / objective
+    return objective, relative_gap(gap, objective)
+
+
+def relative_gap(gap: float, objective: float) -> float:
+    """gap/objective: infinite where either is not finite, zero where nothing is left to minimise."""
+    if not (math.isfinite(gap) and math.isfinite(objective)):
+        return math.inf
+    return max(0.0, gap) / objective if objective > 0 else 0.0
 
 
 def unit_norms(matrix: Tensor, group_size: int) -> Tensor:

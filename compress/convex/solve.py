@@ -1,0 +1,72 @@
+"""Penalised solves: one catalogue of solvers, every answer with a certificate computed here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+from compress.convex.lasso import MultitaskLasso, certificate, unit_norms
+from compress.convex.solvers.newton import newton
+from compress.convex.solvers.solution import Outcome, ScaledProblem, Solution
+
+SOLVERS: dict[str, Callable[..., Outcome]] = {"newton": newton}
+"""Every solver, by the name that `solve` takes."""
+
+
+def solve(
+    problem: MultitaskLasso,
+    solver: str = "newton",
+    *,
+    tolerance: float = 1e-6,
+    start: Tensor | None = None,
+    max_iterations: int = 20_000,
+    time_limit: float = math.inf,
+) -> Solution:
+    """Minimise the penalised form to a relative duality gap of `tolerance`.
+
+    A solver that cannot reach it returns its best point with its true gap, and a status that says why.
+
+    Args:
+        solver: a name in `SOLVERS`.
+        start: V (K·s, D) to start from.
+        time_limit: seconds after which the solver stops; with a limit the result may depend on the machine.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {solver!r}.")
+    if start is not None and start.shape != problem.moments.cross.shape:
+        raise ValueError(f"`start` must have shape {tuple(problem.moments.cross.shape)}, got {tuple(start.shape)}.")
+    scaled = ScaledProblem(problem)
+    outcome = SOLVERS[solver](
+        scaled,
+        tolerance=tolerance,
+        start=None if start is None else scaled.to_scaled(start),
+        max_iterations=max_iterations,
+        deadline=time.monotonic() + time_limit,
+    )
+    return finished(problem, scaled.from_scaled(outcome.coefficients), outcome, solver, tolerance)
+
+
+def finished(
+    problem: MultitaskLasso, coefficients: Tensor, outcome: Outcome, solver: str, tolerance: float
+) -> Solution:
+    """The solution at this point, with the certificate recomputed on the whole problem."""
+    objective, gap = certificate(problem, coefficients)
+    if gap <= tolerance:
+        status = f"certified: relative gap {gap:.1e} is within {tolerance:.0e}"
+    else:
+        reason = outcome.reason or "the solver's own estimate was met, the recomputed certificate was not"
+        status = f"stopped: {reason}; relative gap {gap:.1e} is above {tolerance:.0e}"
+    active = (unit_norms(coefficients, problem.moments.group_size) > 0).nonzero()[:, 0]
+    return Solution(
+        coefficients=coefficients,
+        penalty=problem.penalty,
+        objective=objective,
+        gap=gap,
+        active=active,
+        status=status,
+        iterations=outcome.iterations,
+        solver=solver,
+    )

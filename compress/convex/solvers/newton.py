@@ -1,0 +1,315 @@
+"""The default solver: a growing working set, ADMM to find the support, then exact semismooth Newton steps.
+
+The Newton system of a working set with a active units has a·s·D unknowns but, by the Woodbury identity, needs only
+factorisations of size a·s and a for any number D of outputs (EVIDENCE §2, block form for s columns a unit).
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from compress.convex.lasso import unit_norms
+from compress.convex.moments import unit_columns
+from compress.convex.solvers.solution import Outcome, ScaledProblem, expand, scaled_gap, soft_threshold
+
+_FIRST_UNITS = 16
+_ADMM_ROUNDS = 32
+_NEWTON_GAP = 0.1  # above it the support is far off and ADMM rounds do more
+_RELAXATION = 1.6
+
+
+def newton(
+    problem: ScaledProblem, *, tolerance: float, start: Tensor | None, max_iterations: int, deadline: float
+) -> Outcome:
+    """Solve to a relative gap of `tolerance`; see `solve`."""
+    s, d = problem.group_size, problem.cross.shape[1]
+    point = torch.zeros_like(problem.cross) if start is None else start.clone()
+    support = (unit_norms(point, s) > 0).nonzero()[:, 0]
+    best, best_gap, iterations, stalls = point, float("inf"), 0, 0
+    inner_tolerance = 0.1
+    while True:
+        correlation = _correlation(problem, point, support)
+        _, gap, ratios = problem.gap(point, correlation)
+        if gap < best_gap:
+            stalls = 0 if gap < 0.5 * best_gap else stalls + 1
+            best, best_gap = point, gap
+        else:
+            stalls += 1
+        if gap <= tolerance:
+            return Outcome(point, iterations, "")
+        if iterations >= max_iterations:
+            return Outcome(best, iterations, f"{max_iterations} iterations were not enough")
+        if time.monotonic() > deadline:
+            return Outcome(best, iterations, "the time limit was reached")
+        if stalls >= 12:
+            return Outcome(best, iterations, "no further progress in float64")
+        working = _working_set(problem, ratios, support)
+        index = unit_columns(working, s)
+        small = _Restricted(problem, working)
+        inner_tolerance = max(0.3 * tolerance, min(inner_tolerance, 0.05 * gap))
+        if stalls >= 3:
+            inner_tolerance = 0.03 * tolerance
+        rows, rotation = small.use_fewer_outputs(d)
+        inside = point[index] if rotation is None else point[index] @ rotation
+        inside, used = rows.minimise(inside, inner_tolerance, max_iterations - iterations, deadline)
+        iterations += used
+        inside = inside if rotation is None else inside @ rotation.T
+        point = torch.zeros_like(point)
+        point[index] = inside
+        support = working[unit_norms(inside, s) > 0]
+
+
+def _correlation(problem: ScaledProblem, point: Tensor, support: Tensor) -> Tensor:
+    if not support.numel():
+        return problem.cross
+    index = unit_columns(support, problem.group_size)
+    return torch.addmm(problem.cross, problem.rows(support).T, point[index], alpha=-1)
+
+
+def _working_set(problem: ScaledProblem, ratios: Tensor, support: Tensor) -> Tensor:
+    """The support, and of the units that violate their optimality condition the worst, at most doubling the set."""
+    violating = torch.full_like(ratios, -1.0)
+    violating[problem.candidates] = ratios[problem.candidates]
+    violating[support] = -1.0
+    room = max(_FIRST_UNITS, support.shape[0])
+    wanted = min(room, int((violating > 1).sum()))
+    added = violating.topk(wanted).indices
+    return torch.cat([support, added]).sort().values
+
+
+class _Restricted:
+    """The scaled problem on a working set: all arrays dense and small."""
+
+    def __init__(self, problem: ScaledProblem, working: Tensor) -> None:
+        self.group_size = problem.group_size
+        self.gram = problem.block(working)
+        self.cross = problem.cross.index_select(0, unit_columns(working, problem.group_size))
+        self.thresholds = problem.thresholds[working]
+        self.energy = problem.energy
+
+    def use_fewer_outputs(self, d: int) -> tuple[_Restricted, Tensor | None]:
+        """Turn D > |W|·s outputs to the |W|·s that H_W spans: rows of an optimal X lie in the row space of T."""
+        n = self.cross.shape[0]
+        if n >= d:
+            return self, None
+        rotation, upper = torch.linalg.qr(self.cross.T)  # (D, n), (n, n)
+        turned = object.__new__(_Restricted)
+        turned.__dict__.update(self.__dict__)
+        turned.cross = upper.T.contiguous()
+        return turned, rotation
+
+    def gap(self, point: Tensor, correlation: Tensor) -> tuple[float, float, Tensor]:
+        return scaled_gap(point, correlation, self.cross, self.thresholds, self.energy, self.group_size)
+
+    def minimise(self, point: Tensor, tolerance: float, max_iterations: int, deadline: float) -> tuple[Tensor, int]:
+        """Newton steps while they pay, ADMM rounds where they do not."""
+        s = self.group_size
+        blocks = self.gram.reshape(-1, s, self.gram.shape[0] // s, s).diagonal(dim1=0, dim2=2)  # (s, s, w)
+        self.step = 1 / torch.linalg.vector_norm(blocks, dim=(0, 1))  # (w,), at most 1/λ_max of the unit's block
+        correlation = self.cross - self.gram @ point
+        objective, gap, _ = self.gap(point, correlation)
+        iterations, short_steps, admm = 0, 0, None
+        newton_next = gap < _NEWTON_GAP
+        best, best_gap = point, gap
+        while gap > tolerance and iterations < max_iterations and time.monotonic() < deadline:
+            moved = self._newton_move(point, correlation, objective, gap) if newton_next else None
+            if moved is None:
+                admm = admm or _Admm(self)
+                point, correlation = admm.run(point, correlation, _ADMM_ROUNDS)
+                iterations += _ADMM_ROUNDS
+                newton_next, short_steps = True, 0
+            else:
+                iterations += 1
+                point, correlation, length = moved
+                short_steps = short_steps + 1 if length < 0.3 else 0
+                newton_next = short_steps < 2
+            objective, gap, _ = self.gap(point, correlation)
+            if gap < best_gap:
+                best, best_gap = point, gap
+        return best, iterations
+
+    def _newton_move(
+        self, point: Tensor, correlation: Tensor, objective: float, gap: float
+    ) -> tuple[Tensor, Tensor, float] | None:
+        """The point after a Newton step that lowers the objective, its correlation, and the step's length."""
+        norms = unit_norms(point, self.group_size)
+        square = norms.square()
+        for at_prox in (True, False):
+            out = torch.zeros_like(norms, dtype=torch.bool)
+            turning = None
+            for attempt in range(4):
+                step = self._newton_step(point, correlation, at_prox, out)
+                if step is None:
+                    break
+                inner = self._along(point, step)  # below −‖v‖²: the full step turns the unit round
+                turned = (inner < -square) & ~out & (norms > 0)
+                if attempt == 0:
+                    turning, crossing = turned, torch.where(turned, -square / inner, torch.inf)
+                if not bool(turned.any()):
+                    break
+                if attempt < 3:
+                    out = out | turned
+            if step is None:
+                continue
+            lengths = (1.0, 0.5, 0.25) if at_prox else (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
+            moved = self._search(point, correlation, step, objective, gap, lengths)
+            if moved is not None:
+                return moved
+            if turning is None or not bool(turning.any()):
+                continue
+            first = crossing.sort().values  # up to the first unit that reaches zero, or a few of them
+            for number in (int(turning.sum()) // 4, 0):
+                out = crossing <= first[number]
+                step = self._newton_step(point, correlation, at_prox, out)
+                if step is not None:
+                    moved = self._search(point, correlation, step, objective, gap, (1.0, float(first[number])))
+                    if moved is not None:
+                        return moved
+        return None
+
+    def _search(
+        self,
+        point: Tensor,
+        correlation: Tensor,
+        step: Tensor,
+        objective: float,
+        gap: float,
+        lengths: tuple[float, ...],
+    ) -> tuple[Tensor, Tensor, float] | None:
+        s, w = self.group_size, self.thresholds
+        image = self.gram @ step
+        slope, curvature = float((step * correlation).sum()), float((step * image).sum())
+        penalised = float((w * unit_norms(point, s)).sum())
+        for length in lengths:
+            trial = point + length * step
+            change = length * (length * curvature / 2 - slope)
+            change += float((w * unit_norms(trial, s)).sum()) - penalised
+            if change < -1e-14 * objective:
+                return trial, correlation - length * image, length
+            if length == 1.0 and change < 1e-10 * objective:
+                moved = correlation - image
+                if self.gap(trial, moved)[1] < 0.5 * gap:
+                    return trial, moved, 1.0
+        return None
+
+    def _newton_step(self, point: Tensor, correlation: Tensor, at_prox: bool, out: Tensor) -> Tensor | None:
+        """Semismooth Newton direction of X = prox(X + τ(T − CX)), with the units in `out` sent to zero.
+
+        On the rows that the prox leaves nonzero, with b their values after it, b̂ = b/‖b‖ and d = w/‖b‖:
+        (C_AA + diag d)Δ − d·b̂⟨b̂, Δ⟩ = right-hand side; the other rows go to zero. Without `at_prox`, τ = 0: the
+        Newton direction on the nonzero rows, which is one of descent when `out` is empty.
+        """
+        s, w = self.group_size, self.thresholds
+        tau = self.step if at_prox else torch.zeros_like(self.step)
+        z = point + expand(tau, s)[:, None] * correlation if at_prox else point
+        norms = unit_norms(z, s)
+        active = ((norms > tau * w) & ~out).nonzero()[:, 0]
+        step = -point
+        if not active.numel():
+            return step
+        index = unit_columns(active, s)
+        norm_a, tau_a, w_a = norms[active], tau[active], w[active]
+        shrunk = norm_a - tau_a * w_a  # ‖b‖
+        direction = z[index] / expand(norm_a, s)[:, None]  # b̂
+        # −F M⁻¹/τ with F = X − b and M = (1 − ρ)I + ρ b̂b̂ᵀ, ρ = τw/‖z‖:  C − w b̂ + the part of X across b̂ that is lost
+        x_a = point[index]
+        along = self._along(direction, x_a)
+        across = x_a - expand(along, s)[:, None] * direction
+        d = w_a / shrunk
+        right = correlation[index] - expand(w_a, s)[:, None] * direction - expand(d, s)[:, None] * across
+        leaving = ((unit_norms(point, s) > 0) & ~((norms > tau * w) & ~out)).nonzero()[:, 0]
+        if leaving.numel():
+            gone = unit_columns(leaving, s)
+            right = right + self.gram[index[:, None], gone] @ point[gone]
+        solved = _woodbury(self.gram[index[:, None], index], d, direction, right, s)
+        if solved is None:
+            return None
+        step[index] = solved
+        return step
+
+    def _along(self, direction: Tensor, rows: Tensor) -> Tensor:
+        product = (direction * rows).sum(1)
+        return product if self.group_size == 1 else product.reshape(-1, self.group_size).sum(1)
+
+
+def _woodbury(gram: Tensor, d: Tensor, direction: Tensor, right: Tensor, s: int) -> Tensor | None:
+    """Solve (C + diag d)Δ − Σ_k d_k e_ke_kᵀ ⊗ b̂_kb̂_kᵀ Δ = right (a·s, D) by two factorisations (a·s and a).
+
+    Everything is scaled by d^(−1/2): Q = I + d^(−1/2) C d^(−1/2), then S = I − blocksum(Q⁻¹ ∘ B̂B̂ᵀ).
+    """
+    root = d.rsqrt()
+    root_rows = expand(root, s)
+    q = gram * root_rows[:, None] * root_rows
+    q.diagonal().add_(1 + 1e-14 * float(q.diagonal().max()))
+    factor, info = torch.linalg.cholesky_ex(q)
+    if int(info):
+        return None
+    inverse = torch.cholesky_inverse(factor)
+    y = inverse @ (root_rows[:, None] * right)  # (a·s, D)
+    coupling = inverse * (direction @ direction.T)
+    a = d.shape[0]
+    if s > 1:
+        coupling = coupling.reshape(a, s, a, s).sum((1, 3))
+    coupling.neg_()
+    coupling.diagonal().add_(1 + 1e-13)
+    second, info = torch.linalg.cholesky_ex(coupling)
+    if int(info):
+        coupling.diagonal().add_(1e-9)
+        second, info = torch.linalg.cholesky_ex(coupling)
+        if int(info):
+            return None
+    projected = (direction * y).sum(1)
+    if s > 1:
+        projected = projected.reshape(a, s).sum(1)
+    beta = torch.cholesky_solve(projected[:, None], second)[:, 0]
+    y = y + inverse @ (expand(beta, s)[:, None] * direction)
+    return y * root_rows[:, None]
+
+
+class _Admm:
+    """Over-relaxed ADMM on a restricted problem with residual balancing; keeps its factorisation between rounds."""
+
+    def __init__(self, problem: _Restricted) -> None:
+        self.problem = problem
+        self.rho = 0.0
+        self.inverse = problem.gram
+        self.point: Tensor | None = None
+        self.dual = problem.cross
+
+    def run(self, point: Tensor, correlation: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+        """`rounds` iterations from this point, going on with the last dual point if it is where the last run ended."""
+        problem = self.problem
+        s, w = problem.group_size, problem.thresholds
+        if self.rho == 0.0:
+            norms = unit_norms(point, s)
+            known = norms > 0
+            guess = float((w[known] / norms[known]).median()) if bool(known.any()) else 0.1
+            self._factor(guess)
+        z = point
+        u = self.dual / self.rho if point is self.point else correlation / self.rho
+        for round_ in range(1, rounds + 1):
+            x = self.inverse @ (problem.cross + self.rho * (z - u))
+            relaxed = _RELAXATION * x + (1 - _RELAXATION) * z
+            old = z
+            z = soft_threshold(relaxed + u, w / self.rho, s)
+            u = u + relaxed - z
+            if round_ % 8 == 0:
+                primal = float(torch.linalg.vector_norm(x - z) / torch.linalg.vector_norm(x).clamp_min(1e-300))
+                dual = float(torch.linalg.vector_norm(z - old) / torch.linalg.vector_norm(u).clamp_min(1e-300))
+                if primal > 0 and dual > 0:
+                    factor = min(10.0, max(0.1, (primal / dual) ** 0.5))
+                    if not 0.4 < factor < 2.5:
+                        u = u * self.rho
+                        self._factor(self.rho * factor)
+                        u = u / self.rho
+        self.point, self.dual = z, u * self.rho
+        return z, problem.cross - problem.gram @ z
+
+    def _factor(self, rho: float) -> None:
+        self.rho = min(max(rho, 1e-7), 1e3)
+        shifted = self.problem.gram.clone()
+        shifted.diagonal().add_(self.rho)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted))
