@@ -1,0 +1,125 @@
+"""What the network costs at given widths, without building it: parameters, multiply-accumulates.
+
+Every tensor's size is a product over its dimensions, each shrinking linearly with the groups cut along it; so each cost
+is multilinear in the widths, and exact for parameters and for the multiply-accumulates of linear maps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compress.network.execution import Program
+from compress.network.units import UnitGroup
+
+
+@dataclass(frozen=True)
+class SizedTensor:
+    """One tensor's extent as a function of the widths.
+
+    Attributes:
+        shape: full extents.
+        cuts: for each dimension the groups that cut it, as (group name, positions per unit).
+        uses: multiply-accumulates per sample and element: output positions of the map it belongs to, 0 for none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    cuts: tuple[tuple[tuple[str, int], ...], ...]
+    uses: int
+
+    def elements(self, removed: Mapping[str, int]) -> float:
+        """Elements left when so many units of each group are removed."""
+        return math.prod(
+            extent - sum(each * removed.get(group, 0) for group, each in cuts)
+            for extent, cuts in zip(self.shape, self.cuts, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs of a network by the widths of its groups.
+
+    Attributes:
+        units: group name -> K.
+        tensors: all parameters.
+        fixed_macs: multiply-accumulates that no width changes.
+    """
+
+    units: dict[str, int]
+    tensors: tuple[SizedTensor, ...]
+    fixed_macs: int = 0
+
+    def removed(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Units removed per group; a group that is not named keeps all."""
+        return {name: count - widths.get(name, count) for name, count in self.units.items()}
+
+    def parameters(self, widths: Mapping[str, int]) -> float:
+        """Scalars in parameters."""
+        removed = self.removed(widths)
+        return sum(tensor.elements(removed) for tensor in self.tensors)
+
+    def macs(self, widths: Mapping[str, int]) -> float:
+        """Multiply-accumulates of one sample."""
+        removed = self.removed(widths)
+        return self.fixed_macs + sum(tensor.uses * tensor.elements(removed) for tensor in self.tensors if tensor.uses)
+
+    def slope(self, cost: str, widths: Mapping[str, int], group: str) -> float:
+        """What one unit of `group` costs while the other widths stay: exact where no tensor is cut twice by it."""
+        removed = self.removed(widths)
+        more = {**removed, group: removed[group] + 1}
+        total = 0.0
+        for tensor in self.tensors:
+            if any(name == group for cuts in tensor.cuts for name, _ in cuts):
+                factor = 1 if cost == "params" else tensor.uses
+                if factor:
+                    total += factor * (tensor.elements(removed) - tensor.elements(more))
+        return total
+
+
+def cost_model(
+    program: Program, groups: Sequence[UnitGroup], parameters: Mapping[str, Tensor], forward_macs: int
+) -> CostModel:
+    """The cost model of a traced network.
+
+    Args:
+        parameters: state name -> parameter (no buffers).
+        forward_macs: multiply-accumulates of one sample, as measured; what the maps found here do not explain is fixed.
+    """
+    cuts: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    for group in groups:
+        for part in group.slices:
+            cuts.setdefault((part.name, part.dim), []).append((group.name, part.positions.shape[1]))
+    uses = map_uses(program)
+    tensors = tuple(
+        SizedTensor(
+            name,
+            tuple(tensor.shape),
+            tuple(tuple(cuts.get((name, dim), ())) for dim in range(tensor.ndim)),
+            uses.get(name, 0),
+        )
+        for name, tensor in parameters.items()
+    )
+    explained = sum(tensor.uses * math.prod(tensor.shape) for tensor in tensors)
+    return CostModel({group.name: group.unit_count for group in groups}, tensors, max(0, forward_macs - explained))
+
+
+def map_uses(program: Program) -> dict[str, int]:
+    """State name of each weight of a linear map -> how often one sample multiplies each of its elements."""
+    nodes = {node.name: node for node in program.network.graph.nodes}
+    found: dict[str, int] = {}
+    for step in program.steps:
+        name = getattr(step.target, "__name__", "").split(".")[0]
+        if name not in ("linear", "conv1d", "conv2d", "conv3d", "convolution"):
+            continue
+        weight = program.leaves.get(step.inputs[1])
+        if weight is None or weight[0] != "tensor":
+            continue
+        shape = nodes[step.name].meta["val"].shape
+        inner = shape[1:-1] if name == "linear" else shape[2:]
+        positions = math.prod(int(size) for size in inner) if len(inner) else 1
+        found[weight[1]] = found.get(weight[1], 0) + positions
+    return found

@@ -1,0 +1,283 @@
+"""One layer: certificate, ranks, width, units, refit, from its moments alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.budget.widths import WidthRule, count_to_keep, round_up, smallest_width
+from compress.convex import (
+    Moments,
+    MultitaskLasso,
+    SelectionCurve,
+    Solution,
+    WidthBound,
+    refit,
+    relative_error,
+    select_units,
+    solve,
+    solve_tolerance,
+    solve_unit_count,
+    width_bound,
+)
+from compress.network.balance import input_norms
+from compress.network.layer_moments import LayerMoments, count_duplicates, dead_units
+from compress.network.recording import consumer_matrix, with_consumer_matrix
+from compress.network.units import UnitGroup
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """How a layer is solved; the recipe's fields of the same names."""
+
+    solver: str = "newton"
+    gap: float = 1e-6
+    unit_costs: str = "path"
+    selection: str = "best"
+    ridge: float = 1e-6
+    rank_tolerance: float = 1e-3
+    round_to: int = 1
+    allow_bias: bool = False
+    certify: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class LayerResult:
+    """What was decided about one layer.
+
+    Attributes:
+        kept: unit indices that stay, sorted.
+        error, held_back_error: relative error after the refit, on fitting and held-back moments.
+        floor: held-back error with all units, left by earlier layers.
+        weights: state name -> new tensor in the original shape, removed units' columns zero.
+        certificate: the lasso's solution, or None where none was asked for.
+        seconds: by stage.
+    """
+
+    name: str
+    units: int
+    kept: Tensor
+    dead: int
+    duplicates: int
+    bound: WidthBound
+    certificate: Solution | None
+    silencing_penalty: float
+    curve: SelectionCurve | None
+    error: float
+    held_back_error: float
+    floor: float
+    weights: dict[str, Tensor]
+    rows: int
+    positions: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_report(self) -> dict[str, Any]:
+        """Plain data for the report."""
+        certificate = self.certificate
+        return {
+            "name": self.name,
+            "units": self.units,
+            "kept": len(self.kept),
+            "dead": self.dead,
+            "duplicates": self.duplicates,
+            "rank_features": self.bound.rank_features,
+            "rank_outputs": self.bound.rank_outputs,
+            "bound": self.bound.bound,
+            "bound_text": self.bound.message,
+            "error": self.error,
+            "held_back_error": self.held_back_error,
+            "inherited_error": self.floor,
+            "rows": self.rows,
+            "sampling": self.positions,
+            "lasso": None
+            if certificate is None
+            else {
+                "penalty": certificate.penalty,
+                "silencing_penalty": self.silencing_penalty,
+                "objective": certificate.objective,
+                "relative_duality_gap": certificate.gap,
+                "active_units": len(certificate.active),
+                "status": certificate.status,
+            },
+            "seconds": dict(self.seconds),
+        }
+
+
+def layer_unit_costs(kind: str, group: UnitGroup, state: Mapping[str, Tensor], joint: Moments) -> Tensor:
+    """Unit costs c (K,), scaled to mean 1 and bounded below: "path" ‖w_k‖, "one", or "feature" sqrt(G_kk)."""
+    if kind == "one":
+        return joint.gram.new_ones(joint.unit_count)
+    if kind == "feature":
+        costs = joint.gram.diagonal().reshape(-1, joint.group_size).sum(1).clamp_min(0).sqrt()
+    else:
+        costs = input_norms(group, state).to(joint.gram)
+    scale = float(costs.mean())
+    return (costs / scale).clamp_min(1e-6) if scale > 0 else torch.ones_like(costs)
+
+
+def solve_layer(
+    moments: LayerMoments,
+    rule: WidthRule,
+    options: LayerOptions,
+    original: Mapping[str, Tensor],
+    current: Mapping[str, Tensor],
+    *,
+    width: int | None = None,
+    curve: SelectionCurve | None = None,
+) -> LayerResult:
+    """Certify, choose a width by `rule` (or take `width`), choose its units, refit the consumers.
+
+    Args:
+        original, current: states of the original network and of the one compressed so far.
+        curve: a selection curve of these moments, when it is known already.
+
+    Raises:
+        SolverError: the convex problem could not be solved at all.
+    """
+    clock = _Clock()
+    group = moments.group
+    joint = moments.joint()
+    costs = layer_unit_costs(options.unit_costs, group, original, joint)
+    bound = width_bound(joint, tolerance=options.rank_tolerance)
+    clock.lap("ranks")
+    problem = MultitaskLasso(joint, 0.0, costs)
+    silencing = problem.silencing_penalty
+    certificate: Solution | None = None
+    if rule.penalty is not None and width is None:
+        certificate = solve(replace(problem, penalty=rule.penalty * silencing), options.solver, tolerance=options.gap)
+        width = max(1, len(certificate.active))
+    clock.lap("lasso")
+    if curve is None:
+        curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
+    clock.lap("selection")
+
+    def held_back_error(candidate: int) -> float:
+        return refit_layer(moments, curve.units(candidate), options, original, current).held_back_error
+
+    units = group.unit_count
+    floor = held_back_error(units)
+    if width is None and rule.keep is not None:
+        width = count_to_keep(rule.keep, units)
+    elif width is None:
+        assert rule.error is not None, "a width rule names one quantity"
+        width = smallest_width(held_back_error, units, rule.error, floor)
+    width = legal_width(group, round_up(width, options.round_to, units))
+    kept = legal_units(group, curve, width)
+    clock.lap("width")
+    final = refit_layer(moments, kept, options, original, current)
+    clock.lap("refit")
+    if options.certify and certificate is None:
+        if rule.error is not None:
+            certificate = solve_tolerance(joint, max(final.error, 1e-6), costs, tolerance=options.gap)
+        else:
+            certificate = solve_unit_count(joint, width, costs, tolerance=options.gap)
+        clock.lap("lasso")
+    return LayerResult(
+        name=group.name,
+        units=units,
+        kept=kept.cpu(),
+        dead=int(dead_units(joint).sum()),
+        duplicates=count_duplicates(joint),
+        bound=bound,
+        certificate=certificate,
+        silencing_penalty=silencing,
+        curve=curve,
+        error=final.error,
+        held_back_error=final.held_back_error,
+        floor=floor,
+        weights=final.weights,
+        rows=moments.rows,
+        positions=moments.positions,
+        seconds=clock.laps,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRefit:
+    """New consumer tensors for a set of kept units, with their relative errors over all readings."""
+
+    weights: dict[str, Tensor]
+    error: float
+    held_back_error: float
+
+
+def refit_layer(
+    moments: LayerMoments,
+    kept: Tensor,
+    options: LayerOptions,
+    original: Mapping[str, Tensor],
+    current: Mapping[str, Tensor],
+) -> LayerRefit:
+    """Least-squares output weights of the kept units for every consumer, in the original shapes."""
+    weights: dict[str, Tensor] = {}
+    errors, held = [], []
+    for reading, part, check, intercept in zip(
+        moments.readings, moments.fitting, moments.held_back, moments.intercepts, strict=True
+    ):
+        found = refit(part, kept, ridge=options.ridge, intercept=intercept)
+        bias = found.intercept if intercept else None
+        errors.append(found.error)
+        held.append(relative_error(check, kept, found.coefficients, bias, intercept=intercept))
+        full = torch.zeros(part.gram.shape[0], part.output_count, dtype=torch.float64, device=part.gram.device)
+        full[part.columns(kept)] = found.coefficients
+        first = 0
+        for consumer in reading.consumers:
+            count = consumer_matrix(consumer, current[consumer.weight]).shape[1]
+            block, own_bias = full[:, first : first + count], found.intercept[first : first + count]
+            weights[consumer.weight] = with_consumer_matrix(
+                consumer, weights.get(consumer.weight, current[consumer.weight]), block
+            )
+            if bias is not None:
+                weights.update(_shifted(consumer, own_bias, moments.targets, original, current))
+            first += count
+    return LayerRefit(weights, _mean_square(errors), _mean_square(held))
+
+
+def _shifted(consumer, bias, targets, original, current) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
+    """The consumer's bias, or the mean of the BatchNorm behind it, moved by the refit's constant."""
+    base = original if targets else current
+    if consumer.bias is not None:
+        return {consumer.bias: (base[consumer.bias].double() + bias).to(base[consumer.bias])}
+    return {consumer.shift: (base[consumer.shift].double() - bias).to(base[consumer.shift])}
+
+
+def legal_width(group: UnitGroup, width: int) -> int:
+    """The smallest legal width that is at least `width`: equal counts in every block of a grouped layer."""
+    blocks = group.blocks
+    return min(group.unit_count, -(-width // blocks) * blocks)
+
+
+def legal_units(group: UnitGroup, curve: SelectionCurve, width: int) -> Tensor:
+    """The units (width,) to keep, sorted; in each block of a grouped layer its first ones in the nested order."""
+    if group.blocks == 1:
+        return curve.units(width)
+    size = group.unit_count // group.blocks
+    order = curve.order.tolist()
+    chosen = [
+        unit
+        for block in range(group.blocks)
+        for unit in [unit for unit in order if unit // size == block][: width // group.blocks]
+    ]
+    return torch.tensor(sorted(chosen))
+
+
+def _mean_square(errors: Sequence[float]) -> float:
+    return (sum(error**2 for error in errors) / len(errors)) ** 0.5
+
+
+class _Clock:
+    """Wall seconds by stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = self.laps.get(stage, 0.0) + now - self._last
+        self._last = now

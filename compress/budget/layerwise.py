@@ -1,0 +1,236 @@
+"""Front to back: each layer's Φ from the network compressed so far, its Ψ from the original one (THEORY §5)."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.budget.layers import LayerOptions, LayerResult, solve_layer
+from compress.budget.widths import WidthRule
+from compress.data import DataSource
+from compress.network.execution import ActivationStore, Program
+from compress.network.layer_moments import LayerMoments
+from compress.network.recording import (
+    GroupRecorder,
+    Reading,
+    SamplePlan,
+    find_readings,
+    output_positions,
+    plan_samples,
+    record_moments,
+)
+from compress.network.units import UnitGroup
+from compress.progress import Progress
+
+CACHE_BYTES = 8 * 2**30  # on disk, for activations between two layers
+
+
+@dataclass(frozen=True, eq=False)
+class SampleStream:
+    """The first samples of a data source in a fixed, shuffled order, batch by batch.
+
+    Attributes:
+        indices: sample numbers (N,) in reading order.
+    """
+
+    source: DataSource
+    indices: Tensor
+    batch_size: int
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.indices)
+
+    def read(self, number: int) -> tuple[Tensor, ...]:
+        """Inputs of batch `number`."""
+        return (self.batch(number).inputs,)
+
+    def batch(self, number: int):  # type: ignore[no-untyped-def]
+        """Batch `number`, inputs and labels."""
+        own = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+        return next(iter(self.source.batches(self.batch_size, own)))
+
+    def sizes(self) -> list[int]:
+        """Samples in each batch."""
+        return [min(self.batch_size, self.count - first) for first in range(0, self.count, self.batch_size)]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A traced network with its data, ready to be compressed.
+
+    Attributes:
+        state: original state in computing precision, on the device.
+        groups: the units to cut, front to back.
+        fitting, held_back: disjoint calibration samples; the second only checks.
+        forward_macs: multiply-accumulates of one sample through the original network.
+    """
+
+    program: Program
+    state: dict[str, Tensor]
+    groups: tuple[UnitGroup, ...]
+    fitting: SampleStream
+    held_back: SampleStream
+    forward_macs: int
+    memory: int
+    seed: int = 0
+
+    def readings(self, group: UnitGroup) -> tuple[Reading, ...]:
+        """Readings of one of the groups."""
+        return find_readings(group, self.state)
+
+    def plans(self, group: UnitGroup) -> tuple[SamplePlan, SamplePlan]:
+        """What a group's fitting and held-back moments take."""
+        readings = self.readings(group)
+        available = [output_positions(reading, self.program.network) for reading in readings]
+        fitting = plan_samples(readings, available, self.fitting.count, self.forward_macs)
+        share = fitting.samples / self.fitting.count
+        fewest = min(self.held_back.count, 256)
+        return fitting, SamplePlan(max(fewest, round(share * self.held_back.count)), fitting.positions)
+
+    def recorders(self, group: UnitGroup, targets: bool) -> tuple[GroupRecorder, GroupRecorder]:
+        """Empty recorders of one group, for the fitting and for the held-back samples."""
+        readings = self.readings(group)
+        fitting, checking = (
+            GroupRecorder(group, readings, plan, seed=self.seed + shift, memory=self.memory, targets=targets)
+            for shift, plan in enumerate(self.plans(group))
+        )
+        return fitting, checking
+
+
+def select_groups(
+    groups: Sequence[UnitGroup], layers: Sequence[str], excluded: Sequence[str]
+) -> tuple[UnitGroup, ...]:
+    """Groups whose name matches a glob of `layers` (all, if there is none) and none of `excluded`.
+
+    A pattern also selects the subtree of modules below it: `classifier` matches `classifier.4`.
+    """
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, form) for pattern in patterns for form in (pattern, f"{pattern}.*"))
+
+    return tuple(
+        group
+        for group in groups
+        if (not layers or matches(group.name, layers)) and not matches(group.name, excluded)
+    )
+
+
+def record_all(problem: Problem, progress: Progress) -> dict[str, LayerMoments]:
+    """Moments of every group in one pass over the original network, Ψ being its own outputs."""
+    both = {group.name: problem.recorders(group, targets=False) for group in problem.groups}
+    for which, stream in enumerate((problem.fitting, problem.held_back)):
+        recorders = [pair[which] for pair in both.values()]
+        progress.stage("recording all layers" if not which else "recording held-back samples", stream.count)
+        record_moments(
+            problem.program, recorders, stream.read, stream.sizes(), problem.state, advance=progress.advance
+        )
+    return {group.name: finished(problem, group, both[group.name]) for group in problem.groups}
+
+
+def finished(problem: Problem, group: UnitGroup, recorders: tuple[GroupRecorder, GroupRecorder]) -> LayerMoments:
+    """Moments of one group from its two full recorders."""
+    fitting, checking = recorders
+    return LayerMoments(
+        group=group,
+        readings=fitting.readings,
+        fitting=fitting.moments(problem.state),
+        held_back=checking.moments(problem.state),
+        targets=fitting.targets,
+        rows=fitting.rows,
+        positions=fitting.plan.describe(),
+    )
+
+
+def compress_layers(
+    problem: Problem,
+    rule: WidthRule,
+    options: LayerOptions,
+    progress: Progress,
+    *,
+    widths: Mapping[str, int] | None = None,
+) -> tuple[list[LayerResult], dict[str, Tensor]]:
+    """Solve all groups of the problem front to back; returns their results and the compressed state.
+
+    The state has the original shapes: removed units' columns are zero in their consumers. The values at the frontier
+    between what is settled and what will still change are kept on disk, so a pass continues where the last one ended
+    and the whole sweep costs about one pass through each of the two networks.
+
+    Args:
+        widths: group name -> width; overrides the rule.
+    """
+    current = dict(problem.state)
+    results: list[LayerResult] = []
+    stores: list[ActivationStore] = []
+    try:
+        stores = [ActivationStore.open(CACHE_BYTES // 2) for _ in range(2)]
+        for number, group in enumerate(problem.groups):
+            changed = any(current[name] is not tensor for name, tensor in problem.state.items())
+            recorders = problem.recorders(group, targets=changed)
+            frontier = _next_frontier(problem, number)
+            following = [store.advance(frontier) for store in stores]
+            for recorder, stream, store, keep in zip(
+                recorders, (problem.fitting, problem.held_back), stores, following, strict=True
+            ):
+                total = min(stream.count, recorder.plan.samples)
+                progress.stage(f"recording {group.name}", total)
+                record_moments(
+                    problem.program,
+                    [recorder],
+                    stream.read,
+                    stream.sizes(),
+                    problem.state,
+                    current,
+                    store=store,
+                    keep=keep if frontier else None,
+                    advance=progress.advance,
+                )
+                store.drop()
+            stores = following
+            progress.stage(f"solving {group.name}")
+            moments = finished(problem, group, recorders)
+            width = widths.get(group.name) if widths else None
+            result = solve_layer(moments, rule, options, problem.state, current, width=width)
+            current.update(result.weights)
+            results.append(result)
+    finally:
+        for store in stores:
+            store.close()
+    return results, current
+
+
+def _next_frontier(problem: Problem, number: int) -> tuple[str, ...]:
+    """Values after which nothing depends on weights that are still to change, once group `number` is settled."""
+    later = problem.groups[number + 1 :]
+    if not later:
+        return ()
+    changing = {name for group in problem.groups[number:] for name in consumer_tensors(group)}
+    wanted = {consumer.input for group in later for consumer in group.consumers}
+    return problem.program.frontier(changing, sorted(wanted))
+
+
+def consumer_tensors(group: UnitGroup) -> set[str]:
+    """State names that refitting a group's consumers may change."""
+    return {
+        name
+        for consumer in group.consumers
+        for name in (consumer.weight, consumer.bias, consumer.shift)
+        if name is not None
+    }
+
+
+def fit_samples(source: DataSource, limit: int, held_back: float, batch_size: int, seed: int) -> tuple[
+    SampleStream, SampleStream
+]:
+    """Seeded, disjoint streams for fitting and for checking, from at most `limit` samples of a source."""
+    order = torch.randperm(source.sample_count, generator=torch.Generator().manual_seed(seed))[:limit]
+    checking = min(len(order) - 1, max(1, round(held_back * len(order))))
+    return (
+        SampleStream(source, order[checking:], batch_size),
+        SampleStream(source, order[:checking], batch_size),
+    )

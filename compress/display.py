@@ -1,0 +1,145 @@
+"""What the command line shows: progress on stderr, tables on stdout. The only room, with cli, that knows rich."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from compress.output.report import headline, summary_rows
+
+QUIET_SECONDS = 2.0  # without a terminal, a stage is named once it has lasted this long
+
+
+class StderrProgress:
+    """A live bar on a terminal; elsewhere one line for each stage that lasts more than two seconds."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.console = Console(stderr=True)
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._title, self._started = "", time.monotonic()
+
+    def __enter__(self) -> StderrProgress:
+        if self.console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self._close_stage()
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        """Open a stage."""
+        if self._live is not None:
+            if self._task is not None:
+                self._live.remove_task(self._task)
+            self._task = self._live.add_task(title, total=total)
+        else:
+            self._close_stage()
+            self._title, self._started = title, time.monotonic()
+
+    def advance(self, steps: int = 1) -> None:
+        """Count finished steps."""
+        if self._live is not None and self._task is not None:
+            self._live.advance(self._task, steps)
+
+    def note(self, message: str) -> None:
+        """Say a line now, and keep it for the report."""
+        self.notes.append(message)
+        self.console.print(message, style="yellow", markup=False, highlight=False)
+
+    def _close_stage(self) -> None:
+        lasted = time.monotonic() - self._started
+        if self._title and lasted > QUIET_SECONDS:
+            print(f"{self._title}: {lasted:.1f} s", file=sys.stderr, flush=True)
+        self._title = ""
+
+
+def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
+    """The layer table, the summary and where the artifact lies."""
+    console = Console()
+    table = Table("layer", "units", "kept", "rank Φ", "rank Ψ", "bound", "error", "held back", "λ", "gap")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    skipped = []
+    for layer in report["layers"]:
+        if "skipped" in layer:
+            skipped.append(layer)
+            continue
+        lasso = layer["lasso"]
+        table.add_row(
+            layer["name"],
+            str(layer["units"]),
+            str(layer["kept"]),
+            str(layer["rank_features"]),
+            str(layer["rank_outputs"]),
+            str(layer["bound"]),
+            f"{layer['error']:.4f}",
+            f"{layer['held_back_error']:.4f}",
+            f"{lasso['penalty']:.1e}" if lasso else "–",
+            f"{lasso['relative_duality_gap']:.0e}" if lasso else "–",
+        )
+    console.print(table)
+    for layer in skipped:
+        console.print(f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}", highlight=False, markup=False)
+    summary = Table("", "before", "after", "change")
+    for column in summary.columns[1:]:
+        column.justify = "right"
+    for row in summary_rows(report):
+        summary.add_row(*row)
+    console.print(summary)
+    console.print(headline(report), highlight=False, markup=False)
+    if folder is not None:
+        console.print(f"written to {folder}", highlight=False, markup=False)
+
+
+def show_inspection(found: Mapping[str, Any]) -> None:
+    """What could be compressed, layer by layer."""
+    console = Console()
+    console.print(f"{found['file']}: {found['architecture']}", highlight=False, markup=False)
+    columns = (
+        "layer", "units", "activation", "homogeneous", "dead", "duplicates", "rank Φ", "rank Ψ", "bound", "‖w‖/‖v‖", "",
+    )  # fmt: skip
+    table = Table(*columns)
+    for layer in found["layers"]:
+        cells = [layer.get(key) for key in ("dead", "duplicates", "rank_features", "rank_outputs", "bound", "balance")]
+        table.add_row(
+            layer["name"],
+            str(layer["units"]),
+            layer["activation"] or "–",
+            "yes" if layer["homogeneous"] else "no",
+            *("–" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells),
+            f"skipped: {layer['skipped']}" if layer["skipped"] else "",
+        )
+    console.print(table)
+
+
+def show_evaluation(found: Mapping[str, Any]) -> None:
+    """One network's scores."""
+    table = Table("", "value")
+    table.columns[1].justify = "right"
+    for name, value in found.items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
+    Console().print(table)

@@ -1,0 +1,76 @@
+"""What a network costs: parameters, multiply-accumulates, bytes, measured latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median wall time of one forward pass.
+
+    Attributes:
+        milliseconds: median over `repeats` passes.
+        batch_size, threads, device: where it was measured.
+    """
+
+    milliseconds: float
+    batch_size: int
+    threads: int
+    device: str
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one network costs. `macs` are for one sample; operations without a formula are not counted."""
+
+    parameters: int
+    macs: int
+    bytes_on_disk: int
+    latency: Latency | None = None
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Scalars in distinct parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
+    """Multiply-accumulates of convolutions, matrix products and attention for the given inputs, by torch's counter."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return counter.get_total_flops() // 2
+
+
+def measure_latency(
+    modules: Sequence[nn.Module], inputs: Sequence[Tensor], *, repeats: int = 15, warmup: int = 3
+) -> list[Latency]:
+    """Median latencies of several networks on the same inputs, their passes interleaved so that drift hits all alike."""
+    device = inputs[0].device
+    times: list[list[float]] = [[] for _ in modules]
+    with torch.inference_mode():
+        for round_number in range(warmup + repeats):
+            for module, found in zip(modules, times, strict=True):
+                _synchronise(device)
+                start = time.perf_counter()
+                module(*inputs)
+                _synchronise(device)
+                if round_number >= warmup:
+                    found.append(1e3 * (time.perf_counter() - start))
+    return [
+        Latency(statistics.median(found), inputs[0].shape[0], torch.get_num_threads(), str(device), repeats)
+        for found in times
+    ]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,152 @@
+"""Evaluation of the original and the compressed network on the same samples, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress.errors import DataError, NonFiniteError
+from compress.progress import Progress
+
+TOP5_FROM_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Score:
+    """One network on labelled samples. Fractions in [0, 1]; loss is the mean cross-entropy in nats."""
+
+    top1: float
+    top5: float | None
+    loss: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Both networks on the same samples.
+
+    Attributes:
+        samples: how many.
+        original, compressed: scores; None without labels.
+        agreement: fraction of samples on which both predict the same class.
+        relative_output_change: ‖compressed − original‖_F / ‖original‖_F over all outputs.
+        per_class: class -> (samples, original top-1, compressed top-1); empty without labels.
+    """
+
+    samples: int
+    original: Score | None
+    compressed: Score | None
+    agreement: float
+    relative_output_change: float
+    per_class: dict[int, tuple[int, float, float]] = field(default_factory=dict)
+
+    @property
+    def drop(self) -> float | None:
+        """Points of top-1 accuracy lost (positive: the compressed network is worse); None without labels."""
+        if self.original is None or self.compressed is None:
+            return None
+        return 100 * (self.original.top1 - self.compressed.top1)
+
+
+@dataclass
+class _Count:
+    samples: int = 0
+    top1: int = 0
+    top5: int = 0
+    loss: float = 0.0
+    hits: Tensor | None = None
+
+    def add(self, outputs: Tensor, labels: Tensor) -> None:
+        classes = outputs.shape[-1]
+        correct = outputs.argmax(-1) == labels
+        self.samples += len(labels)
+        self.top1 += int(correct.sum())
+        self.loss += float(functional.cross_entropy(outputs.double(), labels, reduction="sum"))
+        if classes >= TOP5_FROM_CLASSES:
+            self.top5 += int((outputs.topk(5).indices == labels[:, None]).any(-1).sum())
+        found = torch.bincount(labels[correct], minlength=classes)
+        self.hits = found if self.hits is None else self.hits + found
+
+    def score(self, classes: int) -> Score:
+        top5 = self.top5 / self.samples if classes >= TOP5_FROM_CLASSES else None
+        return Score(self.top1 / self.samples, top5, self.loss / self.samples)
+
+
+def evaluate_networks(
+    original: nn.Module,
+    compressed: nn.Module,
+    batches: Iterable[Any],
+    *,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run both networks over batches of (inputs, labels or None); every number comes from this one pass.
+
+    Raises:
+        DataError: no samples, outputs that are not one row of class scores a sample, or labels out of range.
+        NonFiniteError: a network's output is NaN or Inf.
+    """
+    before, after = _Count(), _Count()
+    samples = agreeing = 0
+    change = norm = 0.0
+    totals: Tensor | None = None
+    classes = 0
+    with torch.inference_mode():
+        for batch in batches:
+            inputs = batch.inputs.to(device)
+            first, second = class_scores(original, inputs), class_scores(compressed, inputs)
+            classes = first.shape[-1]
+            samples += len(inputs)
+            agreeing += int((first.argmax(-1) == second.argmax(-1)).sum())
+            change += float((second.double() - first.double()).square().sum())
+            norm += float(first.double().square().sum())
+            if batch.labels is not None:
+                labels = check_labels(batch.labels, classes).to(device)
+                before.add(first, labels)
+                after.add(second, labels)
+                found = torch.bincount(labels, minlength=classes)
+                totals = found if totals is None else totals + found
+            if progress is not None:
+                progress.advance(len(inputs))
+    if not samples:
+        raise DataError("The evaluation data holds no samples.")
+    per_class = {}
+    if totals is not None and before.hits is not None and after.hits is not None:
+        per_class = {
+            index: (int(total), int(before.hits[index]) / int(total), int(after.hits[index]) / int(total))
+            for index, total in enumerate(totals)
+            if total
+        }
+    return Evaluation(
+        samples=samples,
+        original=before.score(classes) if before.samples else None,
+        compressed=after.score(classes) if after.samples else None,
+        agreement=agreeing / samples,
+        relative_output_change=(change / norm) ** 0.5 if norm else 0.0,
+        per_class=per_class,
+    )
+
+
+def class_scores(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Class scores (B, classes) of a network, whatever container it returns them in. Raises DataError, NonFiniteError."""
+    outputs = network(inputs)
+    if not isinstance(outputs, Tensor):
+        outputs = getattr(outputs, "logits", outputs[0] if isinstance(outputs, (tuple, list)) else outputs)
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise DataError(f"Evaluation needs one row of class scores (batch, classes) per sample, got {shape}.")
+    if not bool(torch.isfinite(outputs.sum())):
+        raise NonFiniteError(f"The output of {type(network).__name__} is NaN or Inf; check weights and preprocessing.")
+    return outputs
+
+
+def check_labels(labels: Tensor, classes: int) -> Tensor:
+    """The labels (B,) if they lie in 0 … classes − 1. Raises DataError."""
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        worst = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        raise DataError(f"The labels must lie in 0 … {classes - 1}, as the network has {classes} classes; got {worst}.")
+    return labels

@@ -1,0 +1,128 @@
+"""The report of a run as plain data and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compress.network.cost import Cost
+from compress.output.evaluation import Evaluation, Score
+
+
+def cost_report(before: Cost, after: Cost, latencies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Costs before and after."""
+    return {
+        "parameters": [before.parameters, after.parameters],
+        "macs": [before.macs, after.macs],
+        "bytes": [before.bytes_on_disk, after.bytes_on_disk],
+        "latency": latencies,
+    }
+
+
+def evaluation_report(evaluation: Evaluation | None) -> dict[str, Any] | None:
+    """Both networks on the evaluation data; None where there was none."""
+    if evaluation is None:
+        return None
+    return {
+        "samples": evaluation.samples,
+        "original": _score(evaluation.original),
+        "compressed": _score(evaluation.compressed),
+        "drop_points": evaluation.drop,
+        "agreement": evaluation.agreement,
+        "relative_output_change": evaluation.relative_output_change,
+        "per_class": {
+            str(label): {"samples": count, "original": before, "compressed": after}
+            for label, (count, before, after) in evaluation.per_class.items()
+        },
+    }
+
+
+def _score(score: Score | None) -> dict[str, float] | None:
+    if score is None:
+        return None
+    top5 = {} if score.top5 is None else {"top5": score.top5}
+    return {"top1": score.top1, **top5, "loss": score.loss}
+
+
+def markdown_report(report: Mapping[str, Any]) -> str:
+    """The report for people: headline, costs, layers, what went in."""
+    checkpoint, architecture = report["checkpoint"], report["architecture"]
+    lines = [
+        f"# {checkpoint['file']} compressed",
+        "",
+        f"Architecture `{architecture['spec']}`, file SHA-256 `{checkpoint['sha256']}`. {headline(report)}",
+        "",
+        "| | before | after | |",
+        "|---|---:|---:|---:|",
+        *(f"| {name} | {before} | {after} | {change} |" for name, before, after, change in summary_rows(report)),
+        "",
+        "| layer | units | kept | rank Φ | rank Ψ | bound | error | held back | λ | gap | rows |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for layer in report["layers"]:
+        if "skipped" in layer:
+            lines.append(f"| `{layer['name']}` | {layer['units']} | – | skipped: {layer['skipped']} | | | | | | | |")
+            continue
+        lasso = layer["lasso"]
+        penalty = f"{lasso['penalty']:.2e}" if lasso else "–"
+        gap = f"{lasso['relative_duality_gap']:.1e}" if lasso else "–"
+        lines.append(
+            f"| `{layer['name']}` | {layer['units']} | {layer['kept']} | {layer['rank_features']} "
+            f"| {layer['rank_outputs']} | {layer['bound']} | {layer['error']:.4f} | {layer['held_back_error']:.4f} "
+            f"| {penalty} | {gap} | {layer['rows']} |"
+        )
+    calibration = report["data"]["calibration"]
+    lines += [
+        "",
+        f"Widths: {report['rule']}. Calibrated on {calibration['samples']} samples of `{calibration['source']}`, "
+        f"checked on {calibration['held_back']} held back; seed {report['seed']}.",
+        "Errors are ‖Ψ − Ψ̂‖/‖Ψ − mean Ψ‖ after the refit. The gap certifies the lasso of each layer: its objective "
+        "is at most that fraction above the optimum.",
+    ]
+    deviation = report["verification"]["narrowed_deviation"]
+    lines.append(f"The narrowed network equals the masked original to {deviation:.1e} (relative).")
+    lines += [f"\n> {note}" for note in report["notes"]]
+    return "\n".join(lines) + "\n"
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """One sentence: how much smaller, and at what accuracy."""
+    before, after = report["cost"]["parameters"]
+    parts = [f"{before / after:.2f}× fewer parameters", f"{ratio(report['cost']['macs']):.2f}× fewer MACs"]
+    evaluation = report["evaluation"]
+    if evaluation is not None and evaluation["drop_points"] is not None:
+        top1 = evaluation["original"]["top1"], evaluation["compressed"]["top1"]
+        parts.append(f"accuracy {100 * top1[0]:.2f} → {100 * top1[1]:.2f} %")
+    elif evaluation is not None:
+        parts.append(f"agreement with the original {100 * evaluation['agreement']:.2f} %")
+    return ", ".join(parts) + "."
+
+
+def ratio(pair: list[int]) -> float:
+    """Before over after; 1 where there is nothing after."""
+    return pair[0] / pair[1] if pair[1] else 1.0
+
+
+def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows (what, before, after, change) of the summary, shared by Markdown and the command line."""
+    cost, evaluation = report["cost"], report["evaluation"]
+    rows = [
+        ("parameters", *(f"{value:,}" for value in cost["parameters"]), f"{ratio(cost['parameters']):.2f}×"),
+        ("MACs per sample", *(f"{value:,}" for value in cost["macs"]), f"{ratio(cost['macs']):.2f}×"),
+        ("bytes on disk", *(f"{value:,}" for value in cost["bytes"]), f"{ratio(cost['bytes']):.2f}×"),
+    ]
+    for latency in cost["latency"]:
+        before, after = latency["before_ms"], latency["after_ms"]
+        where = f"latency, batch {latency['batch_size']}, {latency['threads']} threads, {latency['device']}"
+        rows.append((where, f"{before:.2f} ms", f"{after:.2f} ms", f"{before / after:.2f}×"))
+    if evaluation is not None:
+        if evaluation["original"] is not None:
+            for key, name in (("top1", "top-1"), ("top5", "top-5")):
+                if key in evaluation["original"]:
+                    first, second = 100 * evaluation["original"][key], 100 * evaluation["compressed"][key]
+                    rows.append((name, f"{first:.2f} %", f"{second:.2f} %", f"{second - first:+.2f} points"))
+            first, second = evaluation["original"]["loss"], evaluation["compressed"]["loss"]
+            rows.append(("loss", f"{first:.4f}", f"{second:.4f}", f"{second - first:+.4f}"))
+        rows.append(("agreement", "", f"{100 * evaluation['agreement']:.2f} %", ""))
+        rows.append(("relative output change", "", f"{evaluation['relative_output_change']:.4f}", ""))
+    return rows  # type: ignore[return-value]

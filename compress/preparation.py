@@ -1,0 +1,224 @@
+"""From a recipe to a traced network with its data: what a run, an inspection and an evaluation have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from compress.data import DataSource, Preprocessing, open_data, overlap
+from compress.errors import CheckpointError, DataError, NonFiniteError, RecipeError, TraceError
+from compress.network.architecture import Architecture, build_architecture, find_architecture, load_weights
+from compress.network.checkpoint import Checkpoint, load_checkpoint
+from compress.network.execution import Program, run_pair
+from compress.network.graph import NetworkGraph, trace_network
+from compress.network.units import UnitGroup, find_units
+from compress.output.artifact import computed_state
+from compress.progress import Progress
+from compress.recipe import Recipe
+
+TRACE_BATCH = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A loaded, traced network.
+
+    Attributes:
+        module: eval mode, computing precision, on the device.
+        state: the module's tensors by name (parameters and buffers).
+        stored: the checkpoint's tensors as they came, in their own dtypes.
+        probe: one small batch of valid inputs, for tracing and for comparisons.
+        groups: all groups of units, prunable or with a reason.
+    """
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    preprocessing: Preprocessing | None
+    module: nn.Module
+    state: dict[str, Tensor]
+    probe: Tensor
+    network: NetworkGraph
+    program: Program
+    groups: tuple[UnitGroup, ...]
+    calibration: DataSource | None
+    evaluation: DataSource | None
+    overlapping: int
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """The checkpoint's tensors as they came."""
+        return self.checkpoint.state
+
+
+def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared:
+    """Load, recognise, read data, trace and find the groups of units.
+
+    Raises:
+        CompressError: whatever is wrong with the file, the architecture, the data or the network, in one line.
+    """
+    device = check_device(recipe.device)
+    progress.stage("loading")
+    checkpoint = load_checkpoint(recipe.checkpoint, state_key=recipe.state_key, trust_pickle=recipe.trust_pickle)
+    check_finite(checkpoint.state)
+    architecture = find_architecture(checkpoint, recipe.arch, recipe.arch_arg)
+    module = build_network(checkpoint, architecture).to(device)
+    preprocessing = choose_preprocessing(recipe, architecture)
+    calibration, evaluation, common = open_sources(recipe, preprocessing, progress, needs_data=needs_data)
+    probe = make_probe(recipe, architecture, calibration or evaluation).to(device)
+    progress.stage("tracing")
+    network = trace_network(module, (probe,))
+    program = Program.of(network)
+    state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    state = {name: tensor.detach() for name, tensor in state.items()}
+    check_program(program, module, state, probe)
+    groups = find_units(network, module, couple=recipe.couple)
+    return Prepared(
+        checkpoint=checkpoint,
+        architecture=architecture,
+        preprocessing=preprocessing,
+        module=module,
+        state=state,
+        probe=probe,
+        network=network,
+        program=program,
+        groups=groups,
+        calibration=calibration,
+        evaluation=evaluation,
+        overlapping=common,
+    )
+
+
+def build_network(checkpoint: Checkpoint, architecture: Architecture) -> nn.Module:
+    """The network with its weights, eval mode, float32 where they were stored in half precision."""
+    if checkpoint.module is not None:
+        module = checkpoint.module
+        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in module.state_dict().values()):
+            module = module.float()
+        return module.eval()
+    module = build_architecture(architecture.spec, architecture.arguments)
+    if any(tensor.dtype == torch.float64 for tensor in checkpoint.state.values()):
+        module = module.double()
+    load_weights(module, computed_state(checkpoint.state))
+    return module.eval()
+
+
+def check_device(name: str) -> torch.device:
+    """The torch device of that name, if it is there. Raises RecipeError."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RecipeError(f"device: {name!r} is not a device; give cpu, cuda or cuda:0.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"device: {name!r} was asked for, but torch sees no CUDA device here; give cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"device: {name!r} is not supported; give cpu or cuda.")
+    return device
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are NaN or Inf, naming the tensor. Raises NonFiniteError."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise NonFiniteError(
+                f"`{name}` holds {bad} NaN or Inf of {tensor.numel()} values; the checkpoint is damaged or diverged."
+            )
+
+
+def choose_preprocessing(recipe: Recipe, architecture: Architecture) -> Preprocessing | None:
+    """The recipe's preprocessing where it says something, the recognised architecture's where it does not."""
+    given = {
+        name: value
+        for name in ("mean", "std", "resize", "crop")
+        if (value := getattr(recipe, name)) is not None
+    }
+    known = architecture.preprocessing
+    if not given:
+        return known
+    return replace(known, **given) if known is not None else Preprocessing(**given)
+
+
+def open_sources(
+    recipe: Recipe, preprocessing: Preprocessing | None, progress: Progress, *, needs_data: bool
+) -> tuple[DataSource | None, DataSource | None, int]:
+    """Calibration and evaluation data and the number of evaluation samples that are calibration samples too.
+
+    Raises:
+        DataError: data is missing or unusable, or an accuracy gate would be certified on overlapping data.
+    """
+    if needs_data and recipe.data is None:
+        raise DataError("No calibration data: give --data folder:PATH, npz:PATH, safetensors:PATH or digits.")
+    calibration = open_data(recipe.data, preprocessing) if recipe.data else None
+    evaluation = open_data(recipe.eval, preprocessing) if recipe.eval else None
+    common = 0
+    if calibration is not None and evaluation is not None:
+        progress.stage("comparing calibration and evaluation samples")
+        common = overlap(calibration, evaluation)
+        if common and recipe.max_drop is not None:
+            raise DataError(
+                f"{common} of {evaluation.sample_count} evaluation samples are calibration samples too; "
+                "--max-drop certifies only on disjoint data. Give other --eval data."
+            )
+        if common:
+            progress.note(
+                f"warning: {common} of {evaluation.sample_count} evaluation samples are calibration samples too; "
+                "the accuracies below are flattered by that."
+            )
+    if recipe.max_drop is not None and evaluation is not None and not evaluation.has_labels:
+        raise DataError("--max-drop needs labels, and the evaluation data has none.")
+    return calibration, evaluation, common
+
+
+def make_probe(recipe: Recipe, architecture: Architecture, source: DataSource | None) -> Tensor:
+    """A small batch of valid inputs: real samples where there are some, else seeded noise of the stated shape."""
+    if source is not None:
+        count = min(TRACE_BATCH, source.sample_count)
+        inputs = next(iter(source.batches(count, torch.arange(count)))).inputs
+        wanted = recipe.input_shape or architecture.input_shape
+        if wanted is not None and tuple(inputs.shape[1:]) != tuple(wanted) and not _resizable(inputs, wanted):
+            raise DataError(
+                f"The network takes samples of shape {tuple(wanted)}, the data gives {tuple(inputs.shape[1:])}; "
+                "give --resize and --crop, or other data."
+            )
+        return inputs if count == TRACE_BATCH else inputs.repeat(TRACE_BATCH, *[1] * (inputs.ndim - 1))
+    shape = recipe.input_shape or architecture.input_shape
+    if shape is None:
+        raise DataError("The shape of the inputs is not known: give --data, or --input-shape 3,32,32.")
+    return torch.randn(TRACE_BATCH, *shape, generator=torch.Generator().manual_seed(recipe.seed))
+
+
+def _resizable(inputs: Tensor, wanted: Sequence[int]) -> bool:
+    """Images with the right channels may have another size; the network itself says if it minds."""
+    return inputs.ndim == 4 and len(wanted) == 3 and inputs.shape[1] == wanted[0]
+
+
+def check_program(program: Program, module: nn.Module, state: Mapping[str, Tensor], probe: Tensor) -> None:
+    """Refuse a trace that does not compute what the network computes. Raises TraceError, CheckpointError."""
+    output = program.network.output
+    with torch.inference_mode():
+        try:
+            direct = first_tensor(module(probe))
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"The network does not run on inputs of shape {tuple(probe.shape)}: {reason}") from None
+        traced = run_pair(program, state, state, (probe,), [output])[output][0]
+    if not bool(torch.isfinite(direct.sum())):
+        raise NonFiniteError("The network's output is NaN or Inf on the first samples; check weights and preprocessing.")
+    scale = float(direct.abs().max())
+    if float((direct - traced).abs().max()) > 1e-4 * max(scale, 1e-30):
+        raise TraceError("The traced graph does not compute what the network computes (it is not deterministic?).")
+
+
+def first_tensor(outputs: object) -> Tensor:
+    """The tensor a network returns, or the first one in the container it returns. Raises TraceError."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs
+    if isinstance(outputs, (Mapping, tuple, list)):
+        for value in values:  # type: ignore[attr-defined]
+            if isinstance(value, Tensor):
+                return value
+    raise TraceError(f"The network returns {type(outputs).__name__}; a tensor, or a container with one, was expected.")

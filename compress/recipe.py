@@ -1,0 +1,173 @@
+"""Recipe: every option of a run in one validated, serialisable value; all faults are reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from compress.errors import RecipeError
+
+MEMORY_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class Recipe(BaseModel):
+    """What to compress, on which data, how far, and how. Field names are the command line's long options.
+
+    At most one of `keep`, `error` and `penalty` says how wide a layer stays; with none of them, and no budget, it is the
+    smallest width whose held-back error is at most `tolerance`. `max_drop`, `macs`, `params` and `latency` are
+    budgets over all selected layers and exclude those three.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # what
+    checkpoint: str = Field(description="path of the checkpoint")
+    arch: str | None = Field(None, description="torchvision:NAME, timm:NAME, compress:NAME or package.module:factory")
+    arch_arg: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the architecture")
+    state_key: str | None = Field(None, description="key of the state dict inside a wrapper dict")
+    trust_pickle: bool = Field(False, description="allow the file to execute code while it is read")
+    input_shape: tuple[int, ...] | None = Field(None, description="shape of one sample, without the batch")
+    # data
+    data: str | None = Field(None, description="calibration data")
+    eval: str | None = Field(None, description="evaluation data, disjoint from the calibration data")
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: int | tuple[int, int] | None = None
+    crop: int | tuple[int, int] | None = None
+    calibration_samples: int = Field(50_000, ge=8, description="at most so many calibration samples are read")
+    held_back: float = Field(0.1, gt=0, lt=0.9, description="share of the calibration samples that only checks")
+    batch_size: int = Field(128, ge=1)
+    # which layers
+    layer: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    couple: bool = Field(False, description="also cut residual streams, whose units many layers share")
+    allow_bias: bool = Field(False, description="give a bias to a consumer that has none, where the refit wants one")
+    # how wide
+    keep: float | None = Field(None, gt=0, description="units to keep: a count from 1 up, a fraction below 1")
+    error: float | None = Field(None, gt=0, lt=1, description="relative error a layer may have on held-back samples")
+    penalty: float | None = Field(None, gt=0, lt=1, description="lasso penalty as a fraction of the silencing one")
+    tolerance: float = Field(0.05, gt=0, lt=1, description="relative held-back error of the default width")
+    max_drop: float | None = Field(None, ge=0, description="points of accuracy that may be lost")
+    macs: float | None = Field(None, gt=0, lt=1, description="fraction of the multiply-accumulates to keep")
+    params: float | None = Field(None, gt=0, lt=1, description="fraction of the parameters to keep")
+    latency: float | None = Field(None, gt=0, lt=1, description="fraction of the measured latency to keep")
+    round_to: int = Field(1, ge=1, description="kept widths are multiples of this")
+    # how
+    solver: Literal["newton", "proximal", "conic"] = "newton"
+    gap: float = Field(1e-6, gt=0, lt=1, description="relative duality gap at which the solver may stop")
+    unit_costs: Literal["path", "one", "feature"] = "path"
+    selection: str = Field("best", description="how units are chosen at a width; see compress.convex.SELECTIONS")
+    ridge: float = Field(1e-6, ge=0, lt=1, description="ridge of the refit, relative to the mean feature energy")
+    rank_tolerance: float = Field(1e-3, gt=0, lt=1, description="relative singular value that counts towards a rank")
+    seed: int = Field(0, ge=0)
+    device: str = "cpu"
+    memory: str = Field("4G", description="bound on what recording and solving one layer may hold")
+    # where to
+    output: str | None = None
+    force: bool = False
+
+    @field_validator("memory")
+    @classmethod
+    def _memory_is_a_size(cls, value: str) -> str:
+        parse_bytes(value)
+        return value
+
+    @field_validator("std")
+    @classmethod
+    def _std_is_positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and min(value, default=1.0) <= 0:
+            raise ValueError(f"standard deviations must be positive, got {list(value)}")
+        return value
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_is_a_count_or_a_fraction(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError(f"must be a whole number of units or a fraction below 1, got {value:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> Recipe:
+        faults = []
+        rules = [name for name in ("keep", "error", "penalty") if getattr(self, name) is not None]
+        budgets = [name for name in ("max_drop", "macs", "params", "latency") if getattr(self, name) is not None]
+        if len(rules) > 1:
+            faults.append(f"give one of keep, error and penalty, got {', '.join(rules)}")
+        if rules and [name for name in budgets if name != "max_drop"]:
+            faults.append(f"{rules[0]} fixes the widths that {budgets[-1]} would search for; give one of them")
+        if self.max_drop is not None and self.eval is None:
+            faults.append("max_drop needs evaluation data: give eval")
+        if (self.mean is None) != (self.std is None):
+            faults.append("give mean and std together")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory bound in bytes."""
+        return parse_bytes(self.memory)
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The fractions of a cost that may stay, by the cost's name."""
+        return {name: value for name in ("macs", "params", "latency") if (value := getattr(self, name)) is not None}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as `512M` or `4G`. Raises ValueError."""
+    cleaned = text.strip().upper().removesuffix("B").removesuffix("I")
+    suffix = cleaned[-1:] if cleaned[-1:].isalpha() else ""
+    number = cleaned.removesuffix(suffix)
+    try:
+        size = int(float(number) * MEMORY_UNITS[suffix])
+    except (KeyError, ValueError, OverflowError):
+        raise ValueError(f"a size such as 512M or 4G was expected, got {text!r}") from None
+    if size <= 0:
+        raise ValueError(f"a positive size was expected, got {text!r}")
+    return size
+
+
+def make_recipe(options: Mapping[str, Any], source: str = "options") -> Recipe:
+    """Recipe of `options` (those that are None are left at their default).
+
+    Raises:
+        RecipeError: one line that names every fault at once.
+    """
+    try:
+        return Recipe(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            name = ".".join(str(part) for part in fault["loc"])
+            message = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                message = "unknown option"
+            elif fault["type"] != "value_error":
+                message = f"{message[:1].lower()}{message[1:]}, got {fault['input']!r}"
+            faults.append(f"{name}: {message}" if name else message)
+        raise RecipeError(f"{source}: {'; '.join(faults)}.") from None
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Options in a recipe file (YAML, one mapping of option names to values). Raises RecipeError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error}.") from None
+    try:
+        options = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"The recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise RecipeError(f"The recipe {str(path)!r} must be a mapping of option names to values.")
+    return {name.replace("-", "_"): value for name, value in options.items()}
+
+
+def format_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every option written out, in the order of the fields."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
