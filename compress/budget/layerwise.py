@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -174,12 +175,13 @@ def compress_layers(
             recorders = problem.recorders(group, targets=changed)
             frontier = _next_frontier(problem, number)
             following = [store.advance(frontier) for store in stores]
+            seconds: Counter[str] = Counter()
             for recorder, stream, store, keep in zip(
                 recorders, (problem.fitting, problem.held_back), stores, following, strict=True
             ):
                 total = min(stream.count, recorder.plan.samples)
                 progress.stage(f"recording {group.name}", total)
-                record_moments(
+                spent = record_moments(
                     problem.program,
                     [recorder],
                     stream.read,
@@ -190,6 +192,7 @@ def compress_layers(
                     keep=keep if frontier else None,
                     advance=progress.advance,
                 )
+                seconds.update(spent)
                 store.drop()
             stores = following
             progress.stage(f"solving {group.name}")
@@ -197,7 +200,7 @@ def compress_layers(
             width = widths.get(group.name) if widths else None
             result = solve_layer(moments, rule, options, problem.state, current, width=width)
             current.update(result.weights)
-            results.append(result)
+            results.append(replace(result, seconds={**seconds, **result.seconds}))
     finally:
         for store in stores:
             store.close()

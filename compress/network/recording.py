@@ -7,6 +7,7 @@ outputs stand side by side along D. A conv consumer's rows are the patches under
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -182,7 +183,7 @@ class GroupRecorder:
         self.targets = targets
         self.rows = 0
         self._generator = torch.Generator().manual_seed(seed)
-        sizes = factor_rows or [0] * len(self.readings)
+        sizes = [0] * len(self.readings)
         self._sums: list[MomentAccumulator | FactorAccumulator] = [
             FactorAccumulator(reading.group_size, rows=rows, seed=seed)
             if rows
@@ -343,8 +344,11 @@ def record_moments(
     store: ActivationStore | None = None,
     keep: ActivationStore | None = None,
     advance: Callable[[int], None] | None = None,
-) -> None:
+) -> dict[str, float]:
     """One pass over the batches for all `recorders`, in one or two networks at once.
+
+    Returns:
+        Wall seconds: "forward" of reading data and running the networks, "recording" of everything else.
 
     Args:
         read: batch number -> inputs; not called for a batch that can start from `store`.
@@ -358,6 +362,7 @@ def record_moments(
     changed = program.downstream(name for name, tensor in original.items() if other[name] is not tensor)
     device = next(iter(original.values())).device
     seen = 0
+    forward, started = 0.0, time.perf_counter()
     with torch.inference_mode():
         for number, size in enumerate(sizes):
             open_recorders = [recorder for recorder in recorders if recorder.plan.samples > seen]
@@ -366,9 +371,11 @@ def record_moments(
             wanted = {reading.first.input for recorder in open_recorders for reading in recorder.readings}
             further = keep.nodes if keep is not None else ()
             start = store.get(number, device) if store is not None else None
-            inputs = [] if start is not None else [tensor.to(device) for tensor in read(number)]
             names = list(dict.fromkeys([*sorted(wanted), *further]))
+            running = time.perf_counter()
+            inputs = [] if start is not None else [tensor.to(device) for tensor in read(number)]
             values = run_pair(program, original, other, inputs, names, changed=changed, start=start)
+            forward += time.perf_counter() - running
             for recorder in open_recorders:
                 recorder.add(values, original, other)
             if keep is not None:
@@ -378,3 +385,4 @@ def record_moments(
             seen += size
             if advance is not None:
                 advance(size)
+    return {"forward": forward, "recording": time.perf_counter() - started - forward}

@@ -1,0 +1,241 @@
+"""Widths of all layers under budgets or an accuracy bound: curves, sensitivities, allocation, verification by running."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.budget.allocation import (
+    Allocation,
+    DamageCurve,
+    allocate,
+    damage_curve,
+    legal_widths,
+    priced_widths,
+    relative_costs,
+)
+from compress.budget.costs import CostModel, cost_model
+from compress.budget.layers import LayerOptions, LayerResult, layer_unit_costs
+from compress.budget.layerwise import Problem, compress_layers, record_all
+from compress.budget.sensitivity import measure_divergences, probe_widths
+from compress.budget.widths import WidthRule
+from compress.convex import SelectionCurve, select_units
+from compress.errors import GateError
+from compress.network.execution import run_pair
+from compress.network.layer_moments import LayerMoments
+from compress.progress import Progress
+
+SENSITIVITY_SAMPLES = 512
+ACCURACY_SWEEPS = 6
+BLEND = {"macs": 1.0, "params": 1.0}  # what an accuracy bound alone tries to save
+
+
+@dataclass(frozen=True)
+class HeldBackScore:
+    """The compressed network against the original on held-back samples.
+
+    Attributes:
+        drop: points of top-1 accuracy lost; points of disagreement where the samples have no labels.
+        error: standard error of `drop`, from the paired samples.
+        labelled: whether labels were used.
+    """
+
+    drop: float
+    error: float
+    agreement: float
+    samples: int
+    labelled: bool
+
+    def passes(self, max_drop: float) -> bool:
+        """Whether the drop, and one standard error on top, stays within the bound."""
+        return self.drop + self.error <= max_drop
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Everything known before the widths are chosen; one pass over the data, plus the sensitivities.
+
+    Attributes:
+        moments: per group, of the original network.
+        curves: selection curve per group.
+        damages: predicted damage per group and width.
+    """
+
+    problem: Problem
+    model: CostModel
+    moments: dict[str, LayerMoments]
+    curves: dict[str, SelectionCurve]
+    damages: dict[str, DamageCurve]
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """The chosen widths, how they were found and the compressed state.
+
+    Attributes:
+        trials: one entry per sweep: predicted damage, costs, held-back score.
+    """
+
+    results: list[LayerResult]
+    state: dict[str, Tensor]
+    allocation: Allocation
+    score: HeldBackScore
+    trials: list[dict[str, Any]]
+
+
+def prepare_search(
+    problem: Problem, options: LayerOptions, parameters: Mapping[str, Tensor], progress: Progress
+) -> Search:
+    """Record all layers once, select along all widths, measure what errors do to the output."""
+    moments = record_all(problem, progress)
+    curves: dict[str, SelectionCurve] = {}
+    legal: dict[str, tuple[int, ...]] = {}
+    progress.stage("selecting units", len(problem.groups))
+    for group in problem.groups:
+        joint = moments[group.name].joint()
+        costs = layer_unit_costs(options.unit_costs, group, problem.state, joint)
+        curves[group.name] = select_units(
+            joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False
+        )
+        legal[group.name] = legal_widths(group.unit_count, group.blocks, options.round_to)
+        progress.advance()
+    widths = {name: probe_widths(curve.errors, legal[name]) for name, curve in curves.items()}
+    samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
+    progress.stage("measuring sensitivities", samples)
+    measured = measure_divergences(
+        problem, moments, curves, widths, options, samples=samples, advance=progress.advance
+    )
+    damages = {name: damage_curve(curve.errors, measured[name], legal[name]) for name, curve in curves.items()}
+    model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs)
+    return Search(problem, model, moments, curves, damages)
+
+
+def search_widths(
+    search: Search,
+    options: LayerOptions,
+    progress: Progress,
+    *,
+    budgets: Mapping[str, float],
+    max_drop: float | None,
+) -> SearchResult:
+    """The widths that keep every budget (and, with `max_drop`, the accuracy) at the least predicted damage.
+
+    With budgets alone one sweep settles it. An accuracy bound alone asks for the largest cut within it: the predicted
+    damage is raised and lowered, each time verified by compressing front to back and running the held-back samples.
+
+    Raises:
+        GateError: a budget cannot be met, or the accuracy bound cannot be kept within the budgets.
+    """
+    trials: list[dict[str, Any]] = []
+
+    def attempt(allocation: Allocation) -> SearchResult:
+        results, state = compress_layers(
+            search.problem, WidthRule(keep=1), replace(options, certify=False), progress, widths=allocation.widths
+        )
+        progress.stage("checking held-back samples", search.problem.held_back.count)
+        score = held_back_score(search.problem, state, progress)
+        trials.append(
+            {
+                "predicted_damage": allocation.damage,
+                "costs": allocation.costs,
+                "held_back_drop": score.drop,
+                "standard_error": score.error,
+                "agreement": score.agreement,
+            }
+        )
+        return SearchResult(results, state, allocation, score, trials)
+
+    if budgets:
+        found = attempt(allocate(search.model, search.damages, budgets))
+        if max_drop is not None and not found.score.passes(max_drop):
+            raise GateError(
+                f"Within the budget the held-back accuracy falls by {found.score.drop:.2f} ± {found.score.error:.2f} "
+                f"points, at most {max_drop:g} were allowed; nothing was written."
+            )
+        return found
+    assert max_drop is not None, "a search has a budget or an accuracy bound"
+    return _largest_cut(search, attempt, max_drop)
+
+
+def _largest_cut(search: Search, attempt: Any, max_drop: float) -> SearchResult:
+    """Raise and lower the predicted damage until the held-back accuracy just stays within the bound."""
+    best: SearchResult | None = None
+    low, high = 0.0, math.inf  # predicted damages known to pass and to fail
+    target = max(max_drop, 0.02) / 100
+    seen: set[tuple[int, ...]] = set()
+    for _ in range(ACCURACY_SWEEPS):
+        allocation = at_damage(search, target)
+        key = tuple(allocation.widths.values())
+        if key in seen:
+            break
+        seen.add(key)
+        found: SearchResult = attempt(allocation)
+        if found.score.passes(max_drop):
+            best, low = found, max(low, target)
+        else:
+            high = min(high, target)
+        if high == math.inf:
+            target *= 4
+        elif low == 0.0:
+            target /= 4
+        else:
+            target = math.sqrt(low * high)
+            if high / low < 1.3:
+                break
+    if best is None:
+        raise GateError(
+            f"No cut kept the held-back accuracy within {max_drop:g} points; the mildest lost "
+            f"{found.score.drop:.2f} ± {found.score.error:.2f}. Nothing was written."
+        )
+    return best
+
+
+def at_damage(search: Search, target: float) -> Allocation:
+    """The allocation whose predicted damage is the largest that stays within `target` nats."""
+    low, high = 1e-12, 1e12
+    chosen = {name: curve.legal[-1] for name, curve in search.damages.items()}
+
+    def damage(widths: Mapping[str, int]) -> float:
+        return sum(
+            float(curve.damage[widths[name]]) for name, curve in search.damages.items() if widths[name] < curve.legal[-1]
+        )
+
+    for _ in range(60):
+        price = math.sqrt(low * high)
+        widths = priced_widths(search.model, search.damages, {name: price * each for name, each in BLEND.items()})
+        if damage(widths) <= target:
+            chosen, low = widths, price
+        else:
+            high = price
+    return Allocation(chosen, damage(chosen), relative_costs(search.model, chosen), low)
+
+
+def held_back_score(problem: Problem, state: Mapping[str, Tensor], progress: Progress) -> HeldBackScore:
+    """Original and masked compressed network on all held-back samples, in one pass."""
+    program, stream = problem.program, problem.held_back
+    changed = program.downstream(name for name, tensor in problem.state.items() if state[name] is not tensor)
+    device = next(iter(problem.state.values())).device
+    output = program.network.output
+    lost: list[Tensor] = []
+    agreeing, labelled = 0, True
+    with torch.inference_mode():
+        for number, size in enumerate(stream.sizes()):
+            batch = stream.batch(number)
+            values = run_pair(program, problem.state, state, (batch.inputs.to(device),), [output], changed=changed)
+            first, second = (value.argmax(-1).cpu() for value in values[output])
+            agreeing += int((first == second).sum())
+            if batch.labels is None:
+                labelled = False
+                lost.append((first != second).double())
+            else:
+                lost.append((first == batch.labels).double() - (second == batch.labels).double())
+            progress.advance(size)
+    differences = torch.cat([part.flatten() for part in lost])
+    count = len(differences)
+    deviation = float(differences.std()) / math.sqrt(count) if count > 1 else 0.0
+    return HeldBackScore(100 * float(differences.mean()), 100 * deviation, agreeing / count, count, labelled)

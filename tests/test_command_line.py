@@ -1,0 +1,198 @@
+"""The command line as a user meets it: exit codes, one line per fault, no partial output."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import compress
+from compress.cli import app, main
+from compress.demo import DEMO_OPTIONS
+from compress.recipe import Recipe
+
+CHECKPOINT = str(DEMO_OPTIONS["checkpoint"])
+QUICK = ["--data", "digits", "--calibration-samples", "300", "--keep", "0.5"]
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`compress` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "compress.cli", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One artifact of the packaged network, every layer at half its units."""
+    folder = tmp_path_factory.mktemp("written") / "out"
+    assert main([CHECKPOINT, *QUICK, "--eval", "digits?train=false", "--output", str(folder)]) == 0
+    return folder
+
+
+def test_a_run_leaves_everything_that_is_needed(written: Path) -> None:
+    names = {path.name for path in written.iterdir()}
+    assert names == {"model.safetensors", "config.json", "recipe.yaml", "report.json", "report.md"}
+    assert (written / "model.safetensors").stat().st_size < 0.7 * Path(CHECKPOINT).stat().st_size
+
+
+def test_the_written_model_loads_in_python_and_computes_what_the_report_says(written: Path) -> None:
+    found = json.loads((written / "report.json").read_text())
+    again = compress.evaluate(written, "digits?train=false")
+    assert again["top1"] == pytest.approx(found["evaluation"]["compressed"]["top1"])
+    assert again["loss"] == pytest.approx(found["evaluation"]["compressed"]["loss"])
+
+
+def test_the_written_keys_are_the_checkpoints_own(written: Path) -> None:
+    module = compress.load(written)
+    assert set(load_file(written / "model.safetensors")) == set(module.state_dict())
+
+
+def test_the_resolved_recipe_gives_the_same_bytes_and_the_same_report(written: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert main(["--recipe", str(written / "recipe.yaml"), "--output", str(again)]) == 0
+    assert (again / "model.safetensors").read_bytes() == (written / "model.safetensors").read_bytes()
+    first, second = (without_times(json.loads((folder / "report.json").read_text())) for folder in (written, again))
+    assert first == second
+
+
+def without_times(value: object) -> object:
+    """A report without what a clock wrote."""
+    if isinstance(value, dict):
+        return {name: without_times(part) for name, part in value.items() if name not in ("seconds", "latency")}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
+
+
+def test_json_is_pure_and_progress_goes_to_stderr(tmp_path: Path) -> None:
+    done = run(CHECKPOINT, *QUICK, "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["layers"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["missing.pt", "--data", "digits"], 1, "missing.pt"),
+        ([CHECKPOINT], 1, "--data"),
+        ([CHECKPOINT, "--data", "digits", "--layer", "nowhere"], 2, "nowhere"),
+        ([CHECKPOINT, "--data", "digits", "--keep", "-3"], 2, "keep"),
+        ([CHECKPOINT, "--data", "digits", "--keep", "4", "--error", "0.1"], 2, "keep"),
+        ([CHECKPOINT, "--data", "digits", "--nonsense"], 2, "nonsense"),
+        ([CHECKPOINT, "--data", "digits", "--mean", "a,b"], 2, "mean"),
+        ([CHECKPOINT, "--data", "digits", "--arch", "torchvision:vgg11"], 1, ""),
+        ([CHECKPOINT, "--data", "digits", "--arch", "no_such_package:net"], 5, "no_such_package"),
+        ([CHECKPOINT, "--data", "digits", "--keep", "100000"], 4, "units"),
+        ([CHECKPOINT, "--data", "digits", "--max-drop", "1"], 2, "eval"),
+        ([CHECKPOINT, "--data", "digits", "--eval", "digits", "--max-drop", "1"], 1, "disjoint"),
+        ([CHECKPOINT, "--data", "digits", "--device", "warp"], 2, "warp"),
+        ([CHECKPOINT, "--data", "empty"], 1, "empty"),
+    ],
+)
+def test_every_fault_is_one_line_with_its_exit_code(
+    arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert main([*arguments, "--calibration-samples", "100", "--output", "out"]) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    """The packaged network's tensors, to be damaged."""
+    return load_file(CHECKPOINT)
+
+
+def test_nan_weights_name_the_tensor(
+    state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = next(name for name, tensor in state.items() if tensor.ndim == 4)
+    state[name][0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    assert main([str(tmp_path / "nan.safetensors"), *QUICK, "--output", str(tmp_path / "out")]) == 1
+    assert name in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_out_of_range_are_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "bad.npz", images=images, labels=np.full(40, 10))
+    arguments = [CHECKPOINT, *QUICK, "--eval", str(tmp_path / "bad.npz"), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "0 … 9" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([CHECKPOINT, *QUICK, "--output", "/proc/nowhere/out"]) == 1
+    assert capsys.readouterr().err.startswith("error: Cannot write")
+
+
+def test_a_failed_gate_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [CHECKPOINT, "--data", "digits", "--eval", "digits?train=false", "--keep", "1", "--max-drop", "0.1"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 3
+    assert "points" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compress.cli", CHECKPOINT, "--data", "digits", "--output", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode in (130, 0)
+    if process.returncode == 130:
+        assert error.strip().splitlines()[-1].startswith("error: interrupted")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_solves_nothing_and_names_every_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", CHECKPOINT, "--data", "digits", "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert all(layer["skipped"] is None and layer["bound"] >= 1 for layer in layers)
+    assert main(["inspect", CHECKPOINT, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["layers"]) == len(layers)
+
+
+def test_every_option_of_a_recipe_is_an_option_of_the_command_line() -> None:
+    import typer
+
+    options = {parameter.name for parameter in typer.main.get_command(app).commands["run"].params}  # type: ignore[attr-defined]
+    renamed = {"checkpoint": "file", "eval": "eval_data"}
+    assert {renamed.get(name, name) for name in Recipe.model_fields} <= options
+
+
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("run", "inspect", "evaluate", "demo"):
+        assert main([command, "--help"]) == 0
+        assert f"compress {command if command != 'run' else 'vgg19.pt'}" in capsys.readouterr().out
+
+
+def test_a_recipe_file_with_faults_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump({"checkpoint": CHECKPOINT, "keep": -1, "colour": "red"}))
+    assert main(["--recipe", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
