@@ -1,0 +1,235 @@
+"""Samples in arrays: `.npz` and `.safetensors` files, memory-mapped, and arrays that are already there."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from compress.data.preprocessing import Preprocessing
+from compress.data.source import DataSource
+from compress.errors import DataError
+
+CHUNK = 1 << 20
+BOMB_BYTES = 1 << 30
+BOMB_RATIO = 200
+WANTED = "`images` (N, H, W, C) uint8 or `inputs` (N, …) float"
+NUMPY_NAMES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
+    "U16": "<u2", "U32": "<u4", "U64": "<u8",
+}  # fmt: skip
+
+
+class ArraySource(DataSource):
+    """Samples that are rows of an array, in memory or memory-mapped.
+
+    Attributes:
+        rows: images (N, H, W, C) uint8, or inputs (N, …) of a real type.
+        images: which of the two.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        preprocessing: Preprocessing | None,
+        rows: np.ndarray,
+        labels: np.ndarray | None,
+        *,
+        images: bool,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(name, preprocessing, labels, class_names)
+        self.rows = rows
+        self.images = images
+
+    @property
+    def sample_count(self) -> int:
+        """N."""
+        return len(self.rows)
+
+    def read_rows(self, numbers: np.ndarray) -> np.ndarray:
+        """Rows with these numbers: one contiguous read where they follow each other."""
+        if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and bool((np.diff(numbers) == 1).all()):
+            return np.asarray(self.rows[int(numbers[0]) : int(numbers[-1]) + 1])
+        return np.asarray(self.rows[numbers])
+
+    def read_inputs(self, numbers: np.ndarray) -> Tensor:
+        """Images through the preprocessing, float inputs as they are. Raises DataError on NaN or Inf."""
+        rows = self.read_rows(numbers)
+        if self.images:
+            return (self.preprocessing or Preprocessing()).apply(rows)
+        inputs = torch.from_numpy(rows.astype(np.float32))
+        finite = torch.isfinite(inputs).flatten(1).all(1)
+        if not bool(finite.all()):
+            first = int(numbers[int((~finite).nonzero()[0])])
+            raise DataError(f"{self.name}: sample {first} holds NaN or Inf.")
+        return inputs
+
+    def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
+        """The rows' bytes as stored."""
+        rows = np.ascontiguousarray(self.read_rows(numbers))
+        width = rows.nbytes // max(len(rows), 1)
+        flat = memoryview(rows.reshape(-1).view(np.uint8)) if rows.size else memoryview(b"")
+        return [flat[start * width : (start + 1) * width] for start in range(len(rows))]
+
+
+def make_array_source(
+    name: str, preprocessing: Preprocessing | None, arrays: Mapping[str, np.ndarray], class_names: Any = None
+) -> ArraySource:
+    """The source in named arrays: `images` or `inputs`, and `labels` if there are some.
+
+    Raises:
+        DataError: an array is missing, or has the wrong type or shape.
+    """
+    present = [key for key in ("images", "inputs") if key in arrays]
+    if len(present) != 1:
+        found = ", ".join(sorted(arrays)[:8]) or "nothing"
+        raise DataError(f"{name}: expected {WANTED}, and optionally `labels` (N,); found {found}.")
+    rows = arrays[present[0]]
+    images = present[0] == "images"
+    if images:
+        if rows.ndim == 3:
+            rows = rows[..., None]
+        if rows.dtype != np.uint8 or rows.ndim != 4 or rows.shape[-1] not in (1, 3, 4):
+            raise DataError(
+                f"{name}: `images` must be uint8 of shape (N, H, W, C) with 1, 3 or 4 channels, "
+                f"got {rows.dtype} {rows.shape}; numbers that are ready for the network go under `inputs`."
+            )
+    elif rows.dtype.kind not in "fiu" or rows.ndim < 2:
+        raise DataError(f"{name}: `inputs` must be real numbers of shape (N, …), got {rows.dtype} {rows.shape}.")
+    if len(rows) == 0 or rows.size == 0:
+        raise DataError(f"{name}: `{present[0]}` has shape {rows.shape}: there are no samples.")
+    labels = None if "labels" not in arrays else check_label_array(name, arrays["labels"], len(rows))
+    return ArraySource(name, preprocessing, rows, labels, images=images, class_names=class_names)
+
+
+def check_label_array(name: str, labels: np.ndarray, count: int) -> np.ndarray:
+    """Labels (N,) int64. Raises DataError."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise DataError(
+            f"{name}: `labels` must be whole numbers of shape (N,) = ({count},), got {labels.dtype} {labels.shape}."
+        )
+    labels = np.asarray(labels).astype(np.int64)
+    if labels.size and labels.min() < 0:
+        first = int(np.flatnonzero(labels < 0)[0])
+        raise DataError(f"{name}: labels must be 0 or larger; sample {first} has label {int(labels[first])}.")
+    return labels
+
+
+def open_npz(name: str, path: Path, preprocessing: Preprocessing | None) -> ArraySource:
+    """An uncompressed `.npz` is memory-mapped; a compressed one is unpacked into an unnamed temporary file.
+
+    Nothing is unpickled. Raises DataError.
+    """
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                key = member.filename.removesuffix(".npy")
+                if key in ("images", "inputs", "labels"):
+                    arrays[key] = map_member(name, path, archive, member)
+    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, struct.error) as error:
+        raise DataError(f"{name}: not a readable .npz file: {error}.") from None
+    return make_array_source(name, preprocessing, arrays)
+
+
+def map_member(name: str, path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """The array in one member of an `.npz`, memory-mapped. Raises DataError."""
+    if member.compress_type == zipfile.ZIP_STORED:
+        with path.open("rb") as file:
+            file.seek(member.header_offset)
+            local = file.read(30)
+            if len(local) < 30 or local[:4] != b"PK\x03\x04":
+                raise DataError(f"{name}: the archive is damaged at {member.filename!r}.")
+            name_length, extra_length = struct.unpack("<HH", local[26:30])
+            start = member.header_offset + 30 + name_length + extra_length
+            file.seek(start)
+            return map_npy(f"{name}: {member.filename}", file, start + member.file_size)
+    ratio = member.file_size / max(member.compress_size, 1)
+    if member.file_size > BOMB_BYTES and ratio > BOMB_RATIO:
+        raise DataError(
+            f"{name}: {member.filename!r} would unpack to {member.file_size} bytes, {ratio:.0f} times its size in the "
+            "file; save it uncompressed with numpy.savez if it is meant to."
+        )
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if member.file_size > 0.9 * free:
+        raise DataError(
+            f"{name}: {member.filename!r} unpacks to {member.file_size} bytes, the temporary folder has {free} free; "
+            "save it uncompressed with numpy.savez, or set TMPDIR."
+        )
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  the mapping keeps it alive; it has no name to remove
+    size = 0
+    with archive.open(member) as packed:
+        while chunk := packed.read(CHUNK):
+            size += len(chunk)
+            if size > member.file_size:
+                raise DataError(f"{name}: {member.filename!r} unpacks to more than it declares.")
+            unpacked.write(chunk)
+    unpacked.flush()
+    unpacked.seek(0)
+    with unpacked:
+        return map_npy(f"{name}: {member.filename}", unpacked, size)
+
+
+def map_npy(name: str, file: IO[bytes], end: int) -> np.ndarray:
+    """The `.npy` array that starts where `file` stands and must end by byte `end`, memory-mapped. Raises DataError."""
+    try:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise DataError(f"{name}: .npy version {version} is not supported.")
+        shape, fortran, dtype = readers[version](file)
+    except (ValueError, SyntaxError, TypeError, EOFError, OverflowError, MemoryError, RecursionError) as error:
+        raise DataError(f"{name}: not a readable array: {str(error).splitlines()[0]}.") from None
+    if dtype.hasobject or dtype.kind not in "fiub":
+        raise DataError(f"{name}: arrays of {dtype} are not read (they could execute code); save plain numbers.")
+    return map_bytes(name, file, file.tell(), end, shape, dtype, fortran=fortran)
+
+
+def map_bytes(
+    name: str, file: IO[bytes], start: int, end: int, shape: tuple[int, ...], dtype: np.dtype, *, fortran: bool = False
+) -> np.ndarray:
+    """An array over bytes of a file, after a check that they exist. Raises DataError."""
+    needed = math.prod(shape) * dtype.itemsize
+    file.seek(0, 2)
+    if min(shape, default=1) < 0 or start + needed > min(end, file.tell()):
+        raise DataError(f"{name}: shape {shape} of {dtype} needs {needed} bytes, the file holds fewer; it is truncated.")
+    if needed == 0:
+        return np.zeros(shape, dtype)
+    return np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape, order="F" if fortran else "C")
+
+
+def open_safetensors(name: str, path: Path, preprocessing: Preprocessing | None) -> ArraySource:
+    """A `.safetensors` file with `images` or `inputs`, and `labels`; memory-mapped. Raises DataError."""
+    arrays = {}
+    try:
+        with safe_open(path, framework="np"):  # checks every offset against the file
+            pass
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+            for key in ("images", "inputs", "labels"):
+                if key in header:
+                    entry = header[key]
+                    if entry["dtype"] not in NUMPY_NAMES:
+                        raise DataError(f"{name}: `{key}` has type {entry['dtype']}, which is not read as data.")
+                    start, end = (8 + length + offset for offset in entry["data_offsets"])
+                    dtype = np.dtype(NUMPY_NAMES[entry["dtype"]])
+                    arrays[key] = map_bytes(f"{name}: {key}", file, start, end, tuple(entry["shape"]), dtype)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise DataError(f"{name}: not a readable .safetensors file: {error}.") from None
+    return make_array_source(name, preprocessing, arrays)

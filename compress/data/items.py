@@ -1,0 +1,160 @@
+"""Samples that are read one by one: images in class folders, and map-style torch data sets."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from compress.data.preprocessing import Preprocessing
+from compress.data.source import DataSource
+from compress.errors import DataError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+
+
+class FolderSource(DataSource):
+    """Image files, one class a subfolder, classes and files in alphabetical order.
+
+    An image becomes grey when the preprocessing has one channel, and RGB otherwise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        preprocessing: Preprocessing | None,
+        files: Sequence[Path],
+        labels: np.ndarray | None,
+        class_names: Sequence[str] | None,
+    ) -> None:
+        super().__init__(name, preprocessing, labels, class_names)
+        self.files = files
+        mean = preprocessing.mean if preprocessing is not None else None
+        self.mode = "L" if mean is not None and len(mean) == 1 else "RGB"
+
+    @property
+    def sample_count(self) -> int:
+        """Number of image files."""
+        return len(self.files)
+
+    def read_image(self, number: int) -> Image.Image:
+        """One decoded image. Raises DataError naming the file."""
+        path = self.files[number]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+                with Image.open(path) as image:
+                    return image.convert(self.mode)
+        except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, MemoryError) as error:
+            raise DataError(f"The image {str(path)!r} cannot be read: {error}.") from None
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise DataError(f"The image {str(path)!r} is refused: {error}.") from None
+
+    def read_inputs(self, numbers: np.ndarray) -> Tensor:
+        """Preprocessed images. Raises DataError: unreadable, or of different sizes without `resize` and `crop`."""
+        preprocessing = self.preprocessing or Preprocessing()
+        images = [np.asarray(preprocessing.shape(self.read_image(int(number)))) for number in numbers]
+        return preprocessing.normalise(stack_images(images, self.name))
+
+    def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
+        """The decoded pixels, so that equal images in different formats are equal."""
+        return [self.read_image(int(number)).tobytes() for number in numbers]
+
+
+def stack_images(images: Sequence[np.ndarray], name: str) -> Tensor:
+    """Images (B, C, H, W) uint8 of arrays (H, W) or (H, W, C). Raises DataError where the sizes differ."""
+    shapes = sorted({image.shape for image in images})
+    if len(shapes) > 1:
+        raise DataError(f"{name}: images have different sizes ({shapes[0]} and {shapes[-1]}); give --resize and --crop.")
+    rows = np.stack(images)
+    rows = rows[..., None] if rows.ndim == 3 else rows
+    return torch.from_numpy(np.ascontiguousarray(rows.transpose(0, 3, 1, 2)))
+
+
+def open_folder(name: str, path: Path, preprocessing: Preprocessing | None) -> FolderSource:
+    """Class subfolders with images, or one folder of images without labels. Raises DataError."""
+    if not path.is_dir():
+        raise DataError(f"{name}: there is no folder {str(path)!r}.")
+    try:
+        classes = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        groups = [list_images(folder) for folder in classes]
+        if not any(groups):
+            files = list_images(path)
+            if not files:
+                raise DataError(f"{name}: no images in {str(path)!r}; class subfolders with .png or .jpg are expected.")
+            return FolderSource(name, preprocessing, files, None, None)
+    except OSError as error:
+        raise DataError(f"{name}: {error}.") from None
+    empty = [folder.name for folder, files in zip(classes, groups, strict=True) if not files]
+    if empty:
+        raise DataError(f"{name}: class folders without an image: {', '.join(empty[:5])}.")
+    labels = np.repeat(np.arange(len(groups)), [len(files) for files in groups])
+    names = [folder.name for folder in classes]
+    return FolderSource(name, preprocessing, [file for files in groups for file in files], labels, names)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files below a folder, sorted; links that leave the folder are followed no further than the file."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+class DatasetSource(DataSource):
+    """A map-style torch data set: `len`, and items that are a sample or (sample, label).
+
+    A sample is a PIL image or uint8 array (H, W, C), which is preprocessed, or a float tensor, which is fed as it is.
+    """
+
+    def __init__(self, name: str, preprocessing: Preprocessing | None, dataset: Any) -> None:
+        self.dataset = dataset
+        self.count = len(dataset)
+        if self.count < 1:
+            raise DataError(f"{name}: the data set is empty.")
+        labels = self._labels()
+        super().__init__(name, preprocessing, labels, getattr(dataset, "classes", None) if labels is not None else None)
+
+    def _labels(self) -> np.ndarray | None:
+        targets = getattr(self.dataset, "targets", None)
+        if targets is None:
+            first = self.dataset[0]
+            if not (isinstance(first, (tuple, list)) and len(first) >= 2):
+                return None
+            targets = [self.dataset[number][1] for number in range(self.count)]
+        return np.asarray([int(target) for target in targets], dtype=np.int64)
+
+    @property
+    def sample_count(self) -> int:
+        """`len` of the data set."""
+        return self.count
+
+    def read_sample(self, number: int) -> np.ndarray:
+        """One sample as an array: uint8 (H, W, C) for an image, float otherwise."""
+        item = self.dataset[number]
+        sample = item[0] if isinstance(item, (tuple, list)) else item
+        if isinstance(sample, Image.Image) and sample.mode not in ("L", "RGB"):
+            sample = sample.convert("RGB")
+        return np.asarray(sample)
+
+    def read_inputs(self, numbers: np.ndarray) -> Tensor:
+        """Preprocessed images, or floats as they are. Raises DataError where shapes differ."""
+        samples = [self.read_sample(int(number)) for number in numbers]
+        preprocessing = self.preprocessing or Preprocessing()
+        if samples and samples[0].dtype == np.uint8:
+            shaped = [preprocessing.shape(stack_images([sample], self.name))[0] for sample in samples]
+            if len({image.shape for image in shaped}) > 1:
+                raise DataError(f"{self.name}: images have different sizes; give --resize and --crop.")
+            return preprocessing.normalise(torch.stack(shaped))
+        try:
+            return torch.from_numpy(np.stack(samples).astype(np.float32))
+        except ValueError:
+            raise DataError(f"{self.name}: samples have different shapes.") from None
+
+    def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
+        """The samples' bytes."""
+        return [self.read_sample(int(number)).tobytes() for number in numbers]

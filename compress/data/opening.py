@@ -1,0 +1,165 @@
+"""Which source a data spec names: the catalogue of schemes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compress.data.arrays import make_array_source, open_npz, open_safetensors
+from compress.data.importing import import_object, split_query
+from compress.data.items import DatasetSource, open_folder
+from compress.data.preprocessing import Preprocessing
+from compress.data.source import DataSource, Subset, draw_indices
+from compress.errors import DataError
+
+EXPECTED = (
+    "expected folder:PATH, npz:PATH, safetensors:PATH, torchvision:NAME?root=PATH&train=true, "
+    "package.module:function, digits, or the path of a folder, an .npz or a .safetensors file"
+)
+
+
+def open_data(
+    spec: str, preprocessing: Preprocessing | None = None, *, limit: int | None = None, seed: int = 0
+) -> DataSource:
+    """The samples that `spec` names; files are memory-mapped or read sample by sample, never as a whole.
+
+    Args:
+        spec: `folder:PATH` (one class a subfolder), `npz:PATH` or `safetensors:PATH` (`images` (N, H, W, C) uint8 or
+            `inputs` (N, …) float; `labels` (N,) optional), `torchvision:NAME?root=PATH&train=true`,
+            `package.module:function?key=value`, `digits` or `digits?train=false` (packaged), or a bare path.
+        preprocessing: applied to images; float inputs are fed as they are.
+        limit: at most so many samples, a seeded draw.
+
+    Raises:
+        DataError: the spec, the file or its content cannot be used.
+    """
+    source = open_spec(spec, preprocessing)
+    if limit is None or limit >= source.sample_count:
+        return source
+    return Subset(source, draw_indices(source.sample_count, limit, seed).numpy())
+
+
+def open_spec(spec: str, preprocessing: Preprocessing | None) -> DataSource:
+    """All samples of a spec. Raises DataError."""
+    if not spec or "\0" in spec:
+        raise DataError(f"The data spec is {spec!r}; {EXPECTED}.")
+    scheme, _, rest = spec.partition(":")
+    path = Path(rest)
+    if scheme == "folder":
+        return open_folder(spec, path, preprocessing)
+    if scheme in ("npz", "safetensors"):
+        check_file(spec, path)
+        return (open_npz if scheme == "npz" else open_safetensors)(spec, path, preprocessing)
+    if scheme == "torchvision":
+        return open_torchvision(spec, rest, preprocessing)
+    name, options = split_query(spec)
+    if name == "digits":
+        return open_digits(spec, options, preprocessing)
+    if Path(spec).exists():
+        return open_path(spec, preprocessing)
+    if rest and scheme.replace(".", "").replace("_", "").isalnum() and rest.partition("?")[0].isidentifier():
+        return open_function(spec, name, options, preprocessing)
+    if rest and not Path(spec).suffix:
+        raise DataError(f"The data spec {spec!r} is not understood; {EXPECTED}.")
+    raise DataError(f"There is no data at {spec!r}; {EXPECTED}.")
+
+
+def check_file(spec: str, path: Path) -> None:
+    """Refuse what is not a regular, readable, non-empty file. Raises DataError."""
+    try:
+        if not path.is_file():
+            raise DataError(f"{spec}: there is no file {str(path)!r}.")
+        if path.stat().st_size == 0:
+            raise DataError(f"{spec}: {str(path)!r} is empty.")
+    except OSError as error:
+        raise DataError(f"{spec}: {error}.") from None
+
+
+def open_path(spec: str, preprocessing: Preprocessing | None) -> DataSource:
+    """A bare path, recognised by what it is. Raises DataError."""
+    path = Path(spec)
+    if path.is_dir():
+        return open_folder(spec, path, preprocessing)
+    check_file(spec, path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise DataError(f"{spec}: {error}.") from None
+    if start[:2] == b"PK":
+        return open_npz(spec, path, preprocessing)
+    if start[8:9] == b"{":
+        return open_safetensors(spec, path, preprocessing)
+    raise DataError(f"{spec}: neither a folder, an .npz nor a .safetensors file; {EXPECTED}.")
+
+
+def open_digits(spec: str, options: Mapping[str, Any], preprocessing: Preprocessing | None) -> DataSource:
+    """The packaged handwritten digits, 8×8 grey: 1 297 to train on, or with `train=false` the other 500 to test on."""
+    if not set(options) <= {"train"} or options.get("train", True) not in (True, False):
+        raise DataError(f"The data spec {spec!r} is not understood; expected digits, digits?train=true or =false.")
+    split = "train" if options.get("train", True) else "test"
+    with resources.as_file(resources.files("compress.data") / f"digits_{split}.safetensors") as path:
+        source = open_safetensors(spec, path, preprocessing)
+    source.class_names = tuple("0123456789")
+    return source
+
+
+def open_torchvision(spec: str, rest: str, preprocessing: Preprocessing | None) -> DataSource:
+    """`torchvision.datasets.NAME(**options)`; nothing is downloaded unless `download=true` is given. Raises DataError."""
+    from torchvision import datasets
+
+    name, options = split_query(rest)
+    factory = getattr(datasets, name, None)
+    if not isinstance(factory, type):
+        raise DataError(f"{spec}: torchvision.datasets has no {name!r}.")
+    try:
+        dataset = factory(**options)
+    except (TypeError, ValueError, RuntimeError, OSError, ImportError, EOFError) as error:
+        raise DataError(f"{spec}: {' '.join(str(error).split())}.") from None
+    return wrap_object(spec, dataset, preprocessing)
+
+
+def open_function(spec: str, name: str, options: Mapping[str, Any], preprocessing: Preprocessing | None) -> DataSource:
+    """What the user's function returns. Its module is executed. Raises DataError."""
+    function = import_object(name, DataError)
+    if not callable(function):
+        raise DataError(f"{spec}: {name!r} is not a function.")
+    return wrap_object(spec, function(**options), preprocessing)
+
+
+def wrap_object(spec: str, found: Any, preprocessing: Preprocessing | None) -> DataSource:
+    """The source in a DataSource, a mapping of arrays, a pair (samples, labels) or a map-style data set.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if isinstance(found, DataSource):
+        return found
+    data, targets = getattr(found, "data", None), getattr(found, "targets", None)
+    if isinstance(data, (np.ndarray, torch.Tensor)) and targets is not None and str(data.dtype).endswith("uint8"):
+        arrays = {"images": as_array(data), "labels": as_array(targets)}
+        return make_array_source(spec, preprocessing, arrays, getattr(found, "classes", None))
+    if isinstance(found, (tuple, list)) and len(found) == 2:
+        rows = as_array(found[0])
+        found = {"images" if rows.dtype == np.uint8 else "inputs": rows, "labels": found[1]}
+    if isinstance(found, Mapping):
+        arrays = {key: as_array(found[key]) for key in ("images", "inputs", "labels") if found.get(key) is not None}
+        return make_array_source(spec, preprocessing, arrays)
+    if hasattr(found, "__len__") and hasattr(found, "__getitem__"):
+        return DatasetSource(spec, preprocessing, found)
+    raise DataError(
+        f"{spec}: got {type(found).__name__}; expected a mapping with `images` or `inputs`, a pair (samples, labels) "
+        "or a data set with a length."
+    )
+
+
+def as_array(values: Any) -> np.ndarray:
+    """A numpy array of a tensor, an array or a list."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+

@@ -1,0 +1,187 @@
+"""A source of samples that is read in batches, and what is done with one: hashes, overlap, splits."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.data.preprocessing import Preprocessing
+from compress.errors import DataError
+
+HASH_BYTES = 16
+HASH_CHUNK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Inputs (B, …) float32, ready for the network, and labels (B,) int64 or None."""
+
+    inputs: Tensor
+    labels: Tensor | None
+
+
+class DataSource(ABC):
+    """Samples with or without labels, addressed by number, read a batch at a time.
+
+    Attributes:
+        name: the spec it was opened from; it appears in messages.
+        preprocessing: applied to images; None only scales them to [0, 1].
+        labels: (N,) int64, or None.
+        class_names: names of the classes where the source knows them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        preprocessing: Preprocessing | None,
+        labels: np.ndarray | None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.preprocessing = preprocessing
+        self.labels = labels
+        self.class_names = None if class_names is None else tuple(class_names)
+
+    @property
+    @abstractmethod
+    def sample_count(self) -> int:
+        """N."""
+
+    @abstractmethod
+    def read_inputs(self, numbers: np.ndarray) -> Tensor:
+        """Inputs (B, …) float32 of the samples with these numbers (B,). Raises DataError."""
+
+    @abstractmethod
+    def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
+        """Raw content of these samples, before any preprocessing. Raises DataError."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every sample has a label."""
+        return self.labels is not None
+
+    @cached_property
+    def class_count(self) -> int | None:
+        """Number of classes: of the class names, else one more than the largest label; None without labels."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        if self.labels is None or len(self.labels) == 0:
+            return None
+        return int(self.labels.max()) + 1
+
+    def check_labels(self, outputs: int) -> None:
+        """Refuse labels that a network with `outputs` outputs cannot predict. Raises DataError."""
+        if self.labels is None:
+            return
+        wrong = (self.labels < 0) | (self.labels >= outputs)
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            raise DataError(
+                f"{self.name}: {int(wrong.sum())} of {len(self.labels)} labels are out of range for {outputs} classes; "
+                f"sample {first} has label {int(self.labels[first])}."
+            )
+
+    def batches(self, batch_size: int, indices: Tensor | Sequence[int] | None = None) -> Iterator[Batch]:
+        """Batches in order, of all samples or of those numbered in `indices` (n,); the last may be smaller.
+
+        Raises:
+            ValueError: a batch size below 1, an index out of range.
+            DataError: a sample cannot be read.
+        """
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        numbers = None if indices is None else np.asarray(indices, dtype=np.int64)
+        if numbers is not None and len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.sample_count:
+            raise ValueError(f"`indices` must lie in 0…{self.sample_count - 1}.")
+        count = self.sample_count if numbers is None else len(numbers)
+        for start in range(0, count, batch_size):
+            stop = min(start + batch_size, count)
+            own = np.arange(start, stop) if numbers is None else numbers[start:stop]
+            labels = None if self.labels is None else torch.from_numpy(self.labels[own].astype(np.int64))
+            yield Batch(self.read_inputs(own), labels)
+
+    def sample_hashes(self) -> Iterator[bytes]:
+        """A 16-byte BLAKE2b digest of every sample's raw content, in order. Raises DataError."""
+        for start in range(0, self.sample_count, HASH_CHUNK):
+            for content in self.read_bytes(np.arange(start, min(start + HASH_CHUNK, self.sample_count))):
+                yield hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
+
+    @cached_property
+    def hashes(self) -> frozenset[bytes]:
+        """The distinct sample hashes; computed once, 16 bytes a sample."""
+        return frozenset(self.ordered_hashes)
+
+    @cached_property
+    def ordered_hashes(self) -> tuple[bytes, ...]:
+        """The sample hashes in order; computed once."""
+        return tuple(self.sample_hashes())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all samples and labels, in order: equal exactly when the content is equal."""
+        digest = hashlib.blake2b(digest_size=HASH_BYTES)
+        for own in self.ordered_hashes:
+            digest.update(own)
+        if self.labels is not None:
+            digest.update(b"labels")
+            digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        return digest.hexdigest()
+
+
+class Subset(DataSource):
+    """Some samples of another source, by number (n,), in that order."""
+
+    def __init__(self, source: DataSource, numbers: np.ndarray) -> None:
+        labels = None if source.labels is None else source.labels[numbers]
+        super().__init__(source.name, source.preprocessing, labels, source.class_names)
+        self.source = source
+        self.numbers = numbers
+
+    @property
+    def sample_count(self) -> int:
+        """n."""
+        return len(self.numbers)
+
+    def read_inputs(self, numbers: np.ndarray) -> Tensor:
+        """Inputs of the source's samples."""
+        return self.source.read_inputs(self.numbers[numbers])
+
+    def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
+        """Content of the source's samples."""
+        return self.source.read_bytes(self.numbers[numbers])
+
+
+def overlap(first: DataSource, second: DataSource) -> int:
+    """How many samples of `second` are, byte for byte, samples of `first` too. Labels and preprocessing do not count."""
+    return sum(own in first.hashes for own in second.ordered_hashes)
+
+
+def draw_indices(count: int, limit: int | None, seed: int) -> Tensor:
+    """At most `limit` distinct numbers below `count`, a seeded draw, in increasing order."""
+    if limit is None or limit >= count:
+        return torch.arange(count)
+    if limit < 1:
+        raise ValueError(f"`limit` must be at least 1, got {limit}.")
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+
+
+def split_held_back(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Numbers below `count` in two disjoint, increasing sets: to fit on, and the held-back `fraction` to check on.
+
+    Raises:
+        ValueError: a fraction outside (0, 1), or so few samples that one set would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`fraction` must lie between 0 and 1, got {fraction}.")
+    held = max(1, round(count * fraction))
+    if held >= count:
+        raise ValueError(f"{count} samples cannot be split with a fraction of {fraction} held back.")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[held:].sort().values, order[:held].sort().values
