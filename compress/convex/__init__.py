@@ -3,27 +3,49 @@
 Tensors in, tensors out; no network in sight. `from compress.convex import Moments, select_units, refit`.
 """
 
-from compress.convex.elimination import backward_order, nested_errors
+from compress.convex.elimination import backward_order, forward_order, nested_errors
+from compress.convex.exact import solve_exact
+from compress.convex.factored import FactorAccumulator, FactoredMoments
 from compress.convex.lasso import MultitaskLasso
 from compress.convex.moments import MomentAccumulator, Moments, stack_consumers
-from compress.convex.refit import Refit, refit, relative_error
-from compress.convex.selection import SelectionCurve, select_units
+from compress.convex.path import penalty_grid, solve_path, solve_tolerance, solve_unit_count
+from compress.convex.refit import RIDGE, Refit, refit, relative_error
+from compress.convex.selection import METHODS, SelectionCurve, lasso_order, select_units
 from compress.convex.solve import SOLVERS, solve
 from compress.convex.solvers.solution import Solution
+from compress.convex.swaps import polish_units
+from compress.convex.width_bound import WidthBound, numerical_rank, reduce_width, spanning_units, width_bound
 
 __all__ = [
+    "METHODS",
+    "RIDGE",
     "SOLVERS",
+    "FactorAccumulator",
+    "FactoredMoments",
     "MomentAccumulator",
     "Moments",
     "MultitaskLasso",
     "Refit",
     "SelectionCurve",
     "Solution",
+    "WidthBound",
     "backward_order",
+    "forward_order",
+    "lasso_order",
     "nested_errors",
+    "numerical_rank",
+    "penalty_grid",
+    "polish_units",
+    "reduce_width",
     "refit",
     "relative_error",
     "select_units",
     "solve",
+    "solve_exact",
+    "solve_path",
+    "solve_tolerance",
+    "solve_unit_count",
+    "spanning_units",
     "stack_consumers",
+    "width_bound",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compress.convex.moments import Moments, unit_columns
 from compress.convex.refit import RIDGE, NormalEquations, factored, normal_equations
+from compress.errors import SolverError
 
 
 def nested_errors(moments: Moments, order: Tensor, *, ridge: float = RIDGE, intercept: bool = True) -> Tensor:
@@ -72,12 +73,24 @@ def backward_order(moments: Moments, *, ridge: float = RIDGE, intercept: bool = 
     factor, _ = factored(equations)
     targets = reduced_outputs(equations, factor)
     inverse = torch.cholesky_inverse(factor)
-    removed = _eliminate(inverse, torch.cholesky_solve(targets, factor), equations.group_size, delay)
-    return removed.flip(0)
+    coefficients = torch.cholesky_solve(targets, factor)
+    return _pivot_through(inverse, coefficients, equations.group_size, delay, largest=False).flip(0)
 
 
-def _eliminate(inverse: Tensor, weights: Tensor, s: int, delay: int) -> Tensor:
-    """Units in the order of their removal, from P (n, n) and B = PH (n, d)."""
+def forward_order(moments: Moments, *, ridge: float = RIDGE, intercept: bool = True, delay: int = 48) -> Tensor:
+    """Units (K,) in the order of orthogonal least squares: each the one that lowers the refit's error most.
+
+    The same recursion as backward elimination, on G and H in place of P and B and from the largest score on.
+    """
+    equations = normal_equations(moments, ridge=ridge, intercept=intercept)
+    factor, ridge_used = factored(equations)
+    gram = equations.gram.clone()
+    gram.diagonal().add_(ridge_used - equations.ridge)
+    return _pivot_through(gram, reduced_outputs(equations, factor), equations.group_size, delay, largest=True)
+
+
+def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, largest: bool) -> Tensor:
+    """Units in the order of block pivots on P (n, n) and B (n, d), each with the smallest (or largest) score."""
     count = inverse.shape[0] // s
     names = torch.arange(count, device=inverse.device)  # of the rows still stored
     order: list[int] = []
@@ -93,8 +106,8 @@ def _eliminate(inverse: Tensor, weights: Tensor, s: int, delay: int) -> Tensor:
         gone = torch.zeros(k, dtype=torch.bool, device=inverse.device)
         for step in range(steps):
             scores = _removal_costs(blocks, energies)
-            scores[gone] = math.inf
-            unit = int(scores.argmin())
+            scores[gone] = -math.inf if largest else math.inf
+            unit = int(scores.argmax() if largest else scores.argmin())
             gone[unit] = True
             order.append(int(names[unit]))
             if len(order) == count:
@@ -102,7 +115,7 @@ def _eliminate(inverse: Tensor, weights: Tensor, s: int, delay: int) -> Tensor:
             rows = slice(unit * s, unit * s + s)
             done = slice(0, step * s)
             column = inverse[:, rows] - pending[:, done] @ pending[rows, done].T  # (k·s, s) P_:r
-            root = torch.linalg.cholesky(_symmetrised(column[rows]))
+            root = _root(column[rows])
             half = torch.linalg.solve_triangular(root, column.T, upper=False).T  # (k·s, s), P_:r P_rr^(−T/2)
             own = weights[rows] - pending[rows, done] @ shifts[done]  # (s, d) B_r
             shift = torch.linalg.solve_triangular(root, own, upper=False)
@@ -129,15 +142,26 @@ def _removal_costs(blocks: Tensor, energies: Tensor) -> Tensor:
     """tr (P_kk)⁻¹ B_kB_kᵀ for every unit (k,)."""
     if blocks.shape[1] == 1:
         return (energies / blocks)[:, 0, 0]
-    factor = torch.linalg.cholesky_ex(blocks)[0]
-    solved = torch.cholesky_solve(energies, factor)
-    return solved.diagonal(dim1=1, dim2=2).sum(1)
+    factor, info = torch.linalg.cholesky_ex(blocks)
+    if bool(info.any()):
+        jitter = 1e-10 * blocks.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-300)
+        factor = torch.linalg.cholesky_ex(blocks + jitter[:, None, None] * torch.eye(blocks.shape[1]).to(blocks))[0]
+    solved: Tensor = torch.cholesky_solve(energies, factor)
+    costs = solved.diagonal(dim1=1, dim2=2).sum(1)
+    return torch.nan_to_num(costs, nan=0.0)
+
+
+def _root(block: Tensor) -> Tensor:
+    """Lower Cholesky factor of a pivot block that rounding may have made slightly indefinite."""
+    block = (block + block.T) / 2
+    scale = float(block.diagonal().abs().sum())
+    for jitter in (0.0, 1e-14, 1e-12, 1e-10, 1e-8):
+        factor, info = torch.linalg.cholesky_ex(block + jitter * scale * torch.eye(block.shape[0]).to(block))
+        if not int(info):
+            return torch.as_tensor(factor)
+    raise SolverError(f"a pivot block of {block.shape[0]} columns lost positive definiteness; use a larger ridge.")
 
 
 def _diagonal_blocks(matrix: Tensor, s: int) -> Tensor:
     k = matrix.shape[0] // s
     return matrix.reshape(k, s, k, s).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
-
-
-def _symmetrised(block: Tensor) -> Tensor:
-    return (block + block.T) / 2

@@ -55,7 +55,7 @@ class MultitaskLasso:
     def objective(self, coefficients: Tensor) -> float:
         """½‖Ψ − ΦV‖²_F/N + λΣc_k‖v_k‖."""
         correlation = self.correlation(coefficients)
-        return self._fit(coefficients, correlation) / 2 + self.penalty * self.weighted_norm(coefficients)
+        return self.residual_energy(coefficients, correlation) / 2 + self.penalty * self.weighted_norm(coefficients)
 
     def weighted_norm(self, coefficients: Tensor) -> float:
         """Σc_k‖v_k‖_F."""
@@ -73,8 +73,8 @@ class MultitaskLasso:
         """Relative duality gap (P(V) − D(θ))/P(V) ≥ (P(V) − min P)/P(V), for any V; see `certificate`."""
         return certificate(self, coefficients)[1]
 
-    def _fit(self, coefficients: Tensor, correlation: Tensor) -> float:
-        # ‖R‖²/N = energy − ⟨V, H⟩ − ⟨V, C⟩
+    def residual_energy(self, coefficients: Tensor, correlation: Tensor) -> float:
+        """‖Ψ − ΦV‖²_F/N, never negative, from V and its `correlation`."""
         fit = self.moments.energy - float((coefficients * (self.moments.cross + correlation)).sum())
         return 0.0 if fit < 0 else fit  # NaN stays NaN
 
@@ -88,7 +88,7 @@ def certificate(problem: MultitaskLasso, coefficients: Tensor) -> tuple[float, f
     """
     s = problem.moments.group_size
     correlation = problem.correlation(coefficients)
-    fit = problem._fit(coefficients, correlation)
+    fit = problem.residual_energy(coefficients, correlation)
     penalised = problem.penalty * problem.weighted_norm(coefficients)
     objective = fit / 2 + penalised
     norms = unit_norms(correlation, s)
@@ -107,6 +107,6 @@ def relative_gap(gap: float, objective: float) -> float:
 
 def unit_norms(matrix: Tensor, group_size: int) -> Tensor:
     """Frobenius norm (K,) of every unit's s rows of a (K·s, D) matrix."""
-    if group_size == 1:
-        return torch.linalg.vector_norm(matrix, dim=1)
-    return torch.linalg.vector_norm(matrix.reshape(matrix.shape[0] // group_size, -1), dim=1)
+    rows = matrix if group_size == 1 else matrix.reshape(matrix.shape[0] // group_size, -1)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms

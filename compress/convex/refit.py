@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.convex.factored import FactoredMoments
 from compress.convex.moments import Moments
 from compress.errors import SolverError
 
@@ -88,12 +89,14 @@ def factored(equations: NormalEquations) -> tuple[Tensor, float]:
         ridge = larger
 
 
-def refit(moments: Moments, units: Tensor | None = None, *, ridge: float = RIDGE, intercept: bool = True) -> Refit:
+def refit(
+    moments: Moments | FactoredMoments, units: Tensor | None = None, *, ridge: float = RIDGE, intercept: bool = True
+) -> Refit:
     """V_S = argmin ‖Ψ − Φ_S V − 1bᵀ‖²_F/N + ridge·Σ_i G_ii‖v_i‖² for the kept units S (|S|,), all units by default.
 
     The ridge is relative to every column's own second moment, so rescaling a unit changes no output.
     """
-    own = moments if units is None else moments.subset(units)
+    own = _ordinary(moments, units)
     count = own.output_count
     if own.gram.shape[0] == 0:
         empty = own.cross.new_zeros(0, count)
@@ -108,7 +111,7 @@ def refit(moments: Moments, units: Tensor | None = None, *, ridge: float = RIDGE
 
 
 def relative_error(
-    moments: Moments,
+    moments: Moments | FactoredMoments,
     units: Tensor | None,
     coefficients: Tensor,
     intercept_values: Tensor | None = None,
@@ -122,7 +125,7 @@ def relative_error(
         intercept_values: b (D,); None: no bias.
         intercept: the denominator is centred; else it is ‖Ψ‖_F.
     """
-    own = moments if units is None else moments.subset(units)
+    own = _ordinary(moments, units)
     if tuple(coefficients.shape) != tuple(own.cross.shape):
         raise ValueError(f"`coefficients` must have shape {tuple(own.cross.shape)}, got {tuple(coefficients.shape)}.")
     v = coefficients.to(own.cross)
@@ -135,3 +138,11 @@ def relative_error(
     if total <= 0:
         return 0.0 if residual <= 0 else math.inf
     return math.sqrt(residual / total)
+
+
+def _ordinary(moments: Moments | FactoredMoments, units: Tensor | None) -> Moments:
+    if units is not None:
+        return moments.subset(units)
+    if isinstance(moments, FactoredMoments):
+        return moments.subset(torch.arange(moments.unit_count))
+    return moments

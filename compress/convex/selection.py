@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from compress.convex.elimination import backward_order, nested_errors
+from compress.convex.elimination import backward_order, forward_order, nested_errors
+from compress.convex.factored import FactoredMoments
+from compress.convex.lasso import MultitaskLasso, unit_norms
 from compress.convex.moments import Moments
-from compress.convex.refit import RIDGE
+from compress.convex.path import penalty_grid, solve_path, solve_unit_count
+from compress.convex.refit import RIDGE, normal_equations
+from compress.convex.solve import solve
+from compress.convex.swaps import Polisher
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,23 +51,219 @@ class SelectionCurve:
         return int(fits[0]) if fits.numel() else len(self.methods) - 1
 
 
-def select_units(
+def lasso_order(
     moments: Moments,
+    unit_costs: Tensor | None = None,
+    *,
+    ridge: float = RIDGE,
+    intercept: bool = True,
+    count: int = 40,
+    smallest: float = 1e-4,
+    reweightings: int = 0,
+) -> Tensor:
+    """Units (K,) in the order in which they enter the lasso path as λ falls; the last ones by their correlation.
+
+    Args:
+        reweightings: solve again so many times at every λ with costs c_k/(‖v_k‖/max‖v‖ + 0.01), the adaptive lasso.
+    """
+    own = moments.centred() if intercept else moments
+    grid = penalty_grid(own, count, smallest, unit_costs)
+    entered = torch.full((moments.unit_count,), float(count), dtype=torch.float64)
+    strength = torch.zeros_like(entered)
+    scale = own.gram.diagonal().reshape(-1, own.group_size).mean(1).clamp_min(0).sqrt()
+    start: Tensor | None = None
+    if reweightings == 0:
+        solutions = solve_path(own, grid, unit_costs, tolerance=1e-5)
+        supports = [solution.coefficients for solution in solutions]
+    else:
+        supports = []
+        for penalty in grid:
+            costs = MultitaskLasso(own, penalty, unit_costs).costs
+            for _ in range(reweightings + 1):
+                solution = solve(MultitaskLasso(own, penalty, costs), tolerance=1e-4, start=start)
+                start = solution.coefficients
+                norms = unit_norms(start, own.group_size) * scale
+                if float(norms.max()) <= 0:
+                    break
+                base = MultitaskLasso(own, penalty, unit_costs).costs
+                costs = base / (norms / norms.max() + 0.01)
+            supports.append(solution.coefficients)
+    for position, coefficients in enumerate(supports):
+        norms = unit_norms(coefficients, own.group_size) * scale
+        new = (norms > 0) & (entered == count)
+        entered[new.cpu()] = position
+        strength = torch.where(new.cpu(), norms.cpu(), strength)
+    equations = normal_equations(moments, ridge=ridge, intercept=intercept)
+    strength = torch.where(entered == count, unit_norms(equations.cross, own.group_size).cpu() * 1e-9, strength)
+    by_strength = strength.argsort(descending=True, stable=True)
+    return by_strength[entered[by_strength].argsort(stable=True)]
+
+
+def magnitude_order(moments: Moments, *, intercept: bool = True) -> Tensor:
+    """Units (K,) by their share of the features' energy, largest first: the baseline, not a recommendation."""
+    own = moments.centred() if intercept else moments
+    return own.gram.diagonal().reshape(-1, own.group_size).sum(1).argsort(descending=True, stable=True).cpu()
+
+
+def pivoted_order(moments: Moments, *, intercept: bool = True) -> Tensor:
+    """Units (K,) by pivoted QR of Φ (interpolative decomposition): each the farthest from the span of those before."""
+    own = moments.centred() if intercept else moments
+    features_only = own.with_outputs(torch.eye(own.gram.shape[0], dtype=own.gram.dtype))
+    s = own.group_size
+    residual = features_only.gram.clone()
+    order: list[int] = []
+    left = torch.ones(own.unit_count, dtype=torch.bool)
+    for _ in range(own.unit_count):
+        energies = residual.diagonal().reshape(-1, s).sum(1).clone()
+        energies[~left] = -1.0
+        unit = int(energies.argmax())
+        left[unit] = False
+        order.append(unit)
+        rows = slice(unit * s, unit * s + s)
+        values, vectors = torch.linalg.eigh(residual[rows, rows])
+        kept = values > 1e-12 * max(float(values[-1]), 1e-300)
+        if bool(kept.any()) and float(values[-1]) > 0:
+            half = residual[:, rows] @ (vectors[:, kept] / values[kept].sqrt())
+            residual.addmm_(half, half.T, alpha=-1)
+    return torch.tensor(order)
+
+
+def _adaptive(moments: Moments, unit_costs: Tensor | None, ridge: float, intercept: bool) -> Tensor:
+    return lasso_order(moments, unit_costs, ridge=ridge, intercept=intercept, count=30, reweightings=4)
+
+
+METHODS: dict[str, Callable[[Moments, Tensor | None, float, bool], Tensor]] = {
+    "backward": lambda moments, costs, ridge, intercept: backward_order(moments, ridge=ridge, intercept=intercept),
+    "forward": lambda moments, costs, ridge, intercept: forward_order(moments, ridge=ridge, intercept=intercept),
+    "lasso": lambda moments, costs, ridge, intercept: lasso_order(moments, costs, ridge=ridge, intercept=intercept),
+    "adaptive": _adaptive,
+    "pivoted": lambda moments, costs, ridge, intercept: pivoted_order(moments, intercept=intercept),
+    "magnitude": lambda moments, costs, ridge, intercept: magnitude_order(moments, intercept=intercept),
+}
+"""Every single method, each a nested order."""
+
+_BEST = ("backward", "forward")
+
+
+def select_units(
+    moments: Moments | FactoredMoments,
     *,
     method: str = "best",
     unit_costs: Tensor | None = None,
+    widths: Sequence[int] | None = None,
+    errors: Sequence[float] | None = None,
     ridge: float = RIDGE,
     intercept: bool = True,
 ) -> SelectionCurve:
-    """The whole curve error(width) of a selection method, from one run.
+    """The whole curve error(width), from one run.
 
     Args:
-        method: "backward" or "best".
+        method: one of `METHODS`, or "best": at every width the better of backward elimination and forward
+            selection, with the widths asked for polished by swaps from several starts (theirs, and the support of
+            the lasso at 1.5 times the width reduced backward).
         unit_costs: c (K,) of the lasso-based methods; default 1.
+        widths: widths to polish ("best" only).
+        errors: relative errors: for each the smallest width that polishing can bring to it is sought ("best" only).
+        ridge: relative ridge of every error; its own cost is counted in, so errors are upper bounds.
     """
-    if method not in ("best", "backward"):
-        raise ValueError(f"`method` must be one of best, backward, got {method!r}.")
-    order = backward_order(moments, ridge=ridge, intercept=intercept)
-    errors = nested_errors(moments, order, ridge=ridge, intercept=intercept)
-    count = moments.unit_count + 1
-    return SelectionCurve(order=order, errors=errors, methods=("backward",) * count, orders={"backward": order})
+    if isinstance(moments, FactoredMoments):
+        kept = moments.shortlist()
+        inner = select_units(
+            moments.subset(kept),
+            method=method,
+            unit_costs=None if unit_costs is None else unit_costs[kept],
+            widths=widths,
+            errors=errors,
+            ridge=ridge,
+            intercept=intercept,
+        )
+        return _spread(inner, kept, moments.unit_count)
+    if method != "best" and method not in METHODS:
+        raise ValueError(f"`method` must be one of best, {', '.join(METHODS)}, got {method!r}.")
+    names = _BEST if method == "best" else (method,)
+    orders = {name: METHODS[name](moments, unit_costs, ridge, intercept) for name in names}
+    curves = {name: nested_errors(moments, order, ridge=ridge, intercept=intercept) for name, order in orders.items()}
+    table = torch.stack([curves[name] for name in names])  # (methods, K + 1)
+    values, winners = table.min(0)
+    methods = tuple(names[int(i)] for i in winners)
+    curve = SelectionCurve(orders[names[0]], values.cummin(0).values, methods, orders)
+    if method == "best" and (widths or errors):
+        curve = _polished(curve, moments, unit_costs, widths or (), errors or (), ridge, intercept)
+    return curve
+
+
+def _polished(
+    curve: SelectionCurve,
+    moments: Moments,
+    unit_costs: Tensor | None,
+    widths: Sequence[int],
+    errors: Sequence[float],
+    ridge: float,
+    intercept: bool,
+) -> SelectionCurve:
+    polisher = Polisher(moments, ridge=ridge, intercept=intercept)
+    found: dict[int, tuple[Tensor, float]] = {}
+    count = moments.unit_count
+
+    def improve(width: int, *, thorough: bool) -> float:
+        if width in found or not 0 < width < count:
+            return found[width][1] if width in found else float(curve.errors[width])
+        starts = [order[:width] for order in curve.orders.values()]
+        if width + 1 in found:
+            starts.append(polisher.without_cheapest(found[width + 1][0]))
+        if thorough:
+            starts.append(_lasso_then_backward(moments, width, unit_costs, ridge, intercept))
+        results = [polisher.polish(start) for start in starts if start.numel() == width]
+        found[width] = min(results, key=lambda result: result[1])
+        return found[width][1]
+
+    small = moments.gram.shape[0] <= 1024
+    for width in widths:
+        improve(width, thorough=small)
+    for error in errors:
+        width = curve.width_for(error)
+        step, tried_lasso = max(1, width // 30), False
+        while step >= 1 and width > 0:
+            if width - step > 0 and improve(width - step, thorough=small and step == 1 and not tried_lasso) <= error:
+                width -= step
+            else:
+                tried_lasso = tried_lasso or step == 1
+                step //= 2
+    polished, values, methods = {}, curve.errors.clone(), list(curve.methods)
+    for width, (units, error) in found.items():
+        if error < float(values[width]):
+            polished[width], values[width], methods[width] = units, error, "swaps"
+    order = curve.order
+    return SelectionCurve(order, values.cummin(0).values, tuple(methods), curve.orders, polished)
+
+
+def _lasso_then_backward(
+    moments: Moments, width: int, unit_costs: Tensor | None, ridge: float, intercept: bool
+) -> Tensor:
+    """Support of the lasso with about 1.5 times the width, then backward elimination inside it."""
+    own = moments.centred() if intercept else moments
+    wanted = min(moments.unit_count, math.ceil(1.5 * width))
+    solution = solve_unit_count(own, wanted, unit_costs, tolerance=1e-4, max_solves=12)
+    support = solution.active.cpu()
+    if support.numel() <= width:
+        return support
+    inside = backward_order(moments.subset(support), ridge=ridge, intercept=intercept)
+    return support[inside[:width]]
+
+
+def _spread(inner: SelectionCurve, kept: Tensor, count: int) -> SelectionCurve:
+    """A curve over the shortlisted units as one over all `count`; the others come last and change no error."""
+    listed = set(kept.tolist())
+    rest = torch.tensor([k for k in range(count) if k not in listed], dtype=torch.long)
+
+    def whole(order: Tensor) -> Tensor:
+        return torch.cat([kept[order], rest])
+
+    extra = count - kept.numel()
+    return SelectionCurve(
+        order=whole(inner.order),
+        errors=torch.cat([inner.errors, inner.errors[-1:].expand(extra)]),
+        methods=inner.methods + (inner.methods[-1],) * extra,
+        orders={name: whole(order) for name, order in inner.orders.items()},
+        polished={width: kept[units].sort().values for width, units in inner.polished.items()},
+    )

@@ -69,4 +69,10 @@ def finished(
         status=status,
         iterations=outcome.iterations,
         solver=solver,
+        error=residual_norm(problem, coefficients) / problem.moments.energy**0.5 if problem.moments.energy > 0 else 0.0,
     )
+
+
+def residual_norm(problem: MultitaskLasso, coefficients: Tensor) -> float:
+    """‖Ψ − ΦV‖_F/√N."""
+    return problem.residual_energy(coefficients, problem.correlation(coefficients)) ** 0.5

@@ -16,6 +16,7 @@ from compress.convex.moments import unit_columns
 from compress.convex.solvers.solution import Outcome, ScaledProblem, expand, scaled_gap, soft_threshold
 
 _FIRST_UNITS = 16
+_DIRECT = 700  # iterations before the path from larger λ is tried
 _ADMM_ROUNDS = 32
 _NEWTON_GAP = 0.1  # above it the support is far off and ADMM rounds do more
 _RELAXATION = 1.6
@@ -24,7 +25,31 @@ _RELAXATION = 1.6
 def newton(
     problem: ScaledProblem, *, tolerance: float, start: Tensor | None, max_iterations: int, deadline: float
 ) -> Outcome:
-    """Solve to a relative gap of `tolerance`; see `solve`."""
+    """Solve to a relative gap of `tolerance`; see `solve`.
+
+    Where a direct attempt stalls (kinks in a nearly flat valley: tiny λ, rank-deficient Φ) it follows λ down from
+    10⁴ λ, warm, which such problems like.
+    """
+    direct = _attempt(problem, tolerance, start, min(max_iterations, _DIRECT), deadline)
+    if not direct.reason or time.monotonic() > deadline:
+        return direct
+    iterations, point = direct.iterations, None
+    for power in range(8, -1, -1):
+        budget = min(max_iterations - iterations, 10 * _DIRECT if power == 0 else _DIRECT)
+        if budget <= 0 or time.monotonic() > deadline:
+            break
+        outcome = _attempt(problem.with_penalty_times(10 ** (power / 2)), tolerance, point, budget, deadline)
+        iterations, point = iterations + outcome.iterations, outcome.coefficients
+        if power == 0:
+            gaps = [problem.gap_at(choice.coefficients) for choice in (direct, outcome)]
+            if gaps[1] <= gaps[0]:
+                return Outcome(outcome.coefficients, iterations, outcome.reason)
+    return Outcome(direct.coefficients, iterations, direct.reason)
+
+
+def _attempt(
+    problem: ScaledProblem, tolerance: float, start: Tensor | None, max_iterations: int, deadline: float
+) -> Outcome:
     s, d = problem.group_size, problem.cross.shape[1]
     point = torch.zeros_like(problem.cross) if start is None else start.clone()
     support = (unit_norms(point, s) > 0).nonzero()[:, 0]
@@ -112,13 +137,15 @@ class _Restricted:
         correlation = self.cross - self.gram @ point
         objective, gap, _ = self.gap(point, correlation)
         iterations, short_steps, admm = 0, 0, None
-        newton_next = gap < _NEWTON_GAP
+        newton_next, stalled_at = gap < _NEWTON_GAP, float("inf")
         best, best_gap = point, gap
         while gap > tolerance and iterations < max_iterations and time.monotonic() < deadline:
             moved = self._newton_move(point, correlation, objective, gap) if newton_next else None
             if moved is None:
                 admm = admm or _Admm(self)
-                point, correlation = admm.run(point, correlation, _ADMM_ROUNDS)
+                resume = abs(objective - stalled_at) <= 1e-9 * objective  # Newton came back to where it stalled before
+                stalled_at = objective
+                point, correlation = admm.run(point, correlation, _ADMM_ROUNDS, resume=resume)
                 iterations += _ADMM_ROUNDS
                 newton_next, short_steps = True, 0
             else:
@@ -137,9 +164,17 @@ class _Restricted:
         """The point after a Newton step that lowers the objective, its correlation, and the step's length."""
         norms = unit_norms(point, self.group_size)
         square = norms.square()
-        for at_prox in (True, False):
+        ratios = torch.where(norms > 0, 0.0, unit_norms(correlation, self.group_size) / self.thresholds)
+        for entering in ("all", "worst", "none"):
+            at_prox = entering != "none"
             out = torch.zeros_like(norms, dtype=torch.bool)
-            turning = None
+            if entering == "worst":
+                worst = int(ratios.argmax())
+                if ratios[worst] <= 1:
+                    continue
+                out = norms == 0
+                out[worst] = False
+            never, turning = out, None
             for attempt in range(4):
                 step = self._newton_step(point, correlation, at_prox, out)
                 if step is None:
@@ -147,6 +182,7 @@ class _Restricted:
                 inner = self._along(point, step)  # below −‖v‖²: the full step turns the unit round
                 turned = (inner < -square) & ~out & (norms > 0)
                 if attempt == 0:
+                    plain = step
                     turning, crossing = turned, torch.where(turned, -square / inner, torch.inf)
                 if not bool(turned.any()):
                     break
@@ -162,12 +198,17 @@ class _Restricted:
                 continue
             first = crossing.sort().values  # up to the first unit that reaches zero, or a few of them
             for number in (int(turning.sum()) // 4, 0):
-                out = crossing <= first[number]
-                step = self._newton_step(point, correlation, at_prox, out)
+                reached = crossing <= first[number]
+                step = self._newton_step(point, correlation, at_prox, reached | never)
                 if step is not None:
                     moved = self._search(point, correlation, step, objective, gap, (1.0, float(first[number])))
                     if moved is not None:
                         return moved
+            trial = point + float(first[0]) * plain
+            trial[expand(crossing <= first[0], self.group_size)] = 0
+            moved = self._search(point, correlation, trial - point, objective, gap, (1.0, 0.1))
+            if moved is not None:
+                return moved
         return None
 
     def _search(
@@ -238,35 +279,35 @@ class _Restricted:
 def _woodbury(gram: Tensor, d: Tensor, direction: Tensor, right: Tensor, s: int) -> Tensor | None:
     """Solve (C + diag d)Δ − Σ_k d_k e_ke_kᵀ ⊗ b̂_kb̂_kᵀ Δ = right (a·s, D) by two factorisations (a·s and a).
 
-    Everything is scaled by d^(−1/2): Q = I + d^(−1/2) C d^(−1/2), then S = I − blocksum(Q⁻¹ ∘ B̂B̂ᵀ).
+    Everything is scaled by d^(−1/2): Q = I + d^(−1/2) C d^(−1/2), then S = I − blocksum(Q⁻¹ ∘ B̂B̂ᵀ), which is
+    singular where C is (twins, N < K·s): C gets the smallest of a few tiny diagonals that makes S factorisable.
     """
-    root = d.rsqrt()
-    root_rows = expand(root, s)
-    q = gram * root_rows[:, None] * root_rows
-    q.diagonal().add_(1 + 1e-14 * float(q.diagonal().max()))
-    factor, info = torch.linalg.cholesky_ex(q)
-    if int(info):
-        return None
-    inverse = torch.cholesky_inverse(factor)
-    y = inverse @ (root_rows[:, None] * right)  # (a·s, D)
-    coupling = inverse * (direction @ direction.T)
+    root = expand(d.rsqrt(), s)
+    base = gram * root[:, None] * root
     a = d.shape[0]
-    if s > 1:
-        coupling = coupling.reshape(a, s, a, s).sum((1, 3))
-    coupling.neg_()
-    coupling.diagonal().add_(1 + 1e-13)
-    second, info = torch.linalg.cholesky_ex(coupling)
-    if int(info):
-        coupling.diagonal().add_(1e-9)
+    outer = direction @ direction.T
+    for shift in (1e-12, 1e-10, 1e-8):
+        q = base.clone()
+        q.diagonal().add_(1 + shift * root.square())
+        factor, info = torch.linalg.cholesky_ex(q)
+        if int(info):
+            continue
+        inverse = torch.cholesky_inverse(factor)
+        coupling = inverse * outer
+        if s > 1:
+            coupling = coupling.reshape(a, s, a, s).sum((1, 3))
+        coupling.neg_().diagonal().add_(1)
         second, info = torch.linalg.cholesky_ex(coupling)
         if int(info):
-            return None
-    projected = (direction * y).sum(1)
-    if s > 1:
-        projected = projected.reshape(a, s).sum(1)
-    beta = torch.cholesky_solve(projected[:, None], second)[:, 0]
-    y = y + inverse @ (expand(beta, s)[:, None] * direction)
-    return y * root_rows[:, None]
+            continue
+        y = inverse @ (root[:, None] * right)  # (a·s, D)
+        projected = (direction * y).sum(1)
+        if s > 1:
+            projected = projected.reshape(a, s).sum(1)
+        beta = torch.cholesky_solve(projected[:, None], second)[:, 0]
+        y = torch.addmm(y, inverse, expand(beta, s)[:, None] * direction)
+        return y.mul_(root[:, None])
+    return None
 
 
 class _Admm:
@@ -279,8 +320,8 @@ class _Admm:
         self.point: Tensor | None = None
         self.dual = problem.cross
 
-    def run(self, point: Tensor, correlation: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-        """`rounds` iterations from this point, going on with the last dual point if it is where the last run ended."""
+    def run(self, point: Tensor, correlation: Tensor, rounds: int, *, resume: bool = False) -> tuple[Tensor, Tensor]:
+        """`rounds` iterations from this point, or, with `resume`, from where the last run ended."""
         problem = self.problem
         s, w = problem.group_size, problem.thresholds
         if self.rho == 0.0:
@@ -288,8 +329,9 @@ class _Admm:
             known = norms > 0
             guess = float((w[known] / norms[known]).median()) if bool(known.any()) else 0.1
             self._factor(guess)
-        z = point
-        u = self.dual / self.rho if point is self.point else correlation / self.rho
+        resume = self.point is not None and (resume or point is self.point)
+        z = self.point if resume and self.point is not None else point
+        u = (self.dual if resume else correlation) / self.rho
         for round_ in range(1, rounds + 1):
             x = self.inverse @ (problem.cross + self.rho * (z - u))
             relaxed = _RELAXATION * x + (1 - _RELAXATION) * z

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +18,14 @@ class Solution:
 
     Attributes:
         coefficients: V (K·s, D).
-        penalty: λ of the problem that V solves.
-        objective: ½‖Ψ − ΦV‖²_F/N + λΣc_k‖v_k‖.
+        penalty: λ of the penalised problem that V solves; 0 for the exact form.
+        objective: ½‖Ψ − ΦV‖²_F/N + λΣc_k‖v_k‖ (penalised), Σc_k‖v_k‖ (tolerance and exact form).
         gap: relative duality gap; the objective is at most objective·gap above its minimum.
         active: units (n,) with v_k ≠ 0, sorted.
         status: why the solver stopped, in words; starts with "certified" where `gap` is within the tolerance.
         iterations: of the solver's inner loop.
         solver: its name in `SOLVERS`.
+        error: ‖Ψ − ΦV‖_F/‖Ψ‖_F.
     """
 
     coefficients: Tensor
@@ -34,6 +36,7 @@ class Solution:
     status: str
     iterations: int
     solver: str = "newton"
+    error: float = 0.0
 
     @property
     def certified(self) -> bool:
@@ -73,7 +76,26 @@ class ScaledProblem:
         self.cross = moments.cross / (self.scale[:, None] * self.root_energy)
         self.thresholds = problem.penalty * problem.costs / (self.unit_scale * self.root_energy)  # (K,)
         # ‖Φ_kᵀR‖ ≤ ‖Φ_k‖‖Ψ‖ at any V no worse than 0: such units are zero in every solution (safe screening)
-        self.candidates = (~dead & (s**0.5 * self.energy >= self.thresholds)).nonzero()[:, 0]
+        self.dead = dead
+        self.candidates = self._candidates()
+
+    def _candidates(self) -> Tensor:
+        return (~self.dead & (self.group_size**0.5 * self.energy >= self.thresholds)).nonzero()[:, 0]
+
+    def with_penalty_times(self, factor: float) -> ScaledProblem:
+        """The same problem for another λ; arrays are shared."""
+        other = copy(self)
+        other.thresholds = self.thresholds * factor
+        other.candidates = other._candidates()
+        return other
+
+    def gap_at(self, coefficients: Tensor) -> float:
+        """Relative duality gap of X."""
+        correlation = self.cross.clone()
+        support = (unit_norms(coefficients, self.group_size) > 0).nonzero()[:, 0]
+        if support.numel():
+            correlation.addmm_(self.rows(support).T, coefficients[unit_columns(support, self.group_size)], alpha=-1)
+        return self.gap(coefficients, correlation)[1]
 
     @property
     def unit_count(self) -> int:
