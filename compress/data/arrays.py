@@ -81,7 +81,7 @@ class ArraySource(DataSource):
         """The rows' bytes as stored."""
         rows = np.ascontiguousarray(self.read_rows(numbers))
         width = rows.nbytes // max(len(rows), 1)
-        flat = memoryview(rows.reshape(-1).view(np.uint8)) if rows.size else memoryview(b"")
+        flat = memoryview(rows.tobytes())
         return [flat[start * width : (start + 1) * width] for start in range(len(rows))]
 
 
@@ -142,7 +142,15 @@ def open_npz(name: str, path: Path, preprocessing: Preprocessing | None) -> Arra
                 key = member.filename.removesuffix(".npy")
                 if key in ("images", "inputs", "labels"):
                     arrays[key] = map_member(name, path, archive, member)
-    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, struct.error) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        struct.error,
+    ) as error:
         raise DataError(f"{name}: not a readable .npz file: {error}.") from None
     return make_array_source(name, preprocessing, arrays)
 
@@ -188,11 +196,11 @@ def map_member(name: str, path: Path, archive: zipfile.ZipFile, member: zipfile.
 def map_npy(name: str, file: IO[bytes], end: int) -> np.ndarray:
     """The `.npy` array that starts where `file` stands and must end by byte `end`, memory-mapped. Raises DataError."""
     try:
-        version = np.lib.format.read_magic(file)
+        version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in readers:
             raise DataError(f"{name}: .npy version {version} is not supported.")
-        shape, fortran, dtype = readers[version](file)
+        shape, fortran, dtype = readers[version](file)  # type: ignore[no-untyped-call]
     except (ValueError, SyntaxError, TypeError, EOFError, OverflowError, MemoryError, RecursionError) as error:
         raise DataError(f"{name}: not a readable array: {str(error).splitlines()[0]}.") from None
     if dtype.hasobject or dtype.kind not in "fiub":
@@ -207,7 +215,7 @@ def map_bytes(
     needed = math.prod(shape) * dtype.itemsize
     file.seek(0, 2)
     if min(shape, default=1) < 0 or start + needed > min(end, file.tell()):
-        raise DataError(f"{name}: shape {shape} of {dtype} needs {needed} bytes, the file holds fewer; it is truncated.")
+        raise DataError(f"{name}: shape {shape} of {dtype} needs {needed} bytes, the file holds fewer: truncated?")
     if needed == 0:
         return np.zeros(shape, dtype)
     return np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape, order="F" if fortran else "C")

@@ -23,7 +23,7 @@ def import_object(spec: str, fault: type[CompressError]) -> Any:
         sys.path.append("")  # a console script does not see the current folder otherwise
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001  a user's module may raise anything
+    except Exception as error:
         raise fault(f"{spec!r}: importing {module_name!r} fails: {type(error).__name__}: {error}.") from error
     for part in path.split("."):
         if not hasattr(found, part):

@@ -72,7 +72,7 @@ def stack_images(images: Sequence[np.ndarray], name: str) -> Tensor:
     """Images (B, C, H, W) uint8 of arrays (H, W) or (H, W, C). Raises DataError where the sizes differ."""
     shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
-        raise DataError(f"{name}: images have different sizes ({shapes[0]} and {shapes[-1]}); give --resize and --crop.")
+        raise DataError(f"{name}: images of sizes {shapes[0]} and {shapes[-1]}; give --resize and --crop.")
     rows = np.stack(images)
     rows = rows[..., None] if rows.ndim == 3 else rows
     return torch.from_numpy(np.ascontiguousarray(rows.transpose(0, 3, 1, 2)))

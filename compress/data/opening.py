@@ -110,7 +110,7 @@ def open_digits(spec: str, options: Mapping[str, Any], preprocessing: Preprocess
 
 
 def open_torchvision(spec: str, rest: str, preprocessing: Preprocessing | None) -> DataSource:
-    """`torchvision.datasets.NAME(**options)`; nothing is downloaded unless `download=true` is given. Raises DataError."""
+    """`torchvision.datasets.NAME(**options)`; downloads nothing unless `download=true` is given. Raises DataError."""
     from torchvision import datasets
 
     name, options = split_query(rest)
@@ -161,5 +161,3 @@ def wrap_object(spec: str, found: Any, preprocessing: Preprocessing | None) -> D
 def as_array(values: Any) -> np.ndarray:
     """A numpy array of a tensor, an array or a list."""
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-

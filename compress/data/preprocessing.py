@@ -53,7 +53,8 @@ class Preprocessing:
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise ValueError(f"Unknown preprocessing options: {', '.join(sorted(unknown))}.")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**plain)
 
     def shape(self, image: Any) -> Any:
         """Resize and crop a PIL image or a uint8 tensor (…, C, H, W)."""
@@ -86,5 +87,5 @@ class Preprocessing:
 
     def apply(self, images: np.ndarray) -> Tensor:
         """Inputs (B, C, H, W) float32 of images (B, H, W, C) uint8."""
-        channels_first = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        channels_first = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
         return self.normalise(self.shape(channels_first))

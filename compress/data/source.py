@@ -159,7 +159,7 @@ class Subset(DataSource):
 
 
 def overlap(first: DataSource, second: DataSource) -> int:
-    """How many samples of `second` are, byte for byte, samples of `first` too. Labels and preprocessing do not count."""
+    """How many samples of `second` are, byte for byte, also in `first`. Labels and preprocessing do not count."""
     return sum(own in first.hashes for own in second.ordered_hashes)
 
 

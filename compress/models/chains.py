@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,8 @@ class ConvNet(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(self.features(images), 1))
+        scores: Tensor = self.classifier(torch.flatten(self.features(images), 1))
+        return scores
 
 
 def vgg_features(channels: int, batch_norm: bool) -> nn.Sequential:
@@ -83,13 +86,14 @@ class Mlp(nn.Module):
         self.layers = layers
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.layers(torch.flatten(inputs, 1))
+        outputs: Tensor = self.layers(torch.flatten(inputs, 1))
+        return outputs
 
 
 def mlp(widths: tuple[int, ...] | list[int] = (784, 400, 400, 10), bias: bool = True) -> nn.Module:
     """MLP-L-K (Yang et al. 2022): L linear layers, a ReLU after each but the last. `widths`: inputs, K …, outputs."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs, bias=bias), nn.ReLU()]
     return Mlp(nn.Sequential(*layers[:-1]))
 
@@ -98,7 +102,7 @@ def mlp_factorized(widths: tuple[int, ...] | list[int] = (784, 400, 400, 10), hi
     """MLP-L-K factorized (Yang et al. 2022): each linear layer is two, through `hidden` linear units, the first without
     bias; so every ReLU unit has its own input and output weights."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Sequential(nn.Linear(inputs, hidden, bias=False), nn.Linear(hidden, outputs)), nn.ReLU()]
     return Mlp(nn.Sequential(*layers[:-1]))
 
@@ -114,7 +118,8 @@ class LeNet300(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = torch.relu(self.fc1(torch.flatten(images, 1)))
-        return self.fc3(torch.relu(self.fc2(hidden)))
+        scores: Tensor = self.fc3(torch.relu(self.fc2(hidden)))
+        return scores
 
 
 def lenet_300_100(
@@ -147,7 +152,7 @@ def mnist_cnn(
 
 
 def digits_net(num_classes: int = 10) -> nn.Module:
-    """The packaged example, for 8×8 digits: two convolutions with BatchNorm and pooling, then an MLP with two layers."""
+    """The packaged example, 8×8 digits: two convolutions with BatchNorm, a pool, an MLP with two hidden layers."""
     features = nn.Sequential(
         nn.Conv2d(1, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True),
         nn.Conv2d(24, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48), nn.ReLU(inplace=True),

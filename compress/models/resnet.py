@@ -56,7 +56,8 @@ class CifarResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         hidden = torch.relu(self.bn1(self.conv1(images)))
         hidden = self.layer3(self.layer2(self.layer1(hidden)))
-        return self.linear(functional.adaptive_avg_pool2d(hidden, 1).flatten(1))
+        scores: Tensor = self.linear(functional.adaptive_avg_pool2d(hidden, 1).flatten(1))
+        return scores
 
 
 def resnet_cifar10(depth: int = 20, num_classes: int = 10, channels: int = 3, width: int = 16) -> nn.Module:

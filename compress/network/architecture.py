@@ -122,7 +122,9 @@ def build_architecture(spec: str, arguments: Mapping[str, Any], *, memory: bool 
 def build_named_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
     """A torchvision classifier."""
     if name not in classifier_names():
-        raise UnknownArchitectureError(f"torchvision has no classifier {name!r}{close_names(name, classifier_names())}.")
+        raise UnknownArchitectureError(
+            f"torchvision has no classifier {name!r}{close_names(name, classifier_names())}."
+        )
     return build_torchvision(name, arguments)
 
 
@@ -143,7 +145,8 @@ def build_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
         ) from None
     if not timm.is_model(name):
         raise UnknownArchitectureError(f"timm has no model {name!r}{close_names(name, timm.list_models())}.")
-    return timm.create_model(name, pretrained=False, **arguments)
+    module: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    return module
 
 
 def build_factory(spec: str, arguments: dict[str, Any]) -> nn.Module:
@@ -153,7 +156,8 @@ def build_factory(spec: str, arguments: dict[str, Any]) -> nn.Module:
         raise UnsupportedError(f"{spec!r} is a module that was built already; name its class or a function.")
     if not callable(factory):
         raise UnsupportedError(f"{spec!r} is not a class or a function.")
-    return factory(**arguments)
+    module: nn.Module = factory(**arguments)
+    return module
 
 
 BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
@@ -219,9 +223,7 @@ def infer_reference(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         return {}
 
 
-def recognise(
-    shapes: Mapping[str, tuple[int, ...]], file_name: str
-) -> tuple[str, dict[str, Any], str] | None:
+def recognise(shapes: Mapping[str, tuple[int, ...]], file_name: str) -> tuple[str, dict[str, Any], str] | None:
     """Spec, arguments and words for the known network with exactly these names and shapes; None if there is none.
 
     Where several fit, the one whose name is in the file's name, else the first.
@@ -353,5 +355,3 @@ def unknown_message(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]
         f"file here, say mynet.py, and name it: compress {file}{trust}{key} --arch mynet:{name} --data folder:train "
         f"(constructor arguments: --arch-arg num_classes=10)."
     )
-
-

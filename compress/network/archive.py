@@ -1,4 +1,4 @@
-"""What kind of file a checkpoint is, and whether an archive holds what it declares; nothing is unpacked or unpickled."""
+"""What kind of file a checkpoint is, and whether an archive holds what it declares; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RESAVE = 'save the weights as torch.save(model.state_dict(), "weights.pt") and g
 
 
 def sniff_format(file: IO[bytes], name: str, size: int) -> str:
-    """"zip", "safetensors" or "legacy", from the content.
+    """ "zip", "safetensors" or "legacy", from the content.
 
     Raises:
         UnsupportedError: a known other format.
@@ -57,7 +57,7 @@ def sniff_format(file: IO[bytes], name: str, size: int) -> str:
     text = head.decode("utf-8", errors="replace")
     if text.isprintable() or all(c.isprintable() or c in "\r\n\t" for c in text):
         raise CheckpointError(f"{name!r} is a text file, not a checkpoint; it starts with {text.strip()[:40]!r}.")
-    raise CheckpointError(f"{name!r} is not a checkpoint: its first bytes {head[:8].hex(' ')} belong to no known format.")
+    raise CheckpointError(f"{name!r} is not a checkpoint: its first bytes {head[:8].hex(' ')} are of no known format.")
 
 
 def archive_pickle(file: IO[bytes], name: str, size: int) -> tuple[io.BytesIO, dict[str, int]]:

@@ -324,7 +324,7 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
                 raise NonFiniteError(
-                    f"`{name}` holds {bad} NaN or Inf of {tensor.numel()} values; the checkpoint is damaged or diverged."
+                    f"`{name}` holds {bad} NaN or Inf in {tensor.numel()} values; is the file damaged?"
                 )
 
 

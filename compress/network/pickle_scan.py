@@ -12,7 +12,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 
@@ -118,7 +118,7 @@ def is_harmless(name: str) -> bool:
     return module == "torch" and isinstance(getattr(torch, attribute, None), CONSTANTS)
 
 
-class ScanUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class ScanUnpickler(pickle._Unpickler):
     """Python's own unpickler in Python (its memo is a dict, so a huge memo index costs nothing), all globals inert."""
 
     def __init__(self, file: IO[bytes], scan: Scan) -> None:
@@ -148,7 +148,9 @@ class ScanUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
         return Stand("storage", (key, item, pid[4]))
 
     # a stand-in is no class, so the opcodes that make instances become plain calls
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    append: Any
 
     def load_newobj(self) -> None:
         """cls.__new__(cls, *args)"""
@@ -245,8 +247,9 @@ def check_tensors(scan: Scan, name: str) -> None:
 
 def check_tensor(scan: Scan, name: str, path: str, arguments: Any) -> None:
     """Check one tensor's (storage, offset, size, stride) against the storage. Raises CheckpointError."""
-    storage, offset, size, stride = (*arguments, None, None, None, None)[:4] if isinstance(arguments, tuple) else [None] * 4
-    size, stride = (tuple(v.arguments[0]) if is_size(v) else v for v in (size, stride))
+    fields: list[Any] = list(arguments) if isinstance(arguments, tuple) and len(arguments) >= 4 else [None] * 4
+    storage, offset = fields[:2]
+    size, stride = (tuple(v.arguments[0]) if is_size(v) else v for v in fields[2:4])
     counts = isinstance(offset, int) and all(
         isinstance(v, tuple) and all(isinstance(n, int) and n >= 0 for n in v) for v in (size, stride)
     )

@@ -52,7 +52,8 @@ def build_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
 
     if name in WITHOUT_AUX:
         arguments = {"init_weights": False, **arguments}
-    return models.get_model(name, weights=None, **arguments)
+    module: nn.Module = models.get_model(name, weights=None, **arguments)
+    return module
 
 
 def classifier_names() -> list[str]:
@@ -65,7 +66,8 @@ def classifier_names() -> list[str]:
 @cache
 def read_index() -> dict[str, list[tuple[str, dict[str, Any], str]]]:
     """Digest of the names → candidates (model, arguments, name of the weight with one row a class)."""
-    return json.loads(INDEX.read_text(encoding="utf-8"))
+    index: dict[str, list[tuple[str, dict[str, Any], str]]] = json.loads(INDEX.read_text(encoding="utf-8"))
+    return index
 
 
 def make_index() -> dict[str, list[tuple[str, dict[str, Any], str]]]:
