@@ -9,9 +9,10 @@ from compress.convex.factored import FactorAccumulator, FactoredMoments
 from compress.convex.lasso import MultitaskLasso
 from compress.convex.moments import MomentAccumulator, Moments, stack_consumers
 from compress.convex.path import penalty_grid, solve_path, solve_tolerance, solve_unit_count
+from compress.convex.reductions import Reduction, reduce_problem
 from compress.convex.refit import RIDGE, Refit, refit, relative_error
 from compress.convex.selection import METHODS, SelectionCurve, lasso_order, select_units
-from compress.convex.solve import SOLVERS, solve
+from compress.convex.solve import SOLVERS, solve, solve_batch
 from compress.convex.solvers.solution import Solution
 from compress.convex.swaps import polish_units
 from compress.convex.width_bound import WidthBound, numerical_rank, reduce_width, spanning_units, width_bound
@@ -25,6 +26,7 @@ __all__ = [
     "MomentAccumulator",
     "Moments",
     "MultitaskLasso",
+    "Reduction",
     "Refit",
     "SelectionCurve",
     "Solution",
@@ -36,11 +38,13 @@ __all__ = [
     "numerical_rank",
     "penalty_grid",
     "polish_units",
+    "reduce_problem",
     "reduce_width",
     "refit",
     "relative_error",
     "select_units",
     "solve",
+    "solve_batch",
     "solve_exact",
     "solve_path",
     "solve_tolerance",

@@ -59,7 +59,7 @@ def reduced_outputs(equations: NormalEquations, factor: Tensor) -> Tensor:
         return cross if int(kept.sum()) > 0.9 * d else cross @ vectors[:, kept]
     values, vectors = torch.linalg.eigh(whitened @ whitened.T)
     kept = values > 1e-15 * values.clamp_min(0).sum()
-    return factor @ (vectors[:, kept] * values[kept].sqrt())
+    return torch.mm(factor, vectors[:, kept] * values[kept].sqrt())
 
 
 def backward_order(moments: Moments, *, ridge: float = RIDGE, intercept: bool = True, delay: int = 48) -> Tensor:

@@ -106,7 +106,9 @@ class Moments:
         if total <= 0:
             return self
         a, b = self.count / total, other.count / total
-        both = self.output_gram is not None and other.output_gram is not None
+        output_gram = None
+        if self.output_gram is not None and other.output_gram is not None:
+            output_gram = a * self.output_gram + b * other.output_gram
         return Moments(
             gram=a * self.gram + b * other.gram,
             cross=a * self.cross + b * other.cross,
@@ -115,9 +117,7 @@ class Moments:
             output_mean=a * self.output_mean + b * other.output_mean,
             count=total,
             group_size=self.group_size,
-            output_gram=a * self.output_gram + b * other.output_gram  # type: ignore[operator]
-            if both
-            else None,
+            output_gram=output_gram,
         )
 
     def centred(self) -> Moments:

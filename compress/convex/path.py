@@ -233,5 +233,5 @@ def _next_penalty(
         share = math.log(high / wanted) / math.log(high / low)
         expected = min(1.0, missing / max(1, surplus))
         share = min(max(share, 0.5 * expected), 0.95)
-        return high * (low / high) ** share
-    return high * (low / high) ** (missing / max(1, surplus))
+        return high * math.pow(low / high, share)
+    return high * math.pow(low / high, missing / max(1, surplus))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from compress.convex.lasso import MultitaskLasso, certificate, unit_norms
+from compress.convex.reductions import reduce_problem
+from compress.convex.solvers.conic import conic
 from compress.convex.solvers.newton import newton
+from compress.convex.solvers.proximal import proximal, proximal_batch
 from compress.convex.solvers.solution import Outcome, ScaledProblem, Solution
 
-SOLVERS: dict[str, Callable[..., Outcome]] = {"newton": newton}
+SOLVERS: dict[str, Callable[..., Outcome]] = {"newton": newton, "proximal": proximal, "conic": conic}
 """Every solver, by the name that `solve` takes."""
 
 
@@ -38,15 +42,69 @@ def solve(
         raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {solver!r}.")
     if start is not None and start.shape != problem.moments.cross.shape:
         raise ValueError(f"`start` must have shape {tuple(problem.moments.cross.shape)}, got {tuple(start.shape)}.")
+    deadline = time.monotonic() + time_limit
+    reduction = reduce_problem(problem)
+    first = None if start is None else reduction.shrink(start.to(problem.moments.cross), problem)
+    outcome = _run(reduction.problem, solver, tolerance, first, max_iterations, deadline)
+    coefficients = reduction.restore(outcome.coefficients, problem)
+    solution = finished(problem, coefficients, outcome, solver, tolerance)
+    if not reduction.trivial and not outcome.reason and not solution.certified:
+        # rounding in a reduction showed in the certificate of the whole problem: go on without it
+        outcome = _run(problem, solver, tolerance, coefficients, max_iterations, deadline)
+        solution = finished(problem, outcome.coefficients, outcome, solver, tolerance)
+    return solution
+
+
+def solve_batch(
+    problems: Sequence[MultitaskLasso],
+    *,
+    tolerance: float = 1e-6,
+    algorithm: str = "admm",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float64,
+    max_iterations: int = 20_000,
+    time_limit: float = math.inf,
+) -> list[Solution]:
+    """Penalised solutions of many problems at once: several λ of one layer, layers of unlike size, or both.
+
+    Problems that hold the same `moments` object share its gram matrix and eigendecomposition. Certificates are
+    computed in float64 on each problem's own moments, whatever `device` and `dtype` iterate.
+    """
+    if not problems:
+        return []
+    scaled: list[ScaledProblem] = [ScaledProblem(problem) for problem in problems]
+    outcomes = proximal_batch(
+        scaled,
+        tolerance=tolerance,
+        algorithm=algorithm,
+        device=device,
+        dtype=dtype,
+        max_iterations=max_iterations,
+        deadline=time.monotonic() + time_limit,
+    )
+    return [
+        finished(problem, own.from_scaled(outcome.coefficients), outcome, "proximal", tolerance)
+        for problem, own, outcome in zip(problems, scaled, outcomes, strict=True)
+    ]
+
+
+def _run(
+    problem: MultitaskLasso,
+    solver: str,
+    tolerance: float,
+    start: Tensor | None,
+    max_iterations: int,
+    deadline: float,
+) -> Outcome:
     scaled = ScaledProblem(problem)
     outcome = SOLVERS[solver](
         scaled,
         tolerance=tolerance,
         start=None if start is None else scaled.to_scaled(start),
         max_iterations=max_iterations,
-        deadline=time.monotonic() + time_limit,
+        deadline=deadline,
     )
-    return finished(problem, scaled.from_scaled(outcome.coefficients), outcome, solver, tolerance)
+    return Outcome(scaled.from_scaled(outcome.coefficients), outcome.iterations, outcome.reason)
 
 
 def finished(
@@ -75,4 +133,4 @@ def finished(
 
 def residual_norm(problem: MultitaskLasso, coefficients: Tensor) -> float:
     """‖Ψ − ΦV‖_F/√N."""
-    return problem.residual_energy(coefficients, problem.correlation(coefficients)) ** 0.5
+    return math.sqrt(problem.residual_energy(coefficients, problem.correlation(coefficients)))

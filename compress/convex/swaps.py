@@ -60,7 +60,7 @@ class Polisher:
         n = equations.gram.shape[0]
         count = n // equations.group_size
         budget = max(60, min(4000, int(2e9 / max(1, n) ** 2))) if max_pivots is None else max_pivots
-        units = units.unique().to(equations.gram.device)
+        units = torch.unique(units).to(equations.gram.device)
         tableau = _Tableau(equations, self.targets, units)
         width = units.numel()
         best, best_explained = tableau.kept(), tableau.explained
@@ -127,7 +127,7 @@ class _Tableau:
         return self.inside.nonzero()[:, 0]
 
     def same(self, units: Tensor) -> bool:
-        return self.inside.sum() == units.numel() and bool(self.inside[units].all())
+        return int(self.inside.sum()) == units.numel() and bool(self.inside[units].all())
 
     def pivot(self, *, adding: bool) -> None:
         """Bring in the unit that explains most, or drop the one that explains least."""

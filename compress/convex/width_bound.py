@@ -148,7 +148,7 @@ def reduce_width(
         index = unit_columns(part, s)
         turned[index] *= scale.repeat_interleave(s)[:, None]
         active = (unit_norms(turned, s) > 0).nonzero()[:, 0]
-    return turned @ rotation.T
+    return torch.mm(turned, rotation.T)
 
 
 def _remove_dependent(

@@ -1,0 +1,132 @@
+"""Exact reductions before a solve: dead units, multiples of a unit, outputs beyond the rank. Each maps back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compress.convex.lasso import MultitaskLasso, unit_norms
+from compress.convex.moments import unit_columns
+
+_TWIN = 1e-13  # squared relative distance below which two units are multiples of each other
+_FEW_OUTPUTS = 32  # below so many outputs a rotation saves nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """A smaller problem with the same minimum, and the way back.
+
+    Attributes:
+        problem: the reduced problem.
+        units: units of the whole problem that are left (k,), sorted; None: all.
+        rotation: Q (D, d) with ΨQ in place of Ψ; None: all outputs.
+        dead: number of units dropped because their feature is zero.
+        merged: number of units dropped because they are a multiple of a unit that costs no more.
+    """
+
+    problem: MultitaskLasso
+    units: Tensor | None
+    rotation: Tensor | None
+    dead: int
+    merged: int
+
+    @property
+    def trivial(self) -> bool:
+        """Whether nothing was reduced."""
+        return self.units is None and self.rotation is None
+
+    def shrink(self, coefficients: Tensor, whole: MultitaskLasso) -> Tensor:
+        """V of the whole problem as a starting point of the reduced one."""
+        if self.units is not None:
+            coefficients = coefficients[unit_columns(self.units, whole.moments.group_size)]
+        return coefficients if self.rotation is None else coefficients @ self.rotation
+
+    def restore(self, coefficients: Tensor, whole: MultitaskLasso) -> Tensor:
+        """V of the whole problem, with the same objective; dropped units get zero rows."""
+        if self.rotation is not None:
+            coefficients = coefficients @ self.rotation.T
+        if self.units is None:
+            return coefficients
+        full = torch.zeros_like(whole.moments.cross)
+        full[unit_columns(self.units, whole.moments.group_size)] = coefficients
+        return full
+
+
+def reduce_problem(problem: MultitaskLasso) -> Reduction:
+    """Drop dead units, merge exact multiples (the one with the least c_k/‖φ_k‖ stays), rotate to rank(H) outputs.
+
+    Why nothing changes: a zero feature earns nothing; φ_j = aφ_i can do no more than φ_i, at c_j/|a| instead of c_i;
+    and projecting V on the row space of H = ΦᵀΨ/N raises no term of the objective.
+    """
+    moments = problem.moments
+    s = moments.group_size
+    energies = moments.gram.diagonal().reshape(-1, s).sum(1)
+    alive = energies > 0
+    keep = alive.clone()
+    for i, j in _twins(problem, energies, alive):
+        if keep[i] and keep[j]:
+            price = problem.costs[[i, j]] / energies[[i, j]].sqrt()
+            keep[j if float(price[0]) <= float(price[1]) else i] = False
+    units = None if bool(keep.all()) else keep.nonzero()[:, 0]
+    reduced = moments if units is None else moments.subset(units)
+    costs = problem.costs if units is None else problem.costs[units]
+    rotation = _row_space(reduced.cross, problem.penalty * costs, s)
+    if rotation is not None:
+        reduced = replace(reduced, cross=reduced.cross @ rotation, output_mean=rotation.T @ reduced.output_mean)
+        reduced = replace(reduced, output_gram=None)
+    dead = int((~alive).sum())
+    merged = 0 if units is None else moments.unit_count - units.numel() - dead
+    small = problem if units is None and rotation is None else MultitaskLasso(reduced, problem.penalty, costs)
+    return Reduction(small, units, rotation, dead, merged)
+
+
+def _twins(problem: MultitaskLasso, energies: Tensor, alive: Tensor) -> list[tuple[int, int]]:
+    """Pairs of units with φ_j = aφ_i: candidates are neighbours in ‖H_k‖/‖φ_k‖, then checked on the gram."""
+    moments, s = problem.moments, problem.moments.group_size
+    if moments.unit_count < 2:
+        return []
+    keys = unit_norms(moments.cross, s) / energies.clamp_min(1e-300).sqrt()
+    keys = torch.where(alive, keys, -1.0)
+    order = keys.argsort(stable=True)
+    ordered = keys[order]
+    close = ((ordered[1:] - ordered[:-1]) <= 1e-9 * ordered[1:]) & (ordered[1:] > 0)
+    pairs = []
+    for position in close.nonzero()[:, 0].tolist():
+        i, j = int(order[position]), int(order[position + 1])
+        rows = moments.gram[i * s : i * s + s]
+        mixed = float(rows[:, j * s : j * s + s].diagonal().sum())
+        a = mixed / float(energies[i])
+        distance = float(energies[j]) - a * mixed  # ‖φ_j − aφ_i‖² at the best a
+        if abs(distance) <= _TWIN * float(energies[j]):
+            pairs.append((i, j))
+    return pairs
+
+
+def _row_space(cross: Tensor, thresholds: Tensor, s: int) -> Tensor | None:
+    """Q (D, d), d ≤ 0.7·D, such that what H loses is below 1e-4 of every unit's threshold; None if there is none."""
+    n, d = cross.shape
+    if d < _FEW_OUTPUTS:
+        return None
+    if d > n:
+        if n > 2048:
+            return None if n > 0.7 * d else torch.as_tensor(torch.linalg.qr(cross.T)[0])
+        values, left = torch.linalg.eigh(cross @ cross.T)
+        kept = values > 1e-15 * float(values[-1])
+        vectors = torch.linalg.qr(cross.T @ left[:, kept])[0] if bool(kept.any()) else cross.T[:, :0]
+        kept = torch.ones(vectors.shape[1], dtype=torch.bool, device=cross.device)
+    else:
+        square = cross.T @ cross
+        square.diagonal().mul_(1 + 1e-15)
+        factor, info = torch.linalg.cholesky_ex(square)
+        pivots = factor.diagonal()
+        if not int(info) and float(pivots.min()) > 1e-6 * float(pivots.max()):
+            return None  # full rank, at a third of the price of its eigenvalues
+        values, vectors = torch.linalg.eigh(square)
+        kept = values > 1e-15 * float(values[-1])
+    if int(kept.sum()) > 0.7 * d or not bool(kept.any()):
+        return None
+    rotation = vectors[:, kept]
+    lost = unit_norms(cross - (cross @ rotation) @ rotation.T, s)
+    return rotation if bool((lost <= 1e-4 * thresholds).all()) else None
