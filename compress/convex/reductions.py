@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -74,8 +74,7 @@ def reduce_problem(problem: MultitaskLasso) -> Reduction:
     costs = problem.costs if units is None else problem.costs[units]
     rotation = _row_space(reduced.cross, problem.penalty * costs, s)
     if rotation is not None:
-        reduced = replace(reduced, cross=reduced.cross @ rotation, output_mean=rotation.T @ reduced.output_mean)
-        reduced = replace(reduced, output_gram=None)
+        reduced = reduced.rotated(rotation)
     dead = int((~alive).sum())
     merged = 0 if units is None else moments.unit_count - units.numel() - dead
     small = problem if units is None and rotation is None else MultitaskLasso(reduced, problem.penalty, costs)

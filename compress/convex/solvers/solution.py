@@ -104,13 +104,15 @@ class ScaledProblem:
     def rows(self, units: Tensor) -> Tensor:
         """C[units] (|units|·s, K·s)."""
         index = unit_columns(units, self.group_size)
-        return self.raw_gram.index_select(0, index).div_(self.scale[index, None]).div_(self.scale)
+        rows: Tensor = self.raw_gram.index_select(0, index).div_(self.scale[index, None]).div_(self.scale)
+        return rows
 
     def block(self, units: Tensor) -> Tensor:
         """C[units, units]."""
         index = unit_columns(units, self.group_size)
         part = self.raw_gram.index_select(0, index).index_select(1, index)
-        return part.div_(self.scale[index, None]).div_(self.scale[index])
+        part.div_(self.scale[index, None]).div_(self.scale[index])
+        return part
 
     def to_scaled(self, coefficients: Tensor) -> Tensor:
         return coefficients.to(self.cross) * (self.scale[:, None] / self.root_energy)
