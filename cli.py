@@ -1,4 +1,5 @@
 """`python cli.py …` from a checkout is `compress …`."""
+
 from compress.cli import entry
 
 entry()

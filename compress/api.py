@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.budget.layers import LayerOptions
-from compress.budget.layerwise import Problem, compress_layers, fit_samples, record_all, select_groups
+from compress.budget.layerwise import Layerwise, Problem, compress_layers, fit_samples, record_all, select_groups
+from compress.budget.search import prepare_search, search_report, search_widths
 from compress.budget.widths import WidthRule
 from compress.data import DataSource, Preprocessing, open_data
 from compress.demo import DEMO_OPTIONS
@@ -78,16 +79,15 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
         prepared = prepare(recipe, progress, needs_data=True)
         problem = make_problem(prepared, recipe)
     with clock("compress"):
-        options = layer_options(recipe)
-        results, current = compress_layers(problem, width_rule(recipe), options, progress)
-    cut = {result.name: result.kept for result in results if len(result.kept) < result.units}
+        found, searched = choose_widths(prepared, problem, recipe, progress)
+    cut = {result.name: result.kept for result in found.results if len(result.kept) < result.units}
     if not cut:
         raise NothingToCompressError(
             "Every selected layer needs all its units at this setting; allow more with --error or --keep."
         )
     with clock("cut"):
         progress.stage("cutting and verifying")
-        narrowed, deviation = cut_network(prepared, problem.groups, cut, current)
+        narrowed, deviation = cut_network(prepared, problem.groups, cut, found.state)
         stored = stored_state(narrowed.module.state_dict(), prepared.stored)
         narrowed.module.load_state_dict(computed_state(stored))
     with clock("evaluate"):
@@ -98,10 +98,18 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
     report = {
         **describe_inputs(prepared, recipe, problem),
         "layers": [
-            *(result.as_report() for result in results),
-            *({"name": group.name, "units": group.unit_count, "skipped": group.skip_reason}
-                for group in prepared.groups if group.skip_reason is not None),
+            *(result.as_report() for result in found.results),
+            *(
+                {"name": group.name, "units": group.unit_count, "skipped": group.skip_reason}
+                for group in prepared.groups
+                if group.skip_reason is not None
+            ),
         ],
+        "search": searched,
+        "calibration": {
+            "fitting": None if found.fitting is None else found.fitting.as_report(),
+            "held_back": None if found.held_back is None else found.held_back.as_report(),
+        },
         "cost": cost_report(*costs),
         "evaluation": evaluation_report(evaluation),
         "verification": {"narrowed_deviation": deviation},
@@ -199,6 +207,24 @@ class _Stage:
 def default_output(checkpoint: str) -> str:
     """Folder beside the working directory that a run writes to when none is named."""
     return f"{Path(checkpoint).stem}-compressed"
+
+
+def choose_widths(
+    prepared: Prepared, problem: Problem, recipe: Recipe, progress: Progress
+) -> tuple[Layerwise, dict[str, Any] | None]:
+    """Compress by the recipe's width rule, or search the widths where it names a budget or only an accuracy bound.
+
+    Returns:
+        The compressed network in its original shapes, and how the search went (None without one).
+    """
+    options = layer_options(recipe)
+    ruled = recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
+    if not recipe.budgets and (recipe.max_drop is None or ruled):
+        return compress_layers(problem, width_rule(recipe), options, progress), None
+    parameters = dict(prepared.module.named_parameters())
+    search = prepare_search(problem, options, parameters, progress)
+    found = search_widths(search, options, progress, budgets=recipe.budgets, max_drop=recipe.max_drop)
+    return found.layerwise, search_report(search, found)
 
 
 def width_rule(recipe: Recipe) -> WidthRule:
@@ -312,7 +338,11 @@ def measure_costs(
     before_cost = Cost(
         count_parameters(prepared.module), count_macs(prepared.module, (one,)), tensor_bytes(prepared.stored)
     )
-    return before_cost, Cost(count_parameters(compressed), count_macs(compressed, (one,)), tensor_bytes(stored)), latencies
+    return (
+        before_cost,
+        Cost(count_parameters(compressed), count_macs(compressed, (one,)), tensor_bytes(stored)),
+        latencies,
+    )
 
 
 def tensor_bytes(state: Mapping[str, Tensor]) -> int:
@@ -389,9 +419,7 @@ def write_run(
         "shapes": narrowed.shapes,
         "attributes": narrowed.attributes,
         "kept": {name: units.tolist() for name, units in kept.items()},
-        "certificates": {
-            layer["name"]: layer["lasso"] for layer in report["layers"] if layer.get("lasso") is not None
-        },
+        "certificates": {layer["name"]: layer["lasso"] for layer in report["layers"] if layer.get("lasso") is not None},
         "hashes": {"checkpoint": prepared.checkpoint.sha256},
     }
     with torch.inference_mode():

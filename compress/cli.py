@@ -37,6 +37,7 @@ class DefaultToRun(TyperGroup):
 app = typer.Typer(
     cls=DefaultToRun,
     add_completion=False,
+    pretty_exceptions_enable=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -139,10 +140,7 @@ def run_command(
     ] = None,
     macs: Annotated[float | None, Option(help="Fraction of the MACs to keep.", rich_help_panel=WIDTHS)] = None,
     params: Annotated[float | None, Option(help="Fraction of the parameters to keep.", rich_help_panel=WIDTHS)] = None,
-    latency: Annotated[float | None, Option(help="Fraction of the latency to keep.", rich_help_panel=WIDTHS)] = None,
-    round_to: Annotated[
-        int | None, Option(help="Kept widths are multiples of this.", rich_help_panel=WIDTHS)
-    ] = None,
+    round_to: Annotated[int | None, Option(help="Kept widths are multiples of this.", rich_help_panel=WIDTHS)] = None,
     solver: Annotated[
         str | None, Option(help="newton, proximal or conic (cvxpy: SCS, Clarabel).", rich_help_panel=HOW)
     ] = None,
@@ -163,9 +161,7 @@ def run_command(
     force: Annotated[
         bool | None, Option("--force", help="Replace a folder written before.", rich_help_panel=OUTPUT)
     ] = None,
-    dry_run: Annotated[
-        bool, Option("--dry-run", help="Do everything but write.", rich_help_panel=OUTPUT)
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Do everything but write.", rich_help_panel=OUTPUT)] = False,
     as_json: Json = False,
 ) -> None:
     """Compress a checkpoint: `compress vgg19.pt --layer classifier --data train.npz --eval test.npz`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -80,7 +81,9 @@ class StderrProgress:
 def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
     """The layer table, the summary and where the artifact lies."""
     console = Console()
-    table = Table("layer", "units", "kept", "rank Φ", "rank Ψ", "bound", "error", "held back", "λ", "gap")
+    table = Table("layer", "units", "rank Φ · Ψ", "error", "held back", "gap", box=SIMPLE_HEAD)
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     skipped = []
@@ -91,20 +94,18 @@ def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
         lasso = layer["lasso"]
         table.add_row(
             layer["name"],
-            str(layer["units"]),
-            str(layer["kept"]),
-            str(layer["rank_features"]),
-            str(layer["rank_outputs"]),
-            str(layer["bound"]),
+            f"{layer['units']} → {layer['kept']}",
+            f"{layer['rank_features']} · {layer['rank_outputs']}",
             f"{layer['error']:.4f}",
             f"{layer['held_back_error']:.4f}",
-            f"{lasso['penalty']:.1e}" if lasso else "–",
             f"{lasso['relative_duality_gap']:.0e}" if lasso else "–",
         )
     console.print(table)
     for layer in skipped:
-        console.print(f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}", highlight=False, markup=False)
-    summary = Table("", "before", "after", "change")
+        console.print(
+            f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}", highlight=False, markup=False
+        )
+    summary = Table("", "before", "after", "change", box=SIMPLE_HEAD)
     for column in summary.columns[1:]:
         column.justify = "right"
     for row in summary_rows(report):
@@ -122,7 +123,7 @@ def show_inspection(found: Mapping[str, Any]) -> None:
     columns = (
         "layer", "units", "activation", "homogeneous", "dead", "duplicates", "rank Φ", "rank Ψ", "bound", "‖w‖/‖v‖", "",
     )  # fmt: skip
-    table = Table(*columns)
+    table = Table(*columns, box=SIMPLE_HEAD)
     for layer in found["layers"]:
         cells = [layer.get(key) for key in ("dead", "duplicates", "rank_features", "rank_outputs", "bound", "balance")]
         table.add_row(
@@ -138,7 +139,7 @@ def show_inspection(found: Mapping[str, Any]) -> None:
 
 def show_evaluation(found: Mapping[str, Any]) -> None:
     """One network's scores."""
-    table = Table("", "value")
+    table = Table("", "value", box=SIMPLE_HEAD)
     table.columns[1].justify = "right"
     for name, value in found.items():
         table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))

@@ -130,11 +130,7 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
 
 def choose_preprocessing(recipe: Recipe, architecture: Architecture) -> Preprocessing | None:
     """The recipe's preprocessing where it says something, the recognised architecture's where it does not."""
-    given = {
-        name: value
-        for name in ("mean", "std", "resize", "crop")
-        if (value := getattr(recipe, name)) is not None
-    }
+    given = {name: value for name in ("mean", "std", "resize", "crop") if (value := getattr(recipe, name)) is not None}
     known = architecture.preprocessing
     if not given:
         return known
@@ -203,10 +199,12 @@ def check_program(program: Program, module: nn.Module, state: Mapping[str, Tenso
             direct = first_tensor(module(probe))
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"The network does not run on inputs of shape {tuple(probe.shape)}: {reason}") from None
+            raise CheckpointError(
+                f"The network does not run on inputs of shape {tuple(probe.shape)}: {reason}"
+            ) from None
         traced = run_pair(program, state, state, (probe,), [output])[output][0]
     if not bool(torch.isfinite(direct.sum())):
-        raise NonFiniteError("The network's output is NaN or Inf on the first samples; check weights and preprocessing.")
+        raise NonFiniteError("The network's output is NaN or Inf on the first samples; check weights and data.")
     scale = float(direct.abs().max())
     if float((direct - traced).abs().max()) > 1e-4 * max(scale, 1e-30):
         raise TraceError("The traced graph does not compute what the network computes (it is not deterministic?).")

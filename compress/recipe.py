@@ -17,8 +17,8 @@ MEMORY_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class Recipe(BaseModel):
     """What to compress, on which data, how far, and how. Field names are the command line's long options.
 
-    At most one of `keep`, `error` and `penalty` says how wide a layer stays; with none of them, and no budget, it is the
-    smallest width whose held-back error is at most `tolerance`. `max_drop`, `macs`, `params` and `latency` are
+    At most one of `keep`, `error` and `penalty` says how wide a layer stays; with none of them, and no budget, it is
+    the smallest width whose held-back error is at most `tolerance`. `max_drop`, `macs` and `params` are
     budgets over all selected layers and exclude those three.
     """
 
@@ -54,7 +54,6 @@ class Recipe(BaseModel):
     max_drop: float | None = Field(None, ge=0, description="points of accuracy that may be lost")
     macs: float | None = Field(None, gt=0, lt=1, description="fraction of the multiply-accumulates to keep")
     params: float | None = Field(None, gt=0, lt=1, description="fraction of the parameters to keep")
-    latency: float | None = Field(None, gt=0, lt=1, description="fraction of the measured latency to keep")
     round_to: int = Field(1, ge=1, description="kept widths are multiples of this")
     # how
     solver: Literal["newton", "proximal", "conic"] = "newton"
@@ -94,7 +93,7 @@ class Recipe(BaseModel):
     def _options_agree(self) -> Recipe:
         faults = []
         rules = [name for name in ("keep", "error", "penalty") if getattr(self, name) is not None]
-        budgets = [name for name in ("max_drop", "macs", "params", "latency") if getattr(self, name) is not None]
+        budgets = [name for name in ("max_drop", "macs", "params") if getattr(self, name) is not None]
         if len(rules) > 1:
             faults.append(f"give one of keep, error and penalty, got {', '.join(rules)}")
         if rules and [name for name in budgets if name != "max_drop"]:
@@ -115,7 +114,7 @@ class Recipe(BaseModel):
     @property
     def budgets(self) -> dict[str, float]:
         """The fractions of a cost that may stay, by the cost's name."""
-        return {name: value for name in ("macs", "params", "latency") if (value := getattr(self, name)) is not None}
+        return {name: value for name in ("macs", "params") if (value := getattr(self, name)) is not None}
 
 
 def parse_bytes(text: str) -> int:

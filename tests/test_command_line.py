@@ -189,9 +189,7 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
         assert f"compress {command if command != 'run' else 'vgg19.pt'}" in capsys.readouterr().out
 
 
-def test_a_recipe_file_with_faults_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_file_with_faults_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump({"checkpoint": CHECKPOINT, "keep": -1, "colour": "red"}))
     assert main(["--recipe", str(path)]) == 2

@@ -71,6 +71,7 @@ def test_sizes_are_read_in_binary_units(number: int, suffix: str) -> None:
 @given(st.text(max_size=12))
 def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
     try:
-        assert parse_bytes(text) > 0
-    except ValueError as error:
-        assert "expected" in str(error)
+        size = parse_bytes(text)
+    except ValueError:
+        return
+    assert size > 0

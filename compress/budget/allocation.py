@@ -75,7 +75,7 @@ def _never_rising(values: Tensor) -> Tensor:
 def legal_widths(units: int, blocks: int, round_to: int) -> tuple[int, ...]:
     """Widths from one step up to all units: multiples of the step that suits both rounding and equal blocks."""
     step = math.lcm(blocks, round_to)
-    return tuple(range(step, units, step)) + (units,)
+    return (*range(step, units, step), units)
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,7 @@ def _search_price(
     return spend_slack(model, curves, budgets, widths, high)
 
 
-def priced_widths(
-    model: CostModel, curves: Mapping[str, DamageCurve], prices: Mapping[str, float]
-) -> dict[str, int]:
+def priced_widths(model: CostModel, curves: Mapping[str, DamageCurve], prices: Mapping[str, float]) -> dict[str, int]:
     """Widths that minimise damage + Σ price·relative cost, by coordinate descent from all units.
 
     Args:

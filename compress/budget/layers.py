@@ -25,6 +25,7 @@ from compress.convex import (
     solve_unit_count,
     width_bound,
 )
+from compress.convex.moments import unit_columns
 from compress.network.balance import input_norms
 from compress.network.layer_moments import LayerMoments, count_duplicates, dead_units
 from compress.network.recording import consumer_matrix, with_consumer_matrix
@@ -51,7 +52,7 @@ class LayerResult:
     """What was decided about one layer.
 
     Attributes:
-        kept: unit indices that stay, sorted.
+        kept: unit numbers that stay, sorted.
         error, held_back_error: relative error after the refit, on fitting and held-back moments.
         floor: held-back error with all units, left by earlier layers.
         weights: state name -> new tensor in the original shape, removed units' columns zero.
@@ -108,14 +109,14 @@ class LayerResult:
         }
 
 
-def layer_unit_costs(kind: str, group: UnitGroup, state: Mapping[str, Tensor], joint: Moments) -> Tensor:
+def layer_unit_costs(kind: str, moments: LayerMoments, state: Mapping[str, Tensor], joint: Moments) -> Tensor:
     """Unit costs c (K,), scaled to mean 1 and bounded below: "path" ‖w_k‖, "one", or "feature" sqrt(G_kk)."""
     if kind == "one":
         return joint.gram.new_ones(joint.unit_count)
     if kind == "feature":
         costs = joint.gram.diagonal().reshape(-1, joint.group_size).sum(1).clamp_min(0).sqrt()
     else:
-        costs = input_norms(group, state).to(joint.gram)
+        costs = input_norms(moments.group, state)[moments.units].to(joint.gram)
     scale = float(costs.mean())
     return (costs / scale).clamp_min(1e-6) if scale > 0 else torch.ones_like(costs)
 
@@ -142,7 +143,7 @@ def solve_layer(
     clock = _Clock()
     group = moments.group
     joint = moments.joint()
-    costs = layer_unit_costs(options.unit_costs, group, original, joint)
+    costs = layer_unit_costs(options.unit_costs, moments, original, joint)
     bound = width_bound(joint, tolerance=options.rank_tolerance)
     clock.lap("ranks")
     problem = MultitaskLasso(joint, 0.0, costs)
@@ -159,14 +160,14 @@ def solve_layer(
     def held_back_error(candidate: int) -> float:
         return refit_layer(moments, curve.units(candidate), options, original, current).held_back_error
 
-    units = group.unit_count
+    units = len(moments.units)
     floor = held_back_error(units)
     if width is None and rule.keep is not None:
         width = count_to_keep(rule.keep, units)
     elif width is None:
         assert rule.error is not None, "a width rule names one quantity"
         width = smallest_width(held_back_error, units, rule.error, floor)
-    width = legal_width(group, round_up(width, options.round_to, units))
+    width = min(units, legal_width(group, round_up(width, options.round_to, units)))
     kept = legal_units(group, curve, width)
     clock.lap("width")
     final = refit_layer(moments, kept, options, original, current)
@@ -179,8 +180,8 @@ def solve_layer(
         clock.lap("lasso")
     return LayerResult(
         name=group.name,
-        units=units,
-        kept=kept.cpu(),
+        units=group.unit_count,
+        kept=moments.units[kept.cpu()],
         dead=int(dead_units(joint).sum()),
         duplicates=count_duplicates(joint),
         bound=bound,
@@ -223,8 +224,9 @@ def refit_layer(
         bias = found.intercept if intercept else None
         errors.append(found.error)
         held.append(relative_error(check, kept, found.coefficients, bias, intercept=intercept))
-        full = torch.zeros(part.gram.shape[0], part.output_count, dtype=torch.float64, device=part.gram.device)
-        full[part.columns(kept)] = found.coefficients
+        full = found.coefficients.new_zeros(reading.columns, part.output_count)
+        own = moments.units[kept.cpu()].to(full.device)
+        full[unit_columns(own, reading.group_size)] = found.coefficients
         first = 0
         for consumer in reading.consumers:
             count = consumer_matrix(consumer, current[consumer.weight]).shape[1]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from compress.budget.layers import LayerOptions, LayerResult, solve_layer
+from compress.budget.scoring import CalibrationScore, score_samples
 from compress.budget.widths import WidthRule
 from compress.data import DataSource
 from compress.network.execution import ActivationStore, Program
-from compress.network.layer_moments import LayerMoments
+from compress.network.layer_moments import LayerMoments, make_layer_moments
 from compress.network.recording import (
     GroupRecorder,
     Reading,
@@ -104,9 +105,23 @@ class Problem:
         return fitting, checking
 
 
-def select_groups(
-    groups: Sequence[UnitGroup], layers: Sequence[str], excluded: Sequence[str]
-) -> tuple[UnitGroup, ...]:
+@dataclass(frozen=True, eq=False)
+class Layerwise:
+    """A compressed network, still in its original shapes.
+
+    Attributes:
+        state: removed units' columns are zero in their consumers; consumers are refitted.
+        fitting: score on the fitting samples, where it came for free; else None.
+        held_back: score on the held-back samples; None where the network's outputs are not class scores.
+    """
+
+    results: list[LayerResult]
+    state: dict[str, Tensor]
+    fitting: CalibrationScore | None
+    held_back: CalibrationScore | None
+
+
+def select_groups(groups: Sequence[UnitGroup], layers: Sequence[str], excluded: Sequence[str]) -> tuple[UnitGroup, ...]:
     """Groups whose name matches a glob of `layers` (all, if there is none) and none of `excluded`.
 
     A pattern also selects the subtree of modules below it: `classifier` matches `classifier.4`.
@@ -116,9 +131,7 @@ def select_groups(
         return any(fnmatch.fnmatchcase(name, form) for pattern in patterns for form in (pattern, f"{pattern}.*"))
 
     return tuple(
-        group
-        for group in groups
-        if (not layers or matches(group.name, layers)) and not matches(group.name, excluded)
+        group for group in groups if (not layers or matches(group.name, layers)) and not matches(group.name, excluded)
     )
 
 
@@ -128,20 +141,18 @@ def record_all(problem: Problem, progress: Progress) -> dict[str, LayerMoments]:
     for which, stream in enumerate((problem.fitting, problem.held_back)):
         recorders = [pair[which] for pair in both.values()]
         progress.stage("recording all layers" if not which else "recording held-back samples", stream.count)
-        record_moments(
-            problem.program, recorders, stream.read, stream.sizes(), problem.state, advance=progress.advance
-        )
+        record_moments(problem.program, recorders, stream.read, stream.sizes(), problem.state, advance=progress.advance)
     return {group.name: finished(problem, group, both[group.name]) for group in problem.groups}
 
 
 def finished(problem: Problem, group: UnitGroup, recorders: tuple[GroupRecorder, GroupRecorder]) -> LayerMoments:
     """Moments of one group from its two full recorders."""
     fitting, checking = recorders
-    return LayerMoments(
-        group=group,
-        readings=fitting.readings,
-        fitting=fitting.moments(problem.state),
-        held_back=checking.moments(problem.state),
+    return make_layer_moments(
+        group,
+        fitting.readings,
+        fitting.moments(problem.state),
+        checking.moments(problem.state),
         targets=fitting.targets,
         rows=fitting.rows,
         positions=fitting.plan.describe(),
@@ -155,10 +166,10 @@ def compress_layers(
     progress: Progress,
     *,
     widths: Mapping[str, int] | None = None,
-) -> tuple[list[LayerResult], dict[str, Tensor]]:
-    """Solve all groups of the problem front to back; returns their results and the compressed state.
+) -> Layerwise:
+    """Solve all groups of the problem front to back, then score the result on calibration samples.
 
-    The state has the original shapes: removed units' columns are zero in their consumers. The values at the frontier
+    The values at the frontier
     between what is settled and what will still change are kept on disk, so a pass continues where the last one ended
     and the whole sweep costs about one pass through each of the two networks.
 
@@ -173,7 +184,7 @@ def compress_layers(
         for number, group in enumerate(problem.groups):
             changed = any(current[name] is not tensor for name, tensor in problem.state.items())
             recorders = problem.recorders(group, targets=changed)
-            frontier = _next_frontier(problem, number)
+            frontier = next_frontier(problem, number)
             following = [store.advance(frontier) for store in stores]
             seconds: Counter[str] = Counter()
             for recorder, stream, store, keep in zip(
@@ -189,7 +200,7 @@ def compress_layers(
                     problem.state,
                     current,
                     store=store,
-                    keep=keep if frontier else None,
+                    keep=keep,
                     advance=progress.advance,
                 )
                 seconds.update(spent)
@@ -201,20 +212,36 @@ def compress_layers(
             result = solve_layer(moments, rule, options, problem.state, current, width=width)
             current.update(result.weights)
             results.append(replace(result, seconds={**seconds, **result.seconds}))
+        streams = (problem.fitting, problem.held_back)
+        scores: list[CalibrationScore | None] = []
+        for which, (stream, store) in enumerate(zip(streams, stores, strict=True)):
+            sizes = stream.sizes()
+            if which == 0 and len(store.sizes) < len(sizes):  # scoring them would cost two passes
+                scores.append(None)
+                continue
+            progress.stage("scoring calibration samples" if which == 0 else "scoring held-back samples", stream.count)
+            scores.append(
+                score_samples(
+                    problem.program,
+                    problem.state,
+                    current,
+                    stream.batch,
+                    sizes,
+                    store=store,
+                    advance=progress.advance,
+                )
+            )
     finally:
         for store in stores:
             store.close()
-    return results, current
+    return Layerwise(results, current, scores[0], scores[1])
 
 
-def _next_frontier(problem: Problem, number: int) -> tuple[str, ...]:
+def next_frontier(problem: Problem, number: int) -> tuple[str, ...]:
     """Values after which nothing depends on weights that are still to change, once group `number` is settled."""
-    later = problem.groups[number + 1 :]
-    if not later:
-        return ()
     changing = {name for group in problem.groups[number:] for name in consumer_tensors(group)}
-    wanted = {consumer.input for group in later for consumer in group.consumers}
-    return problem.program.frontier(changing, sorted(wanted))
+    wanted = {consumer.input for group in problem.groups[number + 1 :] for consumer in group.consumers}
+    return problem.program.frontier(changing, [*sorted(wanted), problem.program.network.output])
 
 
 def consumer_tensors(group: UnitGroup) -> set[str]:
@@ -227,9 +254,9 @@ def consumer_tensors(group: UnitGroup) -> set[str]:
     }
 
 
-def fit_samples(source: DataSource, limit: int, held_back: float, batch_size: int, seed: int) -> tuple[
-    SampleStream, SampleStream
-]:
+def fit_samples(
+    source: DataSource, limit: int, held_back: float, batch_size: int, seed: int
+) -> tuple[SampleStream, SampleStream]:
     """Seeded, disjoint streams for fitting and for checking, from at most `limit` samples of a source."""
     order = torch.randperm(source.sample_count, generator=torch.Generator().manual_seed(seed))[:limit]
     checking = min(len(order) - 1, max(1, round(held_back * len(order))))

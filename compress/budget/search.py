@@ -1,13 +1,12 @@
-"""Widths of all layers under budgets or an accuracy bound: curves, sensitivities, allocation, verification by running."""
+"""Widths of all layers under budgets or an accuracy bound: curves, sensitivities, allocation, verification."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from compress.budget.allocation import (
@@ -20,40 +19,18 @@ from compress.budget.allocation import (
     relative_costs,
 )
 from compress.budget.costs import CostModel, cost_model
-from compress.budget.layers import LayerOptions, LayerResult, layer_unit_costs
-from compress.budget.layerwise import Problem, compress_layers, record_all
+from compress.budget.layers import LayerOptions, layer_unit_costs
+from compress.budget.layerwise import Layerwise, Problem, compress_layers, record_all
 from compress.budget.sensitivity import measure_divergences, probe_widths
 from compress.budget.widths import WidthRule
 from compress.convex import SelectionCurve, select_units
 from compress.errors import GateError
-from compress.network.execution import run_pair
 from compress.network.layer_moments import LayerMoments
 from compress.progress import Progress
 
 SENSITIVITY_SAMPLES = 512
 ACCURACY_SWEEPS = 6
 BLEND = {"macs": 1.0, "params": 1.0}  # what an accuracy bound alone tries to save
-
-
-@dataclass(frozen=True)
-class HeldBackScore:
-    """The compressed network against the original on held-back samples.
-
-    Attributes:
-        drop: points of top-1 accuracy lost; points of disagreement where the samples have no labels.
-        error: standard error of `drop`, from the paired samples.
-        labelled: whether labels were used.
-    """
-
-    drop: float
-    error: float
-    agreement: float
-    samples: int
-    labelled: bool
-
-    def passes(self, max_drop: float) -> bool:
-        """Whether the drop, and one standard error on top, stays within the bound."""
-        return self.drop + self.error <= max_drop
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +52,20 @@ class Search:
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """The chosen widths, how they were found and the compressed state.
+    """The chosen widths, how they were found and what came of them.
 
     Attributes:
         trials: one entry per sweep: predicted damage, costs, held-back score.
     """
 
-    results: list[LayerResult]
-    state: dict[str, Tensor]
+    layerwise: Layerwise
     allocation: Allocation
-    score: HeldBackScore
     trials: list[dict[str, Any]]
+
+    def describe_drop(self) -> str:
+        """Held-back points lost, with the standard error."""
+        score = self.layerwise.held_back
+        return "unknown" if score is None else f"{score.drop:.2f} ± {score.error:.2f}"
 
 
 def prepare_search(
@@ -98,7 +78,7 @@ def prepare_search(
     progress.stage("selecting units", len(problem.groups))
     for group in problem.groups:
         joint = moments[group.name].joint()
-        costs = layer_unit_costs(options.unit_costs, group, problem.state, joint)
+        costs = layer_unit_costs(options.unit_costs, moments[group.name], problem.state, joint)
         curves[group.name] = select_units(
             joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False
         )
@@ -107,9 +87,7 @@ def prepare_search(
     widths = {name: probe_widths(curve.errors, legal[name]) for name, curve in curves.items()}
     samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
     progress.stage("measuring sensitivities", samples)
-    measured = measure_divergences(
-        problem, moments, curves, widths, options, samples=samples, advance=progress.advance
-    )
+    measured = measure_divergences(problem, moments, curves, widths, options, samples=samples, advance=progress.advance)
     damages = {name: damage_curve(curve.errors, measured[name], legal[name]) for name, curve in curves.items()}
     model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs)
     return Search(problem, model, moments, curves, damages)
@@ -134,35 +112,38 @@ def search_widths(
     trials: list[dict[str, Any]] = []
 
     def attempt(allocation: Allocation) -> SearchResult:
-        results, state = compress_layers(
+        found = compress_layers(
             search.problem, WidthRule(keep=1), replace(options, certify=False), progress, widths=allocation.widths
         )
-        progress.stage("checking held-back samples", search.problem.held_back.count)
-        score = held_back_score(search.problem, state, progress)
-        trials.append(
-            {
-                "predicted_damage": allocation.damage,
-                "costs": allocation.costs,
-                "held_back_drop": score.drop,
-                "standard_error": score.error,
-                "agreement": score.agreement,
-            }
-        )
-        return SearchResult(results, state, allocation, score, trials)
+        score = None if found.held_back is None else found.held_back.as_report()
+        trials.append({"predicted_damage": allocation.damage, "costs": allocation.costs, "held_back": score})
+        return SearchResult(found, allocation, trials)
+
+    def passes(found: SearchResult) -> bool:
+        assert max_drop is not None, "only called with an accuracy bound"
+        score = found.layerwise.held_back
+        if score is None:
+            raise GateError("--max-drop needs a network whose output is class scores (batch, classes); give a budget.")
+        return score.passes(max_drop)
 
     if budgets:
         found = attempt(allocate(search.model, search.damages, budgets))
-        if max_drop is not None and not found.score.passes(max_drop):
+        if max_drop is not None and not passes(found):
             raise GateError(
-                f"Within the budget the held-back accuracy falls by {found.score.drop:.2f} ± {found.score.error:.2f} "
-                f"points, at most {max_drop:g} were allowed; nothing was written."
+                f"Within the budget the held-back accuracy falls by {found.describe_drop()} points, "
+                f"at most {max_drop:g} were allowed; nothing was written."
             )
         return found
     assert max_drop is not None, "a search has a budget or an accuracy bound"
-    return _largest_cut(search, attempt, max_drop)
+    return _largest_cut(search, attempt, passes, max_drop)
 
 
-def _largest_cut(search: Search, attempt: Any, max_drop: float) -> SearchResult:
+def _largest_cut(
+    search: Search,
+    attempt: Callable[[Allocation], SearchResult],
+    passes: Callable[[SearchResult], bool],
+    max_drop: float,
+) -> SearchResult:
     """Raise and lower the predicted damage until the held-back accuracy just stays within the bound."""
     best: SearchResult | None = None
     low, high = 0.0, math.inf  # predicted damages known to pass and to fail
@@ -174,8 +155,8 @@ def _largest_cut(search: Search, attempt: Any, max_drop: float) -> SearchResult:
         if key in seen:
             break
         seen.add(key)
-        found: SearchResult = attempt(allocation)
-        if found.score.passes(max_drop):
+        found = attempt(allocation)
+        if passes(found):
             best, low = found, max(low, target)
         else:
             high = min(high, target)
@@ -189,8 +170,8 @@ def _largest_cut(search: Search, attempt: Any, max_drop: float) -> SearchResult:
                 break
     if best is None:
         raise GateError(
-            f"No cut kept the held-back accuracy within {max_drop:g} points; the mildest lost "
-            f"{found.score.drop:.2f} ± {found.score.error:.2f}. Nothing was written."
+            f"No cut kept the held-back accuracy within {max_drop:g} points; the last one lost "
+            f"{found.describe_drop()}. Nothing was written."
         )
     return best
 
@@ -202,7 +183,9 @@ def at_damage(search: Search, target: float) -> Allocation:
 
     def damage(widths: Mapping[str, int]) -> float:
         return sum(
-            float(curve.damage[widths[name]]) for name, curve in search.damages.items() if widths[name] < curve.legal[-1]
+            float(curve.damage[widths[name]])
+            for name, curve in search.damages.items()
+            if widths[name] < curve.legal[-1]
         )
 
     for _ in range(60):
@@ -215,27 +198,19 @@ def at_damage(search: Search, target: float) -> Allocation:
     return Allocation(chosen, damage(chosen), relative_costs(search.model, chosen), low)
 
 
-def held_back_score(problem: Problem, state: Mapping[str, Tensor], progress: Progress) -> HeldBackScore:
-    """Original and masked compressed network on all held-back samples, in one pass."""
-    program, stream = problem.program, problem.held_back
-    changed = program.downstream(name for name, tensor in problem.state.items() if state[name] is not tensor)
-    device = next(iter(problem.state.values())).device
-    output = program.network.output
-    lost: list[Tensor] = []
-    agreeing, labelled = 0, True
-    with torch.inference_mode():
-        for number, size in enumerate(stream.sizes()):
-            batch = stream.batch(number)
-            values = run_pair(program, problem.state, state, (batch.inputs.to(device),), [output], changed=changed)
-            first, second = (value.argmax(-1).cpu() for value in values[output])
-            agreeing += int((first == second).sum())
-            if batch.labels is None:
-                labelled = False
-                lost.append((first != second).double())
-            else:
-                lost.append((first == batch.labels).double() - (second == batch.labels).double())
-            progress.advance(size)
-    differences = torch.cat([part.flatten() for part in lost])
-    count = len(differences)
-    deviation = float(differences.std()) / math.sqrt(count) if count > 1 else 0.0
-    return HeldBackScore(100 * float(differences.mean()), 100 * deviation, agreeing / count, count, labelled)
+def search_report(search: Search, found: SearchResult) -> dict[str, Any]:
+    """How the widths were found: trials, and per layer the measured and the predicted damage. Plain data."""
+    return {
+        "trials": found.trials,
+        "held_back_evaluations": len(found.trials),
+        "predicted_costs": found.allocation.costs,
+        "layers": {
+            name: {
+                "width": found.allocation.widths[name],
+                "predicted_damage": float(curve.damage[found.allocation.widths[name]]),
+                "measured": [list(point) for point in curve.measured],
+                "error_curve": [round(float(error), 6) for error in curve.errors],
+            }
+            for name, curve in search.damages.items()
+        },
+    }

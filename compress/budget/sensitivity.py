@@ -73,9 +73,9 @@ def measure_divergences(
             for index, (_, _, weights, _, start) in enumerate(cuts):
                 changed_state = {**state, **weights}
                 known = {name: values[name] for name in start}
-                after = run_pair(
-                    program, changed_state, changed_state, inputs, [output], changed=set(), start=known
-                )[output][0]
+                after = run_pair(program, changed_state, changed_state, inputs, [output], changed=set(), start=known)[
+                    output
+                ][0]
                 totals[index] += float(divergence(before, after).sum())
             seen += size
             if advance is not None:
@@ -87,7 +87,7 @@ def measure_divergences(
 
 
 def divergence(before: Tensor, after: Tensor) -> Tensor:
-    """How far outputs moved, per sample (B,): KL of the class distributions for scores (B, C), else relative squares."""
+    """How far outputs moved, per sample (B,): KL of the class distributions (B, C), else relative squares."""
     first, second = before.double(), after.double()
     if first.ndim == 2 and first.shape[1] > 1:
         logs, other = first.log_softmax(1), second.log_softmax(1)

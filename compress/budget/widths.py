@@ -43,8 +43,8 @@ def round_up(width: int, multiple: int, units: int) -> int:
 def smallest_width(held_back_error: Callable[[int], float], units: int, allowed: float, floor: float) -> int:
     """Smallest width whose held-back error stays within what `allowed` adds to the unavoidable error, by bisection.
 
-    When earlier layers were cut, even all units leave an error `floor`; a width passes when its squared error is at most
-    floor² + allowed². The error is taken to fall with the width.
+    When earlier layers were cut, even all units leave an error `floor`; a width passes when its squared error is at
+    most floor² + allowed². The error is taken to fall with the width.
 
     Args:
         held_back_error: width -> relative error after the refit.

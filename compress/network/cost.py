@@ -50,21 +50,30 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     return counter.get_total_flops() // 2
 
 
-def measure_latency(
-    modules: Sequence[nn.Module], inputs: Sequence[Tensor], *, repeats: int = 15, warmup: int = 3
-) -> list[Latency]:
-    """Median latencies of several networks on the same inputs, their passes interleaved so that drift hits all alike."""
+def measure_latency(modules: Sequence[nn.Module], inputs: Sequence[Tensor], *, seconds: float = 3.0) -> list[Latency]:
+    """Median latencies of several networks on the same inputs, their passes interleaved so that drift hits all alike.
+
+    Args:
+        seconds: about how long to measure, at least 3 and at most 15 passes of each network after one warm-up.
+    """
     device = inputs[0].device
     times: list[list[float]] = [[] for _ in modules]
+    repeats = 15
     with torch.inference_mode():
-        for round_number in range(warmup + repeats):
+        for round_number in range(1 + 15):
+            if round_number > repeats:
+                break
+            spent = 0.0
             for module, found in zip(modules, times, strict=True):
                 _synchronise(device)
                 start = time.perf_counter()
                 module(*inputs)
                 _synchronise(device)
-                if round_number >= warmup:
+                spent += time.perf_counter() - start
+                if round_number:
                     found.append(1e3 * (time.perf_counter() - start))
+            if round_number == 0:
+                repeats = max(3, min(15, round(seconds / max(spent, 1e-6))))
     return [
         Latency(statistics.median(found), inputs[0].shape[0], torch.get_num_threads(), str(device), repeats)
         for found in times

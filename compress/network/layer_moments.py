@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compress.convex import Moments, stack_consumers
+from compress.convex import FactoredMoments, Moments, stack_consumers
 from compress.network.recording import Reading
 from compress.network.units import UnitGroup
 
@@ -22,6 +23,7 @@ class LayerMoments:
         targets: Ψ was recorded from the original network while Φ came from the compressed one.
         rows: rows of Φ in the fitting moments.
         positions: what the plan took, in words.
+        candidates: the units (m,) that the moments are about, where all of them did not fit the memory; else None.
     """
 
     group: UnitGroup
@@ -31,6 +33,12 @@ class LayerMoments:
     targets: bool
     rows: int
     positions: str = ""
+    candidates: Tensor | None = None
+
+    @property
+    def units(self) -> Tensor:
+        """Unit numbers (K,) that the moments hold, sorted."""
+        return torch.arange(self.group.unit_count) if self.candidates is None else self.candidates
 
     @property
     def intercepts(self) -> tuple[bool, ...]:
@@ -44,6 +52,42 @@ class LayerMoments:
         """Fitting moments of all readings together, centred where a constant is free; each one's error counts alike."""
         parts = [part.centred() if own else part for part, own in zip(self.fitting, self.intercepts, strict=True)]
         return parts[0] if len(parts) == 1 else stack_consumers(parts, intercept=False)
+
+
+def make_layer_moments(
+    group: UnitGroup,
+    readings: tuple[Reading, ...],
+    fitting: Sequence[Moments | FactoredMoments],
+    held_back: Sequence[Moments | FactoredMoments],
+    *,
+    targets: bool,
+    rows: int,
+    positions: str,
+) -> LayerMoments:
+    """Moments of one group as recorded; a factor is reduced to the units that its memory bound allows a matrix for."""
+    candidates: Tensor | None = None
+    for part in fitting:
+        if isinstance(part, FactoredMoments):
+            positions = f"{positions}; {part.message}"
+            listed = part.shortlist()
+            if len(listed) < group.unit_count:
+                candidates = listed if candidates is None else candidates[torch.isin(candidates, listed)]
+
+    def dense(part: Moments | FactoredMoments) -> Moments:
+        if isinstance(part, FactoredMoments) or candidates is not None:
+            return part.subset(torch.arange(group.unit_count) if candidates is None else candidates)
+        return part
+
+    return LayerMoments(
+        group=group,
+        readings=readings,
+        fitting=tuple(dense(part) for part in fitting),
+        held_back=tuple(dense(part) for part in held_back),
+        targets=targets,
+        rows=rows,
+        positions=positions,
+        candidates=candidates,
+    )
 
 
 def dead_units(moments: Moments) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulator, Moments
 from compress.errors import NonFiniteError
 from compress.network.execution import ActivationStore, Program, run_pair
+from compress.network.graph import NetworkGraph
 from compress.network.units import Consumer, UnitGroup
 
 ROWS_PER_COLUMN = 8  # rows of Φ wanted for each of its K·s columns, so that a refit does not fit noise
@@ -131,13 +132,11 @@ def with_consumer_matrix(consumer: Consumer, weight: Tensor, coefficients: Tenso
     return torch.cat(blocks)
 
 
-def plan_samples(
-    readings: Sequence[Reading], positions: Sequence[int], samples: int, forward_macs: int
-) -> SamplePlan:
+def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples: int, forward_macs: int) -> SamplePlan:
     """How many samples, and positions per sample, a group's moments take.
 
-    Every linear row is taken. A conv reading takes as many positions as cost at most `COST_SHARE` of a forward pass, but
-    at least those that give `ROWS_PER_COLUMN`·K·s rows; and no more samples than that many rows need.
+    Every linear row is taken. A conv reading takes as many positions as cost at most `COST_SHARE` of a forward pass,
+    but at least those that give `ROWS_PER_COLUMN`·K·s rows; and no more samples than that many rows need.
 
     Args:
         positions: output positions that each reading has per sample (1 for linear).
@@ -157,6 +156,20 @@ def plan_samples(
         needed = max(needed, min(samples, math.ceil(rows / count)))
         drawn.append(count)
     return SamplePlan(needed, tuple(drawn))
+
+
+SQUARE_COPIES = 6  # matrices of the size of one square moment matrix that recording and solving hold at once
+
+
+def make_accumulator(reading: Reading, memory: int, seed: int) -> MomentAccumulator | FactorAccumulator:
+    """Square moments where they fit `memory` with everything made from them, else a thin factor of as many rows."""
+    columns = reading.columns
+    if SQUARE_COPIES * 8 * columns**2 <= memory:
+        return MomentAccumulator(reading.group_size)
+    rows = max(256, memory // 3 // (8 * columns))
+    side = math.isqrt(memory // (2 * SQUARE_COPIES * 8))  # columns whose square matrices fit half of the memory
+    units = max(1, side // reading.group_size)
+    return FactorAccumulator(reading.group_size, rows=rows, seed=seed, memory_units=units)
 
 
 class GroupRecorder:
@@ -183,13 +196,7 @@ class GroupRecorder:
         self.targets = targets
         self.rows = 0
         self._generator = torch.Generator().manual_seed(seed)
-        sizes = [0] * len(self.readings)
-        self._sums: list[MomentAccumulator | FactorAccumulator] = [
-            FactorAccumulator(reading.group_size, rows=rows, seed=seed)
-            if rows
-            else MomentAccumulator(reading.group_size)
-            for reading, rows in zip(self.readings, sizes, strict=True)
-        ]
+        self._sums = [make_accumulator(reading, memory // len(self.readings), seed) for reading in self.readings]
 
     def add(
         self,
@@ -213,23 +220,27 @@ class GroupRecorder:
                     f"NaN or Inf in the activations that `{self.group.name}` hands on; "
                     "check the weights up to there and the preprocessing."
                 )
-            if self.targets:
+            if self.targets or isinstance(sums, FactorAccumulator):
                 source = patches if second is first else read_rows(reading, first, index)
                 outputs = self._targets(reading, source, patches, features, original, current)
             else:
                 outputs = features.new_zeros(features.shape[0], 0)
             repeated = None if weights is None else weights.repeat_interleave(features.shape[0] // weights.shape[0])
-            sums.add(features, outputs, repeated)
+            if isinstance(sums, FactorAccumulator):
+                sums.add(features, outputs)
+            else:
+                sums.add(features, outputs, repeated)
             self.rows = max(self.rows, int(sums.count))
 
     def moments(self, original: Mapping[str, Tensor]) -> tuple[Moments | FactoredMoments, ...]:
         """One Moments per reading; without recorded targets Ψ is ΦV for the original weights, exactly."""
-        found = [sums.moments() for sums in self._sums]
-        if self.targets:
-            return tuple(found)
-        return tuple(
-            part.with_outputs(reading.weights(original)) for part, reading in zip(found, self.readings, strict=True)
-        )
+        found = []
+        for sums, reading in zip(self._sums, self.readings, strict=True):
+            part = sums.moments()
+            if isinstance(part, Moments) and not self.targets:
+                part = part.with_outputs(reading.weights(original))
+            found.append(part)
+        return tuple(found)
 
     def _targets(
         self,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from compress.errors import OutputError
 from compress.network.architecture import build_architecture, load_weights
 from compress.network.surgery import restore_shapes
+from compress.output.atomic import current_umask
 
 FORMAT = 1
 MODEL, CONFIG, RECIPE, REPORT_JSON, REPORT_TEXT = (
@@ -113,7 +114,9 @@ def stored_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dic
         dtype = like[name].dtype if name in like else tensor.dtype
         cast = tensor.detach().cpu().to(dtype).contiguous()
         if cast.is_floating_point() and not bool(torch.isfinite(cast).all()):
-            raise OutputError(f"`{name}` does not fit into {str(dtype).removeprefix('torch.')}: a refitted value overflows.")
+            raise OutputError(
+                f"`{name}` does not fit into {str(dtype).removeprefix('torch.')}: a refitted value overflows."
+            )
         stored[name] = cast.clone()
     return stored
 
@@ -123,6 +126,7 @@ def write_artifact(
 ) -> dict[str, Any]:
     """Write tensors, manifest and further text files into `folder`; returns the manifest with the hashes filled in."""
     save_file(dict(state), folder / MODEL, metadata={"format": "pt"})
+    (folder / MODEL).chmod(0o666 & ~current_umask())
     manifest = {"format": FORMAT, **config}
     manifest["hashes"] = {**config.get("hashes", {}), MODEL: file_sha256(folder / MODEL)}
     write_json(folder / CONFIG, manifest)

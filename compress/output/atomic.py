@@ -31,7 +31,9 @@ def new_folder(target: str | Path, *, force: bool = False) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise OutputError(f"Cannot write to {str(target.parent)!r}: {explain(error)}. Choose another --output.") from None
+        raise OutputError(
+            f"Cannot write to {str(target.parent)!r}: {explain(error)}. Choose another --output."
+        ) from None
     try:
         yield draft
         try:
@@ -45,7 +47,9 @@ def new_folder(target: str | Path, *, force: bool = False) -> Iterator[Path]:
             else:
                 os.rename(draft, target)
         except OSError as error:
-            raise OutputError(f"Cannot put {str(target)!r} in place: {explain(error)}. Choose another --output.") from None
+            raise OutputError(
+                f"Cannot put {str(target)!r} in place: {explain(error)}. Choose another --output."
+            ) from None
     except OSError as error:
         raise OutputError(f"Writing {str(target)!r} failed: {explain(error)}. Nothing was left behind.") from None
     finally:

@@ -132,7 +132,7 @@ def evaluate_networks(
 
 
 def class_scores(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Class scores (B, classes) of a network, whatever container it returns them in. Raises DataError, NonFiniteError."""
+    """Class scores (B, classes) of a network, from whatever container it returns. Raises DataError, NonFiniteError."""
     outputs = network(inputs)
     if not isinstance(outputs, Tensor):
         outputs = getattr(outputs, "logits", outputs[0] if isinstance(outputs, (tuple, list)) else outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compress.network.units import UnitGroup, find_units
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +21,6 @@ from compress.network.recording import (
     record_moments,
     with_consumer_matrix,
 )
-from compress.network.units import UnitGroup, find_units
 
 MEMORY = 2**30
 

@@ -20,11 +20,17 @@ def test_the_folder_appears_only_at_the_end(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
 
+def write_and_fail(target: Path, fault: BaseException) -> None:
+    """Start writing the folder, then meet a fault."""
+    with new_folder(target, force=True) as draft:
+        (draft / "config.json").write_text("new")
+        raise fault
+
+
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
 def test_a_fault_leaves_nothing(tmp_path: Path, fault: type[BaseException]) -> None:
-    with pytest.raises(fault), new_folder(tmp_path / "out") as draft:
-        (draft / "config.json").write_text("{}")
-        raise fault
+    with pytest.raises(fault):
+        write_and_fail(tmp_path / "out", fault())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -32,9 +38,8 @@ def test_a_fault_keeps_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "config.json").write_text("old")
-    with pytest.raises(ValueError, match="stop"), new_folder(target, force=True) as draft:
-        (draft / "config.json").write_text("new")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        write_and_fail(target, ValueError("stop"))
     assert (target / "config.json").read_text() == "old"
     with new_folder(target, force=True) as draft:
         (draft / "config.json").write_text("new")
