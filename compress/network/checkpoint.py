@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ PREFIXES = ("module.", "_orig_mod.")
 MAX_WRAPPERS = 4
 LOAD_FAULTS = (
     RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-    AssertionError, OSError, ImportError, MemoryError, OverflowError, RecursionError, NotImplementedError,
+    AssertionError, OSError, ImportError, MemoryError, OverflowError, RecursionError, NotImplementedError, struct.error,
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ CONSTANTS = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
 MAX_DEPTH = 64
 PICKLE_FAULTS = (
     pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError, OverflowError,
-    RecursionError, MemoryError, ImportError, AssertionError,
+    RecursionError, MemoryError, ImportError, AssertionError, struct.error,
 )  # fmt: skip
 
 
