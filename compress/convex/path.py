@@ -13,6 +13,7 @@ from compress.convex.moments import Moments
 from compress.convex.solve import solve
 from compress.convex.solvers.solution import Solution
 
+_POLISH = 40  # iterations allowed for the last digits
 _SMALLEST = 1e-9  # the smallest λ tried, as a fraction of the silencing penalty
 
 
@@ -78,11 +79,16 @@ def solve_tolerance(
     for _ in range(max_solves):
         start = None if solution is None else solution.coefficients
         problem = MultitaskLasso(moments, math.exp(guess), unit_costs)
-        solution = solve(problem, solver, tolerance=inner, start=start)
+        if search.width < 0.1 and solution is not None:  # near the root, to rounding: the error follows √gap
+            solution = solve(problem, solver, tolerance=1e-15, start=start, max_iterations=_POLISH)
+            solution = solution if solution.gap <= inner else solve(problem, solver, tolerance=inner, start=start)
+        else:
+            solution = solve(problem, solver, tolerance=inner, start=start)
         iterations += solution.iterations
         reached = min(reached, solution.error)
         if solution.error <= error:
-            best = _with_tolerance_certificate(solution, moments, unit_costs, bound, tolerance)
+            found = _with_tolerance_certificate(solution, moments, unit_costs, bound, tolerance)
+            best = found if best is None or found.gap < best.gap else best
             if best.gap <= tolerance:
                 break
         elif guess <= search.smallest + 1e-9:

@@ -69,7 +69,8 @@ def reduce_problem(problem: MultitaskLasso) -> Reduction:
         if keep[i] and keep[j]:
             price = problem.costs[[i, j]] / energies[[i, j]].sqrt()
             keep[j if float(price[0]) <= float(price[1]) else i] = False
-    units = None if bool(keep.all()) else keep.nonzero()[:, 0]
+    everything = bool(keep.all()) or not bool(keep.any())
+    units = None if everything else keep.nonzero()[:, 0]
     reduced = moments if units is None else moments.subset(units)
     costs = problem.costs if units is None else problem.costs[units]
     rotation = _row_space(reduced.cross, problem.penalty * costs, s)
@@ -106,7 +107,7 @@ def _twins(problem: MultitaskLasso, energies: Tensor, alive: Tensor) -> list[tup
 def _row_space(cross: Tensor, thresholds: Tensor, s: int) -> Tensor | None:
     """Q (D, d), d ≤ 0.7·D, such that what H loses is below 1e-4 of every unit's threshold; None if there is none."""
     n, d = cross.shape
-    if d < _FEW_OUTPUTS:
+    if d < _FEW_OUTPUTS or not bool(cross.any()):
         return None
     if d > n:
         if n > 2048:

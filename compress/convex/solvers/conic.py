@@ -97,7 +97,7 @@ def _thresholded(problem: ScaledProblem, point: Tensor) -> Tensor:
     norms = unit_norms(point, problem.group_size)
     largest = float(norms.max()) if norms.numel() else 0.0
     best, best_gap = point, problem.gap_at(point)
-    for level in (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4):
+    for level in (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 2.0):
         trial = point * expand((norms > level * largest).to(point), problem.group_size)[:, None]
         gap = problem.gap_at(trial)
         if gap <= best_gap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ class ScaledProblem:
         self.candidates = self._candidates()
 
     def _candidates(self) -> Tensor:
-        return (~self.dead & (self.group_size**0.5 * self.energy >= self.thresholds)).nonzero()[:, 0]
+        return (~self.dead & (math.sqrt(self.group_size) * self.energy * (1 + 1e-9) >= self.thresholds)).nonzero()[:, 0]
 
     def with_penalty_times(self, factor: float) -> ScaledProblem:
         """The same problem for another λ; arrays are shared."""

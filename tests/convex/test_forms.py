@@ -1,0 +1,147 @@
+"""Path, tolerance, exact form, unit count, width bound."""
+
+import pytest
+import torch
+
+from compress.convex import (
+    Moments,
+    MultitaskLasso,
+    numerical_rank,
+    penalty_grid,
+    reduce_width,
+    solve,
+    solve_exact,
+    solve_path,
+    solve_tolerance,
+    solve_unit_count,
+    spanning_units,
+    width_bound,
+)
+from compress.convex.lasso import unit_norms
+from tests.convex.problems import KINDS, normal, problem_of_kind
+
+
+def test_every_point_of_a_path_is_certified_and_equals_its_cold_solution():
+    problem = problem_of_kind("conv groups")
+    grid = penalty_grid(problem.moments, 8, 1e-3, problem.unit_costs)
+    for solution in solve_path(problem.moments, grid, problem.unit_costs):
+        assert solution.certified
+        cold = solve(MultitaskLasso(problem.moments, solution.penalty, problem.unit_costs))
+        assert solution.objective == pytest.approx(cold.objective, rel=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", [0.7, 0.35])
+def test_the_tolerance_form_meets_its_error_at_least_norm(kind, error):
+    problem = problem_of_kind(kind)
+    solution = solve_tolerance(problem.moments, error, problem.unit_costs)
+    if solution.status.startswith("infeasible"):
+        assert solution.error > error
+        return
+    assert solution.certified, solution.status
+    assert solution.error <= error * (1 + 1e-9)
+    # independent dual bound: any u with ‖Φ_kᵀu‖ ≤ c_k gives ⟨u, Ψ⟩ − ε‖Ψ‖‖u‖; the residual, scaled, is such a u
+    moments, v = problem.moments, solution.coefficients
+    correlation = moments.cross - moments.gram @ v
+    alpha = float((problem.costs / unit_norms(correlation, moments.group_size)).min())
+    residual = moments.energy - 2 * float((v * moments.cross).sum()) + float((v * (moments.gram @ v)).sum())
+    with_outputs = moments.energy - float((v * moments.cross).sum())  # ⟨R, Ψ⟩/N
+    dual = alpha * (with_outputs - error * (moments.energy * residual) ** 0.5)
+    assert solution.objective - dual <= 2e-6 * solution.objective
+
+
+def test_an_error_that_no_weights_reach_is_called_infeasible():
+    problem = problem_of_kind("well-posed")
+    solution = solve_tolerance(problem.moments, 1e-6, problem.unit_costs)
+    assert solution.status.startswith("infeasible")
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_exact_form_reproduces_the_outputs_at_least_norm(seed, size):
+    generator = torch.Generator().manual_seed(seed)
+    features = normal(generator, 12, 40 * size)
+    outputs = normal(generator, 12, 3)
+    solution = solve_exact(Moments.of(features, outputs, group_size=size))
+    assert solution.certified, solution.status
+    assert float((features @ solution.coefficients - outputs).norm() / outputs.norm()) < 1e-6
+    # the least-squares weights of least Frobenius norm reproduce Ψ too, at no smaller Σ‖v_k‖
+    other = torch.linalg.pinv(features) @ outputs
+    assert solution.objective <= float(unit_norms(other, size).sum())
+    near = solve(MultitaskLasso(Moments.of(features, outputs, group_size=size), 1e-5))
+    assert float(unit_norms(near.coefficients, size).sum()) == pytest.approx(solution.objective, rel=1e-3)
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 3, 6, 11])
+def test_a_wanted_number_of_units_is_found(wanted):
+    problem = problem_of_kind("well-posed", seed=2)
+    solution = solve_unit_count(problem.moments, wanted, problem.unit_costs)
+    assert solution.active.numel() == wanted
+    assert solution.certified
+
+
+def test_numerical_rank_is_of_the_features_not_of_the_gram():
+    singular = torch.tensor([1.0, 1e-2, 1e-4], dtype=torch.float64)
+    gram = torch.diag(singular.square())
+    assert numerical_rank(gram, 1e-3) == 2
+    assert numerical_rank(gram, 1e-5) == 3
+    with pytest.raises(ValueError, match="tolerance"):
+        numerical_rank(gram, 1e-12)
+
+
+def test_a_bound_that_promises_nothing_says_so():
+    generator = torch.Generator().manual_seed(0)
+    features = normal(generator, 100, 20)
+    bound = width_bound(Moments.of(features, features @ normal(generator, 20, 8)))
+    assert (bound.rank_features, bound.rank_outputs, bound.bound) == (20, 8, 160)
+    assert bound.vacuous
+    assert "says nothing" in bound.message
+
+
+def test_the_bound_is_stated_where_it_helps_with_the_rank_beside_it():
+    generator = torch.Generator().manual_seed(0)
+    features = normal(generator, 100, 4) @ normal(generator, 4, 50)
+    outputs = features @ normal(generator, 50, 2) @ normal(generator, 2, 6)
+    for moments in (Moments.of(features, outputs), Moments.of(features, outputs, output_gram=False)):
+        bound = width_bound(moments)
+        assert (bound.bound, bound.vacuous, bound.rank_bound) == (8, False, 4)
+        assert "at most 8 of 50" in bound.message
+        assert "4 units already span" in bound.message
+
+
+def test_spanning_units_span_the_features():
+    generator = torch.Generator().manual_seed(0)
+    features = normal(generator, 100, 4) @ normal(generator, 4, 50)
+    chosen = spanning_units(Moments.of(features, features[:, :1]))
+    assert chosen.numel() == 4
+    rest = features - features[:, chosen] @ torch.linalg.pinv(features[:, chosen]) @ features
+    assert float(rest.norm() / features.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_the_width_theorem_holds_on_rank_deficient_problems(batch):
+    for seed in range(batch * 20, batch * 20 + 20):
+        generator = torch.Generator().manual_seed(seed)
+        rank, q, size = 1 + seed % 6, 1 + seed % 3, 1 + (seed % 4 == 0)
+        units, outputs = 40 + seed % 30, q + seed % 4
+        features = normal(generator, 50, rank) @ normal(generator, rank, units * size)
+        weights = (
+            normal(generator, units * size, outputs) @ normal(generator, outputs, q) @ normal(generator, q, outputs)
+        )
+        costs = 0.1 + torch.rand(units, generator=generator, dtype=torch.float64)
+        reduced = reduce_width(Moments.of(features, features @ weights, group_size=size), weights, costs)
+        norms = unit_norms(reduced, size)
+        assert int((norms > 0).sum()) <= rank * min(rank, q, outputs)
+        assert float((features @ (reduced - weights)).norm() / (features @ weights).norm()) < 1e-8
+        assert float((costs * norms).sum()) <= float((costs * unit_norms(weights, size)).sum()) * (1 + 1e-12)
+
+
+def test_reducing_an_exact_solution_keeps_its_objective():
+    generator = torch.Generator().manual_seed(1)
+    features = normal(generator, 30, 3) @ normal(generator, 3, 40)
+    moments = Moments.of(features, features @ normal(generator, 40, 2))
+    solution = solve_exact(moments)
+    reduced = reduce_width(moments, solution.coefficients)
+    norms = unit_norms(reduced, 1)
+    assert int((norms > 0).sum()) <= 6
+    assert float(norms.sum()) == pytest.approx(solution.objective, rel=1e-5)
