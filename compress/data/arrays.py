@@ -7,6 +7,8 @@ import math
 import shutil
 import struct
 import tempfile
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,11 @@ from compress.errors import DataError
 CHUNK = 1 << 20
 BOMB_BYTES = 1 << 30
 BOMB_RATIO = 200
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+HEADER_FAULTS = (
+    ValueError, SyntaxError, TypeError, EOFError, OverflowError, MemoryError, RecursionError, KeyError, AttributeError,
+    tokenize.TokenError, struct.error,
+)  # fmt: skip
 WANTED = "`images` (N, H, W, C) uint8 or `inputs` (N, …) float"
 NUMPY_NAMES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
@@ -70,7 +77,8 @@ class ArraySource(DataSource):
         rows = self.read_rows(numbers)
         if self.images:
             return (self.preprocessing or Preprocessing()).apply(rows)
-        inputs = torch.from_numpy(rows.astype(np.float32))
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is caught below
+            inputs = torch.from_numpy(rows.astype(np.float32))
         finite = torch.isfinite(inputs).flatten(1).all(1)
         if not bool(finite.all()):
             first = int(numbers[int((~finite).nonzero()[0])])
@@ -179,30 +187,30 @@ def map_member(name: str, path: Path, archive: zipfile.ZipFile, member: zipfile.
             f"{name}: {member.filename!r} unpacks to {member.file_size} bytes, the temporary folder has {free} free; "
             "save it uncompressed with numpy.savez, or set TMPDIR."
         )
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  the mapping keeps it alive; it has no name to remove
-    size = 0
-    with archive.open(member) as packed:
-        while chunk := packed.read(CHUNK):
-            size += len(chunk)
-            if size > member.file_size:
-                raise DataError(f"{name}: {member.filename!r} unpacks to more than it declares.")
-            unpacked.write(chunk)
-    unpacked.flush()
-    unpacked.seek(0)
-    with unpacked:
+    with tempfile.TemporaryFile() as unpacked:  # it has no name to remove; the mapping keeps its content alive
+        size = 0
+        with archive.open(member) as packed:
+            while chunk := packed.read(CHUNK):
+                size += len(chunk)
+                if size > member.file_size:
+                    raise DataError(f"{name}: {member.filename!r} unpacks to more than it declares.")
+                unpacked.write(chunk)
+        unpacked.flush()
+        unpacked.seek(0)
         return map_npy(f"{name}: {member.filename}", unpacked, size)
 
 
 def map_npy(name: str, file: IO[bytes], end: int) -> np.ndarray:
     """The `.npy` array that starts where `file` stands and must end by byte `end`, memory-mapped. Raises DataError."""
     try:
-        version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in readers:
-            raise DataError(f"{name}: .npy version {version} is not supported.")
-        shape, fortran, dtype = readers[version](file)  # type: ignore[no-untyped-call]
-    except (ValueError, SyntaxError, TypeError, EOFError, OverflowError, MemoryError, RecursionError) as error:
-        raise DataError(f"{name}: not a readable array: {str(error).splitlines()[0]}.") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+            if version not in NPY_HEADERS:
+                raise DataError(f"{name}: .npy version {version} is not supported.")
+            shape, fortran, dtype = NPY_HEADERS[version](file)  # type: ignore[no-untyped-call]
+    except HEADER_FAULTS as error:
+        raise DataError(f"{name}: not a readable array: {' '.join(str(error).split())[:120]}.") from None
     if dtype.hasobject or dtype.kind not in "fiub":
         raise DataError(f"{name}: arrays of {dtype} are not read (they could execute code); save plain numbers.")
     return map_bytes(name, file, file.tell(), end, shape, dtype, fortran=fortran)

@@ -18,7 +18,7 @@ import torch
 
 from compress.errors import CheckpointError, CompressError, UnsupportedError, UntrustedPickleError
 from compress.network import pickle_scan
-from compress.network.checkpoint import load_checkpoint
+from compress.network.checkpoint import Checkpoint, load_checkpoint
 
 
 class Execute:
@@ -270,6 +270,14 @@ def test_scanning_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "mark").exists()
 
 
+def load_or_refuse(path: Path) -> Checkpoint | str:
+    """The checkpoint, or the message with which it is refused; anything else is a fault of the reader."""
+    try:
+        return load_checkpoint(path)
+    except CompressError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 def test_mutated_files_end_in_one_line_or_are_read(tmp_path: Path, form: str) -> None:
     from safetensors.torch import save_file
@@ -289,9 +297,8 @@ def test_mutated_files_end_in_one_line_or_are_read(tmp_path: Path, form: str) ->
         if draw.random() < 0.2:
             mutated = mutated[: draw.randrange(len(mutated))]
         path.write_bytes(mutated)
-        try:
-            found = load_checkpoint(path)
-        except CompressError as error:
-            assert "\n" not in str(error)
+        found = load_or_refuse(path)
+        if isinstance(found, str):
+            assert "\n" not in found
         else:
             assert sum(tensor.numel() for tensor in found.state.values()) < 10_000
