@@ -267,8 +267,14 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
     assert prepared.calibration is not None, "a run needs data"
     if prepared.calibration.sample_count < 8:
         raise DataError(f"At least 8 calibration samples are needed, got {prepared.calibration.sample_count}.")
+    only_batch = prepared.network.batch_size
     fitting, held_back = fit_samples(
-        prepared.calibration, recipe.calibration_samples, recipe.held_back, recipe.batch_size, recipe.seed
+        prepared.calibration,
+        recipe.calibration_samples,
+        recipe.held_back,
+        only_batch or recipe.batch_size,
+        recipe.seed,
+        whole_batches=only_batch is not None,
     )
     return Problem(
         program=prepared.program,

@@ -193,7 +193,7 @@ def _resizable(inputs: Tensor, wanted: Sequence[int]) -> bool:
 
 def check_program(program: Program, module: nn.Module, state: Mapping[str, Tensor], probe: Tensor) -> None:
     """Refuse a trace that does not compute what the network computes. Raises TraceError, CheckpointError."""
-    output = program.network.output
+    output = program.output
     with torch.inference_mode():
         try:
             direct = first_tensor(module(probe))

@@ -14,6 +14,7 @@ from compress.budget.layers import LayerOptions, LayerResult, solve_layer
 from compress.budget.scoring import CalibrationScore, score_samples
 from compress.budget.widths import WidthRule
 from compress.data import DataSource
+from compress.errors import DataError
 from compress.network.execution import ActivationStore, Program
 from compress.network.layer_moments import LayerMoments, make_layer_moments
 from compress.network.recording import (
@@ -89,7 +90,7 @@ class Problem:
     def plans(self, group: UnitGroup) -> tuple[SamplePlan, SamplePlan]:
         """What a group's fitting and held-back moments take."""
         readings = self.readings(group)
-        available = [output_positions(reading, self.program.network) for reading in readings]
+        available = [output_positions(reading, self.program) for reading in readings]
         fitting = plan_samples(readings, available, self.fitting.count, self.forward_macs)
         share = fitting.samples / self.fitting.count
         fewest = min(self.held_back.count, 256)
@@ -241,7 +242,7 @@ def next_frontier(problem: Problem, number: int) -> tuple[str, ...]:
     """Values after which nothing depends on weights that are still to change, once group `number` is settled."""
     changing = {name for group in problem.groups[number:] for name in consumer_tensors(group)}
     wanted = {consumer.input for group in problem.groups[number + 1 :] for consumer in group.consumers}
-    return problem.program.frontier(changing, [*sorted(wanted), problem.program.network.output])
+    return problem.program.frontier(changing, [*sorted(wanted), problem.program.output])
 
 
 def consumer_tensors(group: UnitGroup) -> set[str]:
@@ -255,12 +256,19 @@ def consumer_tensors(group: UnitGroup) -> set[str]:
 
 
 def fit_samples(
-    source: DataSource, limit: int, held_back: float, batch_size: int, seed: int
+    source: DataSource, limit: int, held_back: float, batch_size: int, seed: int, *, whole_batches: bool = False
 ) -> tuple[SampleStream, SampleStream]:
-    """Seeded, disjoint streams for fitting and for checking, from at most `limit` samples of a source."""
+    """Seeded, disjoint streams for fitting and for checking, from at most `limit` samples of a source.
+
+    Args:
+        whole_batches: leave out what does not fill a batch, for a graph that holds for one batch size only.
+    """
     order = torch.randperm(source.sample_count, generator=torch.Generator().manual_seed(seed))[:limit]
     checking = min(len(order) - 1, max(1, round(held_back * len(order))))
-    return (
-        SampleStream(source, order[checking:], batch_size),
-        SampleStream(source, order[:checking], batch_size),
-    )
+    parts = [order[checking:], order[:checking]]
+    if whole_batches:
+        parts = [part[: len(part) // batch_size * batch_size] for part in parts]
+        if not all(len(part) for part in parts):
+            raise DataError(f"This network runs on batches of {batch_size} only; give more calibration samples.")
+    fitting, checks = (SampleStream(source, part, batch_size) for part in parts)
+    return fitting, checks

@@ -58,7 +58,7 @@ def score_samples(
     """
     changed = program.downstream(name for name, tensor in original.items() if current[name] is not tensor)
     device = next(iter(original.values())).device
-    output = program.network.output
+    output = program.output
     lost: list[Tensor] = []
     agreeing, hits, losses, labelled = 0, [0, 0], [0.0, 0.0], True
     with torch.inference_mode():

@@ -49,7 +49,7 @@ def measure_divergences(
         Group name -> (width, mean divergence per sample).
     """
     program, state = problem.program, problem.state
-    output = program.network.output
+    output = program.output
     cuts: list[tuple[str, int, dict[str, Tensor], set[str], tuple[str, ...]]] = []
     for group in problem.groups:
         tensors = consumer_tensors(group)

@@ -47,7 +47,7 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     """Multiply-accumulates of convolutions, matrix products and attention for the given inputs, by torch's counter."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def measure_latency(modules: Sequence[nn.Module], inputs: Sequence[Tensor], *, seconds: float = 3.0) -> list[Latency]:

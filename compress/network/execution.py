@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +66,23 @@ class Program:
                 target, mutated = functional_target(node)
                 inputs: list[str] = []
 
-                def resolve(argument: fx.Node, inputs: list[str] = inputs) -> _Value:
-                    name = argument.name
-                    while name in current:
-                        name = current[name]
-                    inputs.append(name)
-                    return _Value(name)
-
+                resolve = partial(_resolved, current, inputs)
                 args = fx.node.map_arg(node.args, resolve)
                 kwargs = fx.node.map_arg(node.kwargs, resolve)
                 steps.append(Step(node.name, target, args, kwargs, tuple(dict.fromkeys(inputs))))
                 if mutated:
                     current[inputs[0]] = node.name
         return cls(network, tuple(steps), leaves)
+
+    @property
+    def output(self) -> str:
+        """Name of the node that holds the network's (first) output tensor."""
+        return next(node.name for node in self.network.outputs if node is not None)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Traced shape of a node's value; the batch, where it is symbolic, has its traced size."""
+        node = next(node for node in self.network.graph.nodes if node.name == name)
+        return tuple(size if isinstance(size, int) else int(size.node.hint) for size in node.meta["val"].shape)
 
     def downstream(self, tensors: Iterable[str]) -> set[str]:
         """Names of the steps whose value depends on one of the named state tensors."""
@@ -117,9 +122,18 @@ class _Value:
     name: str
 
 
+def _resolved(current: Mapping[str, str], inputs: list[str], node: fx.Node) -> Any:
+    """The value that a reader of `node` sees now: the result of the last operation that changed it in place."""
+    name = node.name
+    while name in current:
+        name = current[name]
+    inputs.append(name)
+    return _Value(name)
+
+
 def functional_target(node: fx.Node) -> tuple[Any, bool]:
     """The function of a node that changes none of its arguments, and whether the node itself changes its first."""
-    target = node.target
+    target: Any = node.target
     schema = getattr(target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return target, False

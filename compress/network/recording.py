@@ -18,7 +18,6 @@ from torch.nn import functional
 from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulator, Moments
 from compress.errors import NonFiniteError
 from compress.network.execution import ActivationStore, Program, run_pair
-from compress.network.graph import NetworkGraph
 from compress.network.units import Consumer, UnitGroup
 
 ROWS_PER_COLUMN = 8  # rows of Φ wanted for each of its K·s columns, so that a refit does not fit noise
@@ -84,7 +83,7 @@ def find_readings(group: UnitGroup, state: Mapping[str, Tensor]) -> tuple[Readin
     for consumer in group.consumers:
         kernel = tuple(state[consumer.weight].shape[2:]) if consumer.kind == "conv" else ()
         window = (consumer.stride, consumer.padding, consumer.dilation) if consumer.kind == "conv" else ()
-        key = (consumer.input, kernel, window, consumer.groups, tuple(consumer.positions.flatten().tolist()))
+        key: tuple[object, ...] = (consumer.input, kernel, window, consumer.groups, tuple(consumer.positions.flatten().tolist()))
         if consumer.groups > 1:
             key = (*key, consumer.node)
         found.setdefault(key, []).append(consumer)
@@ -272,11 +271,11 @@ def all_rows(consumer: Consumer, weight: Tensor) -> Tensor:
     return dense.reshape(dense.shape[0], -1).T.to(torch.float64)
 
 
-def output_positions(reading: Reading, network: NetworkGraph) -> int:
+def output_positions(reading: Reading, program: Program) -> int:
     """Output positions of a reading per sample, from the traced shapes; 1 for a linear one."""
     if not reading.kernel:
         return 1
-    shape = network.shape(reading.first.input)
+    shape = program.shape(reading.first.input)
     return math.prod(output_extent(reading, shape))
 
 
