@@ -9,7 +9,7 @@ CHECKPOINT = Path(__file__).with_name("digits.safetensors")
 
 DEMO_OPTIONS: dict[str, Any] = {
     "checkpoint": str(CHECKPOINT),
-    "data": "digits?train=true",
+    "data": "digits",
     "eval": "digits?train=false",
     "tolerance": 0.1,
 }

@@ -154,8 +154,9 @@ def read_torch(path: Path, scan: Scan, trust_pickle: bool) -> tuple[Any, set[str
     if scan.blocked and not trust_pickle:
         raise UntrustedPickleError(
             f"{name!r} is not a plain state dict: reading it would execute {join_names(scan.blocked)}. "
-            "If you trust its source, read it with --trust-pickle; better, save only the weights where the class is "
-            'known: torch.save(model.state_dict(), "weights.pt").'
+            "If you trust its source, read it with --trust-pickle (and --arch mymodule:Class, for a class that cannot "
+            "be imported from where the file says). To convert it, run where its class is known: "
+            'torch.save(model.state_dict(), "weights.pt").'
         )
     check_tensors(scan, name)
     with warnings.catch_warnings():
