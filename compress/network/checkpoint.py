@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compress.errors import CheckpointError, NonFiniteError, UnsupportedError, UntrustedPickleError
 from compress.network.archive import archive_pickle, check_storages, legacy_scan, sniff_format
-from compress.network.pickle_scan import Scan, check_tensors, scan_pickle
+from compress.network.pickle_scan import Scan, Stand, check_tensors, scan_pickle
 
 STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "net", "model_state_dict", "model_state", "weights")
 PREFIXES = ("module.", "_orig_mod.")
@@ -152,12 +152,7 @@ def read_torch(path: Path, scan: Scan, trust_pickle: bool) -> tuple[Any, set[str
     """
     name = path.name
     if scan.blocked and not trust_pickle:
-        raise UntrustedPickleError(
-            f"{name!r} is not a plain state dict: reading it would execute {join_names(scan.blocked)}. "
-            "If you trust its source, read it with --trust-pickle (and --arch mymodule:Class, for a class that cannot "
-            "be imported from where the file says). To convert it, run where its class is known: "
-            'torch.save(model.state_dict(), "weights.pt").'
-        )
+        raise UntrustedPickleError(untrusted_message(name, scan))
     check_tensors(scan, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -175,6 +170,23 @@ def read_torch(path: Path, scan: Scan, trust_pickle: bool) -> tuple[Any, set[str
         except LOAD_FAULTS as error:
             raise CheckpointError(f"{name!r} cannot be unpickled: {one_line(error)}.") from None
         return found, missing, True
+
+
+def untrusted_message(name: str, scan: Scan) -> str:
+    """What reading the file would execute, and how to go on: for a whole module, and for a dict with more in it."""
+    if isinstance(scan.skeleton, Stand):
+        trust = (
+            "read it with --trust-pickle (and --arch mymodule:Class, where its class cannot be imported under the name "
+            "in the file)"
+        )
+        convert = 'run where its class is known: torch.save(model.state_dict(), "weights.pt")'
+    else:
+        trust = "read it with --trust-pickle"
+        convert = 'save the state dict alone: torch.save(checkpoint["state_dict"], "weights.pt")'
+    return (
+        f"{name!r} is not a plain state dict: reading it would execute {join_names(scan.blocked)}. "
+        f"If you trust its source, {trust}. To convert it, {convert}."
+    )
 
 
 def refusal(name: str, scan: Scan, error: Exception) -> str:

@@ -230,3 +230,12 @@ def test_objects_that_are_no_state_dict_are_refused(tmp_path: Path, value: objec
     torch.save(value, tmp_path / "net.pt")
     with pytest.raises(CheckpointError, match="holds no state dict"):
         load_checkpoint(tmp_path / "net.pt")
+
+
+def test_a_wrapper_with_more_in_it_than_weights_says_how_to_convert_it(tmp_path: Path) -> None:
+    import argparse
+
+    torch.save({"net": small_state(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "net.pt")
+    with pytest.raises(UntrustedPickleError, match=r"argparse\.Namespace.*save the state dict alone"):
+        load_checkpoint(tmp_path / "net.pt")
+    assert_same(load_checkpoint(tmp_path / "net.pt", trust_pickle=True).state, small_state())
