@@ -226,7 +226,10 @@ def map_bytes(
         raise DataError(f"{name}: shape {shape} of {dtype} needs {needed} bytes, the file holds fewer: truncated?")
     if needed == 0:
         return np.zeros(shape, dtype)
-    return np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape, order="F" if fortran else "C")
+    try:
+        return np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape, order="F" if fortran else "C")
+    except (OSError, MemoryError, OverflowError, ValueError) as error:
+        raise DataError(f"{name}: {needed} bytes cannot be mapped: {error or 'no address space is left'}.") from None
 
 
 def open_safetensors(name: str, path: Path, preprocessing: Preprocessing | None) -> ArraySource:
@@ -246,6 +249,6 @@ def open_safetensors(name: str, path: Path, preprocessing: Preprocessing | None)
                     start, end = (8 + length + offset for offset in entry["data_offsets"])
                     dtype = np.dtype(NUMPY_NAMES[entry["dtype"]])
                     arrays[key] = map_bytes(f"{name}: {key}", file, start, end, tuple(entry["shape"]), dtype)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, MemoryError, struct.error) as error:
         raise DataError(f"{name}: not a readable .safetensors file: {error}.") from None
     return make_array_source(name, preprocessing, arrays)
