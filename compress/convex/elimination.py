@@ -94,7 +94,7 @@ def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, larg
     count = inverse.shape[0] // s
     names = torch.arange(count, device=inverse.device)  # of the rows still stored
     order: list[int] = []
-    wait = max(delay, 4 * s)
+    wait = max(delay, 4 * s, inverse.shape[0] // 24 if delay > 1 else 1)
     while len(order) < count:
         k = names.shape[0]
         blocks = _diagonal_blocks(inverse, s)  # (k, s, s) P_kk

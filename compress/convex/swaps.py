@@ -27,7 +27,7 @@ def polish_units(
     sweep of the tableau [G H], O((K·s)²·s).
 
     Args:
-        max_pivots: sweeps allowed; default 2·10⁹/(K·s)², between 60 and 4000.
+        max_pivots: sweeps allowed; default 5·10⁸/(K·s)², between 24 and 2000.
     """
     polisher = Polisher(moments, ridge=ridge, intercept=intercept)
     return polisher.polish(units, max_pivots=max_pivots)[0]
@@ -59,7 +59,7 @@ class Polisher:
         equations = self.equations
         n = equations.gram.shape[0]
         count = n // equations.group_size
-        budget = max(60, min(4000, int(2e9 / max(1, n) ** 2))) if max_pivots is None else max_pivots
+        budget = max(24, min(2000, int(5e8 / max(1, n) ** 2))) if max_pivots is None else max_pivots
         units = torch.unique(units).to(equations.gram.device)
         tableau = _Tableau(equations, self.targets, units)
         width = units.numel()

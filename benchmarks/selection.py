@@ -1,0 +1,158 @@
+"""Units kept at equal relative reconstruction error (.1, .03, .01), for every selection method; fewer is better.
+
+dig2: the 512 → 10 head of an MLP on scikit-learn's 8×8 digits; dig1: its 512 → 512 layer; VGG-19: inputs of the
+layers named, from recorded moments. Least-squares refit with bias after each unless noted; error on the calibration
+moments, over the centred energy of the outputs. "lasso support" reads the support off a path of 60 λ.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+
+import torch
+
+from benchmarks.recorded import digits_moments, load_moments, save_moments, vgg_moments
+from benchmarks.reporting import Cell, Run, start
+from compress.convex import (
+    METHODS,
+    Moments,
+    nested_errors,
+    penalty_grid,
+    polish_units,
+    refit,
+    select_units,
+    solve_path,
+)
+
+LEVELS = (0.1, 0.03, 0.01)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--moments", type=Path, help="moments of VGG-19 layers (.pt); written if --checkpoint is given")
+    parser.add_argument("--checkpoint", type=Path, help="the shared vgg19-cifar10.pt, to record the moments")
+    parser.add_argument("--images", type=Path, help="CIFAR-10 training images, .npz with `images`")
+
+
+def main() -> int:
+    run = start("selection", __doc__, add_options=add_options)
+    hidden = 128 if run.quick else 512
+    if run.quick:
+        run.say("quick: hidden width 128 instead of 512, 15 epochs, no VGG-19 layers above K·s = 512, path of 30 λ")
+    layers = digits_moments(hidden=hidden, epochs=15 if run.quick else 60)
+    options = run.options
+    if options.moments and options.moments.exists():
+        layers |= {f"VGG-19 {name}": own for name, own in load_moments(options.moments).items()}
+    elif options.checkpoint and options.images:
+        recorded = vgg_moments(options.checkpoint, options.images)
+        if options.moments:
+            save_moments(options.moments, recorded)
+        layers |= {f"VGG-19 {name}": own for name, own in recorded.items()}
+    else:
+        run.goal("vgg-fewest-units", None, "all levels", note="needs --moments, or --checkpoint and --images")
+    for name, moments in layers.items():
+        if run.quick and (moments.gram.shape[0] > 512 or (name.startswith("VGG") and moments.output_count > 64)):
+            continue
+        layer(run, name, moments)
+    speed(run)
+    return run.finish()
+
+
+def layer(run: Run, name: str, moments: Moments) -> None:
+    large = moments.gram.shape[0] > 1024
+    methods = ("backward", "forward", "magnitude") if large else tuple(METHODS)
+    rows: list[list[Cell]] = []
+    least = [moments.unit_count] * len(LEVELS)
+    for method in methods:
+        begin = time.perf_counter()
+        curve = select_units(moments, method=method)
+        seconds = time.perf_counter() - begin
+        counts = [curve.width_for(level) for level in LEVELS]
+        least = [min(pair) for pair in zip(least, counts, strict=True)]
+        rows.append([method if method not in ("lasso", "adaptive") else f"{method} path order", *counts, seconds])
+    if not large:
+        for title, counts, seconds in lasso_rows(run, moments):
+            rows.append([title, *counts, seconds])
+            least = [min(pair) for pair in zip(least, counts, strict=True)]
+    begin = time.perf_counter()
+    curve = select_units(moments, errors=LEVELS)
+    seconds = time.perf_counter() - begin
+    ours = [curve.width_for(level) for level in LEVELS]
+    reached = [refit(moments, curve.units(width)).error for width in ours]
+    rows.append(["**ours** (best + swaps)", *ours, seconds])
+    size = f"K {moments.unit_count}, s {moments.group_size}, D {moments.output_count}"
+    run.table(f"{name}: {size}", ("method", *(f"error {level:g}" for level in LEVELS), "seconds"), rows)
+    short = sum(mine > best for mine, best in zip(ours, least, strict=True))
+    fewer = sum(best - mine for mine, best in zip(ours, least, strict=True))
+    key = name.replace(" ", "-").replace(".", "")
+    run.goal(
+        f"{key}-levels-with-more-units-than-the-best-single", short, 0, note=f"{fewer} units fewer over all levels"
+    )
+    honest = sum(error > level * (1 + 1e-9) for error, level in zip(reached, LEVELS, strict=True))
+    run.goal(f"{key}-levels-whose-refit-misses-its-error", honest, 0)
+    swaps(run, name, moments)
+
+
+def lasso_rows(run: Run, moments: Moments) -> list[tuple[str, list[int], float]]:
+    centred = moments.centred()
+    feature = centred.gram.diagonal().reshape(-1, moments.group_size).sum(1)
+    feature = feature.clamp_min(1e-12 * float(feature.max())).sqrt()
+    found = []
+    for title, costs in (("lasso support, c = 1", None), ("lasso support, c = feature norm", feature)):
+        begin = time.perf_counter()
+        grid = penalty_grid(centred, 30 if run.quick else 60, 1e-4, costs)
+        solutions = solve_path(centred, grid, costs, tolerance=1e-5)
+        with_refit = [moments.unit_count] * len(LEVELS)
+        without = list(with_refit)
+        for solution in solutions:
+            units = solution.active
+            error = refit(moments, units).error
+            for i, level in enumerate(LEVELS):
+                if error <= level:
+                    with_refit[i] = min(with_refit[i], units.numel())
+                if solution.error <= level:
+                    without[i] = min(without[i], units.numel())
+        seconds = time.perf_counter() - begin
+        found.append((title, with_refit, seconds))
+        if costs is None:
+            found.append(("lasso, c = 1, no refit", without, seconds))
+    return found
+
+
+def swaps(run: Run, name: str, moments: Moments) -> None:
+    """What swapping takes off the error of backward elimination at equal widths."""
+    curve = select_units(moments, method="backward")
+    rows: list[list[Cell]] = []
+    for level in LEVELS:
+        width = curve.width_for(level)
+        before = refit(moments, curve.units(width)).error
+        begin = time.perf_counter()
+        after = refit(moments, polish_units(moments, curve.units(width))).error
+        rows.append([width, before, after, f"{100 * (1 - after / before):.1f} %", time.perf_counter() - begin])
+    header = ("units", "backward, error", "after swaps", "taken off", "seconds")
+    run.table(f"{name}: swap polishing of backward elimination", header, rows)
+
+
+def speed(run: Run) -> None:
+    """Seconds of the whole nested backward order with its error curve."""
+    from benchmarks.problems import conv_moments, problem_moments
+
+    sizes = {"K 512, s 1, D 10": problem_moments("A")}
+    if run.quick:
+        sizes["K 128, s 9, D 128"] = conv_moments(128, 9, 128)
+    else:
+        sizes["K 1024, s 1, D 256"] = problem_moments("B")
+        sizes["K 512, s 9, D 512"] = conv_moments(512, 9, 512)
+    rows: list[list[Cell]] = []
+    for title, moments in sizes.items():
+        begin = time.perf_counter()
+        curve = select_units(moments, method="backward")
+        rows.append([title, time.perf_counter() - begin, curve.width_for(0.1)])
+        torch.testing.assert_close(nested_errors(moments, curve.order), curve.errors, rtol=1e-6, atol=1e-6)
+    run.table("Backward elimination, all widths", ("size", "seconds", "units at error .1"), rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
