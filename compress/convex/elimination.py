@@ -93,17 +93,19 @@ def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, larg
     """Units in the order of block pivots on P (n, n) and B (n, d), each with the smallest (or largest) score."""
     count = inverse.shape[0] // s
     names = torch.arange(count, device=inverse.device)  # of the rows still stored
+    gone = torch.zeros(count, dtype=torch.bool, device=inverse.device)  # rows stored in vain
     order: list[int] = []
     wait = max(delay, 4 * s, inverse.shape[0] // 24 if delay > 1 else 1)
     while len(order) < count:
         k = names.shape[0]
         blocks = _diagonal_blocks(inverse, s)  # (k, s, s) P_kk
+        blocks[gone] = torch.eye(s, dtype=blocks.dtype, device=blocks.device)
         coefficient_blocks = weights.reshape(k, s, -1)
         energies = coefficient_blocks @ coefficient_blocks.mT  # (k, s, s) B_kB_kᵀ
-        steps = min(k, max(1, wait // s))
+        energies[gone] = 0.0
+        steps = min(count - len(order), max(1, wait // s))
         pending = inverse.new_empty(k * s, steps * s)  # P = inverse − pending·pendingᵀ
         shifts = inverse.new_empty(steps * s, weights.shape[1])  # B = weights − pending·shifts
-        gone = torch.zeros(k, dtype=torch.bool, device=inverse.device)
         for step in range(steps):
             scores = _removal_costs(blocks, energies)
             scores[gone] = -math.inf if largest else math.inf
@@ -127,14 +129,16 @@ def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, larg
             crossed = half_blocks @ mixed_blocks.mT
             energies = energies - crossed - crossed.mT + half_blocks @ (shift @ shift.T) @ half_blocks.mT
             blocks = blocks - half_blocks @ half_blocks.mT
-            blocks[unit], energies[unit] = torch.eye(s, dtype=blocks.dtype, device=blocks.device), 0.0
+            blocks[gone], energies[gone] = torch.eye(s, dtype=blocks.dtype, device=blocks.device), 0.0
             pending[:, new], shifts[new] = half, shift
-        kept = (~gone).nonzero()[:, 0]
-        index = unit_columns(kept, s)
-        pending = pending[index]
-        inverse = inverse.index_select(0, index).index_select(1, index).addmm_(pending, pending.T, alpha=-1)
-        weights = weights.index_select(0, index).addmm_(pending, shifts, alpha=-1)
-        names = names[kept]
+        inverse.addmm_(pending, pending.T, alpha=-1)
+        weights = torch.addmm(weights, pending, shifts, alpha=-1)
+        if int(gone.sum()) > 0.2 * k:
+            kept = (~gone).nonzero()[:, 0]
+            index = unit_columns(kept, s)
+            inverse = inverse[index[:, None], index]
+            weights, names = weights[index], names[kept]
+            gone = gone[kept]
     return torch.tensor(order)
 
 
