@@ -1,0 +1,527 @@
+"""Groups of units: what is removed together, who makes it, who reads it, and why a group cannot be cut."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from compress.network.channels import Dimension, dimension_size
+from compress.network.flow import ChannelFlow, Contraction, argument, operation_name
+from compress.network.graph import NetworkGraph, module_path
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterSlice:
+    """Positions (K, m) along dimension `dim` of the tensor `name` (state-dict name) that belong to units 0…K−1."""
+
+    name: str
+    dim: int
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A linear map that reads the units: its weight's columns at `positions` are their output weights V.
+
+    Attributes:
+        node: name of the graph's node; `input`: name of the node that carries its input activations.
+        weight, bias: state-dict names; `bias` is None when it has none. `shift`: running mean of the batch norm that
+            alone follows a consumer without bias, so that a constant c can be added there as running_mean − c.
+        kind: "linear" (D, I), "linear_transposed" (I, D), "conv" (D, I/groups, taps…), "conv_transpose" (I, D, taps…).
+        positions: (K, m) positions of unit k among the input channels. Columns run over unit, position, tap.
+        taps: kernel taps, 1 for linear maps. A unit owns m·taps columns.
+        stride, padding, dilation: of a convolution, one entry for each spatial dimension.
+        groups: of a convolution.
+    """
+
+    node: str
+    weight: str
+    bias: str | None
+    kind: str
+    positions: Tensor
+    taps: int
+    input: str
+    shift: str | None = None
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class AttributeRule:
+    """A number that forward() reads: it falls by `per_unit` for each unit removed. `index` points into a tuple."""
+
+    module: str
+    name: str
+    per_unit: int
+    index: int | None = None
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.name}" if self.module else self.name
+
+
+@dataclass(frozen=True, eq=False)
+class StatisticSlice:
+    """Positions (K, m) along `dim` of the first argument of a mean or normalisation that runs over the units."""
+
+    node: str
+    dim: int
+    size: int
+    positions: Tensor
+    keeps_shape: bool
+
+
+@dataclass(frozen=True, eq=False)
+class UnitGroup:
+    """K units that are removed one by one, each with everything that belongs to it.
+
+    Attributes:
+        name: module of the first producer; unique in the network. `producers`: modules of all of them.
+        unit_count: K.
+        slices: everything that shrinks.
+        consumers: the linear maps that read the units.
+        attributes: numbers that change with the units kept.
+        statistics: normalisations over the units. The masked original computes them over the kept units only; where
+            there are none, it differs from the original by the consumers' columns alone.
+        activation: names of the activations between producers and consumers, None when there are none.
+        homogeneous: whether scaling a unit's producers by γ > 0 scales all that its consumers read by γ.
+        coupled: whether several layers add into the units (a residual stream).
+        blocks: the units are this many equal, contiguous blocks of which each must keep the same number.
+        skip_reason: None when the group can be cut, else why not.
+    """
+
+    name: str
+    producers: tuple[str, ...]
+    unit_count: int
+    slices: tuple[ParameterSlice, ...]
+    consumers: tuple[Consumer, ...]
+    attributes: tuple[AttributeRule, ...] = ()
+    statistics: tuple[StatisticSlice, ...] = ()
+    activation: str | None = None
+    homogeneous: bool = True
+    coupled: bool = False
+    blocks: int = 1
+    skip_reason: str | None = None
+
+    @property
+    def prunable(self) -> bool:
+        """Whether units can be removed."""
+        return self.skip_reason is None
+
+    @property
+    def note(self) -> str | None:
+        """What a reader must know about the reference that the narrowed network equals."""
+        if not self.statistics:
+            return None
+        return f"{len(self.statistics)} normalisation(s) over these units are computed over the kept units only"
+
+
+@dataclass(eq=False)
+class _Draft:
+    """A group while it is put together."""
+
+    atoms: list[int]
+    group: UnitGroup
+    shapes: tuple[AttributeRule, ...]
+    suspicious: bool
+    rank: tuple[int, int]
+    siblings: set[int] = field(default_factory=set)
+
+
+def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) -> tuple[UnitGroup, ...]:
+    """All groups of units of a traced network in topological order, prunable or with the reason why not.
+
+    With `couple`, residual streams (units that several layers add into) are prunable too. Groups whose shapes may be
+    written down in Python are tried on a copy with random weights, and refused when it does not compute what the masked
+    network computes. No two prunable groups share a position of a tensor.
+    """
+    from compress.network.trial import choose_prunable
+
+    flow = ChannelFlow(graph)
+    return choose_prunable(graph, module, draft_groups(flow, module, couple=couple))
+
+
+def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[_Draft]:
+    """Groups as the flow alone determines them."""
+    occurrences, sharing = _find_occurrences(flow)
+    owner = {atom: number for number, atoms in enumerate(occurrences) for atom in atoms.atoms}
+    touched = _Touched(flow, owner, len(occurrences))
+    drafts: list[_Draft] = []
+    number_of: dict[int, int] = {}
+    names: Counter[str] = Counter()
+    order = {node: place for place, node in enumerate(flow.graph.graph.nodes)}
+    entries = []
+    for number, found in enumerate(occurrences):
+        made = touched.produced[number]
+        if made:
+            entries.append((min(order[contraction.node] for contraction in made), number, found, made))
+    for first, number, found, made in sorted(entries, key=lambda entry: entry[:2]):
+        producers = tuple(dict.fromkeys(_module_name(flow, contraction) for contraction in made))
+        name = producers[0]
+        names[name] += 1
+        if names[name] > 1:
+            name = f"{name}#{names[name]}"
+        slices = found.slices(flow)
+        consumers = _find_consumers(flow, touched.read[number], found)
+        statistics = touched.statistic_slices(number, found)
+        joined = number in touched.sums
+        reason = flow.atoms.pinned(found.atoms[0])
+        if reason is not None:
+            reason = f"it {reason}" if not reason.startswith("it ") else reason
+        elif len(found.atoms) < 2:
+            reason = "it has a single unit"
+        elif not consumers:
+            reason = "no weight of the network reads it"
+        elif joined and not couple:
+            reason = f"residual stream shared by {len(producers)} producers; use --couple"
+        names_of_activations = touched.activations[number]
+        group = UnitGroup(
+            name=name,
+            producers=producers,
+            unit_count=len(found.atoms),
+            slices=slices,
+            consumers=consumers,
+            attributes=_find_attributes(flow, module, touched, number, found),
+            statistics=statistics,
+            activation="+".join(dict.fromkeys(names_of_activations)) or None,
+            homogeneous=number not in touched.inhomogeneous,
+            coupled=joined,
+            skip_reason=reason,
+        )
+        shapes, suspicious = _find_shape_attributes(module, touched, number, found)
+        number_of[number] = len(drafts)
+        drafts.append(
+            _Draft(found.atoms, group, shapes, suspicious or bool(touched.counts[number]), (first, found.slot))
+        )
+    for one, other in sharing:
+        if one in number_of and other in number_of:
+            drafts[number_of[one]].siblings.add(number_of[other])
+            drafts[number_of[other]].siblings.add(number_of[one])
+    return drafts
+
+
+@dataclass(eq=False)
+class _Occurrences:
+    """Where the atoms of one group occur: (parameter, dim) -> (K, m) positions."""
+
+    atoms: list[int]
+    places: dict[tuple[str, int], np.ndarray]
+    slot: int
+
+    def slices(self, flow: ChannelFlow) -> tuple[ParameterSlice, ...]:
+        names: dict[str, list[str]] = {}
+        for alias, name in flow.graph.aliases.items():
+            names.setdefault(name, []).append(alias)
+        found: list[ParameterSlice] = []
+        for (name, dim), positions in self.places.items():
+            for each in (name, *names.get(name, ())):
+                found.append(ParameterSlice(each, dim, torch.from_numpy(positions.copy())))
+        return tuple(found)
+
+    def positions_in(self, flow: ChannelFlow, dimension: Dimension) -> np.ndarray | None:
+        """(K, m) positions of the atoms in any dimension; None where they are missing or unevenly spread."""
+        flat = flow.atoms.flatten(dimension)
+        if flat.atoms is None:
+            return None
+        label = flow.atoms.resolve(flat.atoms)
+        wanted = {atom: index for index, atom in enumerate(self.atoms)}
+        rows: list[list[int]] = [[] for _ in self.atoms]
+        for column in label.T:
+            present = np.isin(column, self.atoms)
+            for position in np.flatnonzero(present):
+                rows[wanted[int(column[position])]].append(int(position))
+        lengths = {len(row) for row in rows}
+        if len(lengths) != 1 or lengths == {0}:
+            return None
+        return np.array([sorted(row) for row in rows], dtype=np.int64)
+
+
+def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[int, int]]]:
+    """Atoms grouped by where they occur, and the pairs of groups that share positions."""
+    atom_parts, place_parts, position_parts = [], [], []
+    places: list[tuple[str, int]] = []
+    shared: set[tuple[int, int]] = set()
+    slots: dict[int, int] = {}
+    for name, dims in flow.parameters.items():
+        for dim, dimension in enumerate(dims):
+            label = dimension[0].atoms
+            if label is None:
+                continue
+            resolved = flow.atoms.resolve(label)
+            for slot, column in enumerate(resolved.T):
+                present = column >= 0
+                atom_parts.append(column[present])
+                position_parts.append(np.flatnonzero(present))
+                place_parts.append(np.full(int(present.sum()), len(places), dtype=np.int64))
+                for atom in np.unique(column[present]):
+                    slots.setdefault(int(atom), slot)
+            if resolved.shape[1] > 1:
+                for row in np.unique(resolved, axis=0).tolist():
+                    present_atoms = [atom for atom in row if atom >= 0]
+                    shared.update((a, b) for a in present_atoms for b in present_atoms if a < b)
+            places.append((name, dim))
+    if not atom_parts:
+        return [], set()
+    atoms, place, position = (np.concatenate(parts) for parts in (atom_parts, place_parts, position_parts))
+    order = np.lexsort((position, place, atoms))
+    atoms, place, position = atoms[order], place[order], position[order]
+    starts = np.flatnonzero(np.r_[True, atoms[1:] != atoms[:-1]])
+    ends = np.r_[starts[1:], len(atoms)]
+    groups: dict[tuple[object, ...], list[int]] = {}
+    where: dict[int, tuple[int, int]] = {}
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        atom = int(atoms[start])
+        where[atom] = (start, end)
+        key = (flow.atoms.birth(atom), flow.atoms.pinned(atom), place[start:end].tobytes())
+        groups.setdefault(key, []).append(atom)
+    found: list[_Occurrences] = []
+    owner: dict[int, int] = {}
+    for members in groups.values():
+        members.sort(key=lambda atom: int(position[where[atom][0]]))
+        spans = np.array([where[atom] for atom in members])
+        rows = np.stack([position[start:end] for start, end in spans])  # (K, positions of all places)
+        row_places = place[spans[0][0] : spans[0][1]]
+        table = {places[number]: rows[:, row_places == number] for number in dict.fromkeys(row_places.tolist())}
+        owner.update(dict.fromkeys(members, len(found)))
+        found.append(_Occurrences(members, table, min(slots[atom] for atom in members)))
+    return found, {(owner[a], owner[b]) for a, b in shared if owner[a] != owner[b]}
+
+
+class _Touched:
+    """For every group: who makes it, who reads it, and which operations it passes."""
+
+    def __init__(self, flow: ChannelFlow, owner: dict[int, int], count: int) -> None:
+        self.flow, self.owner = flow, owner
+        self.produced: list[list[Contraction]] = [[] for _ in range(count)]
+        self.read: list[list[Contraction]] = [[] for _ in range(count)]
+        self.activations: list[list[str]] = [[] for _ in range(count)]
+        self.shapes: list[list[tuple[fx.Node, Dimension]]] = [[] for _ in range(count)]
+        self.counts: list[list[tuple[fx.Node, Dimension, int]]] = [[] for _ in range(count)]
+        self.inhomogeneous: set[int] = set()
+        self.sums: set[int] = set()
+        for contraction in flow.contractions:
+            passing = self.groups_of(contraction.input_dimension) if contraction.groups > 1 else set()
+            depthwise = contraction.groups > 1 and not contraction.weight_dimension
+            for number in self.groups_of(contraction.output_dimension):
+                if (
+                    not depthwise and number not in passing and contraction.weight is not None
+                ) or contraction.weight is None:
+                    self.produced[number].append(contraction)
+            for number in self.groups_of(contraction.weight_dimension):
+                self.read[number].append(contraction)
+        for touch in flow.touches:
+            for number in self.groups_of(touch.dimension):
+                if touch.kind == "activation":
+                    self.activations[number].append(touch.name)
+                elif touch.kind == "shape":
+                    self.shapes[number].append((touch.node, touch.dimension))
+                elif touch.kind == "groups":
+                    self.counts[number].append((touch.node, touch.dimension, int(touch.name)))
+                elif touch.kind == "sum":
+                    self.sums.add(number)
+                if not touch.homogeneous:
+                    self.inhomogeneous.add(number)
+
+    def groups_of(self, dimension: Dimension) -> set[int]:
+        found: set[int] = set()
+        for factor in dimension:
+            if factor.atoms is not None:
+                unique = np.unique(self.flow.atoms.resolve(factor.atoms)).tolist()
+                found.update(self.owner[atom] for atom in unique if atom in self.owner)
+        return found
+
+    def statistic_slices(self, number: int, found: _Occurrences) -> tuple[StatisticSlice, ...]:
+        slices: list[StatisticSlice] = []
+        for statistic in self.flow.statistics:
+            for dim, dimension in statistic.dims:
+                if number not in self.groups_of(dimension):
+                    continue
+                positions = found.positions_in(self.flow, dimension)
+                if positions is not None:
+                    size = dimension_size(dimension)
+                    slices.append(
+                        StatisticSlice(
+                            statistic.node.name, dim, size, torch.from_numpy(positions), statistic.keeps_shape
+                        )
+                    )
+        return tuple(slices)
+
+
+def _module_name(flow: ChannelFlow, contraction: Contraction) -> str:
+    if contraction.weight is None:
+        return module_path(contraction.node) or contraction.node.name
+    return parameter_module(contraction.weight)
+
+
+def parameter_module(name: str) -> str:
+    """`classifier.4` for `classifier.4.weight`."""
+    prefix = name.rpartition(".")[0]
+    return prefix.removesuffix(".parametrizations.weight") if prefix else name
+
+
+def _find_consumers(
+    flow: ChannelFlow, contractions: Iterable[Contraction], found: _Occurrences
+) -> tuple[Consumer, ...]:
+    consumers: list[Consumer] = []
+    for contraction in contractions:
+        positions = found.positions_in(flow, contraction.input_dimension)
+        if contraction.weight is None or positions is None:
+            continue
+        stride, padding, dilation = _window(contraction)
+        consumers.append(
+            Consumer(
+                node=contraction.node.name,
+                weight=contraction.weight,
+                bias=contraction.bias,
+                kind="linear_transposed" if contraction.kind == "matmul" else contraction.kind,
+                positions=torch.from_numpy(positions),
+                taps=contraction.taps,
+                input=contraction.input.name,
+                shift=_find_shift(flow, contraction),
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                groups=contraction.groups,
+            )
+        )
+    return tuple(consumers)
+
+
+def _window(contraction: Contraction) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    if not contraction.kind.startswith("conv"):
+        return (), (), ()
+    node = contraction.node
+    weight = node.args[1]
+    kernel = tuple(int(size) for size in weight.meta["val"].shape[2:])  # type: ignore[union-attr]
+    rank = len(kernel)
+
+    def spread(value: object, default: int) -> tuple[int, ...]:
+        if value is None:
+            return (default,) * rank
+        if isinstance(value, int):
+            return (value,) * rank
+        sizes = tuple(int(size) for size in value)  # type: ignore[attr-defined]
+        return sizes * rank if len(sizes) == 1 else sizes
+
+    transposed = contraction.kind == "conv_transpose" and operation_name(node) != "convolution"
+    stride = spread(argument(node, 3, "stride"), 1)
+    dilation = spread(argument(node, 7 if transposed else 5, "dilation"), 1)
+    given = argument(node, 4, "padding")
+    if given == "valid":
+        given = 0
+    elif given == "same":
+        given = [step * (size - 1) // 2 for step, size in zip(dilation, kernel, strict=True)]
+    return stride, spread(given, 0), dilation
+
+
+def _find_shift(flow: ChannelFlow, contraction: Contraction) -> str | None:
+    if contraction.bias is not None or len(contraction.node.users) != 1:
+        return None
+    (user,) = contraction.node.users
+    if (
+        operation_name(user) != "batch_norm"
+        or user.args[0] is not contraction.node
+        or bool(argument(user, 5, "training"))
+    ):
+        return None
+    mean = argument(user, 3, "running_mean")
+    return flow.parameter_name(mean) if mean is not None else None
+
+
+_OUTPUT_NAMES = (
+    "out_channels",
+    "out_features",
+    "num_features",
+    "num_channels",
+    "num_parameters",
+    "embedding_dim",
+    "nf",
+)
+_INPUT_NAMES = ("in_channels", "in_features", "nx")
+
+
+def _find_attributes(
+    flow: ChannelFlow, module: nn.Module, touched: _Touched, number: int, found: _Occurrences
+) -> tuple[AttributeRule, ...]:
+    """Sizes that the modules which own the shrinking tensors keep as numbers, and counts of groups."""
+    rules: dict[tuple[str, str], AttributeRule] = {}
+    modules = dict(module.named_modules())
+    reads = {contraction.weight: contraction for contraction in touched.read[number]}
+    for (name, dim), positions in found.places.items():
+        path = name.rpartition(".")[0]
+        owner = modules.get(path)
+        if owner is None:
+            continue
+        size = dimension_size(flow.parameters[name][dim])
+        per_unit = positions.shape[1]
+        contraction = reads.get(name)
+        wanted = _INPUT_NAMES if contraction is not None and contraction.weight_dim == dim else _OUTPUT_NAMES
+        if contraction is not None and contraction.weight_dim == dim and contraction.groups > 1:
+            size, per_unit = size * contraction.groups, per_unit * contraction.groups
+        for attribute in wanted:
+            if _integer(owner, attribute) == size:
+                rules[path, attribute] = AttributeRule(path, attribute, per_unit)
+        shape = getattr(owner, "normalized_shape", None)
+        if isinstance(shape, tuple) and dim < len(shape) and shape[dim] == size:
+            rules[path, "normalized_shape"] = AttributeRule(path, "normalized_shape", per_unit, dim)
+    for node, dimension, count in touched.counts[number]:
+        counted = found.positions_in(flow, dimension)
+        if counted is None:
+            continue
+        path = module_path(node)
+        owner = modules.get(path)
+        for attribute in ("groups", "num_groups"):
+            if owner is not None and _integer(owner, attribute) == count:
+                rules[path, attribute] = AttributeRule(path, attribute, counted.shape[1])
+        if owner is not None and _integer(owner, "in_channels") is not None and operation_name(node).startswith("conv"):
+            size = owner.in_channels
+            if isinstance(size, int) and size % count == 0:
+                rules[path, "in_channels"] = AttributeRule(path, "in_channels", counted.shape[1] * (size // count))
+    return tuple(rules.values())
+
+
+_SIZE_NAME = re.compile(r"head|dim|chan|width|feat|hidden|inner|embed|size|planes|group|split|mid|inter")
+_NOT_A_SIZE = re.compile(
+    r"window|kernel|patch|stride|pad|layer|depth|index|seq|token|position|vocab|max_|grid|img|image"
+)
+
+
+def _find_shape_attributes(
+    module: nn.Module, touched: _Touched, number: int, found: _Occurrences
+) -> tuple[tuple[AttributeRule, ...], bool]:
+    """Numbers in the modules around a view that equal its sizes: candidates, to be tried."""
+    rules: dict[tuple[str, str], AttributeRule] = {}
+    modules = dict(module.named_modules())
+    for node, dimension in touched.shapes[number]:
+        sizes: dict[int, int] = {}
+        for part in (dimension, *((factor,) for factor in dimension)):
+            positions = found.positions_in(touched.flow, part)
+            if positions is not None:
+                sizes.setdefault(dimension_size(part), positions.shape[1])
+        stack = node.meta.get("nn_module_stack") or {}
+        paths = [str(entry[0]) for entry in stack.values() if isinstance(entry, tuple)][-2:]
+        for path in paths:
+            owner = modules.get(path)
+            for name, value in vars(owner).items() if owner is not None else ():
+                fits = isinstance(value, int) and not isinstance(value, bool) and value in sizes
+                if fits and not name.startswith("_") and _SIZE_NAME.search(name) and not _NOT_A_SIZE.search(name):
+                    rules.setdefault((path, name), AttributeRule(path, name, sizes[value]))
+    return tuple(rules.values()), bool(touched.shapes[number])
+
+
+def _integer(owner: nn.Module, name: str) -> int | None:
+    value = getattr(owner, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def with_reason(group: UnitGroup, reason: str) -> UnitGroup:
+    """The same group, not prunable."""
+    return replace(group, skip_reason=reason)
