@@ -18,7 +18,7 @@ from compress.convex.solvers.solution import Outcome, ScaledProblem, expand, sca
 _FIRST_UNITS = 16
 _DIRECT = 700  # iterations before the path from larger λ is tried
 _ADMM_ROUNDS = 32
-_NEWTON_GAP = 0.1  # above it the support is far off and ADMM rounds do more
+_NEWTON_GAP = 1e-2  # above it the support is far off and ADMM rounds do more
 _RELAXATION = 1.6
 
 
