@@ -16,7 +16,7 @@ from compress.convex.moments import unit_columns
 from compress.convex.solvers.solution import Outcome, ScaledProblem, expand, scaled_gap, soft_threshold
 
 _FIRST_UNITS = 16
-_DIRECT = 700  # iterations before the path from larger λ is tried
+_DIRECT = 700  # iterations before proximal steps on the dual are tried
 _ADMM_ROUNDS = 32
 _NEWTON_GAP = 1e-2  # above it the support is far off and ADMM rounds do more
 _RELAXATION = 1.6
@@ -27,24 +27,54 @@ def newton(
 ) -> Outcome:
     """Solve to a relative gap of `tolerance`; see `solve`.
 
-    Where a direct attempt stalls (kinks in a nearly flat valley: tiny λ, rank-deficient Φ) it follows λ down from
-    10⁴ λ, warm, which such problems like.
+    Where a direct attempt stalls (kinks in a nearly flat valley: tiny λ, rank-deficient Φ) proximal steps on the dual
+    follow, whose inner problems have a larger λ.
     """
     direct = _attempt(problem, tolerance, start, min(max_iterations, _DIRECT), deadline)
-    if not direct.reason or time.monotonic() > deadline:
+    left = max_iterations - direct.iterations
+    if not direct.reason or left <= 0 or time.monotonic() > deadline:
         return direct
-    iterations, point = direct.iterations, None
-    for power in range(8, -1, -1):
-        budget = min(max_iterations - iterations, 10 * _DIRECT if power == 0 else _DIRECT)
-        if budget <= 0 or time.monotonic() > deadline:
-            break
-        outcome = _attempt(problem.with_penalty_times(10 ** (power / 2)), tolerance, point, budget, deadline)
-        iterations, point = iterations + outcome.iterations, outcome.coefficients
-        if power == 0:
-            gaps = [problem.gap_at(choice.coefficients) for choice in (direct, outcome)]
-            if gaps[1] <= gaps[0]:
-                return Outcome(outcome.coefficients, iterations, outcome.reason)
-    return Outcome(direct.coefficients, iterations, direct.reason)
+    shifted = _dual_steps(problem, tolerance, left, deadline)
+    iterations = direct.iterations + shifted.iterations
+    better = min(direct, shifted, key=lambda outcome: problem.gap_at(outcome.coefficients))
+    return Outcome(better.coefficients, iterations, shifted.reason)
+
+
+def _dual_steps(problem: ScaledProblem, tolerance: float, max_iterations: int, deadline: float) -> Outcome:
+    """Proximal points on the dual: each step is the same problem with (1 + μ) times the penalty and another Ψ.
+
+    The dual max ⟨u, Ψ⟩ − ½‖u‖² over ‖Φ_kᵀu‖ ≤ w_k gets −½μ‖u − u_j‖²; its primal has Ψ + μu_j and (1 + μ)w. With
+    u_j = aΨ − ΦW that needs the moments alone, and the larger penalty makes the inner problems easy.
+    """
+    a, shift = 0.0, torch.zeros_like(problem.cross)
+    point = torch.zeros_like(problem.cross)
+    best, best_gap = point, problem.gap_at(point)
+    mu, iterations = 1e4, 0
+    for _ in range(60):
+        if iterations >= max_iterations:
+            return Outcome(best, iterations, "the iterations allowed were not enough")
+        if time.monotonic() > deadline:
+            return Outcome(best, iterations, "the time limit was reached")
+        inner = problem.with_penalty_times(1 + mu)
+        image = problem.rows(torch.arange(problem.unit_count, device=shift.device)) @ shift
+        inner.cross = (1 + mu * a) * problem.cross - mu * image
+        linear, square = float((shift * problem.cross).sum()), float((shift * image).sum())
+        inner.energy = (1 + mu * a) ** 2 * problem.energy - 2 * mu * (1 + mu * a) * linear + mu**2 * square
+        inner.candidates = (~problem.dead).nonzero()[:, 0]
+        found = _attempt(inner, 1e-3 * tolerance, point, _DIRECT, deadline)
+        iterations += max(1, found.iterations)
+        point = found.coefficients
+        gap = problem.gap_at(point)
+        if gap < best_gap:
+            best, best_gap = point, gap
+        if gap <= tolerance:
+            return Outcome(point, iterations, "")
+        if found.reason:
+            mu *= 10
+            continue
+        a, shift = (1 + mu * a) / (1 + mu), (mu * shift + point) / (1 + mu)
+        mu = max(1.0, mu / 3)
+    return Outcome(best, iterations, "no further progress in float64")
 
 
 def _attempt(
