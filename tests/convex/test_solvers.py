@@ -143,6 +143,18 @@ def test_rescaling_one_unit_and_its_cost_changes_no_output(kind, factor):
     torch.testing.assert_close(moments.gram @ a.coefficients, moments.gram @ (b.coefficients * scale[:, None]))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_nearly_exact_problem_with_a_tiny_penalty_is_certified(seed):
+    generator = torch.Generator().manual_seed(seed)
+    features = normal(generator, 30, 60).relu()
+    moments = Moments.of(features, normal(generator, 30, 3))
+    problem = MultitaskLasso(moments, 1e-6 * MultitaskLasso(moments, 0.0).silencing_penalty)
+    solution = solve(problem)
+    assert solution.certified, solution.status
+    primal, dual = independent_certificate(problem, solution.coefficients)
+    assert primal - dual <= 1.01e-6 * primal + 1e-13 * moments.energy
+
+
 def test_a_solver_that_runs_out_says_so_and_gives_its_true_gap():
     problem = problem_of_kind("tiny penalty")
     solution = solve(problem, "proximal", tolerance=1e-12, max_iterations=10)

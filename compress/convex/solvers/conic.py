@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 
-import cvxpy
 import numpy
 import torch
 from torch import Tensor
@@ -49,6 +48,8 @@ def conic(
 def _cone_solve(
     problem: ScaledProblem, backend: str, tolerance: float, max_iterations: int, deadline: float
 ) -> tuple[Tensor | None, int, str]:
+    import cvxpy  # two seconds to import, and only this solver needs it
+
     s = problem.group_size
     units = problem.candidates.cpu()
     gram = problem.block(problem.candidates).cpu().numpy()
