@@ -11,7 +11,7 @@ from compress.convex.lasso import MultitaskLasso, unit_norms
 from compress.convex.moments import unit_columns
 
 _TWIN = 1e-13  # squared relative distance below which two units are multiples of each other
-_FEW_OUTPUTS = 32  # below so many outputs a rotation saves nothing
+_FEW_OUTPUTS, _MANY_OUTPUTS = 32, 1024  # outside of these a rotation saves nothing, or costs more than it saves
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def _twins(problem: MultitaskLasso, energies: Tensor, alive: Tensor) -> list[tup
 def _row_space(cross: Tensor, thresholds: Tensor, s: int) -> Tensor | None:
     """Q (D, d), d ≤ 0.7·D, such that what H loses is below 1e-4 of every unit's threshold; None if there is none."""
     n, d = cross.shape
-    if d < _FEW_OUTPUTS or not bool(cross.any()):
+    if not _FEW_OUTPUTS <= d <= _MANY_OUTPUTS or not bool(cross.any()):
         return None
     if d > n:
         if n > 2048:

@@ -204,11 +204,12 @@ def _polished(
     polisher = Polisher(moments, ridge=ridge, intercept=intercept)
     found: dict[int, tuple[Tensor, float]] = {}
     count = moments.unit_count
+    small = moments.gram.shape[0] <= 1024  # above it one start a width, and no search with smaller steps
 
     def improve(width: int, *, thorough: bool) -> float:
         if width in found or not 0 < width < count:
             return found[width][1] if width in found else float(curve.errors[width])
-        starts = [order[:width] for order in curve.orders.values()]
+        starts = [order[:width] for order in curve.orders.values()] if small else [curve.units(width)]
         if width + 1 in found:
             starts.append(polisher.without_cheapest(found[width + 1][0]))
         if thorough:
@@ -217,7 +218,6 @@ def _polished(
         found[width] = min(results, key=lambda result: result[1])
         return found[width][1]
 
-    small = moments.gram.shape[0] <= 1024
     for width in widths:
         improve(width, thorough=small)
     for error in errors:
@@ -228,7 +228,7 @@ def _polished(
                 width -= step
             else:
                 tried_lasso = tried_lasso or step == 1
-                step //= 2
+                step = step // 2 if small else 0
     polished, values, methods = {}, curve.errors.clone(), list(curve.methods)
     for width, (units, error) in found.items():
         if error < float(values[width]):
