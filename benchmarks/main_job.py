@@ -153,9 +153,7 @@ def measure_widths(found: Run) -> None:
     original = top1(problem.state)
     rows, kept = [], []
     for width in WIDTHS:
-        result = solve_layer(
-            moments, WidthRule(keep=width), LayerOptions(certify=False), problem.state, problem.state
-        )
+        result = solve_layer(moments, WidthRule(keep=width), LayerOptions(certify=False), problem.state, problem.state)
         after = top1({**problem.state, **result.weights})
         rows.append((width, result.error, result.held_back_error, after, after - original))
         kept.append((width, original - after))

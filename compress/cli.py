@@ -16,7 +16,6 @@ import yaml
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from compress.display import StderrProgress, show_evaluation, show_inspection, show_run
 from compress.errors import CompressError, RecipeError
 from compress.recipe import Recipe, make_recipe, read_recipe
 
@@ -170,6 +169,7 @@ def run_command(
         del options[name]
     resolved = resolve_recipe(options, recipe)
     from compress.api import run
+    from compress.display import StderrProgress, show_run
 
     with StderrProgress() as progress:
         result = run(resolved, progress, dry_run=dry_run)
@@ -209,6 +209,7 @@ def inspect_command(
         del options[name]
     resolved = resolve_recipe(options, recipe)
     from compress.api import inspect
+    from compress.display import StderrProgress, show_inspection
 
     with StderrProgress() as progress:
         found = inspect(resolved, progress)
@@ -228,6 +229,7 @@ def evaluate_command(
 ) -> None:
     """Measure a written artifact again: `compress evaluate OUT --eval test.npz`."""
     from compress.api import evaluate
+    from compress.display import StderrProgress, show_evaluation
 
     with StderrProgress() as progress:
         found = evaluate(folder, eval_data, batch_size=batch_size, device=device, progress=progress)
@@ -245,6 +247,7 @@ def demo_command(
 ) -> None:
     """Compress the packaged digits network, from file to report: `compress demo`. Needs no network access."""
     from compress.api import demo_recipe, run
+    from compress.display import StderrProgress, show_run
 
     with StderrProgress() as progress:
         result = run(demo_recipe(output, force=force), progress)
@@ -351,6 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             return fail(f"{error.format_message()} Try --help.", 2)
         raise
+    if code == INTERRUPTED:  # typer's own answer to Ctrl-C
+        return fail("interrupted; nothing was written.", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

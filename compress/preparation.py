@@ -62,7 +62,6 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     device = check_device(recipe.device)
     progress.stage("loading")
     checkpoint = load_checkpoint(recipe.checkpoint, state_key=recipe.state_key, trust_pickle=recipe.trust_pickle)
-    check_finite(checkpoint.state)
     architecture = find_architecture(checkpoint, recipe.arch, recipe.arch_arg)
     module = build_network(checkpoint, architecture).to(device)
     preprocessing = choose_preprocessing(recipe, architecture)
@@ -73,7 +72,9 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     program = Program.of(network)
     state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     state = {name: tensor.detach() for name, tensor in state.items()}
-    check_program(program, module, state, probe)
+    outputs = check_program(program, module, state, probe)
+    if evaluation is not None and evaluation.has_labels and outputs.ndim == 2:
+        evaluation.check_labels(outputs.shape[1])
     groups = find_units(network, module, couple=recipe.couple)
     return Prepared(
         checkpoint=checkpoint,
@@ -116,16 +117,6 @@ def check_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise RecipeError(f"device: {name!r} is not supported; give cpu or cuda.")
     return device
-
-
-def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are NaN or Inf, naming the tensor. Raises NonFiniteError."""
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise NonFiniteError(
-                f"`{name}` holds {bad} NaN or Inf of {tensor.numel()} values; the checkpoint is damaged or diverged."
-            )
 
 
 def choose_preprocessing(recipe: Recipe, architecture: Architecture) -> Preprocessing | None:
@@ -191,8 +182,14 @@ def _resizable(inputs: Tensor, wanted: Sequence[int]) -> bool:
     return inputs.ndim == 4 and len(wanted) == 3 and inputs.shape[1] == wanted[0]
 
 
-def check_program(program: Program, module: nn.Module, state: Mapping[str, Tensor], probe: Tensor) -> None:
-    """Refuse a trace that does not compute what the network computes. Raises TraceError, CheckpointError."""
+def check_program(program: Program, module: nn.Module, state: Mapping[str, Tensor], probe: Tensor) -> Tensor:
+    """The network's output on the probe. Refuses a trace that does not compute what the network computes.
+
+    Raises:
+        TraceError: the trace gives something else.
+        CheckpointError: the network does not run on the probe.
+        NonFiniteError: the output is NaN or Inf.
+    """
     output = program.output
     with torch.inference_mode():
         try:
@@ -208,6 +205,7 @@ def check_program(program: Program, module: nn.Module, state: Mapping[str, Tenso
     scale = float(direct.abs().max())
     if float((direct - traced).abs().max()) > 1e-4 * max(scale, 1e-30):
         raise TraceError("The traced graph does not compute what the network computes (it is not deterministic?).")
+    return direct
 
 
 def first_tensor(outputs: object) -> Tensor:

@@ -17,6 +17,7 @@ from compress.convex import (
     SelectionCurve,
     Solution,
     WidthBound,
+    polish_units,
     refit,
     relative_error,
     select_units,
@@ -30,6 +31,10 @@ from compress.network.balance import input_norms
 from compress.network.layer_moments import LayerMoments, count_duplicates, dead_units
 from compress.network.recording import consumer_matrix, with_consumer_matrix
 from compress.network.units import UnitGroup
+
+SEARCHABLE = 300_000  # K·s·D·s up to which a search over λ is affordable
+LARGE_PENALTY = 0.1
+POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class LayerResult:
         error, held_back_error: relative error after the refit, on fitting and held-back moments.
         floor: held-back error with all units, left by earlier layers.
         weights: state name -> new tensor in the original shape, removed units' columns zero.
-        certificate: the lasso's solution, or None where none was asked for.
+        certificate: the lasso's solution, or None where none was asked for; `form` says of which problem.
         seconds: by stage.
     """
 
@@ -67,6 +72,7 @@ class LayerResult:
     duplicates: int
     bound: WidthBound
     certificate: Solution | None
+    form: str
     silencing_penalty: float
     curve: SelectionCurve | None
     error: float
@@ -98,6 +104,7 @@ class LayerResult:
             "lasso": None
             if certificate is None
             else {
+                "form": self.form,
                 "penalty": certificate.penalty,
                 "silencing_penalty": self.silencing_penalty,
                 "objective": certificate.objective,
@@ -149,6 +156,7 @@ def solve_layer(
     problem = MultitaskLasso(joint, 0.0, costs)
     silencing = problem.silencing_penalty
     certificate: Solution | None = None
+    form = f"penalised at {rule.penalty:g} of the silencing penalty" if rule.penalty is not None else ""
     if rule.penalty is not None and width is None:
         certificate = solve(replace(problem, penalty=rule.penalty * silencing), options.solver, tolerance=options.gap)
         width = max(1, len(certificate.active))
@@ -170,13 +178,13 @@ def solve_layer(
     width = min(units, legal_width(group, round_up(width, options.round_to, units)))
     kept = legal_units(group, curve, width)
     clock.lap("width")
+    if options.selection == "best" and group.blocks == 1 and joint.gram.shape[0] <= POLISHABLE and width < units:
+        kept = polish_units(joint, kept, ridge=options.ridge, intercept=False)
+        clock.lap("selection")
     final = refit_layer(moments, kept, options, original, current)
     clock.lap("refit")
     if options.certify and certificate is None:
-        if rule.error is not None:
-            certificate = solve_tolerance(joint, max(final.error, 1e-6), costs, tolerance=options.gap)
-        else:
-            certificate = solve_unit_count(joint, width, costs, tolerance=options.gap)
+        certificate, form = certify_layer(joint, costs, options, width, final.error if rule.error is not None else None)
         clock.lap("lasso")
     return LayerResult(
         name=group.name,
@@ -186,6 +194,7 @@ def solve_layer(
         duplicates=count_duplicates(joint),
         bound=bound,
         certificate=certificate,
+        form=form,
         silencing_penalty=silencing,
         curve=curve,
         error=final.error,
@@ -196,6 +205,26 @@ def solve_layer(
         positions=moments.positions,
         seconds=clock.laps,
     )
+
+
+def certify_layer(
+    joint: Moments, costs: Tensor, options: LayerOptions, width: int, error: float | None
+) -> tuple[Solution, str]:
+    """A certified lasso solution to set beside the selection, and which form it solves.
+
+    The form is the one that reaches the same error, or the same width, as the selection; those are root searches over
+    λ. Where one solve is already a large one (`SEARCHABLE`) it is the penalised form at a fixed part of the silencing
+    penalty instead.
+    """
+    if joint.gram.shape[0] * joint.output_count * joint.group_size > SEARCHABLE:
+        penalty = LARGE_PENALTY * MultitaskLasso(joint, 0.0, costs).silencing_penalty
+        solution = solve(MultitaskLasso(joint, penalty, costs), options.solver, tolerance=options.gap)
+        return solution, f"penalised at {LARGE_PENALTY:g} of the silencing penalty"
+    if error is not None:
+        found = solve_tolerance(joint, max(error, 1e-6), costs, solver=options.solver, tolerance=options.gap)
+        return found, f"smallest Σc‖v‖ within a relative error of {max(error, 1e-6):.3g}"
+    found = solve_unit_count(joint, width, costs, solver=options.solver, tolerance=options.gap)
+    return found, f"penalised, λ such that {width} units are active"
 
 
 @dataclass(frozen=True, eq=False)

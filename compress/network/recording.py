@@ -83,7 +83,13 @@ def find_readings(group: UnitGroup, state: Mapping[str, Tensor]) -> tuple[Readin
     for consumer in group.consumers:
         kernel = tuple(state[consumer.weight].shape[2:]) if consumer.kind == "conv" else ()
         window = (consumer.stride, consumer.padding, consumer.dilation) if consumer.kind == "conv" else ()
-        key: tuple[object, ...] = (consumer.input, kernel, window, consumer.groups, tuple(consumer.positions.flatten().tolist()))
+        key: tuple[object, ...] = (
+            consumer.input,
+            kernel,
+            window,
+            consumer.groups,
+            tuple(consumer.positions.flatten().tolist()),
+        )
         if consumer.groups > 1:
             key = (*key, consumer.node)
         found.setdefault(key, []).append(consumer)
