@@ -233,8 +233,13 @@ def _polished(
     for width, (units, error) in found.items():
         if error < float(values[width]):
             polished[width], values[width], methods[width] = units, error, "swaps"
-    order = curve.order
-    return SelectionCurve(order, values.cummin(0).values, tuple(methods), curve.orders, polished)
+    for width in range(1, count):  # a polished selection and one unit more is no worse than itself
+        if width - 1 in polished and float(values[width]) > float(values[width - 1]):
+            smaller = polished[width - 1]
+            extra = next(unit for unit in curve.order.tolist() if unit not in set(smaller.tolist()))
+            polished[width] = torch.cat([smaller, torch.tensor([extra])]).sort().values
+            values[width], methods[width] = values[width - 1], "swaps"
+    return SelectionCurve(curve.order, values, tuple(methods), curve.orders, polished)
 
 
 def _lasso_then_backward(
