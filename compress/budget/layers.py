@@ -298,7 +298,7 @@ def legal_units(group: UnitGroup, curve: SelectionCurve, width: int) -> Tensor:
 
 
 def _mean_square(errors: Sequence[float]) -> float:
-    return (sum(error**2 for error in errors) / len(errors)) ** 0.5
+    return float((sum(error**2 for error in errors) / len(errors)) ** 0.5)
 
 
 class _Clock:
