@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
 from compress.convex import SOLVERS, Moments, MultitaskLasso, reduce_problem, solve, solve_batch
+from compress.convex.solvers.conic import conic
+from compress.convex.solvers.solution import ScaledProblem
 from tests.convex.problems import KINDS, independent_certificate, normal, problem_of_kind
 
 
@@ -206,6 +208,27 @@ def test_a_batch_of_unlike_layers_and_penalties_equals_one_by_one(algorithm):
     for problem, solution in zip(problems, solve_batch(problems, algorithm=algorithm), strict=True):
         assert solution.certified, solution.status
         assert solution.objective == pytest.approx(solve(problem).objective, rel=3e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_single_precision_iterations_are_certified_in_double(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU on this machine")
+    problem = problem_of_kind("well-posed")
+    (solution,) = solve_batch([problem], tolerance=1e-4, device=device, dtype=torch.float32)
+    primal, dual = independent_certificate(problem, solution.coefficients)
+    assert solution.certified
+    assert solution.coefficients.dtype == torch.float64
+    assert solution.gap == pytest.approx((primal - dual) / primal, rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["clarabel", "scs"])
+def test_both_cone_solvers_referee(backend):
+    problem = problem_of_kind("conv groups")
+    scaled = ScaledProblem(problem)
+    outcome = conic(scaled, tolerance=1e-6, start=None, max_iterations=20_000, deadline=math.inf, backend=backend)
+    objective = problem.objective(scaled.from_scaled(outcome.coefficients))
+    assert objective == pytest.approx(solve(problem).objective, rel=1e-5)
 
 
 def test_equal_input_gives_equal_bytes():
