@@ -38,9 +38,9 @@ def add_options(parser: ArgumentParser) -> None:
 
 def main() -> int:
     run = start("selection", __doc__, add_options=add_options)
-    hidden = 128 if run.quick else 512
+    hidden = 96 if run.quick else 512
     if run.quick:
-        run.say("quick: hidden width 128 instead of 512, 15 epochs, no VGG-19 layers above K·s = 512, path of 30 λ")
+        run.say("quick: hidden width 96 instead of 512, 15 epochs, no VGG-19 layers above K·s = 512, path of 20 λ")
     layers = digits_moments(hidden=hidden, epochs=15 if run.quick else 60)
     options = run.options
     if options.moments and options.moments.exists():
@@ -104,7 +104,7 @@ def lasso_rows(run: Run, moments: Moments) -> list[tuple[str, list[int], float]]
     found = []
     for title, costs in (("lasso support, c = 1", None), ("lasso support, c = feature norm", feature)):
         begin = time.perf_counter()
-        grid = penalty_grid(centred, 30 if run.quick else 60, 1e-4, costs)
+        grid = penalty_grid(centred, 20 if run.quick else 60, 1e-4, costs)
         solutions = solve_path(centred, grid, costs, tolerance=1e-5)
         with_refit = [moments.unit_count] * len(LEVELS)
         without = list(with_refit)
