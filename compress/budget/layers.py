@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compress.budget.refitting import refit_layer
 from compress.budget.widths import WidthRule, count_to_keep, round_up, smallest_width
 from compress.convex import (
     Moments,
@@ -18,18 +19,15 @@ from compress.convex import (
     Solution,
     WidthBound,
     polish_units,
-    refit,
-    relative_error,
     select_units,
     solve,
+    solve_exact,
     solve_tolerance,
     solve_unit_count,
     width_bound,
 )
-from compress.convex.moments import unit_columns
 from compress.network.balance import input_norms
 from compress.network.layer_moments import LayerMoments, count_duplicates, dead_units
-from compress.network.recording import consumer_matrix, with_consumer_matrix
 from compress.network.units import UnitGroup
 
 SEARCHABLE = 300_000  # K·s·D·s up to which a search over λ is affordable
@@ -160,18 +158,25 @@ def solve_layer(
     if rule.penalty is not None and width is None:
         certificate = solve(replace(problem, penalty=rule.penalty * silencing), options.solver, tolerance=options.gap)
         width = max(1, len(certificate.active))
+    exact = rule.error == 0 and width is None
+    if exact:
+        certificate = solve_exact(
+            joint, costs, solver=options.solver, tolerance=options.gap, range_tolerance=options.rank_tolerance
+        )
+        form = f"exact on the numerical range of Φ (relative singular value {options.rank_tolerance:g})"
+        width = max(1, len(certificate.active))
     clock.lap("lasso")
     if curve is None:
         curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
     clock.lap("selection")
 
     def held_back_error(candidate: int) -> float:
-        return refit_layer(moments, curve.units(candidate), options, original, current).held_back_error
+        return refit_layer(moments, curve.units(candidate), options.ridge, original, current).held_back_error
 
     units = len(moments.units)
     floor = held_back_error(units)
     if width is None and rule.keep is not None:
-        width = count_to_keep(rule.keep, units)
+        width = count_to_keep(rule.keep, group.unit_count)
     elif width is None:
         assert rule.error is not None, "a width rule names one quantity"
         width = smallest_width(held_back_error, units, rule.error, floor)
@@ -181,7 +186,7 @@ def solve_layer(
     if options.selection == "best" and group.blocks == 1 and joint.gram.shape[0] <= POLISHABLE and width < units:
         kept = polish_units(joint, kept, ridge=options.ridge, intercept=False)
         clock.lap("selection")
-    final = refit_layer(moments, kept, options, original, current)
+    final = refit_layer(moments, kept, options.ridge, original, current)
     clock.lap("refit")
     if options.certify and certificate is None:
         certificate, form = certify_layer(joint, costs, options, width, final.error if rule.error is not None else None)
@@ -227,56 +232,6 @@ def certify_layer(
     return found, f"penalised, λ such that {width} units are active"
 
 
-@dataclass(frozen=True, eq=False)
-class LayerRefit:
-    """New consumer tensors for a set of kept units, with their relative errors over all readings."""
-
-    weights: dict[str, Tensor]
-    error: float
-    held_back_error: float
-
-
-def refit_layer(
-    moments: LayerMoments,
-    kept: Tensor,
-    options: LayerOptions,
-    original: Mapping[str, Tensor],
-    current: Mapping[str, Tensor],
-) -> LayerRefit:
-    """Least-squares output weights of the kept units for every consumer, in the original shapes."""
-    weights: dict[str, Tensor] = {}
-    errors, held = [], []
-    for reading, part, check, intercept in zip(
-        moments.readings, moments.fitting, moments.held_back, moments.intercepts, strict=True
-    ):
-        found = refit(part, kept, ridge=options.ridge, intercept=intercept)
-        bias = found.intercept if intercept else None
-        errors.append(found.error)
-        held.append(relative_error(check, kept, found.coefficients, bias, intercept=intercept))
-        full = found.coefficients.new_zeros(reading.columns, part.output_count)
-        own = moments.units[kept.cpu()].to(full.device)
-        full[unit_columns(own, reading.group_size)] = found.coefficients
-        first = 0
-        for consumer in reading.consumers:
-            count = consumer_matrix(consumer, current[consumer.weight]).shape[1]
-            block, own_bias = full[:, first : first + count], found.intercept[first : first + count]
-            weights[consumer.weight] = with_consumer_matrix(
-                consumer, weights.get(consumer.weight, current[consumer.weight]), block
-            )
-            if bias is not None:
-                weights.update(_shifted(consumer, own_bias, moments.targets, original, current))
-            first += count
-    return LayerRefit(weights, _mean_square(errors), _mean_square(held))
-
-
-def _shifted(consumer, bias, targets, original, current) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
-    """The consumer's bias, or the mean of the BatchNorm behind it, moved by the refit's constant."""
-    base = original if targets else current
-    if consumer.bias is not None:
-        return {consumer.bias: (base[consumer.bias].double() + bias).to(base[consumer.bias])}
-    return {consumer.shift: (base[consumer.shift].double() - bias).to(base[consumer.shift])}
-
-
 def legal_width(group: UnitGroup, width: int) -> int:
     """The smallest legal width that is at least `width`: equal counts in every block of a grouped layer."""
     blocks = group.blocks
@@ -295,10 +250,6 @@ def legal_units(group: UnitGroup, curve: SelectionCurve, width: int) -> Tensor:
         for unit in [unit for unit in order if unit // size == block][: width // group.blocks]
     ]
     return torch.tensor(sorted(chosen))
-
-
-def _mean_square(errors: Sequence[float]) -> float:
-    return float((sum(error**2 for error in errors) / len(errors)) ** 0.5)
 
 
 class _Clock:

@@ -17,15 +17,8 @@ from compress.data import DataSource
 from compress.errors import DataError
 from compress.network.execution import ActivationStore, Program
 from compress.network.layer_moments import LayerMoments, make_layer_moments
-from compress.network.recording import (
-    GroupRecorder,
-    Reading,
-    SamplePlan,
-    find_readings,
-    output_positions,
-    plan_samples,
-    record_moments,
-)
+from compress.network.readings import Reading, find_readings, output_positions
+from compress.network.recording import GroupRecorder, SamplePlan, plan_samples, record_moments
 from compress.network.units import UnitGroup
 from compress.progress import Progress
 

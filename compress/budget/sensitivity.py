@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from compress.budget.layers import LayerOptions, refit_layer
+from compress.budget.layers import LayerOptions
 from compress.budget.layerwise import Problem, consumer_tensors
+from compress.budget.refitting import refit_layer
 from compress.convex import SelectionCurve
 from compress.network.execution import run_pair
 from compress.network.layer_moments import LayerMoments
@@ -56,7 +57,7 @@ def measure_divergences(
         changed, start = program.downstream(tensors), program.frontier(tensors, [output])
         for width in widths.get(group.name, ()):
             kept = curves[group.name].units(width)
-            weights = refit_layer(moments[group.name], kept, options, state, state).weights
+            weights = refit_layer(moments[group.name], kept, options.ridge, state, state).weights
             cuts.append((group.name, width, weights, changed, start))
     needed = sorted({name for *_, start in cuts for name in start})
     totals = [0.0] * len(cuts)

@@ -10,7 +10,7 @@ from torch import Tensor
 from compress.convex import width_bound
 from compress.network.balance import balance_ratio, input_norms, output_norms, path_norm
 from compress.network.layer_moments import LayerMoments, count_duplicates, dead_units
-from compress.network.recording import find_readings
+from compress.network.readings import find_readings
 from compress.network.units import UnitGroup
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from compress.network.recording import Reading
+from compress.network.readings import Reading
 from compress.network.units import UnitGroup
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.convex import FactoredMoments, Moments, stack_consumers
-from compress.network.recording import Reading
+from compress.network.readings import Reading
 from compress.network.units import UnitGroup
 
 DEAD = 1e-12  # second moment, relative to the layer's largest, below which a unit never fires
@@ -43,10 +43,7 @@ class LayerMoments:
     @property
     def intercepts(self) -> tuple[bool, ...]:
         """For each reading: can all its consumers take a new constant."""
-        return tuple(
-            all(consumer.bias is not None or consumer.shift is not None for consumer in reading.consumers)
-            for reading in self.readings
-        )
+        return tuple(reading.takes_constant for reading in self.readings)
 
     def joint(self) -> Moments:
         """Fitting moments of all readings together, centred where a constant is free; each one's error counts alike."""

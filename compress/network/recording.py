@@ -1,7 +1,6 @@
 """record_moments(): streams calibration batches into the moments of every consumer of a group of units.
 
-Consumers that read the same features through the same window form one *reading*: Φ is recorded once for them and their
-outputs stand side by side along D. A conv consumer's rows are the patches under a seeded sample of output positions.
+Each reading has moments of its own. A conv consumer's rows are the patches under a seeded sample of output positions.
 """
 
 from __future__ import annotations
@@ -13,48 +12,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulator, Moments
 from compress.errors import NonFiniteError
 from compress.network.execution import ActivationStore, Program, run_pair
-from compress.network.units import Consumer, UnitGroup
+from compress.network.readings import Reading, own_columns, read_rows, sample_positions
+from compress.network.units import UnitGroup
 
 ROWS_PER_COLUMN = 8  # rows of Φ wanted for each of its K·s columns, so that a refit does not fit noise
 FEWEST_ROWS = 20_000
 COST_SHARE = 0.02  # of a forward pass, what one layer's moments may cost before positions are sampled
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """Consumers of one group that see the same Φ (N, K·s).
-
-    Attributes:
-        consumers: at least one; equal input node, positions and window.
-        kernel: spatial extent of the window, () for a linear consumer.
-    """
-
-    consumers: tuple[Consumer, ...]
-    kernel: tuple[int, ...]
-
-    @property
-    def first(self) -> Consumer:
-        """Any of the consumers, for what they have in common."""
-        return self.consumers[0]
-
-    @property
-    def group_size(self) -> int:
-        """s: columns of Φ per unit."""
-        return self.first.positions.shape[1] * math.prod(self.kernel)
-
-    @property
-    def columns(self) -> int:
-        """K·s."""
-        return self.first.positions.shape[0] * self.group_size
-
-    def weights(self, state: Mapping[str, Tensor]) -> Tensor:
-        """Output weights V (K·s, D) of all consumers side by side, in float64."""
-        return torch.cat([consumer_matrix(consumer, state[consumer.weight]) for consumer in self.consumers], 1)
 
 
 @dataclass(frozen=True)
@@ -75,66 +42,6 @@ class SamplePlan:
         if not drawn:
             return f"all rows of {self.samples} samples"
         return f"{'/'.join(str(count) for count in drawn)} positions of each of {self.samples} samples"
-
-
-def find_readings(group: UnitGroup, state: Mapping[str, Tensor]) -> tuple[Reading, ...]:
-    """Readings of a group, in the order of its consumers."""
-    found: dict[tuple[object, ...], list[Consumer]] = {}
-    for consumer in group.consumers:
-        kernel = tuple(state[consumer.weight].shape[2:]) if consumer.kind == "conv" else ()
-        window = (consumer.stride, consumer.padding, consumer.dilation) if consumer.kind == "conv" else ()
-        key: tuple[object, ...] = (
-            consumer.input,
-            kernel,
-            window,
-            consumer.groups,
-            tuple(consumer.positions.flatten().tolist()),
-        )
-        if consumer.groups > 1:
-            key = (*key, consumer.node)
-        found.setdefault(key, []).append(consumer)
-    return tuple(Reading(tuple(consumers), key[1]) for key, consumers in found.items())  # type: ignore[arg-type]
-
-
-def consumer_matrix(consumer: Consumer, weight: Tensor) -> Tensor:
-    """Rows of the consumer's weight that read the group's units: V (K·s, D), unit-major, in float64."""
-    dense = dense_weight(weight, consumer)
-    units, width = consumer.positions.shape
-    picked = dense[:, consumer.positions.flatten().to(weight.device)]  # (D, K·m, taps…)
-    return picked.reshape(dense.shape[0], units * width * consumer.taps).T.to(torch.float64)
-
-
-def dense_weight(weight: Tensor, consumer: Consumer) -> Tensor:
-    """Weight (D, inputs, taps…) of the consumer with the zero blocks of a grouped conv written out."""
-    if consumer.kind == "linear_transposed":
-        return weight.T
-    if consumer.groups == 1:
-        return weight
-    outputs, inputs = weight.shape[0], weight.shape[1] * consumer.groups
-    dense = weight.new_zeros(outputs, inputs, *weight.shape[2:])
-    step_out, step_in = outputs // consumer.groups, weight.shape[1]
-    for block in range(consumer.groups):
-        rows = slice(block * step_out, (block + 1) * step_out)
-        dense[rows, block * step_in : (block + 1) * step_in] = weight[rows]
-    return dense
-
-
-def with_consumer_matrix(consumer: Consumer, weight: Tensor, coefficients: Tensor) -> Tensor:
-    """The consumer's weight with V (K·s, D) put where `consumer_matrix` took it from, in the weight's dtype."""
-    dense = dense_weight(weight, consumer).clone()
-    units, width = consumer.positions.shape
-    block = coefficients.T.reshape(dense.shape[0], units * width, *dense.shape[2:])
-    dense[:, consumer.positions.flatten().to(weight.device)] = block.to(weight)
-    if consumer.kind == "linear_transposed":
-        return dense.T.contiguous()
-    if consumer.groups == 1:
-        return dense
-    step_out, step_in = weight.shape[0] // consumer.groups, weight.shape[1]
-    blocks = [
-        dense[block * step_out : (block + 1) * step_out, block * step_in : (block + 1) * step_in]
-        for block in range(consumer.groups)
-    ]
-    return torch.cat(blocks)
 
 
 def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples: int, forward_macs: int) -> SamplePlan:
@@ -166,22 +73,24 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
 SQUARE_COPIES = 6  # matrices of the size of one square moment matrix that recording and solving hold at once
 
 
-def make_accumulator(reading: Reading, memory: int, seed: int) -> MomentAccumulator | FactorAccumulator:
-    """Square moments where they fit `memory` with everything made from them, else a thin factor of as many rows."""
-    columns = reading.columns
+def make_accumulators(
+    readings: Sequence[Reading], memory: int, seed: int
+) -> list[MomentAccumulator | FactorAccumulator]:
+    """Square moments where all readings' columns side by side fit `memory`, else thin factors of as many rows."""
+    columns = sum(reading.columns for reading in readings)
     if SQUARE_COPIES * 8 * columns**2 <= memory:
-        return MomentAccumulator(reading.group_size)
+        return [MomentAccumulator(reading.group_size) for reading in readings]
     rows = max(256, memory // 3 // (8 * columns))
     side = math.isqrt(memory // (2 * SQUARE_COPIES * 8))  # columns whose square matrices fit half of the memory
-    units = max(1, side // reading.group_size)
-    return FactorAccumulator(reading.group_size, rows=rows, seed=seed, memory_units=units)
+    units = max(1, side // sum(reading.group_size for reading in readings))
+    return [FactorAccumulator(reading.group_size, rows=rows, seed=seed, memory_units=units) for reading in readings]
 
 
 class GroupRecorder:
     """Accumulates one group's moments over batches; float64, streamed.
 
     Args:
-        memory: bytes that the moments of one reading may take; a square matrix that needs more becomes a factor.
+        memory: bytes that the moments of all readings may take; square matrices that need more become factors.
         targets: record Ψ from the original network; else Ψ = ΦV follows from the moments of Φ.
     """
 
@@ -201,14 +110,13 @@ class GroupRecorder:
         self.targets = targets
         self.rows = 0
         self._generator = torch.Generator().manual_seed(seed)
-        self._sums = [make_accumulator(reading, memory // len(self.readings), seed) for reading in self.readings]
+        self._sums = make_accumulators(self.readings, memory, seed)
 
     def add(
         self,
         values: Mapping[str, tuple[Tensor, Tensor]],
         original: Mapping[str, Tensor],
         current: Mapping[str, Tensor],
-        weights: Tensor | None = None,
     ) -> None:
         """Add one batch. `values` holds the readings' input nodes in the original and the current network.
 
@@ -216,25 +124,22 @@ class GroupRecorder:
             NonFiniteError: an activation is NaN or Inf.
         """
         for reading, count, sums in zip(self.readings, self.plan.positions, self._sums, strict=True):
-            first, second = values[reading.first.input]
-            index = sample_positions(reading, first, count, self._generator)
-            patches = read_rows(reading, second, index)  # (n, I·taps), all input channels of the current network
-            features = own_columns(reading, patches)  # (n, K·s)
-            if not bool(torch.isfinite(features.sum())):
-                raise NonFiniteError(
-                    f"NaN or Inf in the activations that `{self.group.name}` hands on; "
-                    "check the weights up to there and the preprocessing."
-                )
-            if self.targets or isinstance(sums, FactorAccumulator):
-                source = patches if second is first else read_rows(reading, first, index)
-                outputs = self._targets(reading, source, patches, features, original, current)
-            else:
-                outputs = features.new_zeros(features.shape[0], 0)
-            repeated = None if weights is None else weights.repeat_interleave(features.shape[0] // weights.shape[0])
-            if isinstance(sums, FactorAccumulator):
+            for site in reading.sites:
+                first, second = values[site.input]
+                index = sample_positions(reading, site, first, count, self._generator)
+                patches = read_rows(reading, site, second, index)  # (n, I·taps), all input channels as they are now
+                features = own_columns(reading, patches)  # (n, K·s)
+                if not bool(torch.isfinite(features.sum())):
+                    raise NonFiniteError(
+                        f"NaN or Inf in the activations that `{self.group.name}` hands on; "
+                        "check the weights up to there and the preprocessing."
+                    )
+                if self.targets or isinstance(sums, FactorAccumulator):
+                    source = patches if second is first else read_rows(reading, site, first, index)
+                    outputs = self._targets(reading, source, patches, features, original, current)
+                else:
+                    outputs = features.new_zeros(features.shape[0], 0)
                 sums.add(features, outputs)
-            else:
-                sums.add(features, outputs, repeated)
             self.rows = max(self.rows, int(sums.count))
 
     def moments(self, original: Mapping[str, Tensor]) -> tuple[Moments | FactoredMoments, ...]:
@@ -259,94 +164,14 @@ class GroupRecorder:
         """What the group's units must give (n, D): the original output less what the other channels give now."""
         blocks = []
         for consumer in reading.consumers:
-            before = all_rows(consumer, original[consumer.weight])  # (I·taps, D)
+            before = reading.whole_matrix(consumer, original[consumer.weight])  # (I·taps, D)
             wanted = source.double() @ before
             if features.shape[1] < patches.shape[1]:
-                now = all_rows(consumer, current[consumer.weight])
-                others = patches.double() @ now - features.double() @ consumer_matrix(
-                    consumer, current[consumer.weight]
-                )
-                wanted -= others
+                now = current[consumer.weight]
+                wanted -= patches.double() @ reading.whole_matrix(consumer, now)
+                wanted += features.double() @ reading.matrix(consumer, now)
             blocks.append(wanted)
         return torch.cat(blocks, 1)
-
-
-def all_rows(consumer: Consumer, weight: Tensor) -> Tensor:
-    """The consumer's whole weight as a matrix (I·taps, D) in float64."""
-    dense = dense_weight(weight, consumer)
-    return dense.reshape(dense.shape[0], -1).T.to(torch.float64)
-
-
-def output_positions(reading: Reading, program: Program) -> int:
-    """Output positions of a reading per sample, from the traced shapes; 1 for a linear one."""
-    if not reading.kernel:
-        return 1
-    shape = program.shape(reading.first.input)
-    return math.prod(output_extent(reading, shape))
-
-
-def output_extent(reading: Reading, shape: Sequence[int]) -> tuple[int, ...]:
-    """Output positions per spatial dimension of a conv reading whose input has `shape` (B, C, …)."""
-    consumer = reading.first
-    return tuple(
-        (size + 2 * pad - step * (width - 1) - 1) // stride + 1
-        for size, pad, step, width, stride in zip(
-            shape[2:], consumer.padding, consumer.dilation, reading.kernel, consumer.stride, strict=True
-        )
-    )
-
-
-def sample_positions(reading: Reading, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor | None:
-    """Output positions (B, P) to read, drawn without replacement for each sample; None where every one is read."""
-    if not reading.kernel:
-        return None
-    available = math.prod(output_extent(reading, inputs.shape))
-    if count >= available:
-        return None
-    draws = torch.rand(inputs.shape[0], available, generator=generator)
-    return draws.topk(count, dim=1).indices.to(inputs.device)
-
-
-def read_rows(reading: Reading, inputs: Tensor, index: Tensor | None) -> Tensor:
-    """Rows (n, I·taps) that the consumers multiply, channel-major, from their input activations.
-
-    Args:
-        inputs: (…, I) for a linear reading, (B, I, …) for a conv one.
-        index: output positions (B, P) in row-major order; None for all.
-    """
-    if not reading.kernel:
-        return inputs.reshape(-1, inputs.shape[-1])
-    consumer = reading.first
-    extent = output_extent(reading, inputs.shape)
-    pads = [pad for size in reversed(consumer.padding) for pad in (size, size)]
-    padded = functional.pad(inputs, pads) if any(pads) else inputs.contiguous()
-    batch, channels = padded.shape[:2]
-    strides = padded.stride()
-    windows = padded.as_strided(
-        (batch, *extent, channels, *reading.kernel),
-        (
-            strides[0],
-            *(step * size for step, size in zip(consumer.stride, strides[2:], strict=True)),
-            strides[1],
-            *(step * size for step, size in zip(consumer.dilation, strides[2:], strict=True)),
-        ),
-    )
-    columns = channels * math.prod(reading.kernel)
-    if index is None:
-        return windows.reshape(-1, columns)
-    places = torch.unravel_index(index, extent)
-    rows = torch.arange(batch, device=inputs.device)[:, None]
-    return windows[(rows, *places)].reshape(-1, columns)
-
-
-def own_columns(reading: Reading, rows: Tensor) -> Tensor:
-    """The columns (n, K·s) of the group's own units, unit-major, out of all input channels' (n, I·taps)."""
-    positions = reading.first.positions.flatten()
-    taps = math.prod(reading.kernel)
-    if positions.numel() * taps == rows.shape[1] and torch.equal(positions.cpu(), torch.arange(positions.numel())):
-        return rows
-    blocks = rows.reshape(rows.shape[0], -1, taps)
-    return blocks.index_select(1, positions.to(rows.device)).reshape(rows.shape[0], -1)
 
 
 def record_moments(
@@ -384,7 +209,7 @@ def record_moments(
             open_recorders = [recorder for recorder in recorders if recorder.plan.samples > seen]
             if not open_recorders:
                 break
-            wanted = {reading.first.input for recorder in open_recorders for reading in recorder.readings}
+            wanted = {name for recorder in open_recorders for reading in recorder.readings for name in reading.inputs}
             further = keep.nodes if keep is not None else ()
             start = store.get(number, device) if store is not None else None
             names = list(dict.fromkeys([*sorted(wanted), *further]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compress.network.units import UnitGroup, find_units
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -12,15 +11,14 @@ from compress.convex import Moments
 from compress.errors import NonFiniteError
 from compress.network.execution import ActivationStore, Program, run_pair
 from compress.network.graph import trace_network
+from compress.network.readings import find_readings
 from compress.network.recording import (
     GroupRecorder,
     SamplePlan,
-    consumer_matrix,
-    find_readings,
     plan_samples,
     record_moments,
-    with_consumer_matrix,
 )
+from compress.network.units import UnitGroup, find_units
 
 MEMORY = 2**30
 
@@ -105,9 +103,9 @@ def test_units_behind_a_flatten_own_their_positions(network: tuple) -> None:  # 
     group = next(group for group in groups.values() if any(c.weight == "hidden.weight" for c in group.consumers))
     reading = find_readings(group, state)[0]
     assert reading.group_size == 16
-    consumer = reading.first
-    matrix = consumer_matrix(consumer, state["hidden.weight"])
-    assert torch.equal(with_consumer_matrix(consumer, state["hidden.weight"] * 0, matrix), state["hidden.weight"])
+    consumer = reading.consumers[0]
+    matrix = reading.matrix(consumer, state["hidden.weight"])
+    assert torch.equal(reading.with_matrix(consumer, state["hidden.weight"] * 0, matrix), state["hidden.weight"])
 
 
 def test_targets_are_the_original_outputs_and_features_those_of_the_changed_network(

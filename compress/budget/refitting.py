@@ -1,0 +1,125 @@
+"""refit_layer(): new consumer weights and constants for the kept units of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from compress.convex import Moments, refit, relative_error
+from compress.convex.moments import unit_columns
+from compress.network.layer_moments import LayerMoments
+from compress.network.recording import ROWS_PER_COLUMN
+from compress.network.units import Consumer
+
+SCARCE_RIDGES = (1e-2, 1.0, 100.0)  # tried besides the given one where rows are too few to determine the weights
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRefit:
+    """New consumer tensors for a set of kept units, with their relative errors over all readings.
+
+    Attributes:
+        weights: state name -> new tensor in the original shape; removed units' columns are zero.
+    """
+
+    weights: dict[str, Tensor]
+    error: float
+    held_back_error: float
+
+
+def refit_layer(
+    moments: LayerMoments,
+    kept: Tensor,
+    ridge: float,
+    original: Mapping[str, Tensor],
+    current: Mapping[str, Tensor],
+) -> LayerRefit:
+    """Least-squares output weights of the kept units for every consumer, in the original shapes.
+
+    Args:
+        kept: places (|S|,) among `moments.units`.
+        ridge: on the change of the weights, relative to each column's second moment.
+        original, current: states of the original network and of the one compressed so far.
+    """
+    weights: dict[str, Tensor] = {}
+    errors, held = [], []
+    own = moments.units[kept.cpu()]
+    for reading, part, check, intercept in zip(
+        moments.readings, moments.fitting, moments.held_back, moments.intercepts, strict=True
+    ):
+        rows = unit_columns(own.to(part.gram.device), reading.group_size)
+        before = reading.weights(current).to(part.gram)[rows]
+        found = refit_change(part.subset(kept), check.subset(kept), before, ridge, intercept=intercept)
+        errors.append(found.error)
+        held.append(found.held_back_error)
+        full = before.new_zeros(reading.columns, part.output_count)
+        full[rows] = found.coefficients
+        first = 0
+        for consumer in reading.consumers:
+            target = reading.outputs(consumer, current)
+            own_outputs = slice(first, first + target.stop - target.start)
+            first = own_outputs.stop
+            changed = weights.get(consumer.weight, current[consumer.weight])
+            weights[consumer.weight] = reading.with_matrix(consumer, changed, full[:, own_outputs])
+            if intercept:
+                name, sign = constant_of(consumer)
+                base = weights.get(name, (original if moments.targets else current)[name]).clone()
+                base[target] = (base[target].double() + sign * found.intercept[own_outputs]).to(base)
+                weights[name] = base
+    return LayerRefit(weights, root_mean_square(errors), root_mean_square(held))
+
+
+@dataclass(frozen=True, eq=False)
+class ReadingRefit:
+    """Output weights (|S|·s, D) and constant (D,) of one reading, with their relative errors."""
+
+    coefficients: Tensor
+    intercept: Tensor
+    error: float
+    held_back_error: float
+
+
+def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *, intercept: bool) -> ReadingRefit:
+    """min ‖Ψ − Φ(V + Δ) − 1bᵀ‖² + ridge·Σ_i G_ii‖δ_i‖² over Δ and b: the ridge pulls to the weights as they are.
+
+    Where there are fewer than `ROWS_PER_COLUMN` rows for each column the samples do not determine Δ, and the ridge is
+    the one of a few that errs least on the held-back moments; the largest leaves little but the constant to fit.
+
+    Args:
+        part, check: fitting and held-back moments of the kept units alone.
+        before: V (|S|·s, D).
+    """
+    product = part.gram @ before
+    rest = replace(
+        part,
+        cross=part.cross - product,
+        energy=max(0.0, part.energy - float((before * (2 * part.cross - product)).sum())),
+        output_mean=part.output_mean - before.T @ part.feature_mean,
+        output_gram=None,
+    )
+    scarce = part.count < ROWS_PER_COLUMN * part.gram.shape[0]
+    best: ReadingRefit | None = None
+    for strength in (ridge, *SCARCE_RIDGES) if scarce else (ridge,):
+        change = refit(rest, ridge=strength, intercept=intercept)
+        coefficients = before + change.coefficients
+        bias = change.intercept if intercept else None
+        errors = [relative_error(each, None, coefficients, bias, intercept=intercept) for each in (part, check)]
+        if best is None or errors[1] < best.held_back_error:
+            best = ReadingRefit(coefficients, change.intercept, errors[0], errors[1])
+    assert best is not None, "at least one ridge is tried"
+    return best
+
+
+def constant_of(consumer: Consumer) -> tuple[str, int]:
+    """The tensor that takes a new constant and its sign there: a bias, or the mean of the batch norm behind."""
+    if consumer.bias is not None:
+        return consumer.bias, 1
+    assert consumer.shift is not None, "only called where a constant is free"
+    return consumer.shift, -1
+
+
+def root_mean_square(errors: Sequence[float]) -> float:
+    """Root mean square of several readings' relative errors."""
+    return float((sum(error**2 for error in errors) / len(errors)) ** 0.5)
