@@ -69,6 +69,9 @@ class Atoms:
         self._births: list[int] = []
         self._parts: dict[int, tuple[int, ...]] = {}
         self._pins: dict[int, str] = {}
+        self._version = 0
+        self._resolved: dict[int, tuple[int, Array, Array]] = {}
+        self._flattened: dict[tuple[int, ...], tuple[int, Dimension, Factor]] = {}
 
     def fresh(self, count: int) -> Array:
         """`count` new atoms as a label of shape (count, 1)."""
@@ -118,6 +121,13 @@ class Atoms:
 
     def resolve(self, label: Array) -> Array:
         """The label in the finest representatives, atoms repeated at one position removed; shape (size, r')."""
+        known = self._resolved.get(id(label))
+        if known is None or known[0] != self._version:
+            known = (self._version, label, self._resolve(label))
+            self._resolved[id(label)] = known
+        return known[2]
+
+    def _resolve(self, label: Array) -> Array:
         roots = self.find(label)
         if not self._parts and label.shape[1] == 1:
             return roots
@@ -155,6 +165,7 @@ class Atoms:
         first, second = self._root(first), self._root(second)
         if first == second:
             return
+        self._version += 1
         low, high = min(first, second), max(first, second)
         self._parent[high] = low
         if high in self._pins:
@@ -179,6 +190,7 @@ class Atoms:
 
     def substitute(self, atom: int, parts: tuple[int, ...]) -> None:
         """Let `atom` stand for the set `parts` (removed when any of them is)."""
+        self._version += 1
         root = self._root(atom)
         known = self._parts.get(root)
         if known is None:
@@ -343,6 +355,14 @@ class Atoms:
         """The dimension as one factor, with the union of its factors' atoms at each position."""
         if len(dimension) == 1:
             return dimension[0]
+        key = tuple(id(factor) for factor in dimension)
+        known = self._flattened.get(key)
+        if known is None or known[0] != self._version:
+            known = (self._version, dimension, self._flatten(dimension))
+            self._flattened[key] = known
+        return known[2]
+
+    def _flatten(self, dimension: Dimension) -> Factor:
         size = dimension_size(dimension)
         if not is_tracked(dimension):
             uniform = all(factor.uniform for factor in dimension if factor.size > 1)

@@ -42,8 +42,30 @@ def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[_Dr
             result.append(with_reason(group, "a size in forward() is fixed in Python and no attribute changes it"))
         else:
             taken = next(other for other in sorted(drafts[index].siblings) if other in final)
-            result.append(with_reason(group, f"its weights are cut as part of {groups[taken].name}"))
-    return tuple(result)
+            result.append(with_reason(group, f"its weights are cut as part of {groups[taken].name.partition('#')[0]}"))
+    return _without_repeats(drafts, result)
+
+
+def _without_repeats(drafts: Sequence[_Draft], groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
+    """Skipped groups that are another view of a listed group's positions are left out."""
+    shown: list[UnitGroup] = []
+    listed: set[int] = {index for index, group in enumerate(groups) if group.skip_reason is None}
+    for index, group in enumerate(groups):
+        if group.skip_reason is not None:
+            if drafts[index].siblings & listed:
+                continue
+            listed.add(index)
+        shown.append(group)
+    taken: set[str] = set()
+    names: dict[int, str] = {}
+    for place in sorted(range(len(shown)), key=lambda place: (shown[place].skip_reason is not None, place)):
+        base = shown[place].name.partition("#")[0]
+        count = 1
+        while (name := base if count == 1 else f"{base}#{count}") in taken:
+            count += 1
+        taken.add(name)
+        names[place] = name
+    return tuple(replace(group, name=names[place]) for place, group in enumerate(shown))
 
 
 def _choose_apart(drafts: Sequence[_Draft], groups: Sequence[UnitGroup], rejected: set[int]) -> list[int]:
@@ -91,14 +113,8 @@ class _Trial:
             return {}
         by_kind: dict[object, list[int]] = {}
         for index in indices:
-            group = self.drafts[index].group
-            kind = (
-                len(group.slices),
-                group.coupled,
-                tuple(sorted(rule.name for rule in self.drafts[index].shapes)),
-                tuple(part.name.rpartition(".")[2] for part in group.slices)[:6],
-            )
-            by_kind.setdefault(kind, []).append(index)
+            draft = self.drafts[index]
+            by_kind.setdefault((draft.group.coupled, draft.kind), []).append(index)
         parts = list(by_kind.values())
         if len(parts) == 1:
             if len(indices) > 3 and self._attempt(indices[:1]) is None and self._attempt(indices[-1:]) is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -132,6 +131,7 @@ class _Draft:
     group: UnitGroup
     shapes: tuple[AttributeRule, ...]
     suspicious: bool
+    kind: tuple[str, ...]
     rank: tuple[int, int]
     siblings: set[int] = field(default_factory=set)
 
@@ -156,7 +156,6 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
     touched = _Touched(flow, owner, len(occurrences))
     drafts: list[_Draft] = []
     number_of: dict[int, int] = {}
-    names: Counter[str] = Counter()
     order = {node: place for place, node in enumerate(flow.graph.graph.nodes)}
     entries = []
     for number, found in enumerate(occurrences):
@@ -165,15 +164,10 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
             entries.append((min(order[contraction.node] for contraction in made), number, found, made))
     for first, number, found, made in sorted(entries, key=lambda entry: entry[:2]):
         producers = tuple(dict.fromkeys(_module_name(flow, contraction) for contraction in made))
-        name = producers[0]
-        names[name] += 1
-        if names[name] > 1:
-            name = f"{name}#{names[name]}"
-        slices = found.slices(flow)
-        consumers = _find_consumers(flow, touched.read[number], found)
-        statistics = touched.statistic_slices(number, found)
+        name = f"{producers[0]}#{number}"
         joined = number in touched.sums
         reason = flow.atoms.pinned(found.atoms[0])
+        consumers = _find_consumers(flow, touched.read[number], found)
         if reason is not None:
             reason = f"it {reason}" if not reason.startswith("it ") else reason
         elif len(found.atoms) < 2:
@@ -182,25 +176,23 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
             reason = "no weight of the network reads it"
         elif joined and not couple:
             reason = f"residual stream shared by {len(producers)} producers; use --couple"
-        names_of_activations = touched.activations[number]
+        shapes, classes = _find_shape_attributes(module, touched, number, found) if reason is None else ((), ())
         group = UnitGroup(
             name=name,
             producers=producers,
             unit_count=len(found.atoms),
-            slices=slices,
+            slices=found.slices(flow),
             consumers=consumers,
-            attributes=_find_attributes(flow, module, touched, number, found),
-            statistics=statistics,
-            activation="+".join(dict.fromkeys(names_of_activations)) or None,
+            attributes=_find_attributes(flow, module, touched, number, found) if reason is None else (),
+            statistics=touched.statistic_slices(number, found) if reason is None else (),
+            activation="+".join(dict.fromkeys(touched.activations[number])) or None,
             homogeneous=number not in touched.inhomogeneous,
             coupled=joined,
             skip_reason=reason,
         )
-        shapes, suspicious = _find_shape_attributes(module, touched, number, found)
         number_of[number] = len(drafts)
-        drafts.append(
-            _Draft(found.atoms, group, shapes, suspicious or bool(touched.counts[number]), (first, found.slot))
-        )
+        suspicious = bool(classes or touched.counts[number])
+        drafts.append(_Draft(found.atoms, group, shapes, suspicious, classes, (first, found.slot)))
     for one, other in sharing:
         if one in number_of and other in number_of:
             drafts[number_of[one]].siblings.add(number_of[other])
@@ -232,23 +224,23 @@ class _Occurrences:
         if flat.atoms is None:
             return None
         label = flow.atoms.resolve(flat.atoms)
-        wanted = {atom: index for index, atom in enumerate(self.atoms)}
-        rows: list[list[int]] = [[] for _ in self.atoms]
-        for column in label.T:
-            present = np.isin(column, self.atoms)
-            for position in np.flatnonzero(present):
-                rows[wanted[int(column[position])]].append(int(position))
-        lengths = {len(row) for row in rows}
-        if len(lengths) != 1 or lengths == {0}:
+        order = np.argsort(self.atoms)
+        members = np.asarray(self.atoms)[order]
+        place = np.minimum(np.searchsorted(members, label), len(members) - 1)
+        positions, slots = np.nonzero(members[place] == label)
+        units = order[place[positions, slots]]
+        counts = np.bincount(units, minlength=len(members))
+        if counts.min() != counts.max() or not counts.max():
             return None
-        return np.array([sorted(row) for row in rows], dtype=np.int64)
+        by_unit = np.lexsort((positions, units))
+        return np.asarray(positions[by_unit].reshape(len(members), -1), dtype=np.int64)
 
 
 def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[int, int]]]:
     """Atoms grouped by where they occur, and the pairs of groups that share positions."""
     atom_parts, place_parts, position_parts = [], [], []
     places: list[tuple[str, int]] = []
-    shared: set[tuple[int, int]] = set()
+    products: list[np.ndarray] = []
     slots: dict[int, int] = {}
     for name, dims in flow.parameters.items():
         for dim, dimension in enumerate(dims):
@@ -264,9 +256,7 @@ def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[
                 for atom in np.unique(column[present]):
                     slots.setdefault(int(atom), slot)
             if resolved.shape[1] > 1:
-                for row in np.unique(resolved, axis=0).tolist():
-                    present_atoms = [atom for atom in row if atom >= 0]
-                    shared.update((a, b) for a in present_atoms for b in present_atoms if a < b)
+                products.append(resolved)
             places.append((name, dim))
     if not atom_parts:
         return [], set()
@@ -292,7 +282,12 @@ def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[
         table = {places[number]: rows[:, row_places == number] for number in dict.fromkeys(row_places.tolist())}
         owner.update(dict.fromkeys(members, len(found)))
         found.append(_Occurrences(members, table, min(slots[atom] for atom in members)))
-    return found, {(owner[a], owner[b]) for a, b in shared if owner[a] != owner[b]}
+    shared: set[tuple[int, int]] = set()
+    for label in products:
+        numbers = np.vectorize(lambda atom: owner.get(atom, -1), otypes=[np.int64])(label)
+        for row in np.unique(numbers, axis=0).tolist():
+            shared.update((a, b) for a in row for b in row if 0 <= a < b)
+    return found, shared
 
 
 class _Touched:
@@ -496,7 +491,7 @@ _NOT_A_SIZE = re.compile(
 
 def _find_shape_attributes(
     module: nn.Module, touched: _Touched, number: int, found: _Occurrences
-) -> tuple[tuple[AttributeRule, ...], bool]:
+) -> tuple[tuple[AttributeRule, ...], tuple[str, ...]]:
     """Numbers in the modules around a view that equal its sizes: candidates, to be tried."""
     rules: dict[tuple[str, str], AttributeRule] = {}
     modules = dict(module.named_modules())
@@ -514,7 +509,13 @@ def _find_shape_attributes(
                 fits = isinstance(value, int) and not isinstance(value, bool) and value in sizes
                 if fits and not name.startswith("_") and _SIZE_NAME.search(name) and not _NOT_A_SIZE.search(name):
                     rules.setdefault((path, name), AttributeRule(path, name, sizes[value]))
-    return tuple(rules.values()), bool(touched.shapes[number])
+    classes = {_class_name(node) for node, _ in touched.shapes[number]}
+    return tuple(rules.values()), tuple(sorted(classes))
+
+
+def _class_name(node: fx.Node) -> str:
+    entries = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(entries[-1][1]) if entries and isinstance(entries[-1], tuple) else ""
 
 
 def _integer(owner: nn.Module, name: str) -> int | None:

@@ -87,7 +87,7 @@ def map_movedim(flow: ChannelFlow, node: fx.Node) -> Flow:
     x = flow.of(node.args[0])
     source = [node.args[1]] if isinstance(node.args[1], int) else list(node.args[1])  # type: ignore[arg-type]
     target = [node.args[2]] if isinstance(node.args[2], int) else list(node.args[2])  # type: ignore[arg-type]
-    moved = {int(to) % len(x): int(of) % len(x) for of, to in zip(source, target, strict=True)}  # type: ignore[arg-type]
+    moved = {int(to) % len(x): int(of) % len(x) for of, to in zip(source, target, strict=True)}
     rest = iter(index for index in range(len(x)) if index not in moved.values())
     return tuple(x[moved[index]] if index in moved else x[next(rest)] for index in range(len(x)))
 
