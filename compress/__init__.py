@@ -11,7 +11,7 @@ _LAZY = {
     "Recipe": "compress.recipe",
     "demo_recipe": "compress.api",
     "evaluate": "compress.api",
-    "first_tensor": "compress.preparation",
+    "first_tensor": "compress.network.execution",
     "inspect": "compress.api",
     "load": "compress.output.artifact",
     "make_recipe": "compress.recipe",

@@ -8,18 +8,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from compress.data import DataSource, Preprocessing, open_data, overlap
+from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
 from compress.errors import CheckpointError, DataError, NonFiniteError, RecipeError, TraceError
 from compress.network.architecture import Architecture, build_architecture, find_architecture, load_weights
 from compress.network.checkpoint import Checkpoint, load_checkpoint
-from compress.network.execution import Program, run_pair
+from compress.network.execution import Program, first_tensor, run_pair
 from compress.network.graph import NetworkGraph, trace_network
 from compress.network.units import UnitGroup, find_units
 from compress.output.artifact import computed_state
+from compress.output.evaluation import is_class_scores
 from compress.progress import Progress
 from compress.recipe import Recipe
 
 TRACE_BATCH = 2
+FORWARD_FAULTS = (
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +70,18 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     module = build_network(checkpoint, architecture).to(device)
     preprocessing = choose_preprocessing(recipe, architecture)
     calibration, evaluation, common = open_sources(recipe, preprocessing, progress, needs_data=needs_data)
-    probe = make_probe(recipe, architecture, calibration or evaluation).to(device)
+    probes = make_probes(recipe, architecture, calibration or evaluation)
+    probe, outputs = run_on_probe(module, [each.to(device) for each in probes])
+    calibration, evaluation = (
+        None if source is None else Cast(source, probe.dtype) for source in (calibration, evaluation)
+    )
+    check_all_labels(outputs, calibration, evaluation)
     progress.stage("tracing")
     network = trace_network(module, (probe,))
     program = Program.of(network)
     state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     state = {name: tensor.detach() for name, tensor in state.items()}
-    outputs = check_program(program, module, state, probe)
-    if evaluation is not None and evaluation.has_labels and outputs.ndim == 2:
-        evaluation.check_labels(outputs.shape[1])
+    check_program(program, state, probe, outputs)
     groups = find_units(network, module, couple=recipe.couple)
     return Prepared(
         checkpoint=checkpoint,
@@ -159,22 +166,28 @@ def open_sources(
     return calibration, evaluation, common
 
 
-def make_probe(recipe: Recipe, architecture: Architecture, source: DataSource | None) -> Tensor:
-    """A small batch of valid inputs: real samples where there are some, else seeded noise of the stated shape."""
-    if source is not None:
-        count = min(TRACE_BATCH, source.sample_count)
+def make_probes(recipe: Recipe, architecture: Architecture, source: DataSource | None) -> list[Tensor]:
+    """Small batches of valid inputs: real samples where there are some, else seeded noise, then zero tokens.
+
+    A network may be written for one batch size; `TRACE_BATCH` and the recipe's are tried.
+    """
+    wanted = recipe.input_shape or architecture.input_shape
+    if source is None:
+        if wanted is None:
+            raise DataError("The shape of the inputs is not known: give --data, or --input-shape 3,32,32.")
+        noise = torch.randn(TRACE_BATCH, *wanted, generator=torch.Generator().manual_seed(recipe.seed))
+        return [noise, torch.zeros(TRACE_BATCH, *wanted, dtype=torch.int64)]
+    probes = []
+    for size in dict.fromkeys((TRACE_BATCH, recipe.batch_size)):
+        count = min(size, source.sample_count)
         inputs = next(iter(source.batches(count, torch.arange(count)))).inputs
-        wanted = recipe.input_shape or architecture.input_shape
-        if wanted is not None and tuple(inputs.shape[1:]) != tuple(wanted) and not _resizable(inputs, wanted):
-            raise DataError(
-                f"The network takes samples of shape {tuple(wanted)}, the data gives {tuple(inputs.shape[1:])}; "
-                "give --resize and --crop, or other data."
-            )
-        return inputs if count == TRACE_BATCH else inputs.repeat(TRACE_BATCH, *[1] * (inputs.ndim - 1))
-    shape = recipe.input_shape or architecture.input_shape
-    if shape is None:
-        raise DataError("The shape of the inputs is not known: give --data, or --input-shape 3,32,32.")
-    return torch.randn(TRACE_BATCH, *shape, generator=torch.Generator().manual_seed(recipe.seed))
+        probes.append(inputs.repeat(-(-size // count), *[1] * (inputs.ndim - 1))[:size])
+    if wanted is not None and tuple(probes[0].shape[1:]) != tuple(wanted) and not _resizable(probes[0], wanted):
+        raise DataError(
+            f"The network takes samples of shape {tuple(wanted)}, the data gives {tuple(probes[0].shape[1:])}; "
+            "give --resize and --crop, or other data."
+        )
+    return probes
 
 
 def _resizable(inputs: Tensor, wanted: Sequence[int]) -> bool:
@@ -182,39 +195,55 @@ def _resizable(inputs: Tensor, wanted: Sequence[int]) -> bool:
     return inputs.ndim == 4 and len(wanted) == 3 and inputs.shape[1] == wanted[0]
 
 
-def check_program(program: Program, module: nn.Module, state: Mapping[str, Tensor], probe: Tensor) -> Tensor:
-    """The network's output on the probe. Refuses a trace that does not compute what the network computes.
+def run_on_probe(module: nn.Module, probes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The first of the probes that the network runs on, and its output.
+
+    A probe of whole numbers is tried as it is and then in the network's own precision; any other in that precision.
+
+    Raises:
+        CheckpointError: the network runs on none of them; the message is about the first.
+        NonFiniteError: the output is NaN or Inf.
+    """
+    precision = next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), torch.float32)
+    fault: str | None = None
+    for probe in probes:
+        for dtype in (precision,) if probe.is_floating_point() else (probe.dtype, precision):
+            inputs = probe.to(dtype)
+            try:
+                with torch.inference_mode():
+                    output = first_tensor(module(inputs))
+            except FORWARD_FAULTS as error:
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                fault = fault or f"The network does not run on inputs of shape {tuple(probe.shape)}: {lines[0]}"
+                continue
+            if not bool(torch.isfinite(output.sum())):
+                raise NonFiniteError("The network's output is NaN or Inf on the first samples; check weights and data.")
+            return inputs, output
+    raise CheckpointError(fault or "The network was not tried on any input.")
+
+
+def check_program(program: Program, state: Mapping[str, Tensor], probe: Tensor, direct: Tensor) -> None:
+    """Refuse a trace that does not compute what the network computes (`direct`, its output on the probe).
 
     Raises:
         TraceError: the trace gives something else.
-        CheckpointError: the network does not run on the probe.
-        NonFiniteError: the output is NaN or Inf.
     """
     output = program.output
     with torch.inference_mode():
-        try:
-            direct = first_tensor(module(probe))
-        except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(
-                f"The network does not run on inputs of shape {tuple(probe.shape)}: {reason}"
-            ) from None
         traced = run_pair(program, state, state, (probe,), [output])[output][0]
-    if not bool(torch.isfinite(direct.sum())):
-        raise NonFiniteError("The network's output is NaN or Inf on the first samples; check weights and data.")
     scale = float(direct.abs().max())
-    if float((direct - traced).abs().max()) > 1e-4 * max(scale, 1e-30):
+    if traced.shape != direct.shape or float((direct - traced).abs().max()) > 1e-4 * max(scale, 1e-30):
         raise TraceError("The traced graph does not compute what the network computes (it is not deterministic?).")
-    return direct
 
 
-def first_tensor(outputs: object) -> Tensor:
-    """The tensor a network returns, or the first one in the container it returns. Raises TraceError."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs
-    if isinstance(outputs, (Mapping, tuple, list)):
-        for value in values:  # type: ignore[attr-defined]
-            if isinstance(value, Tensor):
-                return value
-    raise TraceError(f"The network returns {type(outputs).__name__}; a tensor, or a container with one, was expected.")
+def check_all_labels(outputs: Tensor, calibration: DataSource | None, evaluation: DataSource | None) -> None:
+    """Refuse labels that the network's outputs cannot be scored against. Raises DataError."""
+    if is_class_scores(outputs):
+        for source in (calibration, evaluation):
+            if source is not None:
+                source.check_labels(outputs.shape[1])
+    elif evaluation is not None and evaluation.has_labels:
+        raise DataError(
+            f"Labels are scored against class scores (batch, classes); this network gives {tuple(outputs.shape)} for a "
+            f"batch of {outputs.shape[0] if outputs.ndim else 0}. Give --eval data without labels."
+        )

@@ -2,10 +2,11 @@
 
 from compress.data.opening import open_data
 from compress.data.preprocessing import Preprocessing
-from compress.data.source import Batch, DataSource, Subset, draw_indices, overlap, split_held_back
+from compress.data.source import Batch, Cast, DataSource, Subset, draw_indices, overlap, split_held_back
 
 __all__ = [
     "Batch",
+    "Cast",
     "DataSource",
     "Preprocessing",
     "Subset",

@@ -32,7 +32,7 @@ HEADER_FAULTS = (
     ValueError, SyntaxError, TypeError, EOFError, OverflowError, MemoryError, RecursionError, KeyError, AttributeError,
     tokenize.TokenError, struct.error,
 )  # fmt: skip
-WANTED = "`images` (N, H, W, C) uint8 or `inputs` (N, …) float"
+WANTED = "`images` (N, H, W, C) uint8 or `inputs` (N, …) of real numbers"
 NUMPY_NAMES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
     "U16": "<u2", "U32": "<u4", "U64": "<u8",
@@ -73,10 +73,12 @@ class ArraySource(DataSource):
         return np.asarray(self.rows[numbers])
 
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
-        """Images through the preprocessing, float inputs as they are. Raises DataError on NaN or Inf."""
+        """Images through the preprocessing, inputs as they are (int64 if whole numbers). Raises DataError on NaN, Inf."""
         rows = self.read_rows(numbers)
         if self.images:
             return (self.preprocessing or Preprocessing()).apply(rows)
+        if rows.dtype.kind in "iu":
+            return torch.from_numpy(rows.astype(np.int64))
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is caught below
             inputs = torch.from_numpy(rows.astype(np.float32))
         finite = torch.isfinite(inputs).flatten(1).all(1)

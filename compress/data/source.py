@@ -21,7 +21,7 @@ HASH_CHUNK = 512
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Inputs (B, …) float32, ready for the network, and labels (B,) int64 or None."""
+    """Inputs (B, …), float32 or int64 (tokens), ready for the network, and labels (B,) int64 or None."""
 
     inputs: Tensor
     labels: Tensor | None
@@ -56,7 +56,7 @@ class DataSource(ABC):
 
     @abstractmethod
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
-        """Inputs (B, …) float32 of the samples with these numbers (B,). Raises DataError."""
+        """Inputs (B, …), float32 or int64, of the samples with these numbers (B,). Raises DataError."""
 
     @abstractmethod
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
@@ -156,6 +156,33 @@ class Subset(DataSource):
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
         """Content of the source's samples."""
         return self.source.read_bytes(self.numbers[numbers])
+
+
+class Cast(DataSource):
+    """The samples of another source with inputs of one dtype."""
+
+    def __init__(self, source: DataSource, dtype: torch.dtype) -> None:
+        super().__init__(source.name, source.preprocessing, source.labels, source.class_names)
+        self.source = source
+        self.dtype = dtype
+
+    @property
+    def sample_count(self) -> int:
+        """N."""
+        return self.source.sample_count
+
+    def read_inputs(self, numbers: np.ndarray) -> Tensor:
+        """Inputs of the source's samples in the dtype."""
+        return self.source.read_inputs(numbers).to(self.dtype)
+
+    def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
+        """Content of the source's samples."""
+        return self.source.read_bytes(numbers)
+
+    @cached_property
+    def ordered_hashes(self) -> tuple[bytes, ...]:
+        """The source's own, which may be known already."""
+        return self.source.ordered_hashes
 
 
 def overlap(first: DataSource, second: DataSource) -> int:

@@ -44,10 +44,10 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
-    """Multiply-accumulates of convolutions, matrix products and attention for the given inputs, by torch's counter."""
+    """Multiply-accumulates of convolutions, matrix products and attention per sample of a batch, by torch's counter."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs)
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2 // inputs[0].shape[0]
 
 
 def measure_latency(modules: Sequence[nn.Module], inputs: Sequence[Tensor], *, seconds: float = 3.0) -> list[Latency]:

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
+from compress.errors import TraceError
 from compress.network.graph import NetworkGraph
 
 Pair = tuple[Any, Any]  # one node's value in the original and in the current network; the same object where shared
@@ -129,6 +131,14 @@ def _resolved(current: Mapping[str, str], inputs: list[str], node: fx.Node) -> A
         name = current[name]
     inputs.append(name)
     return _Value(name)
+
+
+def first_tensor(outputs: object) -> Tensor:
+    """The tensor a network returns, or the first one in the container it returns. Raises TraceError."""
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            return leaf
+    raise TraceError(f"The network returns {type(outputs).__name__}; a tensor, or a container with one, was expected.")
 
 
 def functional_target(node: fx.Node) -> tuple[Any, bool]:

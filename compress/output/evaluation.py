@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress.errors import DataError, NonFiniteError
+from compress.network.execution import first_tensor
 from compress.progress import Progress
 
 TOP5_FROM_CLASSES = 20
@@ -32,7 +33,7 @@ class Evaluation:
     Attributes:
         samples: how many.
         original, compressed: scores; None without labels.
-        agreement: fraction of samples on which both predict the same class.
+        agreement: fraction of samples on which both predict the same class; None where outputs are no class scores.
         relative_output_change: ‖compressed − original‖_F / ‖original‖_F over all outputs.
         per_class: class -> (samples, original top-1, compressed top-1); empty without labels.
     """
@@ -40,7 +41,7 @@ class Evaluation:
     samples: int
     original: Score | None
     compressed: Score | None
-    agreement: float
+    agreement: float | None
     relative_output_change: float
     per_class: dict[int, tuple[int, float, float]] = field(default_factory=dict)
 
@@ -83,28 +84,38 @@ def evaluate_networks(
     *,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    only_batch: int | None = None,
 ) -> Evaluation:
     """Run both networks over batches of (inputs, labels or None); every number comes from this one pass.
 
+    Args:
+        only_batch: the one batch size that the networks run on; a smaller batch is filled up, the filling not counted.
+
     Raises:
-        DataError: no samples, outputs that are not one row of class scores a sample, or labels out of range.
+        DataError: no samples, labels without class scores, or labels out of range.
         NonFiniteError: a network's output is NaN or Inf.
     """
     before, after = _Count(), _Count()
     samples = agreeing = 0
     change = norm = 0.0
     totals: Tensor | None = None
-    classes = 0
+    classes, scored = 0, False
     with torch.inference_mode():
         for batch in batches:
             inputs = batch.inputs.to(device)
-            first, second = class_scores(original, inputs), class_scores(compressed, inputs)
-            classes = first.shape[-1]
+            first, second = (network_output(network, inputs, only_batch) for network in (original, compressed))
+            scored = is_class_scores(first)
             samples += len(inputs)
-            agreeing += int((first.argmax(-1) == second.argmax(-1)).sum())
+            if scored:
+                classes = first.shape[1]
+                agreeing += int((first.argmax(1) == second.argmax(1)).sum())
             change += float((second.double() - first.double()).square().sum())
             norm += float(first.double().square().sum())
             if batch.labels is not None:
+                if not scored:
+                    raise DataError(
+                        f"Labels need one row of class scores (batch, classes) per sample, got {tuple(first.shape)}."
+                    )
                 labels = check_labels(batch.labels, classes).to(device)
                 before.add(first, labels)
                 after.add(second, labels)
@@ -125,20 +136,23 @@ def evaluate_networks(
         samples=samples,
         original=before.score(classes) if before.samples else None,
         compressed=after.score(classes) if after.samples else None,
-        agreement=agreeing / samples,
+        agreement=agreeing / samples if scored else None,
         relative_output_change=(change / norm) ** 0.5 if norm else 0.0,
         per_class=per_class,
     )
 
 
-def class_scores(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Class scores (B, classes) of a network, from whatever container it returns. Raises DataError, NonFiniteError."""
-    outputs = network(inputs)
-    if not isinstance(outputs, Tensor):
-        outputs = getattr(outputs, "logits", outputs[0] if isinstance(outputs, (tuple, list)) else outputs)
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise DataError(f"Evaluation needs one row of class scores (batch, classes) per sample, got {shape}.")
+def is_class_scores(outputs: Tensor) -> bool:
+    """Whether outputs are one row of scores of at least two classes a sample: (batch, classes)."""
+    return outputs.ndim == 2 and outputs.shape[1] > 1
+
+
+def network_output(network: nn.Module, inputs: Tensor, only_batch: int | None = None) -> Tensor:
+    """A network's output, or the first tensor in the container it returns. Raises TraceError, NonFiniteError."""
+    count = len(inputs)
+    if only_batch is not None and count < only_batch:
+        inputs = torch.cat([inputs, inputs[-1:].expand(only_batch - count, *inputs.shape[1:])])
+    outputs = first_tensor(network(inputs))[:count]
     if not bool(torch.isfinite(outputs.sum())):
         raise NonFiniteError(f"The output of {type(network).__name__} is NaN or Inf; check weights and preprocessing.")
     return outputs

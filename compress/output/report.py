@@ -93,8 +93,10 @@ def headline(report: Mapping[str, Any]) -> str:
     if evaluation is not None and evaluation["drop_points"] is not None:
         top1 = evaluation["original"]["top1"], evaluation["compressed"]["top1"]
         parts.append(f"accuracy {100 * top1[0]:.2f} → {100 * top1[1]:.2f} %")
-    elif evaluation is not None:
+    elif evaluation is not None and evaluation["agreement"] is not None:
         parts.append(f"agreement with the original {100 * evaluation['agreement']:.2f} %")
+    elif evaluation is not None:
+        parts.append(f"relative output change {evaluation['relative_output_change']:.4f}")
     return ", ".join(parts) + "."
 
 
@@ -123,6 +125,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
                     rows.append((name, f"{first:.2f} %", f"{second:.2f} %", f"{second - first:+.2f} points"))
             first, second = evaluation["original"]["loss"], evaluation["compressed"]["loss"]
             rows.append(("loss", f"{first:.4f}", f"{second:.4f}", f"{second - first:+.4f}"))
-        rows.append(("agreement", "", f"{100 * evaluation['agreement']:.2f} %", ""))
+        if evaluation["agreement"] is not None:
+            rows.append(("agreement", "", f"{100 * evaluation['agreement']:.2f} %", ""))
         rows.append(("relative output change", "", f"{evaluation['relative_output_change']:.4f}", ""))
     return rows  # type: ignore[return-value]
