@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from compress.budget.layers import LayerOptions
 from compress.budget.layerwise import Layerwise, Problem, compress_layers, fit_samples, record_all, select_groups
-from compress.budget.search import prepare_search, search_report, search_widths
+from compress.budget.search import SearchResult, milder_search, prepare_search, search_report, search_widths
 from compress.budget.widths import WidthRule
-from compress.data import DataSource, Preprocessing, open_data
+from compress.data import Cast, Preprocessing, open_data
 from compress.demo import DEMO_OPTIONS
 from compress.diagnostics.layers import describe_group, describe_moments
 from compress.errors import DataError, GateError, NothingToCompressError, RecipeError
 from compress.network.cost import Cost, count_macs, count_parameters, measure_latency
+from compress.network.execution import first_tensor
 from compress.network.surgery import Narrowed, narrow, verify_narrowed
 from compress.network.units import UnitGroup
 from compress.output.artifact import (
@@ -37,12 +38,13 @@ from compress.output.artifact import (
 from compress.output.atomic import check_target, new_folder
 from compress.output.evaluation import Evaluation, evaluate_networks
 from compress.output.report import cost_report, evaluation_report, markdown_report
-from compress.preparation import Prepared, check_device, first_tensor, prepare
+from compress.preparation import Prepared, check_device, prepare
 from compress.progress import Progress, SilentProgress
 from compress.recipe import Recipe, format_recipe, make_recipe
 
 RELOAD_TOLERANCE = 1e-5
 LATENCY_BATCHES = (1, 64)
+MOST_EVALUATIONS = 4  # an accuracy bound may step back so often when evaluation disagrees with held-back samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,21 +82,19 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
         problem = make_problem(prepared, recipe)
     with clock("compress"):
         found, searched = choose_widths(prepared, problem, recipe, progress)
-    cut = {result.name: result.kept for result in found.results if len(result.kept) < result.units}
-    if not cut:
-        raise NothingToCompressError(
-            "Every selected layer needs all its units at this setting; allow more with --error or --keep."
-        )
-    with clock("cut"):
-        progress.stage("cutting and verifying")
-        narrowed, deviation = cut_network(prepared, problem.groups, cut, found.state)
-        stored = stored_state(narrowed.module.state_dict(), prepared.stored)
-        narrowed.module.load_state_dict(computed_state(stored))
-    with clock("evaluate"):
-        evaluation = evaluate_pair(prepared.module, narrowed.module, prepared.evaluation, recipe, progress)
+    cut = make_cut(prepared, problem, found, recipe, clock, progress)
+    evaluations = 1
+    while searched is not None and loses_too_much(recipe, cut.evaluation) and evaluations < MOST_EVALUATIONS:
+        progress.note("the evaluated accuracy fell by more than the held-back one; trying a milder cut")
+        with clock("compress"):
+            searched = milder_search(searched, layer_options(recipe), progress)
+            found = searched.layerwise
+        cut = make_cut(prepared, problem, found, recipe, clock, progress)
+        evaluations += 1
+    check_gate(recipe, cut.evaluation)
     with clock("measure"):
         progress.stage("measuring latency")
-        costs = measure_costs(prepared, narrowed.module, stored)
+        costs = measure_costs(prepared, cut.narrowed.module, cut.stored)
     report = {
         **describe_inputs(prepared, recipe, problem),
         "layers": [
@@ -105,24 +105,65 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
                 if group.skip_reason is not None
             ),
         ],
-        "search": searched,
+        "search": None if searched is None else search_report(searched),
         "calibration": {
             "fitting": None if found.fitting is None else found.fitting.as_report(),
             "held_back": None if found.held_back is None else found.held_back.as_report(),
         },
         "cost": cost_report(*costs),
-        "evaluation": evaluation_report(evaluation),
-        "verification": {"narrowed_deviation": deviation},
+        "evaluation": evaluation_report(cut.evaluation),
+        "evaluations": evaluations if cut.evaluation is not None else 0,
+        "verification": {"narrowed_deviation": cut.deviation},
         "notes": list(getattr(progress, "notes", [])),
         "versions": versions(),
     }
-    check_gate(recipe, evaluation)
     if dry_run:
         report["seconds"] = clock.seconds
-        return RunResult(report, None, narrowed.module)
+        return RunResult(report, None, cut.narrowed.module)
     with clock("write"):
-        write_run(folder, recipe, prepared, narrowed, stored, cut, report, clock, progress)
-    return RunResult(report, folder, narrowed.module)
+        write_run(folder, recipe, prepared, cut, report, clock, progress)
+    return RunResult(report, folder, cut.narrowed.module)
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A narrowed network, verified and evaluated.
+
+    Attributes:
+        kept: group name -> unit numbers, of the groups that lost some.
+        stored: its tensors in the checkpoint's dtypes.
+        deviation: largest relative deviation from the masked original.
+    """
+
+    kept: dict[str, Tensor]
+    narrowed: Narrowed
+    stored: dict[str, Tensor]
+    deviation: float
+    evaluation: Evaluation | None
+
+
+def make_cut(
+    prepared: Prepared, problem: Problem, found: Layerwise, recipe: Recipe, clock: Stages, progress: Progress
+) -> Cut:
+    """Narrow, verify and evaluate.
+
+    Raises:
+        NothingToCompressError: no layer lost a unit.
+        SurgeryError: the narrowed network differs from the masked one by more than rounding.
+    """
+    kept = {result.name: result.kept for result in found.results if len(result.kept) < result.units}
+    if not kept:
+        raise NothingToCompressError(
+            "Every selected layer needs all its units at this setting; allow more with --error or --keep."
+        )
+    with clock("cut"):
+        progress.stage("cutting and verifying")
+        narrowed, deviation = cut_network(prepared, problem.groups, kept, found.state)
+        stored = stored_state(narrowed.module.state_dict(), prepared.stored)
+        narrowed.module.load_state_dict(computed_state(stored))
+    with clock("evaluate"):
+        evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
+    return Cut(kept, narrowed, stored, deviation, evaluation)
 
 
 def inspect(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
@@ -149,7 +190,7 @@ def inspect(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
         "recognised": prepared.architecture.how,
         "input_shape": list(prepared.probe.shape[1:]),
         "parameters": count_parameters(prepared.module),
-        "macs": count_macs(prepared.module, (prepared.probe[:1],)),
+        "macs": count_macs(prepared.module, (prepared.probe,)),
         "layers": list(layers.values()),
     }
 
@@ -170,7 +211,17 @@ def evaluate(
     recorded = artifact.config["data"]["preprocessing"]
     source = open_data(eval_data, None if recorded is None else Preprocessing.from_dict(recorded))
     progress.stage("evaluating", source.sample_count)
-    found = evaluate_networks(module, module, source.batches(batch_size), device=device, progress=progress)
+    architecture = artifact.config["architecture"]
+    source = Cast(source, getattr(torch, architecture["input_dtype"]))
+    only_batch = architecture["batch_size"]
+    found = evaluate_networks(
+        module,
+        module,
+        source.batches(only_batch or batch_size),
+        device=device,
+        progress=progress,
+        only_batch=only_batch,
+    )
     report = evaluation_report(found)
     assert report is not None, "there was data"
     return {"folder": str(folder), "samples": found.samples, **(report["compressed"] or {})}
@@ -211,7 +262,7 @@ def default_output(checkpoint: str) -> str:
 
 def choose_widths(
     prepared: Prepared, problem: Problem, recipe: Recipe, progress: Progress
-) -> tuple[Layerwise, dict[str, Any] | None]:
+) -> tuple[Layerwise, SearchResult | None]:
     """Compress by the recipe's width rule, or search the widths where it names a budget or only an accuracy bound.
 
     Returns:
@@ -224,7 +275,7 @@ def choose_widths(
     parameters = dict(prepared.module.named_parameters())
     search = prepare_search(problem, options, parameters, progress)
     found = search_widths(search, options, progress, budgets=recipe.budgets, max_drop=recipe.max_drop)
-    return found.layerwise, search_report(search, found)
+    return found.layerwise, found
 
 
 def width_rule(recipe: Recipe) -> WidthRule:
@@ -282,7 +333,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         groups=usable,
         fitting=fitting,
         held_back=held_back,
-        forward_macs=count_macs(prepared.module, (prepared.probe[:1],)),
+        forward_macs=count_macs(prepared.module, (prepared.probe,)),
         memory=recipe.memory_bytes,
         seed=recipe.seed,
     )
@@ -312,15 +363,20 @@ def cut_network(
     return narrowed, deviation
 
 
-def evaluate_pair(
-    original: nn.Module, compressed: nn.Module, source: DataSource | None, recipe: Recipe, progress: Progress
-) -> Evaluation | None:
+def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, progress: Progress) -> Evaluation | None:
     """Both networks on the evaluation data, or None without any."""
+    source = prepared.evaluation
     if source is None:
         return None
     progress.stage("evaluating", source.sample_count)
+    only_batch = prepared.network.batch_size
     return evaluate_networks(
-        original, compressed, source.batches(recipe.batch_size), device=recipe.device, progress=progress
+        prepared.module,
+        compressed,
+        source.batches(only_batch or recipe.batch_size),
+        device=recipe.device,
+        progress=progress,
+        only_batch=only_batch,
     )
 
 
@@ -328,10 +384,11 @@ def measure_costs(
     prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor]
 ) -> tuple[Cost, Cost, list[dict[str, Any]]]:
     """Costs of the two networks and their latencies at each of `LATENCY_BATCHES`."""
-    one = prepared.probe[:1]
+    probe, only_batch = prepared.probe, prepared.network.batch_size
     latencies = []
-    for batch in LATENCY_BATCHES:
-        before, after = measure_latency((prepared.module, compressed), (one.expand(batch, *one.shape[1:]),))
+    for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
+        inputs = probe if only_batch is not None else probe[:1].expand(batch, *probe.shape[1:])
+        before, after = measure_latency((prepared.module, compressed), (inputs,))
         latencies.append(
             {
                 "batch_size": batch,
@@ -342,11 +399,11 @@ def measure_costs(
             }
         )
     before_cost = Cost(
-        count_parameters(prepared.module), count_macs(prepared.module, (one,)), tensor_bytes(prepared.stored)
+        count_parameters(prepared.module), count_macs(prepared.module, (probe,)), tensor_bytes(prepared.stored)
     )
     return (
         before_cost,
-        Cost(count_parameters(compressed), count_macs(compressed, (one,)), tensor_bytes(stored)),
+        Cost(count_parameters(compressed), count_macs(compressed, (probe,)), tensor_bytes(stored)),
         latencies,
     )
 
@@ -356,11 +413,17 @@ def tensor_bytes(state: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
+def loses_too_much(recipe: Recipe, evaluation: Evaluation | None) -> bool:
+    """Whether the evaluated accuracy falls by more than `max_drop` points."""
+    if recipe.max_drop is None or evaluation is None or evaluation.drop is None:
+        return False
+    return evaluation.drop > recipe.max_drop + 1e-9
+
+
 def check_gate(recipe: Recipe, evaluation: Evaluation | None) -> None:
     """Raise GateError when the evaluated accuracy falls by more than `max_drop` points."""
-    if recipe.max_drop is None or evaluation is None or evaluation.drop is None:
-        return
-    if evaluation.drop > recipe.max_drop + 1e-9:
+    if loses_too_much(recipe, evaluation):
+        assert evaluation is not None, "there was an evaluation"
         raise GateError(
             f"The accuracy falls by {evaluation.drop:.2f} points, at most {recipe.max_drop:g} were allowed; "
             "nothing was written."
@@ -384,6 +447,8 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> dic
             "arguments": prepared.architecture.arguments,
             "recognised": prepared.architecture.how,
             "input_shape": list(prepared.probe.shape[1:]),
+            "input_dtype": str(prepared.probe.dtype).removeprefix("torch."),
+            "batch_size": prepared.network.batch_size,
         },
         "data": {
             "calibration": {
@@ -411,9 +476,7 @@ def write_run(
     folder: Path,
     recipe: Recipe,
     prepared: Prepared,
-    narrowed: Narrowed,
-    stored: Mapping[str, Tensor],
-    kept: Mapping[str, Tensor],
+    cut: Cut,
     report: dict[str, Any],
     clock: Stages,
     progress: Progress,
@@ -422,16 +485,16 @@ def write_run(
     progress.stage("writing and reloading")
     config = {
         **{name: report[name] for name in ("checkpoint", "architecture", "data", "seed", "versions")},
-        "shapes": narrowed.shapes,
-        "attributes": narrowed.attributes,
-        "kept": {name: units.tolist() for name, units in kept.items()},
+        "shapes": cut.narrowed.shapes,
+        "attributes": cut.narrowed.attributes,
+        "kept": {name: units.tolist() for name, units in cut.kept.items()},
         "certificates": {layer["name"]: layer["lasso"] for layer in report["layers"] if layer.get("lasso") is not None},
         "hashes": {"checkpoint": prepared.checkpoint.sha256},
     }
     with torch.inference_mode():
-        expected = first_tensor(narrowed.module(prepared.probe))
+        expected = first_tensor(cut.narrowed.module(prepared.probe))
     with new_folder(folder, force=recipe.force) as draft, tempfile.TemporaryDirectory() as scratch:
-        write_artifact(draft, stored, config, {"recipe.yaml": format_recipe(recipe)})
+        write_artifact(draft, cut.stored, config, {"recipe.yaml": format_recipe(recipe)})
         report["verification"]["reload_deviation"] = check_reload(
             draft, prepared.probe, expected, RELOAD_TOLERANCE, Path(scratch)
         )

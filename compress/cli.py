@@ -125,7 +125,8 @@ def run_command(
         float | None, Option(help="Units to keep per layer: a count, or a fraction below 1.", rich_help_panel=WIDTHS)
     ] = None,
     error: Annotated[
-        float | None, Option(help="Relative error a layer may add on held-back samples.", rich_help_panel=WIDTHS)
+        float | None,
+        Option(help="Relative error a layer may add on held-back samples; 0: exact.", rich_help_panel=WIDTHS),
     ] = None,
     penalty: Annotated[
         float | None,

@@ -48,7 +48,9 @@ class Recipe(BaseModel):
     allow_bias: bool = Field(False, description="give a bias to a consumer that has none, where the refit wants one")
     # how wide
     keep: float | None = Field(None, gt=0, description="units to keep: a count from 1 up, a fraction below 1")
-    error: float | None = Field(None, gt=0, lt=1, description="relative error a layer may have on held-back samples")
+    error: float | None = Field(
+        None, ge=0, lt=1, description="relative error a layer may add on held-back samples; 0: exact"
+    )
     penalty: float | None = Field(None, gt=0, lt=1, description="lasso penalty as a fraction of the silencing one")
     tolerance: float = Field(0.05, gt=0, lt=1, description="relative held-back error of the default width")
     max_drop: float | None = Field(None, ge=0, description="points of accuracy that may be lost")

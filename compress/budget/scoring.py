@@ -69,7 +69,7 @@ def score_samples(
             pair = run_pair(program, original, current, inputs, [output], changed=changed, start=start)[output]
             if store is not None:
                 store.drop(number)
-            if pair[0].ndim != 2:
+            if pair[0].ndim != 2 or pair[0].shape[1] < 2:
                 return None
             first, second = (value.argmax(1).cpu() for value in pair)
             agreeing += int((first == second).sum())
@@ -88,7 +88,8 @@ def score_samples(
                 advance(size)
     differences = torch.cat(lost)
     count = len(differences)
-    deviation = float(differences.std()) / math.sqrt(count) if count > 1 else 0.0
+    # one more differing sample than was seen, so that a few samples without any do not count as certainty
+    deviation = math.sqrt(float(differences.square().sum()) + 1) / count
     return CalibrationScore(
         samples=count,
         drop=100 * float(differences.mean()),

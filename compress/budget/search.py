@@ -58,6 +58,7 @@ class SearchResult:
         trials: one entry per sweep: predicted damage, costs, held-back score.
     """
 
+    search: Search
     layerwise: Layerwise
     allocation: Allocation
     trials: list[dict[str, Any]]
@@ -112,12 +113,7 @@ def search_widths(
     trials: list[dict[str, Any]] = []
 
     def attempt(allocation: Allocation) -> SearchResult:
-        found = compress_layers(
-            search.problem, WidthRule(keep=1), replace(options, certify=False), progress, widths=allocation.widths
-        )
-        score = None if found.held_back is None else found.held_back.as_report()
-        trials.append({"predicted_damage": allocation.damage, "costs": allocation.costs, "held_back": score})
-        return SearchResult(found, allocation, trials)
+        return _run_trial(search, allocation, options, progress, trials)
 
     def passes(found: SearchResult) -> bool:
         assert max_drop is not None, "only called with an accuracy bound"
@@ -136,6 +132,24 @@ def search_widths(
         return found
     assert max_drop is not None, "a search has a budget or an accuracy bound"
     return _largest_cut(search, attempt, passes, max_drop)
+
+
+def _run_trial(
+    search: Search, allocation: Allocation, options: LayerOptions, progress: Progress, trials: list[dict[str, Any]]
+) -> SearchResult:
+    """Compress front to back at the allocated widths and note what the held-back samples say."""
+    found = compress_layers(
+        search.problem, WidthRule(keep=1), replace(options, certify=False), progress, widths=allocation.widths
+    )
+    score = None if found.held_back is None else found.held_back.as_report()
+    trials.append({"predicted_damage": allocation.damage, "costs": allocation.costs, "held_back": score})
+    return SearchResult(search, found, allocation, trials)
+
+
+def milder_search(found: SearchResult, options: LayerOptions, progress: Progress) -> SearchResult:
+    """The same search at a third of the predicted damage."""
+    allocation = at_damage(found.search, found.allocation.damage / 3)
+    return _run_trial(found.search, allocation, options, progress, found.trials)
 
 
 def _largest_cut(
@@ -198,7 +212,7 @@ def at_damage(search: Search, target: float) -> Allocation:
     return Allocation(chosen, damage(chosen), relative_costs(search.model, chosen), low)
 
 
-def search_report(search: Search, found: SearchResult) -> dict[str, Any]:
+def search_report(found: SearchResult) -> dict[str, Any]:
     """How the widths were found: trials, and per layer the measured and the predicted damage. Plain data."""
     return {
         "trials": found.trials,
@@ -211,6 +225,6 @@ def search_report(search: Search, found: SearchResult) -> dict[str, Any]:
                 "measured": [list(point) for point in curve.measured],
                 "error_curve": [round(float(error), 6) for error in curve.errors],
             }
-            for name, curve in search.damages.items()
+            for name, curve in found.search.damages.items()
         },
     }

@@ -1,0 +1,65 @@
+"""Budgets end to end on the packaged network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compress
+from compress.demo import DEMO_OPTIONS
+from compress.errors import GateError, RecipeError
+
+BASE: dict[str, Any] = {**DEMO_OPTIONS, "calibration_samples": 500}
+
+
+def report(**options: Any) -> dict[str, Any]:
+    return compress.run(compress.make_recipe({**BASE, **options}), dry_run=True).report
+
+
+@pytest.mark.parametrize("budgets", [{"macs": 0.5}, {"params": 0.2}, {"macs": 0.6, "params": 0.3}])
+def test_the_cut_network_keeps_its_budgets_and_the_prediction_was_exact(budgets: dict[str, float]) -> None:
+    found = report(**budgets)
+    for name, key in (("macs", "macs"), ("params", "parameters")):
+        before, after = found["cost"][key]
+        assert after / before == pytest.approx(found["search"]["predicted_costs"][name], abs=1e-6)
+        if name in budgets:
+            assert after / before <= budgets[name] + 1e-9
+    assert found["evaluation"]["drop_points"] < 3
+
+
+def test_an_accuracy_bound_gives_the_largest_cut_that_held_back_samples_allow() -> None:
+    found = report(max_drop=3.0, calibration_samples=1000)
+    before, after = found["cost"]["parameters"]
+    assert after < 0.5 * before
+    trials = found["search"]["trials"]
+    assert all(trial["held_back"]["samples"] == 100 for trial in trials)
+    assert 1 <= found["evaluations"] <= 4
+    assert found["search"]["held_back_evaluations"] == len(trials)
+    assert found["evaluation"]["drop_points"] <= 3.0 + 1e-9
+
+
+def test_widths_are_rounded_where_asked() -> None:
+    found = report(macs=0.5, round_to=8)
+    assert all(
+        layer["kept"] % 8 == 0 or layer["kept"] == layer["units"] for layer in found["layers"] if "kept" in layer
+    )
+
+
+def test_an_impossible_budget_is_a_failed_gate_that_names_the_best(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"params 0\.0001 was asked for"):
+        report(params=0.0001, output=str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_width_rule_and_a_budget_contradict_each_other() -> None:
+    with pytest.raises(RecipeError, match="keep"):
+        report(keep=0.5, macs=0.5)
+
+
+def test_the_error_form_at_zero_is_exact() -> None:
+    found = report(error=0, layer=["classifier.2"])
+    (layer,) = [layer for layer in found["layers"] if "kept" in layer]
+    assert layer["lasso"]["form"].startswith("exact")
+    assert layer["error"] < 2e-3
