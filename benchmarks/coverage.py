@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from typing import Any
 from benchmarks.coverage_models import QUICK, build_model, model_names, scramble
 from benchmarks.reporting import start
 
+_PEER_SECONDS = 30
 _DOUBLE_LIMIT = 120_000_000  # parameters up to which float64 is run too
 
 
@@ -193,6 +195,10 @@ def reload_deviation(folder: Path) -> float | str:
         return f"{type(fault).__name__}: {str(fault).splitlines()[0]}"
 
 
+def _give_up(number: int, frame: object) -> None:
+    raise TimeoutError
+
+
 def _share(module: Any, groups: Any, total: int) -> float:
     names = {part.name for group in groups if group.prunable for part in group.slices}
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
@@ -210,6 +216,8 @@ def _peer_share(module: Any, inputs: Any, groups: Any, total: int) -> float | st
     modules = dict(module.named_modules())
     ignored = [modules[name] for name in producers if name in modules]
     found: dict[int, int] = {}
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.alarm(_PEER_SECONDS)
     try:
         peer = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs, verbose=False)
         for group in peer.get_all_groups(ignored_layers=ignored):
@@ -224,6 +232,8 @@ def _peer_share(module: Any, inputs: Any, groups: Any, total: int) -> float | st
                         found[id(parameter)] = parameter.numel()
     except Exception as fault:  # the peer fails in many ways; its failure is the result
         return f"{type(fault).__name__}"
+    finally:
+        signal.alarm(0)
     return sum(found.values()) / total
 
 

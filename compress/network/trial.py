@@ -13,6 +13,7 @@ from compress.network.graph import NetworkGraph
 from compress.network.surgery import copy_with, masked_outputs, module_outputs, narrow, relative_deviation
 from compress.network.units import UnitGroup, _Draft, with_reason
 
+_BAKED = "a size in forward() is fixed in Python and no attribute changes it"
 _TOLERANCE = 2e-3  # float32, random weights: a wrong view is wrong by its whole size
 
 
@@ -39,7 +40,7 @@ def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[_Dr
         if group.skip_reason is not None or index in final:
             result.append(accepted.get(index, group))
         elif index in rejected:
-            result.append(with_reason(group, "a size in forward() is fixed in Python and no attribute changes it"))
+            result.append(with_reason(group, _BAKED))
         else:
             taken = next(other for other in sorted(drafts[index].siblings) if other in final)
             result.append(with_reason(group, f"its weights are cut as part of {groups[taken].name.partition('#')[0]}"))
@@ -48,14 +49,12 @@ def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[_Dr
 
 def _without_repeats(drafts: Sequence[_Draft], groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
     """Skipped groups that are another view of a listed group's positions are left out."""
-    shown: list[UnitGroup] = []
-    listed: set[int] = {index for index, group in enumerate(groups) if group.skip_reason is None}
-    for index, group in enumerate(groups):
-        if group.skip_reason is not None:
-            if drafts[index].siblings & listed:
-                continue
+    order = sorted(range(len(groups)), key=lambda index: (_rank(groups[index]), index))
+    listed: set[int] = set()
+    for index in order:
+        if groups[index].skip_reason is None or not drafts[index].siblings & listed:
             listed.add(index)
-        shown.append(group)
+    shown = [group for index, group in enumerate(groups) if index in listed]
     taken: set[str] = set()
     names: dict[int, str] = {}
     for place in sorted(range(len(shown)), key=lambda place: (shown[place].skip_reason is not None, place)):
@@ -66,6 +65,13 @@ def _without_repeats(drafts: Sequence[_Draft], groups: Sequence[UnitGroup]) -> t
         taken.add(name)
         names[place] = name
     return tuple(replace(group, name=names[place]) for place, group in enumerate(shown))
+
+
+def _rank(group: UnitGroup) -> int:
+    """Prunable groups first, then those that failed their trial, then the rest."""
+    if group.skip_reason is None:
+        return 0
+    return 1 if group.skip_reason == _BAKED else 2
 
 
 def _choose_apart(drafts: Sequence[_Draft], groups: Sequence[UnitGroup], rejected: set[int]) -> list[int]:
