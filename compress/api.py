@@ -356,6 +356,8 @@ def cut_network(
         SurgeryError: the two differ by more than rounding.
     """
     changed = {name: tensor for name, tensor in current.items() if tensor is not prepared.state[name]}
+    aliases = prepared.network.aliases
+    changed.update({name: changed[first] for name, first in aliases.items() if first in changed})
     narrowed = narrow(prepared.module, kept, groups, weights=changed)
     deviation = verify_narrowed(
         prepared.network, prepared.module, kept, groups, narrowed, (prepared.probe,), weights=changed

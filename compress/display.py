@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from compress.output.report import headline, summary_rows
+from compress.output.report import decimals, headline, summary_rows
 
 QUIET_SECONDS = 2.0  # without a terminal, a stage is named once it has lasted this long
 
@@ -96,8 +96,8 @@ def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
             layer["name"],
             f"{layer['units']} → {layer['kept']}",
             f"{layer['rank_features']} · {layer['rank_outputs']}",
-            f"{layer['error']:.4f}",
-            f"{layer['held_back_error']:.4f}",
+            decimals(layer["error"]),
+            decimals(layer["held_back_error"]),
             f"{lasso['relative_duality_gap']:.0e}" if lasso else "–",
         )
     console.print(table)

@@ -10,10 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from compress.network.execution import Program
 from compress.network.units import UnitGroup
+
+MAPS = {
+    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "matmul", "mm"), 0),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), 0),
+    "addmm": 1,
+}  # operations that multiply by a weight -> which argument is the input; the weight comes next
 
 
 @dataclass(frozen=True)
@@ -113,13 +119,15 @@ def map_uses(program: Program) -> dict[str, int]:
     found: dict[str, int] = {}
     for step in program.steps:
         name = getattr(step.target, "__name__", "").split(".")[0]
-        if name not in ("linear", "conv1d", "conv2d", "conv3d", "convolution"):
+        if name not in MAPS:
             continue
-        weight = program.leaves.get(step.inputs[1])
-        if weight is None or weight[0] != "tensor":
+        source, weight = (node for node in nodes[step.name].args[MAPS[name] : MAPS[name] + 2])
+        leaf = program.leaves.get(getattr(weight, "name", ""))
+        if leaf is None or leaf[0] != "tensor" or not isinstance(source, fx.Node):
             continue
-        shape = nodes[step.name].meta["val"].shape
-        inner = shape[1:-1] if name == "linear" else shape[2:]
+        at = source if name.startswith("conv_transpose") else nodes[step.name]
+        shape = at.meta["val"].shape
+        inner = shape[2:] if name.startswith("conv") else shape[1:-1]
         positions = math.prod(int(size) for size in inner) if len(inner) else 1
-        found[weight[1]] = found.get(weight[1], 0) + positions
+        found[leaf[1]] = found.get(leaf[1], 0) + positions
     return found

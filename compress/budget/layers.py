@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -94,9 +95,9 @@ class LayerResult:
             "rank_outputs": self.bound.rank_outputs,
             "bound": self.bound.bound,
             "bound_text": self.bound.message,
-            "error": self.error,
-            "held_back_error": self.held_back_error,
-            "inherited_error": self.floor,
+            "error": finite(self.error),
+            "held_back_error": finite(self.held_back_error),
+            "inherited_error": finite(self.floor),
             "rows": self.rows,
             "sampling": self.positions,
             "lasso": None
@@ -112,6 +113,11 @@ class LayerResult:
             },
             "seconds": dict(self.seconds),
         }
+
+
+def finite(value: float) -> float | None:
+    """The value, or None: an error has no measure where the outputs are zero on all samples."""
+    return value if math.isfinite(value) else None
 
 
 def layer_unit_costs(kind: str, moments: LayerMoments, state: Mapping[str, Tensor], joint: Moments) -> Tensor:
@@ -174,12 +180,15 @@ def solve_layer(
         return refit_layer(moments, curve.units(candidate), options.ridge, original, current).held_back_error
 
     units = len(moments.units)
-    floor = held_back_error(units)
+    floor = held_back_error(units) if moments.unchanged is None else moments.unchanged[1]
     if width is None and rule.keep is not None:
         width = count_to_keep(rule.keep, group.unit_count)
     elif width is None:
         assert rule.error is not None, "a width rule names one quantity"
-        width = smallest_width(held_back_error, units, rule.error, floor)
+        more = units if moments.unchanged is None else units + 1  # one more stands for the layer as it is
+        width = smallest_width(held_back_error, more, rule.error, floor)
+    if moments.unchanged is not None and width > units:
+        return untouched(moments, bound, silencing, curve, clock.laps)
     width = min(units, legal_width(group, round_up(width, options.round_to, units)))
     kept = legal_units(group, curve, width)
     clock.lap("width")
@@ -209,6 +218,33 @@ def solve_layer(
         rows=moments.rows,
         positions=moments.positions,
         seconds=clock.laps,
+    )
+
+
+def untouched(
+    moments: LayerMoments, bound: WidthBound, silencing: float, curve: SelectionCurve, seconds: dict[str, float]
+) -> LayerResult:
+    """A layer left as it is, because it needs more units than the memory bound lets be weighed against each other."""
+    assert moments.unchanged is not None, "only where units were left out of the moments"
+    joint = moments.joint()
+    return LayerResult(
+        name=moments.group.name,
+        units=moments.group.unit_count,
+        kept=torch.arange(moments.group.unit_count),
+        dead=int(dead_units(joint).sum()),
+        duplicates=count_duplicates(joint),
+        bound=bound,
+        certificate=None,
+        form="",
+        silencing_penalty=silencing,
+        curve=curve,
+        error=moments.unchanged[0],
+        held_back_error=moments.unchanged[1],
+        floor=moments.unchanged[1],
+        weights={},
+        rows=moments.rows,
+        positions=f"{moments.positions}; left as it is: a width above that needs more --memory",
+        seconds=seconds,
     )
 
 

@@ -22,6 +22,7 @@ from compress.network.recording import GroupRecorder, SamplePlan, plan_samples, 
 from compress.network.units import UnitGroup
 from compress.progress import Progress
 
+FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against
 CACHE_BYTES = 8 * 2**30  # on disk, for activations between two layers
 
 
@@ -147,6 +148,7 @@ def finished(problem: Problem, group: UnitGroup, recorders: tuple[GroupRecorder,
         fitting.readings,
         fitting.moments(problem.state),
         checking.moments(problem.state),
+        state=problem.state,
         targets=fitting.targets,
         rows=fitting.rows,
         positions=fitting.plan.describe(),
@@ -257,7 +259,7 @@ def fit_samples(
         whole_batches: leave out what does not fill a batch, for a graph that holds for one batch size only.
     """
     order = torch.randperm(source.sample_count, generator=torch.Generator().manual_seed(seed))[:limit]
-    checking = min(len(order) - 1, max(1, round(held_back * len(order))))
+    checking = min(len(order) - 1, max(FEWEST_HELD_BACK, round(held_back * len(order))))
     parts = [order[checking:], order[:checking]]
     if whole_batches:
         parts = [part[: len(part) // batch_size * batch_size] for part in parts]

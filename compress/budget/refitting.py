@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from compress.convex import Moments, refit, relative_error
 from compress.convex.moments import unit_columns
-from compress.network.layer_moments import LayerMoments
+from compress.network.layer_moments import LayerMoments, root_mean_square
 from compress.network.recording import ROWS_PER_COLUMN
 from compress.network.units import Consumer
 
+CONSTANT = 1e-20  # squared spread, relative to the second moment, that is rounding
 SCARCE_RIDGES = (1e-2, 1.0, 100.0)  # tried besides the given one where rows are too few to determine the weights
 
 
@@ -57,14 +58,15 @@ def refit_layer(
         full = before.new_zeros(reading.columns, part.output_count)
         full[rows] = found.coefficients
         first = 0
-        for consumer in reading.consumers:
+        for applied in reading.places:
+            consumer = applied[0]
             target = reading.outputs(consumer, current)
             own_outputs = slice(first, first + target.stop - target.start)
             first = own_outputs.stop
             changed = weights.get(consumer.weight, current[consumer.weight])
             weights[consumer.weight] = reading.with_matrix(consumer, changed, full[:, own_outputs])
-            if intercept:
-                name, sign = constant_of(consumer)
+            constants = {constant_of(each) for each in applied} if intercept else set()
+            for name, sign in sorted(constants):
                 base = weights.get(name, (original if moments.targets else current)[name]).clone()
                 base[target] = (base[target].double() + sign * found.intercept[own_outputs]).to(base)
                 weights[name] = base
@@ -105,11 +107,17 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
         change = refit(rest, ridge=strength, intercept=intercept)
         coefficients = before + change.coefficients
         bias = change.intercept if intercept else None
-        errors = [relative_error(each, None, coefficients, bias, intercept=intercept) for each in (part, check)]
+        errors = [reading_error(each, coefficients, bias) for each in (part, check)]
         if best is None or errors[1] < best.held_back_error:
             best = ReadingRefit(coefficients, change.intercept, errors[0], errors[1])
     assert best is not None, "at least one ridge is tried"
     return best
+
+
+def reading_error(moments: Moments, coefficients: Tensor, bias: Tensor | None) -> float:
+    """Relative error of V and b; against ‖Ψ‖ itself where no constant is free, or where Ψ is nothing but a constant."""
+    spread = bias is not None and moments.centred_energy > CONSTANT * moments.energy
+    return relative_error(moments, None, coefficients, bias, intercept=spread)
 
 
 def constant_of(consumer: Consumer) -> tuple[str, int]:
@@ -118,8 +126,3 @@ def constant_of(consumer: Consumer) -> tuple[str, int]:
         return consumer.bias, 1
     assert consumer.shift is not None, "only called where a constant is free"
     return consumer.shift, -1
-
-
-def root_mean_square(errors: Sequence[float]) -> float:
-    """Root mean square of several readings' relative errors."""
-    return float((sum(error**2 for error in errors) / len(errors)) ** 0.5)

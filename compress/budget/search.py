@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress.budget.allocation import (
@@ -76,6 +77,7 @@ def prepare_search(
     moments = record_all(problem, progress)
     curves: dict[str, SelectionCurve] = {}
     legal: dict[str, tuple[int, ...]] = {}
+    errors: dict[str, Tensor] = {}
     progress.stage("selecting units", len(problem.groups))
     for group in problem.groups:
         joint = moments[group.name].joint()
@@ -83,15 +85,26 @@ def prepare_search(
         curves[group.name] = select_units(
             joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False
         )
-        legal[group.name] = legal_widths(group.unit_count, group.blocks, options.round_to)
+        widths_there = legal_widths(group.unit_count, group.blocks, options.round_to)
+        listed = joint.unit_count  # fewer than all where memory is short; the layer may still be left as it is
+        legal[group.name] = tuple(width for width in widths_there if width <= listed or width == group.unit_count)
+        errors[group.name] = errors_by_width(curves[group.name].errors, group.unit_count)
         progress.advance()
-    widths = {name: probe_widths(curve.errors, legal[name]) for name, curve in curves.items()}
+    widths = {name: probe_widths(errors[name], legal[name]) for name in curves}
     samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
     progress.stage("measuring sensitivities", samples)
     measured = measure_divergences(problem, moments, curves, widths, options, samples=samples, advance=progress.advance)
-    damages = {name: damage_curve(curve.errors, measured[name], legal[name]) for name, curve in curves.items()}
+    damages = {name: damage_curve(errors[name], measured[name], legal[name]) for name in curves}
     model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs)
     return Search(problem, model, moments, curves, damages)
+
+
+def errors_by_width(errors: Tensor, units: int) -> Tensor:
+    """Relative errors (K + 1,) where they are known for the first widths only: no fall between, none with all units."""
+    missing = units + 1 - len(errors)
+    if not missing:
+        return errors
+    return torch.cat([errors, errors[-1:].expand(missing - 1), errors.new_zeros(1)])
 
 
 def search_widths(

@@ -73,7 +73,7 @@ class ArraySource(DataSource):
         return np.asarray(self.rows[numbers])
 
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
-        """Images through the preprocessing, inputs as they are (int64 if whole numbers). Raises DataError on NaN, Inf."""
+        """Images through the preprocessing; inputs as they are, int64 or float32. Raises DataError on NaN, Inf."""
         rows = self.read_rows(numbers)
         if self.images:
             return (self.preprocessing or Preprocessing()).apply(rows)

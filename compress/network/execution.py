@@ -44,6 +44,7 @@ class Program:
     Attributes:
         steps: in execution order.
         leaves: placeholder node name -> what it holds: ("input", position), ("tensor", state name), ("constant", name).
+            A tensor with several names goes by its first.
     """
 
     network: NetworkGraph
@@ -61,7 +62,8 @@ class Program:
                 if node.name in network.inputs:
                     leaves[node.name] = ("input", network.inputs.index(node.name))
                 elif node.name in network.tensors:
-                    leaves[node.name] = ("tensor", network.tensors[node.name])
+                    name = network.tensors[node.name]
+                    leaves[node.name] = ("tensor", network.aliases.get(name, name))
                 else:
                     leaves[node.name] = ("constant", node.name)
             elif node.op == "call_function":

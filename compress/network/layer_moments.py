@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compress.convex import FactoredMoments, Moments, stack_consumers
+from compress.convex import FactoredMoments, Moments, relative_error, stack_consumers
 from compress.network.readings import Reading
 from compress.network.units import UnitGroup
 
@@ -24,6 +24,7 @@ class LayerMoments:
         rows: rows of Φ in the fitting moments.
         positions: what the plan took, in words.
         candidates: the units (m,) that the moments are about, where all of them did not fit the memory; else None.
+        unchanged: with `candidates`, relative errors (fitting, held-back) of the weights as they are, with all units.
     """
 
     group: UnitGroup
@@ -34,6 +35,7 @@ class LayerMoments:
     rows: int
     positions: str = ""
     candidates: Tensor | None = None
+    unchanged: tuple[float, float] | None = None
 
     @property
     def units(self) -> Tensor:
@@ -57,18 +59,39 @@ def make_layer_moments(
     fitting: Sequence[Moments | FactoredMoments],
     held_back: Sequence[Moments | FactoredMoments],
     *,
+    state: Mapping[str, Tensor],
     targets: bool,
     rows: int,
     positions: str,
 ) -> LayerMoments:
-    """Moments of one group as recorded; a factor is reduced to the units that its memory bound allows a matrix for."""
-    candidates: Tensor | None = None
+    """Moments of one group as recorded; factors are reduced to the units that the memory bound allows a matrix for.
+
+    Args:
+        state: of the original network.
+    """
+    votes = torch.zeros(group.unit_count, dtype=torch.int64)
+    listed = group.unit_count
     for part in fitting:
         if isinstance(part, FactoredMoments):
             positions = f"{positions}; {part.message}"
-            listed = part.shortlist()
-            if len(listed) < group.unit_count:
-                candidates = listed if candidates is None else candidates[torch.isin(candidates, listed)]
+            chosen = part.shortlist()
+            votes[chosen] += 1
+            listed = min(listed, len(chosen))
+    candidates: Tensor | None = None
+    unchanged: tuple[float, float] | None = None
+    if listed < group.unit_count:  # the units that most readings list
+        candidates = votes.argsort(descending=True, stable=True)[:listed].sort().values
+        positions = f"{positions}; {listed} of {group.unit_count} units considered"
+        errors = [
+            root_mean_square(
+                [
+                    unchanged_error(part, reading.weights(state), intercept=reading.takes_constant)
+                    for part, reading in zip(parts, readings, strict=True)
+                ]
+            )
+            for parts in (fitting, held_back)
+        ]
+        unchanged = errors[0], errors[1]
 
     def dense(part: Moments | FactoredMoments) -> Moments:
         if isinstance(part, FactoredMoments) or candidates is not None:
@@ -84,7 +107,26 @@ def make_layer_moments(
         rows=rows,
         positions=positions,
         candidates=candidates,
+        unchanged=unchanged,
     )
+
+
+def unchanged_error(part: Moments | FactoredMoments, weights: Tensor, *, intercept: bool) -> float:
+    """‖Ψ − ΦV‖/‖Ψ − mean Ψ‖ (over ‖Ψ‖ without an intercept) of output weights V (K·s, D) for all units."""
+    if isinstance(part, Moments):
+        return relative_error(part, None, weights, intercept=intercept)
+    weights = weights.to(part.factor)
+    left = float((part.targets - part.factor @ weights).square().sum())
+    left += float((part.output_mean - weights.T @ part.feature_mean).square().sum())
+    energy = float(part.targets.square().sum())
+    if not intercept:
+        energy += float(part.output_mean.square().sum())
+    return (left / energy) ** 0.5 if energy > 0 else 0.0
+
+
+def root_mean_square(errors: Sequence[float]) -> float:
+    """Root mean square of several readings' relative errors."""
+    return float((sum(error**2 for error in errors) / len(errors)) ** 0.5)
 
 
 def dead_units(moments: Moments) -> Tensor:

@@ -25,18 +25,26 @@ class Reading:
     """Consumers of one group that see the same Φ (N, K·s).
 
     Attributes:
-        consumers: one for each weight; equal input node, positions and window.
-        sites: where rows are read: one for each place at which the weight is applied.
+        places: for each weight the consumers that apply it; all weights are applied to the same inputs alike.
         kernel: spatial extent of the window, () for a linear consumer.
         positions: (K, m) positions of the units among the input channels of the block.
         block: which block of a grouped convolution is read; 0 otherwise.
     """
 
-    consumers: tuple[Consumer, ...]
-    sites: tuple[Consumer, ...]
+    places: tuple[tuple[Consumer, ...], ...]
     kernel: tuple[int, ...]
     positions: Tensor
     block: int = 0
+
+    @property
+    def consumers(self) -> tuple[Consumer, ...]:
+        """One consumer for each weight."""
+        return tuple(applied[0] for applied in self.places)
+
+    @property
+    def sites(self) -> tuple[Consumer, ...]:
+        """One consumer for each input: where rows are read."""
+        return self.places[0]
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -56,9 +64,8 @@ class Reading:
     @property
     def takes_constant(self) -> bool:
         """Whether all its consumers can take a new constant: in a bias, or in the batch norm behind them."""
-        return all(consumer.bias is not None for consumer in self.consumers) or (
-            len(self.sites) == 1
-            and all(consumer.bias is not None or consumer.shift is not None for consumer in self.consumers)
+        return all(
+            consumer.bias is not None or consumer.shift is not None for applied in self.places for consumer in applied
         )
 
     def outputs(self, consumer: Consumer, state: Mapping[str, Tensor]) -> slice:
@@ -102,11 +109,11 @@ class Reading:
 
 def find_readings(group: UnitGroup, state: Mapping[str, Tensor]) -> tuple[Reading, ...]:
     """Readings of a group, in the order of its consumers."""
-    places: dict[str, list[Consumer]] = {}
+    applied: dict[str, list[Consumer]] = {}
     for consumer in group.consumers:
-        places.setdefault(consumer.weight, []).append(consumer)
+        applied.setdefault(consumer.weight, []).append(consumer)
     shared: dict[tuple[object, ...], list[list[Consumer]]] = {}
-    for sites in places.values():
+    for sites in applied.values():
         first = sites[0]
         key: tuple[object, ...] = (
             tuple((site.input, site.stride, site.padding, site.dilation) for site in sites),
@@ -121,7 +128,7 @@ def find_readings(group: UnitGroup, state: Mapping[str, Tensor]) -> tuple[Readin
         first = members[0][0]
         kernel = tuple(state[first.weight].shape[2:])
         for block, positions in block_positions(first, state[first.weight]):
-            found.append(Reading(tuple(sites[0] for sites in members), tuple(members[0]), kernel, positions, block))
+            found.append(Reading(tuple(tuple(sites) for sites in members), kernel, positions, block))
     return tuple(found)
 
 

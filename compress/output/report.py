@@ -68,8 +68,8 @@ def markdown_report(report: Mapping[str, Any]) -> str:
         gap = f"{lasso['relative_duality_gap']:.1e}" if lasso else "–"
         lines.append(
             f"| `{layer['name']}` | {layer['units']} | {layer['kept']} | {layer['rank_features']} "
-            f"| {layer['rank_outputs']} | {layer['bound']} | {layer['error']:.4f} | {layer['held_back_error']:.4f} "
-            f"| {penalty} | {gap} | {layer['rows']} |"
+            f"| {layer['rank_outputs']} | {layer['bound']} | {decimals(layer['error'])} "
+            f"| {decimals(layer['held_back_error'])} | {penalty} | {gap} | {layer['rows']} |"
         )
     calibration = report["data"]["calibration"]
     lines += [
@@ -83,6 +83,11 @@ def markdown_report(report: Mapping[str, Any]) -> str:
     lines.append(f"The narrowed network equals the masked original to {deviation:.1e} (relative).")
     lines += [f"\n> {note}" for note in report["notes"]]
     return "\n".join(lines) + "\n"
+
+
+def decimals(value: float | None) -> str:
+    """Four decimals, or a dash where there is no value."""
+    return "–" if value is None else f"{value:.4f}"
 
 
 def headline(report: Mapping[str, Any]) -> str:
