@@ -129,6 +129,48 @@ def test_nan_weights_name_the_tensor(
     assert not (tmp_path / "out").exists()
 
 
+def damaged_files(folder: Path) -> dict[str, tuple[Path, int]]:
+    """Files that are no usable checkpoint, with the exit codes they must end in."""
+    whole = Path(CHECKPOINT).read_bytes()
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    files = {
+        "truncated.safetensors": (whole[: len(whole) // 2], 1),
+        "text.pt": (b"these are not weights\n", 1),
+        "empty.pth": (b"", 1),
+    }
+    for name, (content, _) in files.items():
+        (folder / name).write_bytes(content)
+    torch.save({"weight": torch.zeros(3, 4)}, folder / "whole.pt")
+    (folder / "truncated.pt").write_bytes((folder / "whole.pt").read_bytes()[:300])
+    torch.save(module, folder / "module.pt")
+    wrong = load_file(CHECKPOINT)
+    wrong["classifier.0.weight"] = wrong["classifier.0.weight"][:, :-1].contiguous()
+    save_file(wrong, folder / "wrong-shapes.safetensors")
+    codes = {name: code for name, (_, code) in files.items()}
+    codes |= {"truncated.pt": 1, "module.pt": 5, "whole.pt": 5, "wrong-shapes.safetensors": 5}
+    return {name: (folder / name, code) for name, code in codes.items()}
+
+
+def test_a_file_that_is_no_usable_checkpoint_is_one_line_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, (path, code) in damaged_files(tmp_path).items():
+        assert main([str(path), *QUICK, "--output", str(tmp_path / "out")]) == code, name
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1, name
+        assert errors[0].startswith("error: "), name
+        assert not (tmp_path / "out").exists(), name
+
+
+def test_named_architecture_with_wrong_shapes_names_the_first_mismatches(
+    state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state["classifier.0.weight"] = state["classifier.0.weight"][:, :-1].contiguous()
+    save_file(state, tmp_path / "wrong.safetensors")
+    assert main([str(tmp_path / "wrong.safetensors"), *QUICK, "--arch", "compress:digits_net"]) == 1
+    assert "classifier.0.weight" in capsys.readouterr().err
+
+
 def test_labels_out_of_range_are_refused_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
