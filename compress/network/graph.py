@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree
 
 from compress.errors import TraceError
 
@@ -140,7 +141,8 @@ def run_graph(
 
     `observe` maps node names to functions that see that node's value as it is computed; `override` maps node names to
     functions (node, arguments, keywords) that are called instead of the node's operation. Values are freed after their
-    last use; `inputs` are not written to.
+    last use; `inputs` are not written to. With weights in another precision than the traced ones, precisions written
+    down in the graph change likewise.
     """
     if len(inputs) != len(graph.inputs):
         raise ValueError(f"The graph takes {len(graph.inputs)} inputs, got {len(inputs)}.")
@@ -153,6 +155,7 @@ def run_graph(
     dying: dict[fx.Node, list[fx.Node]] = {}
     for source, node in last_use.items():
         dying.setdefault(node, []).append(source)
+    recast = _precision_change(graph, state)
     with torch.no_grad():
         for node in graph.graph.nodes:
             if node.op == "placeholder" or node.op == "get_attr":
@@ -165,8 +168,15 @@ def run_graph(
             elif node.op == "output":
                 return tuple(None if value is None else values[value] for value in graph.outputs)
             else:
+                if "_assert_tensor_metadata" in str(node.target):
+                    continue
                 arguments = fx.node.map_arg(node.args, values.__getitem__)
                 keywords = fx.node.map_arg(node.kwargs, values.__getitem__)
+                if recast is not None:
+                    arguments, keywords = (
+                        _pytree.tree_map(lambda value: recast[1] if value is recast[0] else value, part)
+                        for part in (arguments, keywords)
+                    )
                 if override is not None and node.name in override:
                     values[node] = override[node.name](node, arguments, keywords)
                 else:
@@ -177,6 +187,16 @@ def run_graph(
             if observe is not None and node.name in observe:
                 observe[node.name](values[node])
     raise ValueError("The graph has no output node.")
+
+
+def _precision_change(graph: NetworkGraph, state: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.dtype] | None:
+    """(traced, used) precision when the weights are not in the one that the graph was traced in."""
+    for node in graph.graph.nodes:
+        name = graph.tensors.get(node.name)
+        if name is not None and node.meta["val"].is_floating_point():
+            traced, used = node.meta["val"].dtype, state[name].dtype
+            return None if traced == used else (traced, used)
+    return None
 
 
 def _constant(value: Any, state: Mapping[str, Tensor]) -> Any:

@@ -2,125 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from compress.network.attributes import find_attributes, find_shape_attributes
 from compress.network.channels import Dimension, dimension_size
 from compress.network.flow import ChannelFlow, Contraction, argument, operation_name
 from compress.network.graph import NetworkGraph, module_path
+from compress.network.groups import AttributeRule, Consumer, ParameterSlice, StatisticSlice, UnitGroup
 
-
-@dataclass(frozen=True, eq=False)
-class ParameterSlice:
-    """Positions (K, m) along dimension `dim` of the tensor `name` (state-dict name) that belong to units 0…K−1."""
-
-    name: str
-    dim: int
-    positions: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Consumer:
-    """A linear map that reads the units: its weight's columns at `positions` are their output weights V.
-
-    Attributes:
-        node: name of the graph's node; `input`: name of the node that carries its input activations.
-        weight, bias: state-dict names; `bias` is None when it has none. `shift`: running mean of the batch norm that
-            alone follows a consumer without bias, so that a constant c can be added there as running_mean − c.
-        kind: "linear" (D, I), "linear_transposed" (I, D), "conv" (D, I/groups, taps…), "conv_transpose" (I, D, taps…).
-        positions: (K, m) positions of unit k among the input channels. Columns run over unit, position, tap.
-        taps: kernel taps, 1 for linear maps. A unit owns m·taps columns.
-        stride, padding, dilation: of a convolution, one entry for each spatial dimension.
-        groups: of a convolution.
-    """
-
-    node: str
-    weight: str
-    bias: str | None
-    kind: str
-    positions: Tensor
-    taps: int
-    input: str
-    shift: str | None = None
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class AttributeRule:
-    """A number that forward() reads: it falls by `per_unit` for each unit removed. `index` points into a tuple."""
-
-    module: str
-    name: str
-    per_unit: int
-    index: int | None = None
-
-    @property
-    def path(self) -> str:
-        return f"{self.module}.{self.name}" if self.module else self.name
-
-
-@dataclass(frozen=True, eq=False)
-class StatisticSlice:
-    """Positions (K, m) along `dim` of the first argument of a mean or normalisation that runs over the units."""
-
-    node: str
-    dim: int
-    size: int
-    positions: Tensor
-    keeps_shape: bool
-
-
-@dataclass(frozen=True, eq=False)
-class UnitGroup:
-    """K units that are removed one by one, each with everything that belongs to it.
-
-    Attributes:
-        name: module of the first producer; unique in the network. `producers`: modules of all of them.
-        unit_count: K.
-        slices: everything that shrinks.
-        consumers: the linear maps that read the units.
-        attributes: numbers that change with the units kept.
-        statistics: normalisations over the units. The masked original computes them over the kept units only; where
-            there are none, it differs from the original by the consumers' columns alone.
-        activation: names of the activations between producers and consumers, None when there are none.
-        homogeneous: whether scaling a unit's producers by γ > 0 scales all that its consumers read by γ.
-        coupled: whether several layers add into the units (a residual stream).
-        blocks: the units are this many equal, contiguous blocks of which each must keep the same number.
-        skip_reason: None when the group can be cut, else why not.
-    """
-
-    name: str
-    producers: tuple[str, ...]
-    unit_count: int
-    slices: tuple[ParameterSlice, ...]
-    consumers: tuple[Consumer, ...]
-    attributes: tuple[AttributeRule, ...] = ()
-    statistics: tuple[StatisticSlice, ...] = ()
-    activation: str | None = None
-    homogeneous: bool = True
-    coupled: bool = False
-    blocks: int = 1
-    skip_reason: str | None = None
-
-    @property
-    def prunable(self) -> bool:
-        """Whether units can be removed."""
-        return self.skip_reason is None
-
-    @property
-    def note(self) -> str | None:
-        """What a reader must know about the reference that the narrowed network equals."""
-        if not self.statistics:
-            return None
-        return f"{len(self.statistics)} normalisation(s) over these units are computed over the kept units only"
+__all__ = ["AttributeRule", "Consumer", "ParameterSlice", "StatisticSlice", "UnitGroup", "find_units"]
 
 
 @dataclass(eq=False)
@@ -176,14 +71,22 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
             reason = "no weight of the network reads it"
         elif joined and not couple:
             reason = f"residual stream shared by {len(producers)} producers; use --couple"
-        shapes, classes = _find_shape_attributes(module, touched, number, found) if reason is None else ((), ())
+        shapes, classes = (
+            find_shape_attributes(module, touched.shapes[number], found.positions_in, flow)
+            if reason is None
+            else ((), ())
+        )
         group = UnitGroup(
             name=name,
             producers=producers,
             unit_count=len(found.atoms),
             slices=found.slices(flow),
             consumers=consumers,
-            attributes=_find_attributes(flow, module, touched, number, found) if reason is None else (),
+            attributes=find_attributes(
+                flow, module, touched.read[number], touched.counts[number], found.places, found.positions_in
+            )
+            if reason is None
+            else (),
             statistics=touched.statistic_slices(number, found) if reason is None else (),
             activation="+".join(dict.fromkeys(touched.activations[number])) or None,
             homogeneous=number not in touched.inhomogeneous,
@@ -429,98 +332,6 @@ def _find_shift(flow: ChannelFlow, contraction: Contraction) -> str | None:
         return None
     mean = argument(user, 3, "running_mean")
     return flow.parameter_name(mean) if mean is not None else None
-
-
-_OUTPUT_NAMES = (
-    "out_channels",
-    "out_features",
-    "num_features",
-    "num_channels",
-    "num_parameters",
-    "embedding_dim",
-    "nf",
-)
-_INPUT_NAMES = ("in_channels", "in_features", "nx")
-
-
-def _find_attributes(
-    flow: ChannelFlow, module: nn.Module, touched: _Touched, number: int, found: _Occurrences
-) -> tuple[AttributeRule, ...]:
-    """Sizes that the modules which own the shrinking tensors keep as numbers, and counts of groups."""
-    rules: dict[tuple[str, str], AttributeRule] = {}
-    modules = dict(module.named_modules())
-    reads = {contraction.weight: contraction for contraction in touched.read[number]}
-    for (name, dim), positions in found.places.items():
-        path = name.rpartition(".")[0]
-        owner = modules.get(path)
-        if owner is None:
-            continue
-        size = dimension_size(flow.parameters[name][dim])
-        per_unit = positions.shape[1]
-        contraction = reads.get(name)
-        wanted = _INPUT_NAMES if contraction is not None and contraction.weight_dim == dim else _OUTPUT_NAMES
-        if contraction is not None and contraction.weight_dim == dim and contraction.groups > 1:
-            size, per_unit = size * contraction.groups, per_unit * contraction.groups
-        for attribute in wanted:
-            if _integer(owner, attribute) == size:
-                rules[path, attribute] = AttributeRule(path, attribute, per_unit)
-        shape = getattr(owner, "normalized_shape", None)
-        if isinstance(shape, tuple) and dim < len(shape) and shape[dim] == size:
-            rules[path, "normalized_shape"] = AttributeRule(path, "normalized_shape", per_unit, dim)
-    for node, dimension, count in touched.counts[number]:
-        counted = found.positions_in(flow, dimension)
-        if counted is None:
-            continue
-        path = module_path(node)
-        owner = modules.get(path)
-        for attribute in ("groups", "num_groups"):
-            if owner is not None and _integer(owner, attribute) == count:
-                rules[path, attribute] = AttributeRule(path, attribute, counted.shape[1])
-        if owner is not None and _integer(owner, "in_channels") is not None and operation_name(node).startswith("conv"):
-            size = owner.in_channels
-            if isinstance(size, int) and size % count == 0:
-                rules[path, "in_channels"] = AttributeRule(path, "in_channels", counted.shape[1] * (size // count))
-    return tuple(rules.values())
-
-
-_SIZE_NAME = re.compile(r"head|dim|chan|width|feat|hidden|inner|embed|size|planes|group|split|mid|inter")
-_NOT_A_SIZE = re.compile(
-    r"window|kernel|patch|stride|pad|layer|depth|index|seq|token|position|vocab|max_|grid|img|image"
-)
-
-
-def _find_shape_attributes(
-    module: nn.Module, touched: _Touched, number: int, found: _Occurrences
-) -> tuple[tuple[AttributeRule, ...], tuple[str, ...]]:
-    """Numbers in the modules around a view that equal its sizes: candidates, to be tried."""
-    rules: dict[tuple[str, str], AttributeRule] = {}
-    modules = dict(module.named_modules())
-    for node, dimension in touched.shapes[number]:
-        sizes: dict[int, int] = {}
-        for part in (dimension, *((factor,) for factor in dimension)):
-            positions = found.positions_in(touched.flow, part)
-            if positions is not None:
-                sizes.setdefault(dimension_size(part), positions.shape[1])
-        stack = node.meta.get("nn_module_stack") or {}
-        paths = [str(entry[0]) for entry in stack.values() if isinstance(entry, tuple)][-2:]
-        for path in paths:
-            owner = modules.get(path)
-            for name, value in vars(owner).items() if owner is not None else ():
-                fits = isinstance(value, int) and not isinstance(value, bool) and value in sizes
-                if fits and not name.startswith("_") and _SIZE_NAME.search(name) and not _NOT_A_SIZE.search(name):
-                    rules.setdefault((path, name), AttributeRule(path, name, sizes[value]))
-    classes = {_class_name(node) for node, _ in touched.shapes[number]}
-    return tuple(rules.values()), tuple(sorted(classes))
-
-
-def _class_name(node: fx.Node) -> str:
-    entries = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(entries[-1][1]) if entries and isinstance(entries[-1], tuple) else ""
-
-
-def _integer(owner: nn.Module, name: str) -> int | None:
-    value = getattr(owner, name, None)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def with_reason(group: UnitGroup, reason: str) -> UnitGroup:

@@ -191,7 +191,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(heads * width, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, channels = x.shape
+        batch, length, _ = x.shape
         heads = 3 if self.baked else self.num_heads
         q, k, v = self.qkv(x).reshape(batch, length, 3, heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         y = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, self.attn_dim)

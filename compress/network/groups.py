@@ -1,0 +1,115 @@
+"""What a group of units is: the values that find_units gives and that surgery and recording read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterSlice:
+    """Positions (K, m) along dimension `dim` of the tensor `name` (state-dict name) that belong to units 0…K−1."""
+
+    name: str
+    dim: int
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A linear map that reads the units: its weight's columns at `positions` are their output weights V.
+
+    Attributes:
+        node: name of the graph's node; `input`: name of the node that carries its input activations.
+        weight, bias: state-dict names; `bias` is None when it has none. `shift`: running mean of the batch norm that
+            alone follows a consumer without bias, so that a constant c can be added there as running_mean − c.
+        kind: "linear" (D, I), "linear_transposed" (I, D), "conv" (D, I/groups, taps…), "conv_transpose" (I, D, taps…).
+        positions: (K, m) positions of unit k among the input channels. Columns run over unit, position, tap.
+        taps: kernel taps, 1 for linear maps. A unit owns m·taps columns.
+        stride, padding, dilation: of a convolution, one entry for each spatial dimension.
+        groups: of a convolution.
+    """
+
+    node: str
+    weight: str
+    bias: str | None
+    kind: str
+    positions: Tensor
+    taps: int
+    input: str
+    shift: str | None = None
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class AttributeRule:
+    """A number that forward() reads: it falls by `per_unit` for each unit removed. `index` points into a tuple."""
+
+    module: str
+    name: str
+    per_unit: int
+    index: int | None = None
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.name}" if self.module else self.name
+
+
+@dataclass(frozen=True, eq=False)
+class StatisticSlice:
+    """Positions (K, m) along `dim` of the first argument of a mean or normalisation that runs over the units."""
+
+    node: str
+    dim: int
+    size: int
+    positions: Tensor
+    keeps_shape: bool
+
+
+@dataclass(frozen=True, eq=False)
+class UnitGroup:
+    """K units that are removed one by one, each with everything that belongs to it.
+
+    Attributes:
+        name: module of the first producer; unique in the network. `producers`: modules of all of them.
+        unit_count: K.
+        slices: everything that shrinks.
+        consumers: the linear maps that read the units.
+        attributes: numbers that change with the units kept.
+        statistics: normalisations over the units. The masked original computes them over the kept units only; where
+            there are none, it differs from the original by the consumers' columns alone.
+        activation: names of the activations between producers and consumers, None when there are none.
+        homogeneous: whether scaling a unit's producers by γ > 0 scales all that its consumers read by γ.
+        coupled: whether several layers add into the units (a residual stream).
+        blocks: the units are this many equal, contiguous blocks of which each must keep the same number.
+        skip_reason: None when the group can be cut, else why not.
+    """
+
+    name: str
+    producers: tuple[str, ...]
+    unit_count: int
+    slices: tuple[ParameterSlice, ...]
+    consumers: tuple[Consumer, ...]
+    attributes: tuple[AttributeRule, ...] = ()
+    statistics: tuple[StatisticSlice, ...] = ()
+    activation: str | None = None
+    homogeneous: bool = True
+    coupled: bool = False
+    blocks: int = 1
+    skip_reason: str | None = None
+
+    @property
+    def prunable(self) -> bool:
+        """Whether units can be removed."""
+        return self.skip_reason is None
+
+    @property
+    def note(self) -> str | None:
+        """What a reader must know about the reference that the narrowed network equals."""
+        if not self.statistics:
+            return None
+        return f"{len(self.statistics)} normalisation(s) over these units are computed over the kept units only"
