@@ -169,7 +169,8 @@ def measure_widths(found: Run) -> None:
 def measure_classifier(found: Run) -> None:
     report, times = timed_run(found, layer=["classifier"], keep=47, eval=found.options.eval)
     before, after, drop = accuracy(report)
-    widths = ", ".join(f"{layer['name']} {layer['units']} → {layer['kept']}" for layer in report["layers"])
+    cut = [layer for layer in report["layers"] if "kept" in layer]
+    widths = ", ".join(f"{layer['name']} {layer['units']} → {layer['kept']}" for layer in cut)
     found.table(
         "Both hidden classifier layers",
         ("layers", "test top-1 % before", "after", "one forward pass, s", "own work / forward", "whole run / forward"),
@@ -190,9 +191,10 @@ def measure_whole(found: Run) -> None:
     ]
     found.table("All ReLU layers, default tolerance", ("layer", "units", "kept", "error", "held back", "data"), rows)
     cost = report["cost"]
+    fewer = [first / second for first, second in (cost["parameters"], cost["macs"])]
     found.say(
-        f"test top-1 {before:.2f} → {after:.2f} %, parameters {cost['parameters'][0] / cost['parameters'][1]:.2f}× fewer, "
-        f"MACs {cost['macs'][0] / cost['macs'][1]:.2f}× fewer; one forward pass {times['forward']:.1f} s"
+        f"test top-1 {before:.2f} → {after:.2f} %, {fewer[0]:.2f}× fewer parameters, {fewer[1]:.2f}× fewer MACs; "
+        f"one forward pass {times['forward']:.1f} s"
     )
     found.goal("layers-compressed-or-kept", len(rows), 18, at_least=True)
     found.goal("whole-run-of-a-forward-pass", round(times["whole"], 2), 5.0)

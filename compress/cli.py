@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a fault in input or run, 2 usage, 3 the gate failed, 4 not
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -367,7 +368,8 @@ def fail(message: str, code: int) -> int:
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script. A polite kill is an interruption like Ctrl-C, so that temporary files go."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
 
 
