@@ -57,6 +57,8 @@ class Artifact:
         architecture = self.config["architecture"]
         module = build_architecture(architecture["spec"], architecture["arguments"])
         module = restore_shapes(module, self.config["shapes"], self.config["attributes"])
+        if any(tensor.dtype == torch.float64 for tensor in self.state.values()):
+            module = module.double()
         load_weights(module, computed_state(self.state))
         return module.eval()
 
