@@ -212,8 +212,8 @@ def evaluate(
     source = open_data(eval_data, None if recorded is None else Preprocessing.from_dict(recorded))
     progress.stage("evaluating", source.sample_count)
     architecture = artifact.config["architecture"]
-    source = Cast(source, getattr(torch, architecture["input_dtype"]))
-    only_batch = architecture["batch_size"]
+    source = Cast(source, getattr(torch, architecture.get("input_dtype", "float32")))
+    only_batch = architecture.get("batch_size")
     found = evaluate_networks(
         module,
         module,
@@ -297,7 +297,6 @@ def layer_options(recipe: Recipe) -> LayerOptions:
         ridge=recipe.ridge,
         rank_tolerance=recipe.rank_tolerance,
         round_to=recipe.round_to,
-        allow_bias=recipe.allow_bias,
     )
 
 

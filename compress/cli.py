@@ -118,10 +118,6 @@ def run_command(
     layer: Layer = None,
     exclude: Exclude = None,
     couple: Couple = None,
-    allow_bias: Annotated[
-        bool | None,
-        Option("--allow-bias", help="Give a consumer without bias one where the refit wants it.", rich_help_panel=HOW),
-    ] = None,
     keep: Annotated[
         float | None, Option(help="Units to keep per layer: a count, or a fraction below 1.", rich_help_panel=WIDTHS)
     ] = None,

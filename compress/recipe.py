@@ -45,7 +45,6 @@ class Recipe(BaseModel):
     layer: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     couple: bool = Field(False, description="also cut residual streams, whose units many layers share")
-    allow_bias: bool = Field(False, description="give a bias to a consumer that has none, where the refit wants one")
     # how wide
     keep: float | None = Field(None, gt=0, description="units to keep: a count from 1 up, a fraction below 1")
     error: float | None = Field(

@@ -47,7 +47,6 @@ class LayerOptions:
     ridge: float = 1e-6
     rank_tolerance: float = 1e-3
     round_to: int = 1
-    allow_bias: bool = False
     certify: bool = True
 
 

@@ -51,7 +51,7 @@ def test_a_foreign_or_damaged_manifest_is_refused(folder: Path, change: dict[str
 @pytest.mark.parametrize("text", ["", "[]", "{", "\x00", "[" * 100_000])
 def test_a_manifest_that_is_no_object_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
-    with pytest.raises(OutputError, match="config.json"):
+    with pytest.raises(OutputError, match=r"config\.json"):
         load(folder)
 
 
