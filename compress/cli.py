@@ -145,7 +145,9 @@ def run_command(
     unit_costs: Annotated[
         str | None, Option(help="path (‖w‖, the theory's), one or feature.", rich_help_panel=HOW)
     ] = None,
-    selection: Annotated[str | None, Option(help="best, or one selection method.", rich_help_panel=HOW)] = None,
+    selection: Annotated[
+        str | None, Option(help="best, backward, forward, lasso, adaptive, pivoted or magnitude.", rich_help_panel=HOW)
+    ] = None,
     ridge: Annotated[float | None, Option(help="Relative ridge of the refit.", rich_help_panel=HOW)] = None,
     rank_tolerance: Annotated[
         float | None, Option(help="Relative singular value that counts.", rich_help_panel=HOW)

@@ -60,7 +60,7 @@ class Recipe(BaseModel):
     solver: Literal["newton", "proximal", "conic"] = "newton"
     gap: float = Field(1e-6, gt=0, lt=1, description="relative duality gap at which the solver may stop")
     unit_costs: Literal["path", "one", "feature"] = "path"
-    selection: str = Field("best", description="how units are chosen at a width; see compress.convex.SELECTIONS")
+    selection: Literal["best", "backward", "forward", "lasso", "adaptive", "pivoted", "magnitude"] = "best"
     ridge: float = Field(1e-6, ge=0, lt=1, description="ridge of the refit, relative to the mean feature energy")
     rank_tolerance: float = Field(1e-3, gt=0, lt=1, description="relative singular value that counts towards a rank")
     seed: int = Field(0, ge=0)

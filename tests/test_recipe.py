@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compress.convex import METHODS, SOLVERS
 from compress.errors import RecipeError
-from compress.recipe import format_recipe, make_recipe, parse_bytes, read_recipe
+from compress.recipe import Recipe, format_recipe, make_recipe, parse_bytes, read_recipe
 
 
 def test_all_faults_are_named_at_once() -> None:
@@ -37,6 +39,19 @@ def test_all_faults_are_named_at_once() -> None:
 def test_options_that_contradict_are_refused_with_what_to_do(options: dict[str, object], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         make_recipe({"checkpoint": "x.pt", **options})
+
+
+def test_the_recipe_knows_the_same_methods_as_the_engine() -> None:
+    fields = Recipe.model_fields
+    assert set(get_args(fields["selection"].annotation)) == {"best", *METHODS}
+    assert set(get_args(fields["solver"].annotation)) == set(SOLVERS)
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    paths = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+    assert len(paths) >= 3
+    for path in paths:
+        make_recipe({"checkpoint": "x.pt", **read_recipe(path)}, str(path))
 
 
 def test_a_recipe_survives_yaml(tmp_path: Path) -> None:
