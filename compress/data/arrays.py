@@ -207,10 +207,10 @@ def map_npy(name: str, file: IO[bytes], end: int) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+            version = np.lib.format.read_magic(file)
             if version not in NPY_HEADERS:
                 raise DataError(f"{name}: .npy version {version} is not supported.")
-            shape, fortran, dtype = NPY_HEADERS[version](file)  # type: ignore[no-untyped-call]
+            shape, fortran, dtype = NPY_HEADERS[version](file)
     except HEADER_FAULTS as error:
         raise DataError(f"{name}: not a readable array: {' '.join(str(error).split())[:120]}.") from None
     if dtype.hasobject or dtype.kind not in "fiub":
