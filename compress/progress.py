@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
-
-Item = TypeVar("Item")
+from typing import Protocol
 
 
 class Progress(Protocol):
@@ -36,10 +33,3 @@ class SilentProgress:
     def note(self, message: str) -> None:
         """Keep the note."""
         self.notes.append(message)
-
-
-def counted(items: Iterable[Item], progress: Progress) -> Iterator[Item]:
-    """Yield `items`, advancing the open stage by one after each."""
-    for item in items:
-        yield item
-        progress.advance()
