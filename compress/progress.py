@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -33,3 +35,26 @@ class SilentProgress:
     def note(self, message: str) -> None:
         """Keep the note."""
         self.notes.append(message)
+
+
+class Stages:
+    """Wall seconds of the run's stages: `with stages("cut"): …`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str) -> _Stage:
+        return _Stage(self.seconds, stage)
+
+
+@dataclass
+class _Stage:
+    seconds: dict[str, float]
+    stage: str
+    started: float = 0.0
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.perf_counter() - self.started

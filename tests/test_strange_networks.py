@@ -73,7 +73,7 @@ def reload_here(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
         return 0.0
 
     if "fresh_process" not in request.fixturenames:
-        monkeypatch.setattr("compress.api.check_reload", reloaded)
+        monkeypatch.setattr("compress.api.writing.check_reload", reloaded)
 
 
 def build(name: str, **arguments: Any) -> nn.Module:

@@ -1,0 +1,78 @@
+"""Narrowing a network to chosen units, verified against the masked original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compress.api.measuring import evaluate_pair
+from compress.budget.layerwise import Layerwise, Problem
+from compress.errors import NothingToCompressError
+from compress.network.surgery import Narrowed, narrow, verify_narrowed
+from compress.network.units import UnitGroup
+from compress.output.artifact import computed_state, stored_state
+from compress.output.evaluation import Evaluation
+from compress.preparation import Prepared
+from compress.progress import Progress, Stages
+from compress.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A narrowed network, verified and evaluated.
+
+    Attributes:
+        kept: group name -> unit numbers, of the groups that lost some.
+        stored: its tensors in the checkpoint's dtypes.
+        deviation: largest relative deviation from the masked original.
+    """
+
+    kept: dict[str, Tensor]
+    narrowed: Narrowed
+    stored: dict[str, Tensor]
+    deviation: float
+    evaluation: Evaluation | None
+
+
+def make_cut(
+    prepared: Prepared, problem: Problem, found: Layerwise, recipe: Recipe, clock: Stages, progress: Progress
+) -> Cut:
+    """Narrow, verify and evaluate.
+
+    Raises:
+        NothingToCompressError: no layer lost a unit.
+        SurgeryError: the narrowed network differs from the masked one by more than rounding.
+    """
+    kept = {result.name: result.kept for result in found.results if len(result.kept) < result.units}
+    if not kept:
+        raise NothingToCompressError(
+            "Every selected layer needs all its units at this setting; allow more with --error or --keep."
+        )
+    with clock("cut"):
+        progress.stage("cutting and verifying")
+        narrowed, deviation = cut_network(prepared, problem.groups, kept, found.state)
+        stored = stored_state(narrowed.module.state_dict(), prepared.stored)
+        narrowed.module.load_state_dict(computed_state(stored))
+    with clock("evaluate"):
+        evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
+    return Cut(kept, narrowed, stored, deviation, evaluation)
+
+
+def cut_network(
+    prepared: Prepared, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], current: Mapping[str, Tensor]
+) -> tuple[Narrowed, float]:
+    """The narrowed network and its largest relative deviation from the masked one.
+
+    Raises:
+        SurgeryError: the two differ by more than rounding.
+    """
+    changed = {name: tensor for name, tensor in current.items() if tensor is not prepared.state[name]}
+    aliases = prepared.network.aliases
+    changed.update({name: changed[first] for name, first in aliases.items() if first in changed})
+    narrowed = narrow(prepared.module, kept, groups, weights=changed)
+    deviation = verify_narrowed(
+        prepared.network, prepared.module, kept, groups, narrowed, (prepared.probe,), weights=changed
+    )
+    return narrowed, deviation

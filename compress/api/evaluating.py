@@ -1,0 +1,49 @@
+"""Scores of an artifact that a run wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.data import Cast, Preprocessing, open_data
+from compress.output.artifact import (
+    read_artifact,
+)
+from compress.output.evaluation import evaluate_networks
+from compress.output.report import evaluation_report
+from compress.preparation import check_device
+from compress.progress import Progress, SilentProgress
+
+
+def evaluate(
+    folder: str | Path,
+    eval_data: str,
+    *,
+    batch_size: int = 128,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Scores of a written artifact on evaluation data, with its own recorded preprocessing. Raises CompressError."""
+    progress = progress or SilentProgress()
+    check_device(device)
+    artifact = read_artifact(folder)
+    module = artifact.build().to(device)
+    recorded = artifact.config["data"]["preprocessing"]
+    source = open_data(eval_data, None if recorded is None else Preprocessing.from_dict(recorded))
+    progress.stage("evaluating", source.sample_count)
+    architecture = artifact.config["architecture"]
+    source = Cast(source, getattr(torch, architecture.get("input_dtype", "float32")))
+    only_batch = architecture.get("batch_size")
+    found = evaluate_networks(
+        module,
+        module,
+        source.batches(only_batch or batch_size),
+        device=device,
+        progress=progress,
+        only_batch=only_batch,
+    )
+    report = evaluation_report(found)
+    assert report is not None, "there was data"
+    return {"folder": str(folder), "samples": found.samples, **(report["compressed"] or {})}

@@ -1,0 +1,43 @@
+"""What could be compressed, without compressing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compress.api.widths import check_patterns, make_problem
+from compress.budget.layerwise import record_all, select_groups
+from compress.diagnostics.layers import describe_group, describe_moments
+from compress.network.cost import count_macs, count_parameters
+from compress.preparation import prepare
+from compress.progress import Progress, SilentProgress
+from compress.recipe import Recipe
+
+
+def inspect(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
+    """What could be compressed: structure from the weights alone; ranks and dead units too where there is data.
+
+    Raises:
+        CompressError: any fault. Nothing is solved and nothing is written.
+    """
+    progress = progress or SilentProgress()
+    prepared = prepare(recipe, progress, needs_data=False)
+    check_patterns(prepared.groups, recipe.layer)
+    selected = select_groups(prepared.groups, recipe.layer, recipe.exclude)
+    layers = {group.name: describe_group(group, prepared.state) for group in selected}
+    usable = tuple(group for group in selected if group.skip_reason is None)
+    if prepared.calibration is not None and usable:
+        problem = make_problem(prepared, recipe)
+        for name, moments in record_all(problem, progress).items():
+            layers[name].update(describe_moments(moments, recipe.rank_tolerance))
+    return {
+        "file": Path(recipe.checkpoint).name,
+        "sha256": prepared.checkpoint.sha256,
+        "state_key": prepared.checkpoint.state_key,
+        "architecture": prepared.architecture.spec,
+        "recognised": prepared.architecture.how,
+        "input_shape": list(prepared.probe.shape[1:]),
+        "parameters": count_parameters(prepared.module),
+        "macs": count_macs(prepared.module, (prepared.probe,)),
+        "layers": list(layers.values()),
+    }

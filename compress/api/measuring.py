@@ -1,0 +1,84 @@
+"""What the original and the compressed network score and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.errors import GateError
+from compress.network.cost import Cost, count_macs, count_parameters, measure_latency
+from compress.output.evaluation import Evaluation, evaluate_networks
+from compress.preparation import Prepared
+from compress.progress import Progress
+from compress.recipe import Recipe
+
+LATENCY_BATCHES = (1, 64)
+
+
+def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, progress: Progress) -> Evaluation | None:
+    """Both networks on the evaluation data, or None without any."""
+    source = prepared.evaluation
+    if source is None:
+        return None
+    progress.stage("evaluating", source.sample_count)
+    only_batch = prepared.network.batch_size
+    return evaluate_networks(
+        prepared.module,
+        compressed,
+        source.batches(only_batch or recipe.batch_size),
+        device=recipe.device,
+        progress=progress,
+        only_batch=only_batch,
+    )
+
+
+def measure_costs(
+    prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor]
+) -> tuple[Cost, Cost, list[dict[str, Any]]]:
+    """Costs of the two networks and their latencies at each of `LATENCY_BATCHES`."""
+    probe, only_batch = prepared.probe, prepared.network.batch_size
+    latencies = []
+    for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
+        inputs = probe if only_batch is not None else probe[:1].expand(batch, *probe.shape[1:])
+        before, after = measure_latency((prepared.module, compressed), (inputs,))
+        latencies.append(
+            {
+                "batch_size": batch,
+                "threads": before.threads,
+                "device": before.device,
+                "before_ms": before.milliseconds,
+                "after_ms": after.milliseconds,
+            }
+        )
+    before_cost = Cost(
+        count_parameters(prepared.module), count_macs(prepared.module, (probe,)), tensor_bytes(prepared.stored)
+    )
+    return (
+        before_cost,
+        Cost(count_parameters(compressed), count_macs(compressed, (probe,)), tensor_bytes(stored)),
+        latencies,
+    )
+
+
+def tensor_bytes(state: Mapping[str, Tensor]) -> int:
+    """Bytes that the tensors of a state dict take on disk."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def loses_too_much(recipe: Recipe, evaluation: Evaluation | None) -> bool:
+    """Whether the evaluated accuracy falls by more than `max_drop` points."""
+    if recipe.max_drop is None or evaluation is None or evaluation.drop is None:
+        return False
+    return evaluation.drop > recipe.max_drop + 1e-9
+
+
+def check_gate(recipe: Recipe, evaluation: Evaluation | None) -> None:
+    """Raise GateError when the evaluated accuracy falls by more than `max_drop` points."""
+    if loses_too_much(recipe, evaluation):
+        assert evaluation is not None, "there was an evaluation"
+        raise GateError(
+            f"The accuracy falls by {evaluation.drop:.2f} points, at most {recipe.max_drop:g} were allowed; "
+            "nothing was written."
+        )

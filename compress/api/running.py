@@ -1,0 +1,113 @@
+"""The main job: a checkpoint in, a smaller checkpoint and an accuracy report out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.api.cutting import make_cut
+from compress.api.measuring import check_gate, loses_too_much, measure_costs
+from compress.api.widths import choose_widths, layer_options, make_problem
+from compress.api.writing import describe_inputs, write_run
+from compress.budget.search import milder_search, search_report
+from compress.demo import DEMO_OPTIONS
+from compress.output.artifact import versions
+from compress.output.atomic import check_target
+from compress.output.report import cost_report, evaluation_report
+from compress.preparation import prepare
+from compress.progress import Progress, SilentProgress, Stages
+from compress.recipe import Recipe, make_recipe
+
+MOST_EVALUATIONS = 4  # an accuracy bound may step back so often when evaluation disagrees with held-back samples
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        report: the content of `report.json`.
+        folder: where the artifact lies; None for a dry run.
+        module: the compressed network, eval mode.
+    """
+
+    report: dict[str, Any]
+    folder: Path | None
+    module: nn.Module
+
+
+def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = False) -> RunResult:
+    """The main job: a checkpoint in, a smaller checkpoint and an accuracy report out.
+
+    Args:
+        dry_run: do everything except writing.
+
+    Raises:
+        CompressError: any fault, with its exit code; nothing is written then.
+    """
+    progress = progress or SilentProgress()
+    clock = Stages()
+    folder = Path(recipe.output or default_output(recipe.checkpoint))
+    if not dry_run:
+        check_target(folder, force=recipe.force)
+    torch.manual_seed(recipe.seed)
+    with clock("prepare"):
+        prepared = prepare(recipe, progress, needs_data=True)
+        problem = make_problem(prepared, recipe)
+    with clock("compress"):
+        found, searched = choose_widths(prepared, problem, recipe, progress)
+    cut = make_cut(prepared, problem, found, recipe, clock, progress)
+    evaluations = 1
+    while searched is not None and loses_too_much(recipe, cut.evaluation) and evaluations < MOST_EVALUATIONS:
+        progress.note("the evaluated accuracy fell by more than the held-back one; trying a milder cut")
+        with clock("compress"):
+            searched = milder_search(searched, layer_options(recipe), progress)
+            found = searched.layerwise
+        cut = make_cut(prepared, problem, found, recipe, clock, progress)
+        evaluations += 1
+    check_gate(recipe, cut.evaluation)
+    with clock("measure"):
+        progress.stage("measuring latency")
+        costs = measure_costs(prepared, cut.narrowed.module, cut.stored)
+    report = {
+        **describe_inputs(prepared, recipe, problem),
+        "layers": [
+            *(result.as_report() for result in found.results),
+            *(
+                {"name": group.name, "units": group.unit_count, "skipped": group.skip_reason}
+                for group in prepared.groups
+                if group.skip_reason is not None
+            ),
+        ],
+        "search": None if searched is None else search_report(searched),
+        "calibration": {
+            "fitting": None if found.fitting is None else found.fitting.as_report(),
+            "held_back": None if found.held_back is None else found.held_back.as_report(),
+        },
+        "cost": cost_report(*costs),
+        "evaluation": evaluation_report(cut.evaluation),
+        "evaluations": evaluations if cut.evaluation is not None else 0,
+        "verification": {"narrowed_deviation": cut.deviation},
+        "notes": list(getattr(progress, "notes", [])),
+        "versions": versions(),
+    }
+    if dry_run:
+        report["seconds"] = clock.seconds
+        return RunResult(report, None, cut.narrowed.module)
+    with clock("write"):
+        write_run(folder, recipe, prepared, cut, report, clock, progress)
+    return RunResult(report, folder, cut.narrowed.module)
+
+
+def demo_recipe(output: str = "compress-demo", *, force: bool = False) -> Recipe:
+    """The embedded example: the packaged network trained on handwritten digits."""
+    return make_recipe({**DEMO_OPTIONS, "output": output, "force": force}, "demo")
+
+
+def default_output(checkpoint: str) -> str:
+    """Folder beside the working directory that a run writes to when none is named."""
+    return f"{Path(checkpoint).stem}-compressed"

@@ -1,0 +1,102 @@
+"""From a recipe to the problem and to how wide each layer stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compress.budget.layers import LayerOptions
+from compress.budget.layerwise import Layerwise, Problem, compress_layers, fit_samples, select_groups
+from compress.budget.search import SearchResult, prepare_search, search_widths
+from compress.budget.widths import WidthRule
+from compress.errors import DataError, NothingToCompressError, RecipeError
+from compress.network.cost import count_macs
+from compress.network.units import UnitGroup
+from compress.preparation import Prepared
+from compress.progress import Progress
+from compress.recipe import Recipe
+
+
+def choose_widths(
+    prepared: Prepared, problem: Problem, recipe: Recipe, progress: Progress
+) -> tuple[Layerwise, SearchResult | None]:
+    """Compress by the recipe's width rule, or search the widths where it names a budget or only an accuracy bound.
+
+    Returns:
+        The compressed network in its original shapes, and how the search went (None without one).
+    """
+    options = layer_options(recipe)
+    ruled = recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
+    if not recipe.budgets and (recipe.max_drop is None or ruled):
+        return compress_layers(problem, width_rule(recipe), options, progress), None
+    parameters = dict(prepared.module.named_parameters())
+    search = prepare_search(problem, options, parameters, progress)
+    found = search_widths(search, options, progress, budgets=recipe.budgets, max_drop=recipe.max_drop)
+    return found.layerwise, found
+
+
+def width_rule(recipe: Recipe) -> WidthRule:
+    """The recipe's width rule; by default the stated tolerance on held-back samples."""
+    if recipe.keep is not None:
+        return WidthRule(keep=recipe.keep)
+    if recipe.penalty is not None:
+        return WidthRule(penalty=recipe.penalty)
+    return WidthRule(error=recipe.error if recipe.error is not None else recipe.tolerance)
+
+
+def layer_options(recipe: Recipe) -> LayerOptions:
+    """The recipe's options for solving one layer."""
+    return LayerOptions(
+        solver=recipe.solver,
+        gap=recipe.gap,
+        unit_costs=recipe.unit_costs,
+        selection=recipe.selection,
+        ridge=recipe.ridge,
+        rank_tolerance=recipe.rank_tolerance,
+        round_to=recipe.round_to,
+    )
+
+
+def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
+    """The selected prunable groups with calibration streams.
+
+    Raises:
+        RecipeError: a layer pattern matches nothing; the names are listed.
+        NothingToCompressError: nothing selected can be compressed; the reasons are listed.
+    """
+    groups = prepared.groups
+    check_patterns(groups, recipe.layer)
+    selected = select_groups(groups, recipe.layer, recipe.exclude)
+    usable = tuple(group for group in selected if group.skip_reason is None)
+    if not usable:
+        reasons = "; ".join(f"{group.name}: {group.skip_reason}" for group in selected) or "no layers were found"
+        raise NothingToCompressError(f"No selected layer can be compressed. {reasons}.")
+    assert prepared.calibration is not None, "a run needs data"
+    if prepared.calibration.sample_count < 8:
+        raise DataError(f"At least 8 calibration samples are needed, got {prepared.calibration.sample_count}.")
+    only_batch = prepared.network.batch_size
+    fitting, held_back = fit_samples(
+        prepared.calibration,
+        recipe.calibration_samples,
+        recipe.held_back,
+        only_batch or recipe.batch_size,
+        recipe.seed,
+        whole_batches=only_batch is not None,
+    )
+    return Problem(
+        program=prepared.program,
+        state=prepared.state,
+        groups=usable,
+        fitting=fitting,
+        held_back=held_back,
+        forward_macs=count_macs(prepared.module, (prepared.probe,)),
+        memory=recipe.memory_bytes,
+        seed=recipe.seed,
+    )
+
+
+def check_patterns(groups: Sequence[UnitGroup], patterns: Sequence[str]) -> None:
+    """Refuse a pattern that matches no layer. Raises RecipeError."""
+    names = [group.name for group in groups]
+    for pattern in patterns:
+        if not select_groups(groups, [pattern], []):
+            raise RecipeError(f"layer: {pattern!r} matches no layer; there are {', '.join(names) or 'none'}.")

@@ -1,0 +1,107 @@
+"""What a run writes down about itself."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.api.cutting import Cut
+from compress.api.widths import width_rule
+from compress.budget.layerwise import Problem
+from compress.network.execution import first_tensor
+from compress.output.artifact import (
+    REPORT_JSON,
+    REPORT_TEXT,
+    check_reload,
+    write_artifact,
+    write_json,
+)
+from compress.output.atomic import new_folder
+from compress.output.report import markdown_report
+from compress.preparation import Prepared
+from compress.progress import Progress, Stages
+from compress.recipe import Recipe, format_recipe
+
+RELOAD_TOLERANCE = 1e-5
+
+
+def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> dict[str, Any]:
+    """What went in: file, architecture, data, options."""
+    calibration = prepared.calibration
+    assert calibration is not None, "a run needs data"
+    return {
+        "checkpoint": {
+            "file": Path(recipe.checkpoint).name,
+            "sha256": prepared.checkpoint.sha256,
+            "state_key": prepared.checkpoint.state_key,
+            "prefix": prepared.checkpoint.prefix,
+            "dtype": str(prepared.checkpoint.dtype).removeprefix("torch."),
+        },
+        "architecture": {
+            "spec": prepared.architecture.spec,
+            "arguments": prepared.architecture.arguments,
+            "recognised": prepared.architecture.how,
+            "input_shape": list(prepared.probe.shape[1:]),
+            "input_dtype": str(prepared.probe.dtype).removeprefix("torch."),
+            "batch_size": prepared.network.batch_size,
+        },
+        "data": {
+            "calibration": {
+                "source": recipe.data,
+                "samples": problem.fitting.count,
+                "held_back": problem.held_back.count,
+                "fingerprint": calibration.fingerprint,
+            },
+            "evaluation": None
+            if prepared.evaluation is None
+            else {
+                "source": recipe.eval,
+                "samples": prepared.evaluation.sample_count,
+                "fingerprint": prepared.evaluation.fingerprint,
+                "overlap": prepared.overlapping,
+            },
+            "preprocessing": None if prepared.preprocessing is None else prepared.preprocessing.as_dict(),
+        },
+        "rule": str(width_rule(recipe)),
+        "seed": recipe.seed,
+    }
+
+
+def write_run(
+    folder: Path,
+    recipe: Recipe,
+    prepared: Prepared,
+    cut: Cut,
+    report: dict[str, Any],
+    clock: Stages,
+    progress: Progress,
+) -> None:
+    """Write the artifact beside its final place, reload it in a fresh process, then put it in place."""
+    progress.stage("writing and reloading")
+    config = {
+        **{name: report[name] for name in ("checkpoint", "architecture", "data", "seed", "versions")},
+        "shapes": cut.narrowed.shapes,
+        "attributes": cut.narrowed.attributes,
+        "kept": {name: units.tolist() for name, units in cut.kept.items()},
+        "certificates": {layer["name"]: layer["lasso"] for layer in report["layers"] if layer.get("lasso") is not None},
+        "hashes": {"checkpoint": prepared.checkpoint.sha256},
+    }
+    with torch.inference_mode():
+        expected = first_tensor(cut.narrowed.module(prepared.probe))
+    with new_folder(folder, force=recipe.force) as draft, tempfile.TemporaryDirectory() as scratch:
+        write_artifact(draft, cut.stored, config, {"recipe.yaml": format_recipe(recipe)})
+        report["verification"]["reload_deviation"] = check_reload(
+            draft, prepared.probe, expected, RELOAD_TOLERANCE, Path(scratch)
+        )
+        report["seconds"] = clock.seconds
+        write_report(draft, report)
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write `report.json` and `report.md` into a folder."""
+    write_json(folder / REPORT_JSON, report)
+    (folder / REPORT_TEXT).write_text(markdown_report(report), encoding="utf-8")

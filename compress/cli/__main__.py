@@ -1,0 +1,5 @@
+"""`python -m compress.cli …` is `compress …`."""
+
+from compress.cli import entry
+
+entry()

@@ -1,0 +1,121 @@
+"""`compress run`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Argument, Option
+
+from compress.cli.app import app
+from compress.cli.options import (
+    HOW,
+    INPUT,
+    OUTPUT,
+    WIDTHS,
+    Arch,
+    ArchArg,
+    BatchSize,
+    Couple,
+    Crop,
+    Data,
+    Device,
+    Eval,
+    Exclude,
+    InputShape,
+    Json,
+    Layer,
+    Mean,
+    Memory,
+    RecipeFile,
+    Resize,
+    Samples,
+    Seed,
+    StateKey,
+    Std,
+    Trust,
+    print_json,
+    resolve_recipe,
+)
+
+
+@app.command("run")
+def run_command(
+    file: Annotated[str | None, Argument(help="Checkpoint: .pt, .pth, .bin, .tar, .safetensors.")] = None,
+    data: Data = None,
+    eval_data: Eval = None,
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    state_key: StateKey = None,
+    trust_pickle: Trust = None,
+    input_shape: InputShape = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    calibration_samples: Samples = None,
+    held_back: Annotated[
+        float | None, Option(help="Share of the calibration samples that only checks.", rich_help_panel=INPUT)
+    ] = None,
+    batch_size: BatchSize = None,
+    layer: Layer = None,
+    exclude: Exclude = None,
+    couple: Couple = None,
+    keep: Annotated[
+        float | None, Option(help="Units to keep per layer: a count, or a fraction below 1.", rich_help_panel=WIDTHS)
+    ] = None,
+    error: Annotated[
+        float | None,
+        Option(help="Relative error a layer may add on held-back samples; 0: exact.", rich_help_panel=WIDTHS),
+    ] = None,
+    penalty: Annotated[
+        float | None,
+        Option(help="Lasso penalty as a fraction of the silencing one; keeps its support.", rich_help_panel=WIDTHS),
+    ] = None,
+    tolerance: Annotated[
+        float | None, Option(help="Held-back error of the default widths (0.05).", rich_help_panel=WIDTHS)
+    ] = None,
+    max_drop: Annotated[
+        float | None, Option(help="Points of accuracy that may be lost on --eval.", rich_help_panel=WIDTHS)
+    ] = None,
+    macs: Annotated[float | None, Option(help="Fraction of the MACs to keep.", rich_help_panel=WIDTHS)] = None,
+    params: Annotated[float | None, Option(help="Fraction of the parameters to keep.", rich_help_panel=WIDTHS)] = None,
+    round_to: Annotated[int | None, Option(help="Kept widths are multiples of this.", rich_help_panel=WIDTHS)] = None,
+    solver: Annotated[
+        str | None, Option(help="newton, proximal or conic (cvxpy: SCS, Clarabel).", rich_help_panel=HOW)
+    ] = None,
+    gap: Annotated[float | None, Option(help="Relative duality gap to reach.", rich_help_panel=HOW)] = None,
+    unit_costs: Annotated[
+        str | None, Option(help="path (‖w‖, the theory's), one or feature.", rich_help_panel=HOW)
+    ] = None,
+    selection: Annotated[
+        str | None, Option(help="best, backward, forward, lasso, adaptive, pivoted or magnitude.", rich_help_panel=HOW)
+    ] = None,
+    ridge: Annotated[float | None, Option(help="Relative ridge of the refit.", rich_help_panel=HOW)] = None,
+    rank_tolerance: Annotated[
+        float | None, Option(help="Relative singular value that counts.", rich_help_panel=HOW)
+    ] = None,
+    seed: Seed = None,
+    device: Device = None,
+    memory: Memory = None,
+    recipe: RecipeFile = None,
+    output: Annotated[str | None, Option("--output", "-o", help="Folder to write.", rich_help_panel=OUTPUT)] = None,
+    force: Annotated[
+        bool | None, Option("--force", help="Replace a folder written before.", rich_help_panel=OUTPUT)
+    ] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Do everything but write.", rich_help_panel=OUTPUT)] = False,
+    as_json: Json = False,
+) -> None:
+    """Compress a checkpoint: `compress vgg19.pt --layer classifier --data train.npz --eval test.npz`."""
+    options = dict(locals())
+    for name in ("recipe", "dry_run", "as_json"):
+        del options[name]
+    resolved = resolve_recipe(options, recipe)
+    from compress.api import run
+    from compress.display import StderrProgress, show_run
+
+    with StderrProgress() as progress:
+        result = run(resolved, progress, dry_run=dry_run)
+    if as_json:
+        print_json(result.report)
+    else:
+        show_run(result.report, result.folder)
