@@ -89,7 +89,11 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
             "held_back": None if found.held_back is None else found.held_back.as_report(),
         },
         "cost": cost_report(*costs),
-        "evaluation": evaluation_report(cut.evaluation),
+        "evaluation": evaluation_report(
+            cut.evaluation,
+            preprocessing=None if prepared.preprocessing is None else prepared.preprocessing.as_dict(),
+            class_names=None if prepared.evaluation is None else prepared.evaluation.class_names,
+        ),
         "evaluations": evaluations if cut.evaluation is not None else 0,
         "verification": {"narrowed_deviation": cut.deviation},
         "notes": list(getattr(progress, "notes", [])),

@@ -66,6 +66,7 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> dic
             },
             "preprocessing": None if prepared.preprocessing is None else prepared.preprocessing.as_dict(),
         },
+        "recipe": recipe.model_dump(mode="json", exclude={"output", "force"}),
         "rule": str(width_rule(recipe)),
         "seed": recipe.seed,
     }

@@ -33,6 +33,7 @@ from compress.network.units import UnitGroup
 
 SEARCHABLE = 300_000  # K·s·D·s up to which a search over λ is affordable
 LARGE_PENALTY = 0.1
+CURVE_POINTS = 200  # of a curve or spectrum, in the report
 POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units
 
 
@@ -61,6 +62,7 @@ class LayerResult:
         weights: state name -> new tensor in the original shape, removed units' columns zero.
         certificate: the lasso's solution, or None where none was asked for; `form` says of which problem.
         seconds: by stage.
+        measured: width -> held-back error after the refit, of the widths that were tried.
     """
 
     name: str
@@ -80,6 +82,7 @@ class LayerResult:
     rows: int
     positions: str
     seconds: dict[str, float] = field(default_factory=dict)
+    measured: dict[int, float] = field(default_factory=dict)
 
     def as_report(self) -> dict[str, Any]:
         """Plain data for the report."""
@@ -94,6 +97,13 @@ class LayerResult:
             "rank_outputs": self.bound.rank_outputs,
             "bound": self.bound.bound,
             "bound_text": self.bound.message,
+            "spectra": {
+                "tolerance": self.bound.tolerance,
+                "features": thinned(self.bound.feature_spectrum, first=1),
+                "outputs": thinned(self.bound.output_spectrum, first=1),
+            },
+            "curve": None if self.curve is None else thinned(self.curve.errors),
+            "held_back_curve": [[width, rounded(error)] for width, error in sorted(self.measured.items())],
             "error": finite(self.error),
             "held_back_error": finite(self.held_back_error),
             "inherited_error": finite(self.floor),
@@ -117,6 +127,19 @@ class LayerResult:
 def finite(value: float) -> float | None:
     """The value, or None: an error has no measure where the outputs are zero on all samples."""
     return value if math.isfinite(value) else None
+
+
+def rounded(value: float) -> float | None:
+    """The value to five significant digits; None where it is not finite."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def thinned(values: Tensor, first: int = 0) -> list[list[float | None]]:
+    """Points [place, value] of a curve (n,), at most `CURVE_POINTS` of them, evenly spread; places start at `first`."""
+    count = len(values)
+    steps = min(count, CURVE_POINTS)
+    places = sorted({round(step * (count - 1) / max(1, steps - 1)) for step in range(steps)})
+    return [[place + first, rounded(float(values[place]))] for place in places]
 
 
 def layer_unit_costs(kind: str, moments: LayerMoments, state: Mapping[str, Tensor], joint: Moments) -> Tensor:
@@ -175,8 +198,12 @@ def solve_layer(
         curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
     clock.lap("selection")
 
+    measured: dict[int, float] = {}
+
     def held_back_error(candidate: int) -> float:
-        return refit_layer(moments, curve.units(candidate), options.ridge, original, current).held_back_error
+        refitted = refit_layer(moments, curve.units(candidate), options.ridge, original, current)
+        measured[candidate] = refitted.held_back_error
+        return refitted.held_back_error
 
     units = len(moments.units)
     floor = held_back_error(units) if moments.unchanged is None else moments.unchanged[1]
@@ -217,6 +244,7 @@ def solve_layer(
         rows=moments.rows,
         positions=moments.positions,
         seconds=clock.laps,
+        measured=measured,
     )
 
 

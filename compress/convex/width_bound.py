@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class WidthBound:
         units: K.
         group_size: s.
         tolerance: relative to the largest singular value, i.e. the square root of the relative eigenvalue.
+        feature_spectrum, output_spectrum: singular values of Φ and Ψ over their largest, falling.
     """
 
     rank_features: int
@@ -32,6 +33,8 @@ class WidthBound:
     units: int
     group_size: int
     tolerance: float
+    feature_spectrum: Tensor = field(default_factory=lambda: torch.zeros(0))
+    output_spectrum: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def bound(self) -> int:
@@ -65,7 +68,12 @@ class WidthBound:
 
 
 def numerical_rank(gram: Tensor, tolerance: float = RANK_TOLERANCE) -> int:
-    """Singular values of a matrix A above `tolerance` times the largest, from `gram` = AᵀA.
+    """Singular values of a matrix A above `tolerance` times the largest, from `gram` = AᵀA. Raises ValueError."""
+    return rank_of(checked_eigenvalues(gram, tolerance), tolerance)
+
+
+def checked_eigenvalues(gram: Tensor, tolerance: float) -> Tensor:
+    """Eigenvalues (n,) of `gram` = AᵀA, rising.
 
     Raises:
         ValueError: `tolerance` is below what float64 can tell from a gram matrix, about √(n·2e-16).
@@ -76,11 +84,20 @@ def numerical_rank(gram: Tensor, tolerance: float = RANK_TOLERANCE) -> int:
             f"`tolerance` must lie in [{smallest:.1e}, 1) for the second moments of {gram.shape[0]} columns, "
             f"got {tolerance}."
         )
-    if gram.shape[0] == 0:
-        return 0
-    values = torch.linalg.eigvalsh(gram)
-    top = float(values[-1])
-    return int((values > tolerance**2 * top).sum()) if top > 0 else 0
+    values: Tensor = torch.linalg.eigvalsh(gram)
+    return values
+
+
+def rank_of(eigenvalues: Tensor, tolerance: float) -> int:
+    """Singular values above `tolerance` times the largest, from the rising `eigenvalues` (n,) of AᵀA."""
+    top = float(eigenvalues[-1]) if eigenvalues.numel() else 0.0
+    return int((eigenvalues > tolerance**2 * top).sum()) if top > 0 else 0
+
+
+def relative_spectrum(eigenvalues: Tensor) -> Tensor:
+    """Singular values (n,) of A over the largest one, falling, from the rising `eigenvalues` (n,) of AᵀA."""
+    values = eigenvalues.flip(0).clamp_min(0).sqrt()
+    return values / values[0] if values.numel() and float(values[0]) > 0 else values
 
 
 def width_bound(moments: Moments, tolerance: float = RANK_TOLERANCE) -> WidthBound:
@@ -92,16 +109,17 @@ def width_bound(moments: Moments, tolerance: float = RANK_TOLERANCE) -> WidthBou
         kept = values > 1e-12 * float(values[-1]) if values.numel() else values > 0
         half = (vectors[:, kept].T @ cross) / values[kept].sqrt()[:, None]
         output_gram = half.T @ half if half.shape[1] <= half.shape[0] else half @ half.T
-        top = float(values[-1]) if values.numel() else 0.0
-        rank_features = int((values > tolerance**2 * top).sum()) if top > 0 else 0
     else:
-        rank_features = numerical_rank(moments.gram, tolerance)
+        values = checked_eigenvalues(moments.gram, tolerance)
+    outputs = checked_eigenvalues(output_gram, tolerance)
     return WidthBound(
-        rank_features=rank_features,
-        rank_outputs=numerical_rank(output_gram, tolerance),
+        rank_features=rank_of(values, tolerance),
+        rank_outputs=rank_of(outputs, tolerance),
         units=moments.unit_count,
         group_size=moments.group_size,
         tolerance=tolerance,
+        feature_spectrum=relative_spectrum(values),
+        output_spectrum=relative_spectrum(outputs),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from compress.network.execution import first_tensor
 from compress.progress import Progress
 
 TOP5_FROM_CLASSES = 20
+MOST_DISAGREEMENTS = 12  # kept with their inputs
+MOST_CHANGES = 30  # pairs of classes
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,27 @@ class Score:
     top1: float
     top5: float | None
     loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class Disagreement:
+    """One sample on which the networks predict different classes.
+
+    Attributes:
+        index: its number in the evaluation data; label: None without labels.
+        original, compressed: the predicted classes.
+        probabilities: of its own predicted class, the original's and the compressed network's softmax.
+        lost: probability that the class predicted by the original lost; the larger, the worse the disagreement.
+        inputs: the sample as the networks read it, on the CPU.
+    """
+
+    index: int
+    label: int | None
+    original: int
+    compressed: int
+    probabilities: tuple[float, float]
+    lost: float
+    inputs: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,6 +60,8 @@ class Evaluation:
         agreement: fraction of samples on which both predict the same class; None where outputs are no class scores.
         relative_output_change: ‖compressed − original‖_F / ‖original‖_F over all outputs.
         per_class: class -> (samples, original top-1, compressed top-1); empty without labels.
+        changes: (class predicted by the original, by the compressed network, samples), most samples first.
+        disagreements: the worst, worst first.
     """
 
     samples: int
@@ -44,6 +70,8 @@ class Evaluation:
     agreement: float | None
     relative_output_change: float
     per_class: dict[int, tuple[int, float, float]] = field(default_factory=dict)
+    changes: tuple[tuple[int, int, int], ...] = ()
+    disagreements: tuple[Disagreement, ...] = ()
 
     @property
     def drop(self) -> float | None:
@@ -77,6 +105,47 @@ class _Count:
         return Score(self.top1 / self.samples, top5, self.loss / self.samples)
 
 
+@dataclass
+class _Differences:
+    """The worst disagreements and the counts of changed predictions, batch by batch."""
+
+    seen: int = 0
+    worst: list[Disagreement] = field(default_factory=list)
+    pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def add(self, inputs: Tensor, labels: Tensor | None, first: Tensor, second: Tensor) -> int:
+        """Count a batch; returns on how many samples both networks agree."""
+        before, after = first.argmax(1), second.argmax(1)
+        places = (before != after).nonzero()[:, 0]
+        if len(places):
+            was, now = before[places], after[places]
+            old, new = (outputs[places].double().softmax(1) for outputs in (first, second))
+            rows = torch.arange(len(places), device=places.device)
+            lost = old[rows, was] - new[rows, was]
+            self.pairs.update(zip(was.tolist(), now.tolist(), strict=True))
+            for place in lost.argsort(descending=True, stable=True)[:MOST_DISAGREEMENTS].tolist():
+                sample = int(places[place])
+                self.worst.append(
+                    Disagreement(
+                        index=self.seen + sample,
+                        label=None if labels is None else int(labels[sample]),
+                        original=int(was[place]),
+                        compressed=int(now[place]),
+                        probabilities=(float(old[place, was[place]]), float(new[place, now[place]])),
+                        lost=float(lost[place]),
+                        inputs=inputs[sample].detach().cpu().clone(),
+                    )
+                )
+            self.worst = sorted(self.worst, key=lambda one: (-one.lost, one.index))[:MOST_DISAGREEMENTS]
+        self.seen += len(first)
+        return len(first) - len(places)
+
+    def changes(self) -> tuple[tuple[int, int, int], ...]:
+        """The commonest changes of a prediction."""
+        common = sorted(self.pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_CHANGES]
+        return tuple((*pair, count) for pair, count in common)
+
+
 def evaluate_networks(
     original: nn.Module,
     compressed: nn.Module,
@@ -95,7 +164,7 @@ def evaluate_networks(
         DataError: no samples, labels without class scores, or labels out of range.
         NonFiniteError: a network's output is NaN or Inf.
     """
-    before, after = _Count(), _Count()
+    before, after, differences = _Count(), _Count(), _Differences()
     samples = agreeing = 0
     change = norm = 0.0
     totals: Tensor | None = None
@@ -108,7 +177,7 @@ def evaluate_networks(
             samples += len(inputs)
             if scored:
                 classes = first.shape[1]
-                agreeing += int((first.argmax(1) == second.argmax(1)).sum())
+                agreeing += differences.add(inputs, batch.labels, first, second)
             change += float((second.double() - first.double()).square().sum())
             norm += float(first.double().square().sum())
             if batch.labels is not None:
@@ -139,6 +208,8 @@ def evaluate_networks(
         agreement=agreeing / samples if scored else None,
         relative_output_change=(change / norm) ** 0.5 if norm else 0.0,
         per_class=per_class,
+        changes=differences.changes(),
+        disagreements=tuple(differences.worst),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.network.cost import Cost
 from compress.output.evaluation import Evaluation, Score
+from compress.output.thumbnails import thumbnail
 
 
 def cost_report(before: Cost, after: Cost, latencies: list[dict[str, Any]]) -> dict[str, Any]:
@@ -19,8 +20,17 @@ def cost_report(before: Cost, after: Cost, latencies: list[dict[str, Any]]) -> d
     }
 
 
-def evaluation_report(evaluation: Evaluation | None) -> dict[str, Any] | None:
-    """Both networks on the evaluation data; None where there was none."""
+def evaluation_report(
+    evaluation: Evaluation | None,
+    *,
+    preprocessing: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, Any] | None:
+    """Both networks on the evaluation data; None where there was none.
+
+    Args:
+        preprocessing: as recorded, to show the inputs of the worst disagreements as they were before it.
+    """
     if evaluation is None:
         return None
     return {
@@ -34,6 +44,20 @@ def evaluation_report(evaluation: Evaluation | None) -> dict[str, Any] | None:
             str(label): {"samples": count, "original": before, "compressed": after}
             for label, (count, before, after) in evaluation.per_class.items()
         },
+        "class_names": None if class_names is None else list(class_names),
+        "changes": [list(change) for change in evaluation.changes],
+        "disagreements": [
+            {
+                "index": one.index,
+                "label": one.label,
+                "original": one.original,
+                "compressed": one.compressed,
+                "probabilities": list(one.probabilities),
+                "lost": one.lost,
+                "thumbnail": thumbnail(one.inputs, preprocessing),
+            }
+            for one in evaluation.disagreements
+        ],
     }
 
 

@@ -81,3 +81,25 @@ def test_labels_out_of_range_are_a_data_fault() -> None:
 def test_a_nan_output_is_named() -> None:
     with pytest.raises(NonFiniteError, match="Fixed"):
         network_output(Fixed(torch.full((3, 2), float("nan"))), torch.zeros(3, 1))
+
+
+def test_the_worst_disagreements_come_first_and_are_those_of_the_whole_table() -> None:
+    first, second, labels = tables(classes=4, count=200)
+    found = evaluate_networks(Fixed(first), Fixed(second), batches(labels, 200))
+    before, after = first.argmax(1), second.argmax(1)
+    rows = torch.arange(200)
+    lost = first.double().softmax(1)[rows, before] - second.double().softmax(1)[rows, before]
+    lost[before == after] = -torch.inf
+    expected = lost.argsort(descending=True)[: len(found.disagreements)].tolist()
+    assert [one.index for one in found.disagreements] == expected
+    assert [one.label for one in found.disagreements] == labels[expected].tolist()
+    assert all(float(one.inputs[0]) == one.index for one in found.disagreements)
+
+
+def test_the_changes_of_a_prediction_are_counted_by_pair() -> None:
+    first, second, labels = tables(classes=4, count=200)
+    found = evaluate_networks(Fixed(first), Fixed(second), batches(labels, 200))
+    pairs = list(zip(first.argmax(1).tolist(), second.argmax(1).tolist(), strict=True))
+    assert {(was, now): count for was, now, count in found.changes} == {
+        pair: pairs.count(pair) for pair in set(pairs) if pair[0] != pair[1]
+    }
