@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.budget.refitting import refit_layer
+from compress.budget.refitting import held_back_error, refit_layer
 from compress.budget.widths import WidthRule, count_to_keep, round_up, smallest_width
 from compress.convex import (
     Moments,
@@ -162,13 +162,13 @@ def solve_layer(
     current: Mapping[str, Tensor],
     *,
     width: int | None = None,
-    curve: SelectionCurve | None = None,
+    chosen: Tensor | None = None,
 ) -> LayerResult:
     """Certify, choose a width by `rule` (or take `width`), choose its units, refit the consumers.
 
     Args:
         original, current: states of the original network and of the one compressed so far.
-        curve: a selection curve of these moments, when it is known already.
+        chosen: unit numbers to keep; nothing is selected then.
 
     Raises:
         SolverError: the convex problem could not be solved at all.
@@ -194,31 +194,40 @@ def solve_layer(
         form = f"exact on the numerical range of Φ (relative singular value {options.rank_tolerance:g})"
         width = max(1, len(certificate.active))
     clock.lap("lasso")
-    if curve is None:
+    if chosen is not None:
+        curve, width = given_units(moments, chosen), len(chosen)
+    else:
         curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
     clock.lap("selection")
 
     measured: dict[int, float] = {}
 
-    def held_back_error(candidate: int) -> float:
+    def error_at(candidate: int) -> float:
         refitted = refit_layer(moments, curve.units(candidate), options.ridge, original, current)
         measured[candidate] = refitted.held_back_error
         return refitted.held_back_error
 
     units = len(moments.units)
-    floor = held_back_error(units) if moments.unchanged is None else moments.unchanged[1]
+    floor = error_at(units) if moments.unchanged is None else moments.unchanged[1]
     if width is None and rule.keep is not None:
         width = count_to_keep(rule.keep, group.unit_count)
     elif width is None:
         assert rule.error is not None, "a width rule names one quantity"
         more = units if moments.unchanged is None else units + 1  # one more stands for the layer as it is
-        width = smallest_width(held_back_error, more, rule.error, floor)
+        width = smallest_width(error_at, more, rule.error, floor)
     if moments.unchanged is not None and width > units:
         return untouched(moments, bound, silencing, curve, clock.laps)
-    width = min(units, legal_width(group, round_up(width, options.round_to, units)))
-    kept = legal_units(group, curve, width)
+    if chosen is None:
+        width = min(units, legal_width(group, round_up(width, options.round_to, units)))
+    kept = curve.units(width) if chosen is not None else legal_units(group, curve, width)
     clock.lap("width")
-    if options.selection == "best" and group.blocks == 1 and joint.gram.shape[0] <= POLISHABLE and width < units:
+    if (
+        options.selection == "best"
+        and chosen is None
+        and group.blocks == 1
+        and joint.gram.shape[0] <= POLISHABLE
+        and width < units
+    ):
         kept = polish_units(joint, kept, ridge=options.ridge, intercept=False)
         clock.lap("selection")
     final = refit_layer(moments, kept, options.ridge, original, current)
@@ -246,6 +255,38 @@ def solve_layer(
         seconds=clock.laps,
         measured=measured,
     )
+
+
+def adjust_layer(
+    moments: LayerMoments,
+    kept: Tensor,
+    options: LayerOptions,
+    original: Mapping[str, Tensor],
+    current: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """New tensors of a consumer whose input has changed and whose units stay; none where held-back samples do not gain.
+
+    Args:
+        kept: (m,) units that are left, of all that the moments hold.
+    """
+    if moments.candidates is not None or not len(kept):
+        return {}
+    found = refit_layer(moments, kept, options.ridge, original, current)
+    before = held_back_error(moments, kept, original, current)
+    return found.weights if found.held_back_error < before else {}
+
+
+def given_units(moments: LayerMoments, chosen: Tensor) -> SelectionCurve:
+    """A curve that knows one width: the given units. Raises ValueError for a unit that the moments do not hold."""
+    places = {int(unit): place for place, unit in enumerate(moments.units)}
+    missing = [int(unit) for unit in chosen if int(unit) not in places]
+    if missing:
+        raise ValueError(f"`chosen`: units {missing[:5]} are not among the {len(places)} of {moments.group.name}.")
+    own = torch.tensor(sorted(places[int(unit)] for unit in chosen), dtype=torch.int64)
+    rest = torch.tensor(sorted(set(range(len(places))) - set(own.tolist())), dtype=torch.int64)
+    order = torch.cat([own, rest])
+    unknown = torch.full((len(order) + 1,), torch.nan, dtype=torch.float64)
+    return SelectionCurve(order, unknown, ("given",) * (len(order) + 1), {"given": order})
 
 
 def untouched(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compress.budget.layers import LayerOptions, LayerResult, solve_layer
+from compress.budget.layers import LayerOptions, LayerResult, adjust_layer, solve_layer
+from compress.budget.schedule import Turn, changed_tensors, left_channels, make_schedule
 from compress.budget.scoring import CalibrationScore, score_samples
 from compress.budget.widths import WidthRule
 from compress.data import DataSource
@@ -19,7 +20,8 @@ from compress.network.execution import ActivationStore, Program
 from compress.network.layer_moments import LayerMoments, make_layer_moments
 from compress.network.readings import Reading, find_readings, output_positions
 from compress.network.recording import GroupRecorder, SamplePlan, plan_samples, record_moments
-from compress.network.units import UnitGroup
+from compress.network.residuals import Residual, find_residual
+from compress.network.units import Consumer, UnitGroup
 from compress.progress import Progress
 
 FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against
@@ -66,6 +68,7 @@ class Problem:
         groups: the units to cut, front to back.
         fitting, held_back: disjoint calibration samples; the second only checks.
         forward_macs: multiply-accumulates of one sample through the original network.
+        readers: consumers that may be refitted although none of their units goes, once their input has changed.
     """
 
     program: Program
@@ -76,10 +79,20 @@ class Problem:
     forward_macs: int
     memory: int
     seed: int = 0
+    readers: tuple[Consumer, ...] = ()
+
+    def schedule(self) -> tuple[Turn, ...]:
+        """The turns of a sweep, front to back."""
+        return make_schedule(self.program, self.state, self.groups, self.readers)
 
     def readings(self, group: UnitGroup) -> tuple[Reading, ...]:
         """Readings of one of the groups."""
         return find_readings(group, self.state)
+
+    def residuals(self, group: UnitGroup) -> dict[str, Residual]:
+        """Consumer's node -> the addition behind it, where there is one."""
+        found = {consumer.node: find_residual(self.program, consumer) for consumer in group.consumers}
+        return {node: residual for node, residual in found.items() if residual is not None}
 
     def plans(self, group: UnitGroup) -> tuple[SamplePlan, SamplePlan]:
         """What a group's fitting and held-back moments take."""
@@ -94,7 +107,15 @@ class Problem:
         """Empty recorders of one group, for the fitting and for the held-back samples."""
         readings = self.readings(group)
         fitting, checking = (
-            GroupRecorder(group, readings, plan, seed=self.seed + shift, memory=self.memory, targets=targets)
+            GroupRecorder(
+                group,
+                readings,
+                plan,
+                seed=self.seed + shift,
+                memory=self.memory,
+                targets=targets,
+                residuals=self.residuals(group),
+            )
             for shift, plan in enumerate(self.plans(group))
         )
         return fitting, checking
@@ -162,25 +183,29 @@ def compress_layers(
     progress: Progress,
     *,
     widths: Mapping[str, int] | None = None,
+    chosen: Mapping[str, Tensor] | None = None,
 ) -> Layerwise:
     """Solve all groups of the problem front to back, then score the result on calibration samples.
 
-    The values at the frontier
-    between what is settled and what will still change are kept on disk, so a pass continues where the last one ended
-    and the whole sweep costs about one pass through each of the two networks.
+    The values at the frontier between what is settled and what will still change are kept on disk, so a pass continues
+    where the last one ended and the whole sweep costs about one pass through each of the two networks.
 
     Args:
         widths: group name -> width; overrides the rule.
+        chosen: group name -> unit numbers to keep, by whatever means they were chosen; only the refit is left to do.
     """
     current = dict(problem.state)
     results: list[LayerResult] = []
     stores: list[ActivationStore] = []
+    schedule = problem.schedule()
+    kept: dict[str, Tensor] = {}
     try:
         stores = [ActivationStore.open(CACHE_BYTES // 2) for _ in range(2)]
-        for number, group in enumerate(problem.groups):
+        for number, turn in enumerate(schedule):
+            group = turn.group
             changed = any(current[name] is not tensor for name, tensor in problem.state.items())
             recorders = problem.recorders(group, targets=changed)
-            frontier = next_frontier(problem, number)
+            frontier = next_frontier(problem, schedule[number:])
             following = [store.advance(frontier) for store in stores]
             seconds: Counter[str] = Counter()
             for recorder, stream, store, keep in zip(
@@ -204,9 +229,15 @@ def compress_layers(
             stores = following
             progress.stage(f"solving {group.name}")
             moments = finished(problem, group, recorders)
+            if not turn.chooses:
+                left = left_channels(turn, kept, problem.groups)
+                current.update(adjust_layer(moments, left, options, problem.state, current))
+                continue
             width = widths.get(group.name) if widths else None
-            result = solve_layer(moments, rule, options, problem.state, current, width=width)
+            units = chosen.get(group.name) if chosen else None
+            result = solve_layer(moments, rule, options, problem.state, current, width=width, chosen=units)
             current.update(result.weights)
+            kept[group.name] = result.kept
             results.append(replace(result, seconds={**seconds, **result.seconds}))
         streams = (problem.fitting, problem.held_back)
         scores: list[CalibrationScore | None] = []
@@ -233,21 +264,13 @@ def compress_layers(
     return Layerwise(results, current, scores[0], scores[1])
 
 
-def next_frontier(problem: Problem, number: int) -> tuple[str, ...]:
-    """Values after which nothing depends on weights that are still to change, once group `number` is settled."""
-    changing = {name for group in problem.groups[number:] for name in consumer_tensors(group)}
-    wanted = {consumer.input for group in problem.groups[number + 1 :] for consumer in group.consumers}
+def next_frontier(problem: Problem, turns: Sequence[Turn]) -> tuple[str, ...]:
+    """Values after which nothing depends on weights that are still to change, once the first turn is done."""
+    changing = {name for turn in turns for consumer in turn.group.consumers for name in changed_tensors(consumer)}
+    later = [turn.group for turn in turns[1:]]
+    wanted = {consumer.input for group in later for consumer in group.consumers}
+    wanted |= {residual.other for group in later for residual in problem.residuals(group).values()}
     return problem.program.frontier(changing, [*sorted(wanted), problem.program.output])
-
-
-def consumer_tensors(group: UnitGroup) -> set[str]:
-    """State names that refitting a group's consumers may change."""
-    return {
-        name
-        for consumer in group.consumers
-        for name in (consumer.weight, consumer.bias, consumer.shift)
-        if name is not None
-    }
 
 
 def fit_samples(

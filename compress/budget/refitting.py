@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from compress.convex import Moments, refit, relative_error
@@ -71,6 +72,23 @@ def refit_layer(
                 base[target] = (base[target].double() + sign * found.intercept[own_outputs]).to(base)
                 weights[name] = base
     return LayerRefit(weights, root_mean_square(errors), root_mean_square(held))
+
+
+def held_back_error(
+    moments: LayerMoments, kept: Tensor, original: Mapping[str, Tensor], current: Mapping[str, Tensor]
+) -> float:
+    """Relative held-back error of the consumers as they are, with the kept units alone."""
+    errors = []
+    own = moments.units[kept.cpu()]
+    for reading, check, intercept in zip(moments.readings, moments.held_back, moments.intercepts, strict=True):
+        rows = unit_columns(own.to(check.gram.device), reading.group_size)
+        before = reading.weights(current).to(check.gram)[rows]
+        moved = []
+        for consumer in reading.consumers if intercept else ():
+            (name, sign), target = constant_of(consumer), reading.outputs(consumer, current)
+            moved.append(sign * (current[name][target].double() - original[name][target].double()))
+        errors.append(reading_error(check.subset(kept), before, torch.cat(moved).to(check.gram) if moved else None))
+    return root_mean_square(errors)
 
 
 @dataclass(frozen=True, eq=False)

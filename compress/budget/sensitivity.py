@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from compress.budget.layers import LayerOptions
-from compress.budget.layerwise import Problem, consumer_tensors
+from compress.budget.layerwise import Problem
 from compress.budget.refitting import refit_layer
+from compress.budget.schedule import changed_tensors
 from compress.convex import SelectionCurve
 from compress.network.execution import run_pair
 from compress.network.layer_moments import LayerMoments
@@ -53,7 +54,7 @@ def measure_divergences(
     output = program.output
     cuts: list[tuple[str, int, dict[str, Tensor], set[str], tuple[str, ...]]] = []
     for group in problem.groups:
-        tensors = consumer_tensors(group)
+        tensors = {name for consumer in group.consumers for name in changed_tensors(consumer)}
         changed, start = program.downstream(tensors), program.frontier(tensors, [output])
         for width in widths.get(group.name, ()):
             kept = curves[group.name].units(width)

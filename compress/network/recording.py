@@ -17,6 +17,7 @@ from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulato
 from compress.errors import NonFiniteError
 from compress.network.execution import ActivationStore, Program, run_pair
 from compress.network.readings import Reading, own_columns, read_rows, sample_positions
+from compress.network.residuals import Residual
 from compress.network.units import UnitGroup
 
 ROWS_PER_COLUMN = 8  # rows of Φ wanted for each of its K·s columns, so that a refit does not fit noise
@@ -92,6 +93,7 @@ class GroupRecorder:
     Args:
         memory: bytes that the moments of all readings may take; square matrices that need more become factors.
         targets: record Ψ from the original network; else Ψ = ΦV follows from the moments of Φ.
+        residuals: consumer's node -> the addition behind it, whose error so far the targets take back.
     """
 
     def __init__(
@@ -103,14 +105,22 @@ class GroupRecorder:
         seed: int,
         memory: int,
         targets: bool = False,
+        residuals: Mapping[str, Residual] | None = None,
     ) -> None:
         self.group = group
         self.readings = tuple(readings)
         self.plan = plan
         self.targets = targets
+        self.residuals = dict(residuals or {}) if targets else {}
         self.rows = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._sums = make_accumulators(self.readings, memory, seed)
+
+    @property
+    def wanted(self) -> set[str]:
+        """Names of the nodes whose values `add` reads."""
+        inputs = {name for reading in self.readings for name in reading.inputs}
+        return inputs | {residual.other for residual in self.residuals.values()}
 
     def add(
         self,
@@ -118,13 +128,13 @@ class GroupRecorder:
         original: Mapping[str, Tensor],
         current: Mapping[str, Tensor],
     ) -> None:
-        """Add one batch. `values` holds the readings' input nodes in the original and the current network.
+        """Add one batch. `values` holds the `wanted` nodes in the original and the current network.
 
         Raises:
             NonFiniteError: an activation is NaN or Inf.
         """
         for reading, count, sums in zip(self.readings, self.plan.positions, self._sums, strict=True):
-            for site in reading.sites:
+            for place, site in enumerate(reading.sites):
                 first, second = values[site.input]
                 index = sample_positions(reading, site, first, count, self._generator)
                 patches = read_rows(reading, site, second, index)  # (n, I·taps), all input channels as they are now
@@ -137,6 +147,7 @@ class GroupRecorder:
                 if self.targets or isinstance(sums, FactorAccumulator):
                     source = patches if second is first else read_rows(reading, site, first, index)
                     outputs = self._targets(reading, source, patches, features, original, current)
+                    outputs = self._with_residuals(outputs, reading, place, values, index, current)
                 else:
                     outputs = features.new_zeros(features.shape[0], 0)
                 sums.add(features, outputs)
@@ -172,6 +183,28 @@ class GroupRecorder:
                 wanted += features.double() @ reading.matrix(consumer, now)
             blocks.append(wanted)
         return torch.cat(blocks, 1)
+
+    def _with_residuals(
+        self,
+        outputs: Tensor,
+        reading: Reading,
+        place: int,
+        values: Mapping[str, tuple[Tensor, Tensor]],
+        index: Tensor | None,
+        current: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The targets (n, D) with what the shortcuts behind the consumers lost so far."""
+        first = 0
+        for applied in reading.places:
+            part = reading.outputs(applied[place], current)
+            own = slice(first, first + part.stop - part.start)
+            first = own.stop
+            residual = self.residuals.get(applied[place].node)
+            if residual is None or values[residual.other][0] is values[residual.other][1]:
+                continue
+            missing = residual.correction(*values[residual.other], current, index, linear=not reading.kernel)
+            outputs[:, own] += missing[:, part]
+        return outputs
 
 
 def record_moments(
@@ -209,7 +242,7 @@ def record_moments(
             open_recorders = [recorder for recorder in recorders if recorder.plan.samples > seen]
             if not open_recorders:
                 break
-            wanted = {name for recorder in open_recorders for reading in recorder.readings for name in reading.inputs}
+            wanted = {name for recorder in open_recorders for name in recorder.wanted}
             further = keep.nodes if keep is not None else ()
             start = store.get(number, device) if store is not None else None
             names = list(dict.fromkeys([*sorted(wanted), *further]))

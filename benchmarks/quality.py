@@ -1,0 +1,270 @@
+"""Accuracy without fine-tuning at a share of the MACs: ours against every other way of cutting, on strangers' networks.
+
+    python -m benchmarks.quality --checkpoints FOLDER --data FOLDER [--networks resnet20,cnn,smallvgg,vgg19]
+                                 [--methods …] [--levels .75,.5,.35,.25] [--journal FILE] [--quick]
+
+All methods get the same calibration images and the same share of the multiply-accumulates, are cut by the same surgery
+and scored on the same test images; "+ LS" is followed by our front-to-back least-squares refit. FOLDER of the data holds
+cifar10-{train,test}.npz and mnist-{train,test}.npz. `--quick`: two networks, two levels, 500 calibration and 1 000 test
+images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.quality_methods import (
+    Kept,
+    bisect_to_macs,
+    equal_errors,
+    orders_by_selection,
+    orders_by_thinet,
+    share_of_macs,
+    torch_pruning,
+    uniform,
+)
+from benchmarks.reporting import Run, start
+from compress.api.cutting import cut_network
+from compress.api.widths import layer_options, make_problem
+from compress.budget.layerwise import Problem, compress_layers
+from compress.budget.search import Search, prepare_search, search_widths
+from compress.budget.widths import WidthRule
+from compress.output.evaluation import evaluate_networks
+from compress.preparation import Prepared, prepare
+from compress.progress import SilentProgress
+from compress.recipe import Recipe, make_recipe
+
+CIFAR = {"mean": (0.4914, 0.4822, 0.4465)}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "resnet20": {"checkpoint": "resnet20-cifar10-wrapped.pth", **CIFAR, "std": (0.2023, 0.1994, 0.2010)},
+    "cnn": {
+        "checkpoint": "cnn-cifar10-sequential.pth",
+        "arch": "tests.strangers:SequentialCnn",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+    },
+    "smallvgg": {
+        "checkpoint": "smallvgg-mnist.pt",
+        "arch": "tests.strangers:SmallVgg",
+        "mean": (0.1307,),
+        "std": (0.3081,),
+    },
+    "vgg19": {"checkpoint": "vgg19-cifar10.pt", **CIFAR, "std": (0.2470, 0.2435, 0.2616)},
+}
+DATA = {"smallvgg": "mnist"}
+NORMALISED = ("resnet20", "vgg19")  # with BatchNorm or residuals
+LEVELS = (0.75, 0.5, 0.35, 0.25)
+PEERS = ("tp-magnitude", "tp-bnscale", "tp-taylor", "id-qr", "thinet", "lasso")
+METHODS = (
+    "ours",
+    "uniform, our selection",
+    "plain lasso + LS",
+    "ThiNet greedy + LS",
+    "pivoted QR + LS",
+    "TP magnitude",
+    "TP magnitude + LS",
+    "TP BN scale",
+    "TP BN scale + LS",
+    "TP Taylor",
+    "TP Taylor + LS",
+)
+NOISE = 2.0  # standard errors of a paired difference that count as equal
+
+
+@dataclass(eq=False)
+class Bench:
+    """One prepared network with everything that the methods share.
+
+    Attributes:
+        search: moments, curves and sensitivities of the original network.
+    """
+
+    name: str
+    recipe: Recipe
+    prepared: Prepared
+    problem: Problem
+    search: Search
+    evaluation: Any
+    choices: dict[str, Callable[[float], Kept]]
+
+    def choose(self, method: str, share: float) -> Kept:
+        """The units that a peer's method keeps within a share of the MACs."""
+        own = method.removesuffix(" + LS")
+        if own not in self.choices:
+            self.choices[own] = self._chooser(own)
+        return bisect_to_macs(self.search.model, self.choices[own], share)
+
+    def _chooser(self, method: str) -> Callable[[float], Kept]:
+        moments, problem = self.search.moments, self.problem
+        if method == "pivoted QR":
+            return equal_errors(problem, moments, "pivoted")
+        if method == "plain lasso":
+            return uniform(orders_by_selection(problem, moments, "lasso"), problem)
+        if method == "ThiNet greedy":
+            return uniform(orders_by_thinet(problem, moments), problem)
+        if method == "uniform, our selection":
+            return uniform({name: curve.units for name, curve in self.search.curves.items()}, problem)
+        kind = {"TP magnitude": "magnitude", "TP BN scale": "bnscale", "TP Taylor": "taylor"}[method]
+        batches = []
+        if kind == "taylor":
+            for number in range(min(len(problem.fitting.sizes()), 8)):
+                batch = problem.fitting.batch(number)
+                batches.append((batch.inputs, batch.labels))
+        return torch_pruning(self.prepared.module, self.prepared.probe, problem, kind, batches)
+
+    def cut(self, kept: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> nn.Module:
+        """The narrowed network with the given weights."""
+        fewer = {g.name: kept[g.name] for g in self.problem.groups if len(kept[g.name]) < g.unit_count}
+        return cut_network(self.prepared, self.problem.groups, fewer, state)[0].module
+
+    def refit(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights after our front-to-back least squares for given units."""
+        options = layer_options(self.recipe)
+        rule = WidthRule(keep=1)
+        return compress_layers(self.problem, rule, plain(options), SilentProgress(), chosen=kept).state
+
+    def ours(self, share: float) -> tuple[Kept, Mapping[str, Tensor]]:
+        """The product's own search under a MACs budget."""
+        options = layer_options(self.recipe)
+        found = search_widths(self.search, options, SilentProgress(), budgets={"macs": share}, max_drop=None)
+        return {result.name: result.kept for result in found.layerwise.results}, found.layerwise.state
+
+    def score(self, module: nn.Module) -> dict[str, float]:
+        """Top-1 points of both networks and their agreement on the test images."""
+        found = evaluate_networks(self.prepared.module, module, self.evaluation.batches(256), device="cpu")
+        assert found.original is not None
+        assert found.compressed is not None
+        return {
+            "original": 100 * found.original.top1,
+            "top1": 100 * found.compressed.top1,
+            "loss": found.compressed.loss,
+            "samples": found.samples,
+        }
+
+
+def plain(options: Any) -> Any:
+    """The same options without certificates, which no method here needs."""
+    from dataclasses import replace
+
+    return replace(options, certify=False)
+
+
+def make_bench(name: str, folder: Path, data: Path, calibration: int, test: int, seed: int = 0) -> Bench:
+    """Prepare one network: load, trace, record, select, measure sensitivities."""
+    spec = {**NETWORKS[name], "checkpoint": str(folder / NETWORKS[name]["checkpoint"])}
+    images = DATA.get(name, "cifar10")
+    spec |= {"data": str(data / f"{images}-train.npz"), "eval": str(data / f"{images}-test.npz")}
+    recipe = make_recipe({**spec, "calibration_samples": calibration, "seed": seed})
+    torch.manual_seed(recipe.seed)
+    prepared = prepare(recipe, SilentProgress(), needs_data=True)
+    problem = make_problem(prepared, recipe)
+    parameters = dict(prepared.module.named_parameters())
+    search = prepare_search(problem, layer_options(recipe), parameters, SilentProgress())
+    evaluation = prepared.evaluation
+    if test < evaluation.sample_count:
+        evaluation = First(evaluation, test)
+    return Bench(name, recipe, prepared, problem, search, evaluation, {})
+
+
+@dataclass(frozen=True, eq=False)
+class First:
+    """The first samples of a source."""
+
+    source: Any
+    count: int
+
+    def batches(self, size: int) -> Any:
+        """Batches of the first `count` samples."""
+        return self.source.batches(size, torch.arange(self.count))
+
+
+def run_cell(bench: Bench, method: str, share: float) -> dict[str, Any]:
+    """One method at one share of the MACs."""
+    began = time.perf_counter()
+    if method == "ours":
+        kept, state = bench.ours(share)
+    else:
+        kept = bench.choose(method, share)
+        refitted = method.endswith("+ LS") or method.startswith("uniform")
+        state = bench.refit(kept) if refitted else bench.problem.state
+    model = bench.search.model
+    widths = {name: len(units) for name, units in kept.items()}
+    spent = time.perf_counter() - began
+    return {
+        "network": bench.name,
+        "method": method,
+        "share": share,
+        "macs": share_of_macs(model, kept),
+        "params": model.parameters(widths) / model.parameters({}),
+        "seconds": spent,
+        "widths": widths,
+        **bench.score(bench.cut(kept, state)),
+    }
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoints", required=True, type=Path)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--methods", default=",".join(METHODS).replace(", our", "; our"))
+    parser.add_argument("--levels", default=",".join(map(str, LEVELS)))
+    parser.add_argument("--calibration", type=int, default=5000)
+    parser.add_argument("--journal", type=Path, help="JSONL of finished cells; they are not run again")
+
+
+def main() -> int:
+    found = start("quality", __doc__, add_options=options)
+    given = found.options
+    networks = ["cnn", "resnet20"] if found.quick else given.networks.split(",")
+    levels = [0.5, 0.35] if found.quick else [float(part) for part in given.levels.split(",")]
+    methods = [part.replace("; our", ", our") for part in given.methods.split(",")]
+    calibration, test = (500, 1000) if found.quick else (given.calibration, 10_000)
+    found.say(f"{calibration} calibration images (a tenth held back), {test} test images, all of the same run")
+    cells: list[dict[str, Any]] = []
+    if given.journal is not None and given.journal.exists():
+        cells = [json.loads(line) for line in given.journal.read_text().splitlines()]
+    for name in networks:
+        have = {(cell["method"], cell["share"]) for cell in cells if cell["network"] == name}
+        missing = [(method, level) for level in levels for method in methods if (method, level) not in have]
+        if missing:
+            bench = make_bench(name, given.checkpoints, given.data, calibration, test)
+            for method, level in missing:
+                cells.append(run_cell(bench, method, level))
+                if given.journal is not None:
+                    with given.journal.open("a") as file:
+                        file.write(json.dumps(cells[-1]) + "\n")
+        report(found, name, methods, levels, [cell for cell in cells if cell["network"] == name])
+    return found.finish()
+
+
+def report(found: Run, name: str, methods: list[str], levels: list[float], cells: list[dict[str, Any]]) -> None:
+    """The table of one network and its goals."""
+    by = {(cell["method"], cell["share"]): cell for cell in cells}
+    rows = [
+        (method, *(by[method, level]["top1"] if (method, level) in by else None for level in levels))
+        for method in methods
+    ]
+    found.table(
+        f"{name}: test top-1 % without fine-tuning (original {cells[0]['original']:.2f})",
+        ("method", *(f"{level:g} of the MACs" for level in levels)),
+        rows,
+    )
+    for level in levels:
+        others = [by[method, level]["top1"] for method in methods if method != "ours" and (method, level) in by]
+        if ("ours", level) in by and others:
+            lead = by["ours", level]["top1"] - max(others)
+            noise = -0.4 if level not in (0.5, 0.35) or name not in NORMALISED else 0.5
+            found.goal(f"{name}-lead-at-{level:g}", lead, noise, at_least=True, unit=" points")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

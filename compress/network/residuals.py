@@ -1,0 +1,126 @@
+"""Where a consumer's output is added to something else: what it should give so that the *sum* is the original's.
+
+Behind a residual connection the compressed network's shortcut already carries the errors of earlier layers. The
+consumer that is refitted may take them back: its target is the original sum less the shortcut as it is now (He, Zhang
+and Sun 2017), divided by the per-channel factors (batch norm, layer scale) between the consumer and the addition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.network.execution import Program, Step
+from compress.network.units import Consumer
+
+IDENTITIES = ("dropout", "dropout_", "clone", "contiguous", "alias", "detach", "feature_dropout")
+SMALLEST_FACTOR = 1e-2  # relative to the largest channel's; a channel below takes no correction
+
+
+@dataclass(frozen=True)
+class Residual:
+    """An addition behind a consumer.
+
+    Attributes:
+        other: name of the node whose value is added.
+        factors: (state name of the scale or None, state name of the variance or None, eps) of each affine map between.
+        order: permutation of the dimensions between the consumer's output and the sum; () for none.
+    """
+
+    other: str
+    factors: tuple[tuple[str | None, str | None, float], ...] = ()
+    order: tuple[int, ...] = ()
+
+    def factor(self, state: Mapping[str, Tensor], channels: int) -> Tensor:
+        """What a change of the consumer's output is multiplied by on its way to the sum (D,), float64."""
+        device = next(iter(state.values())).device
+        product = torch.ones(channels, dtype=torch.float64, device=device)
+        for scale, variance, eps in self.factors:
+            if scale is not None:
+                product = product * state[scale].double().flatten()
+            if variance is not None:
+                product = product / (state[variance].double() + eps).sqrt()
+        return product
+
+    def correction(
+        self, first: Tensor, second: Tensor, state: Mapping[str, Tensor], index: Tensor | None, *, linear: bool
+    ) -> Tensor:
+        """What must be added to the consumer's outputs (n, D) to make up for another shortcut.
+
+        Args:
+            first, second: the shortcut in the original and in the current network.
+            index: output positions (B, P) that are read of a convolution; None for all.
+        """
+        moved = first.double() - second.double()
+        if self.order:
+            inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+            moved = moved.permute(inverse)
+        if linear:
+            rows = moved.reshape(-1, moved.shape[-1])
+        else:
+            rows = moved.flatten(2).transpose(1, 2)  # (B, positions, D)
+            if index is not None:
+                rows = rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
+            rows = rows.reshape(-1, rows.shape[-1])
+        factor = self.factor(state, rows.shape[1])
+        usable = factor.abs() > SMALLEST_FACTOR * factor.abs().max()
+        return torch.where(usable, rows / torch.where(usable, factor, 1.0), 0.0)
+
+
+def find_residual(program: Program, consumer: Consumer) -> Residual | None:
+    """The addition that alone reads the consumer's output, over per-channel maps; None where there is none."""
+    if consumer.kind not in ("linear", "linear_transposed", "conv"):
+        return None
+    readers: dict[str, list[Step]] = {}
+    for step in program.steps:
+        for name in step.inputs:
+            readers.setdefault(name, []).append(step)
+    shape = program.shape(consumer.node)
+    channel = 1 if consumer.kind == "conv" else len(shape) - 1
+    order = tuple(range(len(shape)))
+    factors: list[tuple[str | None, str | None, float]] = []
+    name = consumer.node
+    while len(readers.get(name, ())) == 1 and name != program.output:
+        step = readers[name][0]
+        operation = getattr(step.target, "__name__", "").split(".")[0]
+        arguments = [getattr(part, "name", part) for part in step.args]
+        if operation in IDENTITIES:
+            pass
+        elif operation == "permute" and arguments[0] == name:
+            order = tuple(order[dim] for dim in arguments[1])
+        elif operation == "batch_norm" and arguments[0] == name and order.index(channel) == 1:
+            scale, variance = (program.leaves.get(each, ("", None))[1] if each else None for each in
+                               (arguments[1], arguments[4]))  # fmt: skip
+            if variance is None or arguments[5]:
+                return None
+            factors.append((scale, variance, float(arguments[7])))
+        elif operation == "mul" and (leaf := _other_leaf(program, arguments, name)) is not None:
+            extent = program.shape(leaf)
+            wanted = [1] * len(shape)
+            wanted[order.index(channel)] = shape[channel]
+            if list(extent) != wanted[len(wanted) - len(extent) :] or math.prod(extent) != shape[channel]:
+                return None
+            factors.append((program.leaves[leaf][1], None, 0.0))
+        elif operation == "add" and not step.kwargs and len(arguments) == 2 and arguments.count(name) == 1:
+            other = arguments[1 - arguments.index(name)]
+            if not isinstance(other, str) or other in program.leaves or program.shape(other) != program.shape(name):
+                return None
+            return Residual(other, tuple(factors), () if order == tuple(range(len(shape))) else order)
+        else:
+            return None
+        name = step.name
+    return None
+
+
+def _other_leaf(program: Program, arguments: list[object], name: str) -> str | None:
+    """The state tensor that `name` is multiplied by."""
+    if len(arguments) != 2 or arguments.count(name) != 1:
+        return None
+    other = arguments[1 - arguments.index(name)]
+    if not isinstance(other, str) or program.leaves.get(other, ("",))[0] != "tensor":
+        return None
+    return other
