@@ -4,9 +4,9 @@
                                  [--methods …] [--levels .75,.5,.35,.25] [--journal FILE] [--quick]
 
 All methods get the same calibration images and the same share of the multiply-accumulates, are cut by the same surgery
-and scored on the same test images; "+ LS" is followed by our front-to-back least-squares refit. FOLDER of the data holds
-cifar10-{train,test}.npz and mnist-{train,test}.npz. `--quick`: two networks, two levels, 500 calibration and 1 000 test
-images.
+and scored on the same test images; "+ LS" is followed by our front-to-back least-squares refit. FOLDER of the data
+holds cifar10-{train,test}.npz and mnist-{train,test}.npz. `--quick`: two networks, two levels, 500 calibration and
+1 000 test images.
 """
 
 from __future__ import annotations

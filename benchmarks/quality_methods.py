@@ -1,7 +1,7 @@
 """Ways of choosing which units of a network stay at a wanted share of its multiply-accumulates: ours and the peers'.
 
-Every method ends in group name -> kept units of one and the same set of groups, so that all are cut by the same surgery,
-refitted by the same least squares where the row says so, and counted by the same cost model.
+Every method ends in group name -> kept units of one and the same set of groups, so that all are cut by the same
+surgery, refitted by the same least squares where the row says so, and counted by the same cost model.
 """
 
 from __future__ import annotations
