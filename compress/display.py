@@ -144,3 +144,20 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
     for name, value in found.items():
         table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
     Console().print(table)
+
+
+def show_comparison(found: Mapping[str, Any]) -> None:
+    """Runs as columns: their figures, then the units each layer kept."""
+    console = Console()
+    for number, run in enumerate(found["runs"], 1):
+        console.print(f"{number}  {run['name']}", highlight=False, markup=False)
+    table = Table("", *(str(number) for number in range(1, len(found["runs"]) + 1)), box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in found["rows"]:
+        table.add_row(*row)
+    table.add_section()
+    for layer in found["layers"]:
+        kept = ("–" if units is None else f"{units} of {layer['units']}" for units in layer["kept"])
+        table.add_row(layer["name"], *kept)
+    console.print(table)

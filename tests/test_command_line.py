@@ -42,7 +42,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_everything_that_is_needed(written: Path) -> None:
     names = {path.name for path in written.iterdir()}
-    assert names == {"model.safetensors", "config.json", "recipe.yaml", "report.json", "report.md"}
+    reports = {"report.json", "report.md", "report.html"}
+    assert names == {"model.safetensors", "config.json", "recipe.yaml", "SHA256SUMS", *reports}
     assert (written / "model.safetensors").stat().st_size < 0.7 * Path(CHECKPOINT).stat().st_size
 
 

@@ -15,12 +15,15 @@ from compress.budget.layerwise import Problem
 from compress.network.execution import first_tensor
 from compress.output.artifact import (
     REPORT_JSON,
+    REPORT_PAGE,
     REPORT_TEXT,
     check_reload,
     write_artifact,
     write_json,
 )
 from compress.output.atomic import new_folder
+from compress.output.checksums import write_checksums
+from compress.output.html import render_report
 from compress.output.report import markdown_report
 from compress.preparation import Prepared
 from compress.progress import Progress, Stages
@@ -94,15 +97,18 @@ def write_run(
     with torch.inference_mode():
         expected = first_tensor(cut.narrowed.module(prepared.probe))
     with new_folder(folder, force=recipe.force) as draft, tempfile.TemporaryDirectory() as scratch:
-        write_artifact(draft, cut.stored, config, {"recipe.yaml": format_recipe(recipe)})
+        manifest = write_artifact(draft, cut.stored, config, {"recipe.yaml": format_recipe(recipe)})
         report["verification"]["reload_deviation"] = check_reload(
             draft, prepared.probe, expected, RELOAD_TOLERANCE, Path(scratch)
         )
+        report["hashes"] = manifest["hashes"]
         report["seconds"] = clock.seconds
         write_report(draft, report)
+        write_checksums(draft)
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write `report.json` and `report.md` into a folder."""
+    """Write `report.json`, `report.md` and `report.html` into a folder."""
     write_json(folder / REPORT_JSON, report)
     (folder / REPORT_TEXT).write_text(markdown_report(report), encoding="utf-8")
+    (folder / REPORT_PAGE).write_text(render_report(report), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ MODEL, CONFIG, RECIPE, REPORT_JSON, REPORT_TEXT = (
     "report.json",
     "report.md",
 )
+REPORT_PAGE = "report.html"
+NUMBERS = re.compile(r"\[\n\s*(?:(?:-?[\d.eE+-]+|null)(?:,\n\s*)?)+\n\s*\]")  # no string holds a line break
 LISTED = ("compress-networks", "torch", "torchvision", "safetensors", "numpy", "cvxpy", "scs", "clarabel")
 
 
@@ -138,8 +141,9 @@ def write_artifact(
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON, two spaces deep, with a final newline; NaN is refused."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    """Write JSON, two spaces deep, lists of numbers on one line, with a final newline; NaN is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n", encoding="utf-8")
 
 
 def file_sha256(path: Path) -> str:

@@ -56,6 +56,24 @@ def new_folder(target: str | Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+@contextmanager
+def new_file(target: str | Path) -> Iterator[Path]:
+    """A private path beside `target` that replaces it when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    target = Path(target)
+    draft = target.with_name(f".{target.name}-{os.getpid()}")
+    try:
+        yield draft
+        os.replace(draft, target)
+    except OSError as error:
+        raise OutputError(f"Cannot write {str(target)!r}: {explain(error)}.") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def check_target(target: str | Path, *, force: bool = False) -> None:
     """Refuse an output place that would overwrite something, or cannot be written, before any work is done."""
     target = Path(target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from compress.network.cost import Cost
@@ -158,3 +158,74 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             rows.append(("agreement", "", f"{100 * evaluation['agreement']:.2f} %", ""))
         rows.append(("relative output change", "", f"{evaluation['relative_output_change']:.4f}", ""))
     return rows  # type: ignore[return-value]
+
+
+def comparison(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Several runs, each (name, report), side by side.
+
+    Returns:
+        `runs`: one mapping of figures each; `layers`: kept units by run, None where a run does not have the layer;
+        `rows`: the same as texts, a row per figure with one cell per run.
+    """
+    runs = [run_figures(name, report) for name, report in reports]
+    layers: dict[str, dict[str, Any]] = {}
+    for number, (_, report) in enumerate(reports):
+        for layer in report["layers"]:
+            if "skipped" not in layer:
+                row = layers.setdefault(
+                    layer["name"], {"name": layer["name"], "units": 0, "kept": [None] * len(reports)}
+                )
+                row["units"] = max(row["units"], layer["units"])
+                row["kept"][number] = layer["kept"]
+    rows = [(name, *(show(run[key]) for run in runs)) for key, name, show in COMPARED]
+    return {"runs": runs, "layers": list(layers.values()), "rows": [row for row in rows if set(row[1:]) != {"–"}]}
+
+
+def run_figures(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that runs are compared by; None where a run has none."""
+    cost, evaluation = report["cost"], report["evaluation"] or {}
+    compressed, latencies = evaluation.get("compressed") or {}, cost["latency"]
+    return {
+        "name": name,
+        "file": report["checkpoint"]["file"],
+        "rule": report["rule"],
+        "parameters": cost["parameters"][1],
+        "parameters_kept": cost["parameters"][1] / cost["parameters"][0],
+        "parameters_reduction": ratio(cost["parameters"]),
+        "macs": cost["macs"][1],
+        "macs_reduction": ratio(cost["macs"]),
+        "bytes": cost["bytes"][1],
+        "latency_ms": latencies[-1]["after_ms"] if latencies else None,
+        "speedup": latencies[-1]["before_ms"] / latencies[-1]["after_ms"] if latencies else None,
+        "top1": compressed.get("top1"),
+        "drop_points": evaluation.get("drop_points"),
+        "loss": compressed.get("loss"),
+        "agreement": evaluation.get("agreement"),
+        "relative_output_change": evaluation.get("relative_output_change"),
+        "evaluation_samples": evaluation.get("samples"),
+        "seed": report["seed"],
+    }
+
+
+def _shown(form: str, scale: int = 1, unit: str = "") -> Callable[[Any], str]:
+    return lambda value: "–" if value is None else f"{format(scale * value if form else value, form)}{unit}"
+
+
+COMPARED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("file", "checkpoint", _shown("")),
+    ("rule", "widths", _shown("")),
+    ("parameters", "parameters", _shown(",")),
+    ("parameters_reduction", "fewer parameters", _shown(".2f", unit="×")),
+    ("macs", "MACs per sample", _shown(",")),
+    ("macs_reduction", "fewer MACs", _shown(".2f", unit="×")),
+    ("bytes", "bytes on disk", _shown(",")),
+    ("latency_ms", "latency, largest batch", _shown(".2f", unit=" ms")),
+    ("speedup", "faster than its original", _shown(".2f", unit="×")),
+    ("top1", "top-1", _shown(".2f", 100, " %")),
+    ("drop_points", "points lost", _shown(".2f")),
+    ("loss", "loss", _shown(".4f")),
+    ("agreement", "agreement", _shown(".2f", 100, " %")),
+    ("relative_output_change", "relative output change", _shown(".4f")),
+    ("evaluation_samples", "evaluation samples", _shown(",")),
+    ("seed", "seed", _shown("")),
+)

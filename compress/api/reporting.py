@@ -1,0 +1,71 @@
+"""Reports of runs that are done: rebuilt, and set side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.errors import OutputError
+from compress.output.artifact import REPORT_JSON, REPORT_PAGE, REPORT_TEXT
+from compress.output.atomic import new_file
+from compress.output.checksums import CHECKSUMS, write_checksums
+from compress.output.html import render_comparison, render_report
+from compress.output.report import comparison, markdown_report
+
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
+
+
+def read_report(folder: str | Path) -> dict[str, Any]:
+    """The content of a run's `report.json`. Raises OutputError."""
+    path = Path(folder) / REPORT_JSON
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(f"{str(path)!r} is not a report written by compress: {error}.") from None
+    if not isinstance(report, dict):
+        raise OutputError(f"{str(path)!r} is not a report written by compress: an object was expected.")
+    return report
+
+
+def rebuild_report(folder: str | Path) -> list[Path]:
+    """Write `report.md` and `report.html` anew from `report.json`; returns their paths. Raises OutputError."""
+    folder = Path(folder)
+    report = read_report(folder)
+    try:
+        texts = {REPORT_TEXT: markdown_report(report), REPORT_PAGE: render_report(report)}
+    except MALFORMED as error:
+        raise OutputError(f"{str(folder / REPORT_JSON)!r} is damaged: {explain(error)}.") from None
+    for name, text in texts.items():
+        with new_file(folder / name) as draft:
+            draft.write_text(text, encoding="utf-8")
+    if (folder / CHECKSUMS).is_file():
+        write_checksums(folder)
+    return [folder / name for name in texts]
+
+
+def compare(folders: Sequence[str | Path], page: str | Path | None = None) -> dict[str, Any]:
+    """Several runs side by side: figures of each, kept units by layer, and the same as texts.
+
+    Args:
+        page: where to write an HTML page of it.
+
+    Raises:
+        OutputError: a folder holds no report, or the page cannot be written.
+    """
+    reports = [(str(folder), read_report(folder)) for folder in folders]
+    try:
+        found = comparison(reports)
+        text = render_comparison(reports)
+    except MALFORMED as error:
+        raise OutputError(f"One of the reports is damaged: {explain(error)}.") from None
+    if page is not None:
+        with new_file(page) as draft:
+            draft.write_text(text, encoding="utf-8")
+    return found
+
+
+def explain(error: Exception) -> str:
+    """What a malformed report lacks, in words."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
