@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from compress.output.checks import Check
 from compress.output.report import decimals, headline, summary_rows
 
 QUIET_SECONDS = 2.0  # without a terminal, a stage is named once it has lasted this long
@@ -161,3 +162,22 @@ def show_comparison(found: Mapping[str, Any]) -> None:
         kept = ("–" if units is None else f"{units} of {layer['units']}" for units in layer["kept"])
         table.add_row(layer["name"], *kept)
     console.print(table)
+
+
+def show_checks(checks: Sequence[Check], latencies: Sequence[Mapping[str, Any]]) -> None:
+    """Checks with their verdicts, then the latency measured here beside the recorded one."""
+    console = Console()
+    table = Table("check", "wanted", "measured", "", box=SIMPLE_HEAD)
+    for check in checks:
+        verdict = "passed" if check.passed else "not judged" if check.passed is None else "FAILED"
+        table.add_row(check.name, check.wanted, check.measured, verdict)
+    console.print(table)
+    for one in latencies:
+        recorded = one["recorded_milliseconds"]
+        beside = "" if recorded is None else f" (the report says {recorded:.2f} ms)"
+        console.print(
+            f"latency, batch {one['batch_size']}, {one['threads']} threads, {one['device']}: "
+            f"{one['milliseconds']:.2f} ms{beside}",
+            highlight=False,
+            markup=False,
+        )

@@ -18,6 +18,10 @@
 Misuse of the library from Python (a wrong shape, a wrong type) raises `ValueError` instead.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class CompressError(Exception):
     """A fault with a message that says what was expected, what came and what to do."""
@@ -74,9 +78,13 @@ class RecipeError(CompressError):
 
 
 class GateError(CompressError):
-    """An accuracy or budget gate that failed."""
+    """An accuracy or budget gate that failed; `report` is what the run found, where it came that far."""
 
     exit_code = 3
+
+    def __init__(self, message: str, report: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class NothingToCompressError(CompressError):

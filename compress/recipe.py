@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from compress.errors import RecipeError
 
+REDUCIBLE = ("params", "macs", "bytes", "latency")
 MEMORY_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -19,7 +21,8 @@ class Recipe(BaseModel):
 
     At most one of `keep`, `error` and `penalty` says how wide a layer stays; with none of them, and no budget, it is
     the smallest width whose held-back error is at most `tolerance`. `max_drop`, `macs` and `params` are
-    budgets over all selected layers and exclude those three.
+    budgets over all selected layers and exclude those three. `max_drop` and `min_reduction` are gates as well: a run
+    that misses one ends with exit code 3 and writes nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +58,7 @@ class Recipe(BaseModel):
     max_drop: float | None = Field(None, ge=0, description="points of accuracy that may be lost")
     macs: float | None = Field(None, gt=0, lt=1, description="fraction of the multiply-accumulates to keep")
     params: float | None = Field(None, gt=0, lt=1, description="fraction of the parameters to keep")
+    min_reduction: tuple[str, ...] = Field((), description="gates such as 2x (parameters) or macs:1.5x")
     round_to: int = Field(1, ge=1, description="kept widths are multiples of this")
     # how
     solver: Literal["newton", "proximal", "conic"] = "newton"
@@ -75,6 +79,14 @@ class Recipe(BaseModel):
     def _memory_is_a_size(cls, value: str) -> str:
         parse_bytes(value)
         return value
+
+    @field_validator("min_reduction", mode="before")
+    @classmethod
+    def _reductions_are_factors(cls, value: Any) -> Any:
+        texts = (value,) if isinstance(value, (str, int, float)) else value
+        for text in texts if isinstance(texts, (list, tuple)) else ():
+            parse_reduction(str(text))
+        return tuple(str(text) for text in texts) if isinstance(texts, (list, tuple)) else texts
 
     @field_validator("std")
     @classmethod
@@ -130,6 +142,19 @@ def parse_bytes(text: str) -> int:
     if size <= 0:
         raise ValueError(f"a positive size was expected, got {text!r}")
     return size
+
+
+def parse_reduction(text: str) -> tuple[str, float]:
+    """What must shrink and by which factor: `2x` and `params:2x` are parameters, `macs:1.5` MACs. Raises ValueError."""
+    quantity, colon, number = text.strip().lower().rpartition(":")
+    quantity = quantity.strip() if colon else "params"
+    try:
+        factor = float(number.strip().removesuffix("x").removesuffix("×"))
+    except ValueError:
+        factor = math.nan
+    if quantity not in REDUCIBLE or not 1 <= factor < math.inf:
+        raise ValueError(f"a factor such as 2x, or one of {', '.join(REDUCIBLE)} with it (macs:2x), got {text!r}")
+    return quantity, factor
 
 
 def make_recipe(options: Mapping[str, Any], source: str = "options") -> Recipe:

@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 
-from compress.data import Cast, Preprocessing, open_data
-from compress.output.artifact import (
-    read_artifact,
-)
+from compress.data import Cast, DataSource, Preprocessing, open_data
+from compress.output.artifact import Artifact, read_artifact
 from compress.output.evaluation import evaluate_networks
 from compress.output.report import evaluation_report
 from compress.preparation import check_device
@@ -30,12 +28,9 @@ def evaluate(
     check_device(device)
     artifact = read_artifact(folder)
     module = artifact.build().to(device)
-    recorded = artifact.config["data"]["preprocessing"]
-    source = open_data(eval_data, None if recorded is None else Preprocessing.from_dict(recorded))
+    source = open_evaluation(artifact, eval_data)
     progress.stage("evaluating", source.sample_count)
-    architecture = artifact.config["architecture"]
-    source = Cast(source, getattr(torch, architecture.get("input_dtype", "float32")))
-    only_batch = architecture.get("batch_size")
+    only_batch = artifact.config["architecture"].get("batch_size")
     found = evaluate_networks(
         module,
         module,
@@ -47,3 +42,10 @@ def evaluate(
     report = evaluation_report(found)
     assert report is not None, "there was data"
     return {"folder": str(folder), "samples": found.samples, **(report["compressed"] or {})}
+
+
+def open_evaluation(artifact: Artifact, spec: str) -> DataSource:
+    """Data for a written artifact, with its recorded preprocessing and in the dtype it reads. Raises DataError."""
+    recorded = artifact.config["data"]["preprocessing"]
+    source = open_data(spec, None if recorded is None else Preprocessing.from_dict(recorded))
+    return Cast(source, getattr(torch, artifact.config["architecture"].get("input_dtype", "float32")))

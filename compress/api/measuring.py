@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.errors import GateError
 from compress.network.cost import Cost, count_macs, count_parameters, measure_latency
 from compress.output.evaluation import Evaluation, evaluate_networks
 from compress.preparation import Prepared
@@ -72,13 +71,3 @@ def loses_too_much(recipe: Recipe, evaluation: Evaluation | None) -> bool:
     if recipe.max_drop is None or evaluation is None or evaluation.drop is None:
         return False
     return evaluation.drop > recipe.max_drop + 1e-9
-
-
-def check_gate(recipe: Recipe, evaluation: Evaluation | None) -> None:
-    """Raise GateError when the evaluated accuracy falls by more than `max_drop` points."""
-    if loses_too_much(recipe, evaluation):
-        assert evaluation is not None, "there was an evaluation"
-        raise GateError(
-            f"The accuracy falls by {evaluation.drop:.2f} points, at most {recipe.max_drop:g} were allowed; "
-            "nothing was written."
-        )

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from compress.api.cutting import make_cut
-from compress.api.measuring import check_gate, loses_too_much, measure_costs
+from compress.api.measuring import loses_too_much, measure_costs
 from compress.api.widths import choose_widths, layer_options, make_problem
 from compress.api.writing import describe_inputs, write_run
 from compress.budget.search import milder_search, search_report
 from compress.demo import DEMO_OPTIONS
+from compress.errors import GateError
 from compress.output.artifact import versions
 from compress.output.atomic import check_target
+from compress.output.checks import check_gates, failures
 from compress.output.report import cost_report, evaluation_report
 from compress.preparation import prepare
 from compress.progress import Progress, SilentProgress, Stages
@@ -69,7 +71,6 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
             found = searched.layerwise
         cut = make_cut(prepared, problem, found, recipe, clock, progress)
         evaluations += 1
-    check_gate(recipe, cut.evaluation)
     with clock("measure"):
         progress.stage("measuring latency")
         costs = measure_costs(prepared, cut.narrowed.module, cut.stored)
@@ -99,12 +100,23 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
         "notes": list(getattr(progress, "notes", [])),
         "versions": versions(),
     }
+    raise_failed_gates(report, recipe)
     if dry_run:
         report["seconds"] = clock.seconds
         return RunResult(report, None, cut.narrowed.module)
     with clock("write"):
         write_run(folder, recipe, prepared, cut, report, clock, progress)
     return RunResult(report, folder, cut.narrowed.module)
+
+
+def raise_failed_gates(report: dict[str, Any], recipe: Recipe) -> None:
+    """Put the gates' outcome into the report. Raises GateError with the report when one failed."""
+    gates = check_gates(report, recipe)
+    report["gates"] = [gate.as_report() for gate in gates]
+    failed = failures(gates)
+    if failed:
+        reasons = "; ".join(gate.message for gate in failed)
+        raise GateError(f"{reasons}; nothing was written.", report)
 
 
 def demo_recipe(output: str = "compress-demo", *, force: bool = False) -> Recipe:

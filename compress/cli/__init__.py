@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import typer
 
-from compress.cli import compare, demo, evaluate, inspect, report, run
+from compress.cli import compare, demo, evaluate, inspect, report, run, verify
 from compress.cli.app import app
 from compress.errors import CompressError
 
-__all__ = ["app", "compare", "demo", "entry", "evaluate", "inspect", "main", "report", "run"]
+__all__ = ["app", "compare", "demo", "entry", "evaluate", "inspect", "main", "report", "run", "verify"]
 
 INTERRUPTED = 130
 

@@ -36,6 +36,7 @@ from compress.cli.options import (
     print_json,
     resolve_recipe,
 )
+from compress.cli.pipelines import Github, Junit, describe_run, told_to_pipelines
 
 
 @app.command("run")
@@ -79,6 +80,13 @@ def run_command(
     ] = None,
     macs: Annotated[float | None, Option(help="Fraction of the MACs to keep.", rich_help_panel=WIDTHS)] = None,
     params: Annotated[float | None, Option(help="Fraction of the parameters to keep.", rich_help_panel=WIDTHS)] = None,
+    min_reduction: Annotated[
+        list[str] | None,
+        Option(
+            help="Gate: at least so many times fewer parameters (2x), MACs (macs:2x), bytes, latency.",
+            rich_help_panel=WIDTHS,
+        ),
+    ] = None,
     round_to: Annotated[int | None, Option(help="Kept widths are multiples of this.", rich_help_panel=WIDTHS)] = None,
     solver: Annotated[
         str | None, Option(help="newton, proximal or conic (cvxpy: SCS, Clarabel).", rich_help_panel=HOW)
@@ -104,17 +112,22 @@ def run_command(
     ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Do everything but write.", rich_help_panel=OUTPUT)] = False,
     as_json: Json = False,
+    github: Github = False,
+    junit: Junit = None,
 ) -> None:
     """Compress a checkpoint: `compress vgg19.pt --layer classifier --data train.npz --eval test.npz`."""
     options = dict(locals())
-    for name in ("recipe", "dry_run", "as_json"):
+    for name in ("recipe", "dry_run", "as_json", "github", "junit"):
         del options[name]
-    resolved = resolve_recipe(options, recipe)
-    from compress.api import run
-    from compress.display import StderrProgress, show_run
+    with told_to_pipelines("compress", github, junit) as outcome:
+        resolved = resolve_recipe(options, recipe)
+        from compress.api import run
+        from compress.display import StderrProgress, show_run
 
-    with StderrProgress() as progress:
-        result = run(resolved, progress, dry_run=dry_run)
+        with StderrProgress() as progress:
+            result = run(resolved, progress, dry_run=dry_run)
+        if github or junit:
+            describe_run(outcome, result.report, result.folder)
     if as_json:
         print_json(result.report)
     else:

@@ -95,6 +95,11 @@ def markdown_report(report: Mapping[str, Any]) -> str:
             f"| {layer['rank_outputs']} | {layer['bound']} | {decimals(layer['error'])} "
             f"| {decimals(layer['held_back_error'])} | {penalty} | {gap} | {layer['rows']} |"
         )
+    gates = report.get("gates") or []
+    lines += [""] if gates else []
+    for gate in gates:
+        verdict = "passed" if gate["passed"] else "FAILED"
+        lines.append(f"- Gate, {gate['name']}: {gate['wanted']} wanted, {gate['measured']}: {verdict}.")
     calibration = report["data"]["calibration"]
     lines += [
         "",

@@ -1,0 +1,95 @@
+"""What `--github` and `--junit` add to a command: its outcome in the forms that CI systems read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Option
+
+from compress.cli.options import OUTPUT
+from compress.errors import CompressError, GateError
+
+Github = Annotated[
+    bool,
+    Option("--github", help="Annotations, step summary and outputs for GitHub Actions.", rich_help_panel=OUTPUT),
+]
+Junit = Annotated[str | None, Option(help="Write the checks as JUnit XML to this file.", rich_help_panel=OUTPUT)]
+
+
+@dataclass
+class Outcome:
+    """What a command found, filled in while it works.
+
+    Attributes:
+        checks: `compress.output.checks.Check` of everything looked at.
+        headline, markdown: one sentence, and the step summary.
+        outputs: name -> value for later steps.
+    """
+
+    checks: list[Any] = field(default_factory=list)
+    headline: str = ""
+    markdown: str = ""
+    outputs: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def told_to_pipelines(suite: str, github: bool, junit: str | None) -> Iterator[Outcome]:
+    """Tell the outcome of the block, whether it ends well or in a fault; the fault goes on.
+
+    A gate that failed is one of the checks; any other fault is an error of its own.
+    """
+    outcome = Outcome()
+    try:
+        yield outcome
+    except CompressError as error:
+        if isinstance(error, GateError) and error.report is not None and not outcome.checks:
+            describe_run(outcome, error.report, None)
+        tell(suite, outcome, github, junit, error)
+        raise
+    tell(suite, outcome, github, junit, None)
+
+
+def describe_run(outcome: Outcome, report: dict[str, Any], folder: Path | None) -> None:
+    """Fill in the outcome of a run from its report."""
+    from compress.output.checks import check_run, failures
+    from compress.output.report import headline, markdown_report, ratio
+
+    outcome.checks = check_run(report)
+    outcome.headline = headline(report)
+    outcome.markdown = markdown_report(report)
+    evaluation = report["evaluation"] or {}
+    outcome.outputs = {
+        "passed": "false" if failures(outcome.checks) else "true",
+        "folder": "" if folder is None else str(folder),
+        "parameters-reduction": f"{ratio(report['cost']['parameters']):.4f}",
+        "macs-reduction": f"{ratio(report['cost']['macs']):.4f}",
+        "drop-points": "" if evaluation.get("drop_points") is None else f"{evaluation['drop_points']:.4f}",
+        "agreement": "" if evaluation.get("agreement") is None else f"{evaluation['agreement']:.6f}",
+    }
+
+
+def tell(suite: str, outcome: Outcome, github: bool, junit: str | None, fault: CompressError | None) -> None:
+    """Write what was asked for. Annotations go to stderr, which the runner reads too, so that `--json` stays pure."""
+    from compress.output.checks import failures
+    from compress.output.github import annotation, write_outputs, write_summary
+    from compress.output.junit import write_junit
+
+    failed = failures(outcome.checks)
+    unexplained = None if fault is None or failed else str(fault)
+    if github:
+        lines = [annotation("error", check.message, f"compress: {check.name}") for check in failed]
+        if unexplained:
+            lines.append(annotation("error", unexplained, "compress"))
+        if fault is None and outcome.headline:
+            lines.append(annotation("notice", outcome.headline, "compress"))
+        print("\n".join(lines), file=sys.stderr)
+        verdict = f"**Failed.** {fault}\n\n" if fault is not None else ""
+        write_summary(f"{verdict}{outcome.markdown}\n")
+        write_outputs({**outcome.outputs, "passed": "true" if fault is None else "false"})
+    if junit:
+        write_junit(junit, suite, outcome.checks, unexplained)
