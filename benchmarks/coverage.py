@@ -41,6 +41,9 @@ def main() -> int:
     names = list(QUICK) if run.quick else model_names()
     if run.options.only:
         names = [name for name in names if any(part in name for part in run.options.only.split(","))]
+    if run.options.shard:
+        part, _, parts = run.options.shard.partition("/")
+        names = names[int(part) - 1 :: int(parts)]
     run.say(f"{len(names)} networks" + (" (the quick subset: " + ", ".join(names) + ")" if run.quick else ""))
     rows = _collect(names, run.options.journal, run.options.timeout)
     run.table("Coverage", _HEADER, [_cells(row) for row in rows])
@@ -60,6 +63,7 @@ def main() -> int:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--journal", type=Path, help="append results to this JSONL file and resume from it")
     parser.add_argument("--only", help="comma-separated parts of the names to run")
+    parser.add_argument("--shard", help="I/N: every N-th network only, beginning with the I-th (journals can be joined)")
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for one network")
 
 
