@@ -63,7 +63,7 @@ def main() -> int:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--journal", type=Path, help="append results to this JSONL file and resume from it")
     parser.add_argument("--only", help="comma-separated parts of the names to run")
-    parser.add_argument("--shard", help="I/N: every N-th network only, beginning with the I-th (journals can be joined)")
+    parser.add_argument("--shard", help="I/N: every N-th network, from the I-th (journals can be joined)")
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for one network")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from compress.errors import CompressError
 from compress.network.graph import NetworkGraph
 from compress.network.surgery import copy_with, masked_outputs, module_outputs, narrow, relative_deviation
-from compress.network.units import UnitGroup, _Draft, with_reason
+from compress.network.ties import tie_drafts
+from compress.network.units import USE_COUPLE, AttributeRule, UnitGroup, _Draft, with_reason
 
 _BAKED = "a size in forward() is fixed in Python and no attribute changes it"
 _TOLERANCE = 2e-3  # float32, random weights: a wrong view is wrong by its whole size
@@ -19,42 +21,48 @@ _TOLERANCE = 2e-3  # float32, random weights: a wrong view is wrong by its whole
 
 def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[_Draft]) -> tuple[UnitGroup, ...]:
     """The drafts' groups; of groups that share positions one stays prunable, and none that fails its trial."""
+    drafts, own = list(drafts), len(drafts)
     groups = [draft.group for draft in drafts]
     rejected: set[int] = set()
     accepted: dict[int, UnitGroup] = {}
+    trial: _Trial | None = None
     while True:
         chosen = _choose_apart(drafts, groups, rejected)
-        trials = [index for index in chosen if drafts[index].suspicious and index not in accepted]
-        if not trials:
-            break
-        trial = _Trial(graph, module, drafts)
-        passed = trial.search(trials)
-        accepted.update(passed)
-        failed = [index for index in trials if index not in passed]
-        rejected.update(failed)
-        if not failed:
-            break
-    result: list[UnitGroup] = []
-    final = set(_choose_apart(drafts, groups, rejected))
+        waiting = [index for index in chosen if drafts[index].suspicious and index not in accepted]
+        if not waiting:
+            if len(drafts) > own:
+                break
+            for draft in tie_drafts(drafts, rejected):
+                for index in draft.siblings:
+                    drafts[index].siblings.add(len(drafts))
+                drafts.append(draft)
+                groups.append(draft.group)
+            if len(drafts) == own:
+                break
+            continue
+        trial = trial or _Trial(graph, module, drafts)
+        accepted.update(trial.search(waiting))
+        rejected.update(index for index in waiting if index not in accepted)
+    result: dict[int, UnitGroup] = {}
+    final = set(chosen)
     for index, group in enumerate(groups):
         if group.skip_reason is not None or index in final:
-            result.append(accepted.get(index, group))
-        elif index in rejected:
-            result.append(with_reason(group, _BAKED))
-        else:
+            result[index] = accepted.get(index, group)
+        elif index < own and index in rejected:
+            result[index] = with_reason(group, _BAKED + _stream_hint(drafts[:own], index))
+        elif index < own:
             taken = next(other for other in sorted(drafts[index].siblings) if other in final)
-            result.append(with_reason(group, f"its weights are cut as part of {groups[taken].name.partition('#')[0]}"))
+            result[index] = with_reason(group, f"its weights are cut as part of {groups[taken].name.partition('#')[0]}")
     return _without_repeats(drafts, result)
 
 
-def _without_repeats(drafts: Sequence[_Draft], groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
-    """Skipped groups that are another view of a listed group's positions are left out."""
-    order = sorted(range(len(groups)), key=lambda index: (_rank(groups[index]), index))
+def _without_repeats(drafts: Sequence[_Draft], groups: Mapping[int, UnitGroup]) -> tuple[UnitGroup, ...]:
+    """In topological order; skipped groups that are another view of a listed group's positions are left out."""
     listed: set[int] = set()
-    for index in order:
+    for index in sorted(groups, key=lambda index: (_rank(groups[index]), index)):
         if groups[index].skip_reason is None or not drafts[index].siblings & listed:
             listed.add(index)
-    shown = [group for index, group in enumerate(groups) if index in listed]
+    shown = [groups[index] for index in sorted(listed, key=lambda index: (drafts[index].rank, index))]
     taken: set[str] = set()
     names: dict[int, str] = {}
     for place in sorted(range(len(shown)), key=lambda place: (shown[place].skip_reason is not None, place)):
@@ -71,7 +79,16 @@ def _rank(group: UnitGroup) -> int:
     """Prunable groups first, then those that failed their trial, then the rest."""
     if group.skip_reason is None:
         return 0
-    return 1 if group.skip_reason == _BAKED else 2
+    return 1 if group.skip_reason.startswith(_BAKED) else 2
+
+
+def _stream_hint(drafts: Sequence[_Draft], index: int) -> str:
+    """What to try when a residual stream that was left alone meets the refused draft in one module."""
+    homes = drafts[index].homes
+    for draft in drafts:
+        if draft.homes & homes and (draft.group.skip_reason or "").endswith(USE_COUPLE):
+            return f", perhaps with the residual stream {draft.group.producers[0]}: {USE_COUPLE}"
+    return ""
 
 
 def _choose_apart(drafts: Sequence[_Draft], groups: Sequence[UnitGroup], rejected: set[int]) -> list[int]:
@@ -82,6 +99,37 @@ def _choose_apart(drafts: Sequence[_Draft], groups: Sequence[UnitGroup], rejecte
         if groups[index].skip_reason is None and index not in rejected and not drafts[index].siblings & chosen:
             chosen.add(index)
     return sorted(chosen)
+
+
+_Rules = Sequence[AttributeRule]
+_Choice = Callable[[nn.Module, _Rules], _Rules]
+
+
+def _one_of_equals(counts: bool) -> _Choice:
+    """Of numbers of one module that are equal and would fall alike, those named as a count, or those that are not."""
+
+    def choose(module: nn.Module, rules: _Rules) -> _Rules:
+        def key(rule: AttributeRule) -> tuple[str, object, int]:
+            return rule.module, getattr(module.get_submodule(rule.module), rule.name), rule.per_unit
+
+        names: dict[object, set[bool]] = {}
+        for rule in rules:
+            names.setdefault(key(rule), set()).add(bool(_COUNT_NAME.search(rule.name)))
+        return [rule for rule in rules if len(names[key(rule)]) == 1 or bool(_COUNT_NAME.search(rule.name)) == counts]
+
+    return choose
+
+
+_COUNT_NAME = re.compile(r"^n_|^num|^n[a-z]?head|heads$|groups$|count")
+_COUNTS_FIRST, _WIDTHS_FIRST = _one_of_equals(True), _one_of_equals(False)
+
+
+def _every(module: nn.Module, rules: _Rules) -> _Rules:
+    return rules
+
+
+def _heads(module: nn.Module, rules: _Rules) -> _Rules:
+    return [rule for rule in rules if "head" in rule.name]
 
 
 class _Trial:
@@ -133,19 +181,20 @@ class _Trial:
         return passed
 
     def _attempt(self, indices: list[int]) -> dict[int, UnitGroup] | None:
-        options = []
-        if any(self.drafts[index].shapes for index in indices):
-            options.append({index: self._with(index, lambda rule: True) for index in indices})
-            options.append({index: self._with(index, lambda rule: "head" in rule.name) for index in indices})
+        options = [
+            {index: self._with(index, wanted) for index in indices}
+            for wanted in (_COUNTS_FIRST, _WIDTHS_FIRST, _every, _heads)
+            if any(self.drafts[index].shapes for index in indices)
+        ]
         options.append({index: self.drafts[index].group for index in indices})
         for groups in options:
             if self._equal(list(groups.values())):
                 return groups
         return None
 
-    def _with(self, index: int, wanted: object) -> UnitGroup:
+    def _with(self, index: int, choose: _Choice) -> UnitGroup:
         draft = self.drafts[index]
-        rules = {(rule.module, rule.name): rule for rule in draft.shapes if wanted(rule)}  # type: ignore[operator]
+        rules = {(rule.module, rule.name): rule for rule in choose(self.module, draft.shapes)}
         rules.update({(rule.module, rule.name): rule for rule in draft.group.attributes})
         return replace(draft.group, attributes=tuple(rules.values()))
 

@@ -17,6 +17,8 @@ from compress.network.groups import AttributeRule, Consumer, ParameterSlice, Sta
 
 __all__ = ["AttributeRule", "Consumer", "ParameterSlice", "StatisticSlice", "UnitGroup", "find_units"]
 
+USE_COUPLE = "use --couple"
+
 
 @dataclass(eq=False)
 class _Draft:
@@ -29,6 +31,7 @@ class _Draft:
     kind: tuple[str, ...]
     rank: tuple[int, int]
     siblings: set[int] = field(default_factory=set)
+    homes: frozenset[str] = frozenset()  # modules whose forward() may write the group's sizes down
 
 
 def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) -> tuple[UnitGroup, ...]:
@@ -70,7 +73,7 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
         elif not consumers:
             reason = "no weight of the network reads it"
         elif joined and not couple:
-            reason = f"residual stream shared by {len(producers)} producers; use --couple"
+            reason = f"residual stream shared by {len(producers)} producers; {USE_COUPLE}"
         shapes, classes = (
             find_shape_attributes(module, touched.shapes[number], found.positions_in, flow)
             if reason is None
@@ -95,7 +98,8 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
         )
         number_of[number] = len(drafts)
         suspicious = bool(classes or touched.counts[number])
-        drafts.append(_Draft(found.atoms, group, shapes, suspicious, classes, (first, found.slot)))
+        homes = frozenset(module_path(node) for node, _ in touched.shapes[number])
+        drafts.append(_Draft(found.atoms, group, shapes, suspicious, classes, (first, found.slot), homes=homes))
     for one, other in sharing:
         if one in number_of and other in number_of:
             drafts[number_of[one]].siblings.add(number_of[other])

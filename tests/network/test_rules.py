@@ -276,3 +276,42 @@ def test_prelu_slopes_go_with_their_channels() -> None:
 def test_the_output_is_never_cut() -> None:
     network = Function(lambda m, x: m["a"](x), a=nn.Linear(5, 6))
     assert analyse(network, ROWS)["layers.a"].skip_reason == "it is an output of the network"
+
+
+class StreamAttention(nn.Module):
+    """torch's own attention on a residual stream: forward() takes the heads' width from the stream's."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, heads * width)
+        self.attend = nn.ModuleList(nn.MultiheadAttention(heads * width, heads, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(heads * width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for attend in self.attend:
+            x = x + attend(x, x, x, need_weights=False)[0]
+        return self.head(x)
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_heads_and_the_stream_that_gives_their_width_are_cut_together(width: int) -> None:
+    group = analyse(StreamAttention(3, width), TOKENS, couple=True)["stem"]
+    assert (group.unit_count, group.skip_reason, group.coupled) == (3, None, True)
+    assert {rule.path: rule.per_unit for rule in group.attributes}["attend.1.num_heads"] == 1
+    assert len(group.consumers) == 5  # both attentions' q, k, v (one weight) and output, and the head
+
+
+def test_without_coupling_such_heads_are_refused() -> None:
+    groups = analyse(StreamAttention(3, 2), TOKENS)
+    assert "--couple" in (groups["attend.0"].skip_reason or "")
+
+
+def test_as_many_heads_as_channels_in_each_are_told_apart() -> None:
+    group = analyse(Attention(heads=3, width=3), TOKENS)["qkv"]
+    assert "num_heads" in [rule.path for rule in group.attributes]
+    assert "head_dim" not in [rule.path for rule in group.attributes]
+
+
+def test_a_constant_made_in_the_shape_of_an_activation_loses_the_same_units() -> None:
+    assert analyse(chain(lambda x: x + x.new_zeros(x.shape[1:])), IMAGE)["layers.a"].skip_reason is None

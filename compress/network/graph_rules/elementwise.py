@@ -114,6 +114,11 @@ def map_creation(flow: ChannelFlow, node: fx.Node) -> Flow:
     return tuple((Factor(dimension_size(dimension), UNIFORM),) for dimension in flow.of(node.args[0]))
 
 
+def map_new(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """A constant of a shape given by numbers, which may have been read off another tensor's shape."""
+    return tuple((Factor(size, UNIFORM),) if size > 1 else (Factor(size),) for size in flow.sizes(node))
+
+
 def map_copy(flow: ChannelFlow, node: fx.Node) -> Flow:
     """copy_: the source is broadcast into the destination."""
     return flow.broadcast([flow.of(node.args[0]), flow.of(argument(node, 1, "src"))], node)
@@ -129,6 +134,7 @@ RULES = {
     **dict.fromkeys(_with_in_place(BINARY), map_binary),
     **dict.fromkeys(_with_in_place(("mul", "div", "multiply", "divide", "true_divide")), map_product),
     **dict.fromkeys(CREATION, map_creation),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full", "zeros", "ones", "empty", "full"), map_new),
     "prelu": map_prelu,
     "_prelu_kernel": map_prelu,
     "copy": map_copy,
