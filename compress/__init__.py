@@ -9,13 +9,16 @@ from compress.errors import CompressError
 
 _LAZY = {
     "Recipe": "compress.recipe",
+    "compare": "compress.api",
     "demo_recipe": "compress.api",
     "evaluate": "compress.api",
+    "export": "compress.api",
     "first_tensor": "compress.network.execution",
     "inspect": "compress.api",
-    "load": "compress.output.artifact",
+    "load": "compress.export",
     "make_recipe": "compress.recipe",
     "run": "compress.api",
+    "verify": "compress.api",
 }
 
 __all__ = ["CompressError", *sorted(_LAZY)]

@@ -114,6 +114,7 @@ def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
     console.print(summary)
     console.print(headline(report), highlight=False, markup=False)
     if folder is not None:
+        show_exports(str(folder), report.get("exports") or [])
         console.print(f"written to {folder}", highlight=False, markup=False)
 
 
@@ -181,3 +182,22 @@ def show_checks(checks: Sequence[Check], latencies: Sequence[Mapping[str, Any]])
             highlight=False,
             markup=False,
         )
+
+
+def show_exports(folder: str, exports: Sequence[Mapping[str, Any]]) -> None:
+    """What was exported, how far it deviates, and how fast it is."""
+    console = Console()
+    for one in exports:
+        checks = ", ".join(f"{check['deviation']:.0e} at batch {check['batch_size']}" for check in one["checks"])
+        console.print(
+            f"{folder}/{one['file']}: relative deviation {checks} ({one['checked_with']})",
+            highlight=False,
+            markup=False,
+        )
+        for latency in one.get("latency", ()):
+            console.print(
+                f"  batch {latency['batch_size']}, {latency['threads']} threads: {latency['exported_ms']:.2f} ms, "
+                f"torch {latency['torch_ms']:.2f} ms",
+                highlight=False,
+                markup=False,
+            )

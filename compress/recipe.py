@@ -73,6 +73,7 @@ class Recipe(BaseModel):
     # where to
     output: str | None = None
     force: bool = False
+    export: tuple[Literal["onnx", "pt2", "hf"], ...] = Field((), description="further formats, each checked")
 
     @field_validator("memory")
     @classmethod

@@ -32,7 +32,14 @@ def read_report(folder: str | Path) -> dict[str, Any]:
 def rebuild_report(folder: str | Path) -> list[Path]:
     """Write `report.md` and `report.html` anew from `report.json`; returns their paths. Raises OutputError."""
     folder = Path(folder)
-    report = read_report(folder)
+    paths = write_pages(folder, read_report(folder))
+    if (folder / CHECKSUMS).is_file():
+        write_checksums(folder)
+    return paths
+
+
+def write_pages(folder: Path, report: dict[str, Any]) -> list[Path]:
+    """Write `report.md` and `report.html`; returns their paths. Raises OutputError."""
     try:
         texts = {REPORT_TEXT: markdown_report(report), REPORT_PAGE: render_report(report)}
     except MALFORMED as error:
@@ -40,8 +47,6 @@ def rebuild_report(folder: str | Path) -> list[Path]:
     for name, text in texts.items():
         with new_file(folder / name) as draft:
             draft.write_text(text, encoding="utf-8")
-    if (folder / CHECKSUMS).is_file():
-        write_checksums(folder)
     return [folder / name for name in texts]
 
 

@@ -16,6 +16,7 @@ from compress.api.writing import describe_inputs, write_run
 from compress.budget.search import milder_search, search_report
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError
+from compress.export import check_exports
 from compress.output.artifact import versions
 from compress.output.atomic import check_target
 from compress.output.checks import check_gates, failures
@@ -56,6 +57,7 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
     folder = Path(recipe.output or default_output(recipe.checkpoint))
     if not dry_run:
         check_target(folder, force=recipe.force)
+        check_exports(recipe.export)
     torch.manual_seed(recipe.seed)
     with clock("prepare"):
         prepared = prepare(recipe, progress, needs_data=True)

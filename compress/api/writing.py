@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,8 @@ import torch
 from compress.api.cutting import Cut
 from compress.api.widths import width_rule
 from compress.budget.layerwise import Problem
+from compress.errors import CompressError, OutputError, UnsupportedError
+from compress.export.writing import EXPORTS, write_export
 from compress.network.execution import first_tensor
 from compress.output.artifact import (
     REPORT_JSON,
@@ -30,6 +34,7 @@ from compress.progress import Progress, Stages
 from compress.recipe import Recipe, format_recipe
 
 RELOAD_TOLERANCE = 1e-5
+EXPORT_SAMPLES = 64
 
 
 def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> dic
             },
             "preprocessing": None if prepared.preprocessing is None else prepared.preprocessing.as_dict(),
         },
-        "recipe": recipe.model_dump(mode="json", exclude={"output", "force"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"output", "force", "export"}),
         "rule": str(width_rule(recipe)),
         "seed": recipe.seed,
     }
@@ -96,15 +101,48 @@ def write_run(
     }
     with torch.inference_mode():
         expected = first_tensor(cut.narrowed.module(prepared.probe))
+    faults: list[CompressError] = []
     with new_folder(folder, force=recipe.force) as draft, tempfile.TemporaryDirectory() as scratch:
         manifest = write_artifact(draft, cut.stored, config, {"recipe.yaml": format_recipe(recipe)})
         report["verification"]["reload_deviation"] = check_reload(
             draft, prepared.probe, expected, RELOAD_TOLERANCE, Path(scratch)
         )
+        report["exports"] = []
+        for kind in recipe.export:
+            progress.stage(f"exporting {kind}")
+            try:
+                report["exports"].append(export_one(kind, draft, report, prepared, cut))
+            except (UnsupportedError, OutputError) as error:
+                faults.append(error)
+                report["notes"].append(f"not exported to {kind}: {error}")
         report["hashes"] = manifest["hashes"]
         report["seconds"] = clock.seconds
         write_report(draft, report)
         write_checksums(draft)
+    if faults:
+        reasons = " ".join(str(fault) for fault in faults)
+        raise type(faults[0])(f"The compressed network was written to {str(folder)!r}, but not every export: {reasons}")
+
+
+def export_one(kind: str, draft: Path, report: Mapping[str, Any], prepared: Prepared, cut: Cut) -> dict[str, Any]:
+    """One export of the artifact in `draft`, compared on evaluation samples (calibration samples where there are none).
+
+    Raises:
+        UnsupportedError: the network has no such form; no file is left.
+        OutputError: the file gives other outputs; no file is left.
+    """
+    source = prepared.evaluation or prepared.calibration
+    assert source is not None, "a run needs data"
+    samples = next(iter(source.batches(EXPORT_SAMPLES, torch.arange(min(EXPORT_SAMPLES, source.sample_count))))).inputs
+    module = copy.deepcopy(cut.narrowed.module).cpu()
+    try:
+        return write_export(kind, draft, report, module, samples, only_batch=prepared.network.batch_size)
+    except CompressError:
+        target = draft / EXPORTS[kind]
+        if target.is_dir():
+            shutil.rmtree(target)
+        target.unlink(missing_ok=True)
+        raise
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:

@@ -110,6 +110,9 @@ def run_command(
     force: Annotated[
         bool | None, Option("--force", help="Replace a folder written before.", rich_help_panel=OUTPUT)
     ] = None,
+    export: Annotated[
+        list[str] | None, Option(help="Also write onnx, pt2 or hf; give it again for more.", rich_help_panel=OUTPUT)
+    ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Do everything but write.", rich_help_panel=OUTPUT)] = False,
     as_json: Json = False,
     github: Github = False,

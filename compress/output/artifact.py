@@ -188,7 +188,8 @@ def check_reload(folder: Path, probe: Tensor, expected: Tensor, tolerance: float
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise OutputError(f"The written model does not load in a fresh process: {lines[-1]}")
+        reason = lines[-1].partition(": ")[2] or lines[-1]
+        raise OutputError(f"The written model does not load in a fresh process: {reason}")
     found = torch.from_numpy(np.load(scratch / "found.npy"))
     scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
     deviation = float((found - expected.double().cpu()).abs().max()) / scale

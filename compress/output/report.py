@@ -100,6 +100,10 @@ def markdown_report(report: Mapping[str, Any]) -> str:
     for gate in gates:
         verdict = "passed" if gate["passed"] else "FAILED"
         lines.append(f"- Gate, {gate['name']}: {gate['wanted']} wanted, {gate['measured']}: {verdict}.")
+    exports = export_rows(report)
+    if exports:
+        lines += ["", "| export | checked with | relative deviation | latency |", "|---|---|---|---|"]
+        lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in exports]
     calibration = report["data"]["calibration"]
     lines += [
         "",
@@ -112,6 +116,19 @@ def markdown_report(report: Mapping[str, Any]) -> str:
     lines.append(f"The narrowed network equals the masked original to {deviation:.1e} (relative).")
     lines += [f"\n> {note}" for note in report["notes"]]
     return "\n".join(lines) + "\n"
+
+
+def export_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows (file, checked with, relative deviation, latency) of the exports."""
+    rows = []
+    for one in report.get("exports") or []:
+        checks = ", ".join(f"{check['deviation']:.0e} at batch {check['batch_size']}" for check in one["checks"])
+        latency = ", ".join(
+            f"{each['exported_ms']:.2f} ms at batch {each['batch_size']} (torch {each['torch_ms']:.2f} ms)"
+            for each in one.get("latency", ())
+        )
+        rows.append((one["file"], one["checked_with"], checks, latency))
+    return rows
 
 
 def decimals(value: float | None) -> str:

@@ -19,7 +19,7 @@ from compress.output.html.charts import (
     trade_chart,
     width_bar,
 )
-from compress.output.report import comparison, decimals, headline, ratio, summary_rows
+from compress.output.report import comparison, decimals, export_rows, headline, ratio, summary_rows
 
 MOST_CLASSES = 40
 MOST_DRAWN = 120  # layers with curves of their own; a page stays below 1.5 MB
@@ -64,6 +64,7 @@ def render_report(report: Mapping[str, Any]) -> str:
             gates=[
                 (one["name"], one["wanted"], one["measured"], "passed" if one["passed"] else "failed") for one in gates
             ],
+            exports=export_rows(report),
             bars=bars(layers),
             skipped=[layer for layer in report["layers"] if "skipped" in layer],
             layers=layer_views(layers),

@@ -1,0 +1,91 @@
+"""Further formats of an artifact that a run wrote."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.api.evaluating import open_evaluation
+from compress.api.reporting import MALFORMED, explain, read_report, write_pages
+from compress.api.verifying import make_probe
+from compress.api.writing import EXPORT_SAMPLES
+from compress.errors import OutputError, RecipeError
+from compress.export import EXPORTS, check_exports, write_exports
+from compress.output.artifact import CONFIG, MODEL, REPORT_JSON, read_artifact, write_json
+from compress.output.atomic import new_file
+from compress.output.checksums import CHECKSUMS, check_checksums, write_checksums
+from compress.progress import Progress, SilentProgress
+
+
+def export(
+    folder: str | Path,
+    kinds: Sequence[str],
+    eval_data: str | None = None,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write an artifact in further formats into its own folder, and note them in its report.
+
+    Args:
+        kinds: of `onnx`, `pt2` and `hf`.
+        eval_data: data whose first samples the files are compared on; without it, seeded noise.
+
+    Returns:
+        `folder` and `exports`, one mapping for each kind.
+
+    Raises:
+        CompressError: any fault; the folder is left as it was.
+    """
+    progress = progress or SilentProgress()
+    folder = Path(folder)
+    kinds = tuple(dict.fromkeys(kinds))
+    if not kinds:
+        raise RecipeError(f"export: name at least one of {', '.join(EXPORTS)}.")
+    check_exports(kinds)
+    report = read_report(folder)
+    changed = [name for name, status in check_checksums(folder).items() if status in ("changed", "missing")]
+    if changed:
+        raise OutputError(f"{changed[0]} was changed after it was written; `compress verify` tells more.")
+    artifact = read_artifact(folder)
+    module = artifact.build()
+    if eval_data is None:
+        samples = make_probe(artifact, "cpu")
+    else:
+        source = open_evaluation(artifact, eval_data)
+        samples = next(
+            iter(source.batches(EXPORT_SAMPLES, torch.arange(min(EXPORT_SAMPLES, source.sample_count))))
+        ).inputs
+    only_batch = artifact.config["architecture"].get("batch_size")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
+            place = Path(scratch)
+            for name in (MODEL, CONFIG):
+                shutil.copyfile(folder / name, place / name)
+            progress.stage("exporting")
+            made = write_exports(kinds, place, report, module, samples, only_batch=only_batch)
+            for kind in kinds:
+                put(place / EXPORTS[kind], folder / EXPORTS[kind])
+    except OSError as error:
+        raise OutputError(f"Cannot write to {str(folder)!r}: {error.strerror or error}.") from None
+    except MALFORMED as error:
+        raise OutputError(f"{str(folder / REPORT_JSON)!r} is damaged: {explain(error)}.") from None
+    others = [one for one in report.get("exports") or [] if one["kind"] not in kinds]
+    report["exports"] = [*others, *made]
+    with new_file(folder / REPORT_JSON) as draft:
+        write_json(draft, report)
+    write_pages(folder, report)
+    if (folder / CHECKSUMS).is_file():
+        write_checksums(folder)
+    return {"folder": str(folder), "exports": made}
+
+
+def put(made: Path, target: Path) -> None:
+    """Move a finished file or folder to its place, in the place of an older one."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    made.replace(target)

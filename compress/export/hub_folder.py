@@ -1,0 +1,91 @@
+"""A folder for the Hugging Face Hub: the artifact's tensors and manifest, and a model card made from its report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compress.output.artifact import CONFIG, MODEL
+from compress.output.report import headline, summary_rows
+
+CARD = "README.md"
+
+
+def write_hub_folder(artifact: Path, report: Mapping[str, Any], folder: Path) -> None:
+    """Copy tensors and manifest of a written artifact into the new `folder`, and write the model card."""
+    folder.mkdir()
+    for name in (MODEL, CONFIG):
+        shutil.copyfile(artifact / name, folder / name)
+    (folder / CARD).write_text(model_card(report), encoding="utf-8")
+
+
+def model_card(report: Mapping[str, Any]) -> str:
+    """The model card: metadata as the Hub reads it, then what the network is, how to use it and what it was checked on.
+
+    Licence, base model and intended use are not known to this tool and are left to whoever publishes.
+    """
+    title = f"{Path(report['checkpoint']['file']).stem} compressed"
+    metadata: dict[str, Any] = {
+        "library_name": "compress-networks",
+        "tags": ["compressed", "structured-pruning", "pytorch", "safetensors"],
+    }
+    metric = card_metric(report)
+    if metric is not None:
+        dataset = {"name": report["data"]["evaluation"]["source"], "type": "custom"}
+        result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [metric]}
+        if len(report["architecture"]["input_shape"]) != 3:
+            result["task"] = {"type": "other"}
+        metadata["model-index"] = [{"name": title, "results": [result]}]
+    rows = "\n".join(
+        f"| {name} | {before} | {after} | {change} |" for name, before, after, change in summary_rows(report)
+    )
+    shape = ", ".join(str(side) for side in report["architecture"]["input_shape"])
+    calibration = report["data"]["calibration"]
+    dtype = report["architecture"].get("input_dtype", "float32")
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()}
+---
+
+# {title}
+
+{headline(report)} Made from `{report["checkpoint"]["file"]}` (SHA-256 `{report["checkpoint"]["sha256"]}`) without
+retraining: units were removed and the next layer's weights refitted.
+
+| | before | after | |
+|---|---:|---:|---:|
+{rows}
+
+## Use
+
+```python
+import compress
+
+network = compress.load("this-folder")  # inputs (batch, {shape}), {dtype}
+```
+
+Architecture: `{report["architecture"]["spec"]}`. `config.json` holds its arguments, the new shapes, the kept units and
+the preprocessing; it is not a configuration of `transformers`.
+
+## How it was made and checked
+
+Widths: {report["rule"]}. Calibrated on {calibration["samples"]} samples of `{calibration["source"]}`, checked on
+{calibration["held_back"]} held back; seed {report["seed"]}. The figures above are of this very file, on the
+machine that made it.
+
+## Limits
+
+Whatever the original network could not do, this one cannot do either. Accuracy was measured on the evaluation data
+named above only; classes and groups may have changed unevenly (see the report of the run).
+"""
+
+
+def card_metric(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The accuracy as the Hub's metadata want it; None where none was measured."""
+    evaluation = report["evaluation"]
+    if evaluation is None or evaluation["compressed"] is None:
+        return None
+    return {"type": "accuracy", "value": round(evaluation["compressed"]["top1"], 6), "name": "top-1 accuracy"}

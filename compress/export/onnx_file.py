@@ -1,0 +1,137 @@
+"""ONNX: written through torch's graph exporter, read by onnxruntime."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import CompressError, OutputError, UnsupportedError
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+INPUT, OUTPUT = "input", "output"
+
+
+def need(*packages: str) -> list[Any]:
+    """The imported packages. Raises UnsupportedError with what to install."""
+    try:
+        return [importlib.import_module(name) for name in packages]
+    except ImportError as error:
+        raise UnsupportedError(
+            f"ONNX needs {', '.join(NEEDED)}, and {error.name or error} is missing: "
+            "pip install 'compress-networks[onnx]'."
+        ) from None
+
+
+def write_onnx(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool = True) -> dict[str, Any]:
+    """Write `module` as one ONNX file whose batch dimension is free (`dynamic`) or that of `sample` (B, …).
+
+    The same network gives the same bytes: source locations, which the exporter adds, are left out.
+
+    Returns:
+        `opset`, the version of the operator set.
+
+    Raises:
+        UnsupportedError: an operation has no ONNX form, or the exporter is not installed.
+    """
+    need("onnx", "onnxscript")
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program: Any = torch.onnx.export(
+                module, (sample,), dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=[INPUT],
+                output_names=[OUTPUT],
+            )  # fmt: skip
+        model = program.model_proto
+        strip_metadata(model)
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    except OSError:
+        raise
+    except CompressError:
+        raise
+    except Exception as error:  # the exporter raises whatever its translations raise
+        raise UnsupportedError(f"The network has no ONNX form: {first_cause(error)}") from None
+    return {"opset": next(one.version for one in model.opset_import if one.domain == "")}
+
+
+def strip_metadata(model: Any) -> None:
+    """Drop names of source files and of Python classes from an ONNX model, in place."""
+    graph = model.graph
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    nodes = [*graph.node, *(node for function in model.functions for node in function.node)]
+    for holder in (model, graph, *values, *nodes, *model.functions):
+        holder.ClearField("metadata_props")
+        holder.ClearField("doc_string")
+
+
+def first_cause(error: BaseException) -> str:
+    """The first telling line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0]
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file as a module: one tensor in, one out, computed by onnxruntime on the CPU with torch's thread count.
+
+    Raises:
+        OutputError: no such file, no ONNX file, or one that reads other files.
+        UnsupportedError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        (onnxruntime,) = need("onnxruntime")
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise OutputError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from None
+        refuse_other_files(content, str(path))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises classes of its own, made at run time
+            raise OutputError(f"{str(path)!r} is not an ONNX file that runs here: {first_cause(error)}") from None
+        self.names = [one.name for one in self.session.get_inputs()]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The first output for a batch (B, …)."""
+        found = self.session.run(None, {self.names[0]: inputs.detach().cpu().numpy()})
+        return torch.from_numpy(found[0])
+
+
+def refuse_other_files(content: bytes, name: str) -> None:
+    """Refuse a model that keeps tensors in other files, wherever those lie. Raises OutputError."""
+    try:
+        (onnx,) = need("onnx")
+    except UnsupportedError:
+        return  # onnxruntime itself stays inside the current folder for a model read from memory
+    try:
+        model = onnx.load_from_string(content)
+    except Exception as error:  # protobuf's own decoding errors
+        raise OutputError(f"{name!r} is not an ONNX file: {first_cause(error)}") from None
+    if any(tensor.external_data for tensor in all_tensors(model.graph)):
+        raise OutputError(
+            f"{name!r} keeps tensors in other files; compress writes one file, so this is not one of its."
+        )
+
+
+def all_tensors(graph: Any) -> Iterable[Any]:
+    """Every tensor of an ONNX graph and of the graphs inside its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield attribute.t
+            yield from attribute.tensors
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from all_tensors(inner)
