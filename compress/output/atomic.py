@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from compress.errors import OutputError
@@ -66,12 +66,14 @@ def new_file(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     draft = target.with_name(f".{target.name}-{os.getpid()}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         os.replace(draft, target)
     except OSError as error:
         raise OutputError(f"Cannot write {str(target)!r}: {explain(error)}.") from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def check_target(target: str | Path, *, force: bool = False) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compress.errors import OutputError
-from compress.output.atomic import check_target, new_folder
+from compress.output.atomic import check_target, new_file, new_folder
 
 
 def test_the_folder_appears_only_at_the_end(tmp_path: Path) -> None:
@@ -80,3 +80,15 @@ def test_the_folder_can_be_read_by_those_the_umask_allows(tmp_path: Path) -> Non
         assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
     finally:
         os.umask(old)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file.txt"
+    with new_file(target) as draft:
+        draft.write_text("first")
+    with pytest.raises(UnicodeEncodeError), new_file(target) as draft:
+        draft.write_text("half of the sec\ud800", encoding="utf-8")
+    assert target.read_text() == "first"
+    assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
+    with pytest.raises(OutputError, match="Cannot write"), new_file(tmp_path / "new" / "file.txt" / "below") as draft:
+        draft.write_text("x")
