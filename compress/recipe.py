@@ -59,6 +59,7 @@ class Recipe(BaseModel):
     macs: float | None = Field(None, gt=0, lt=1, description="fraction of the multiply-accumulates to keep")
     params: float | None = Field(None, gt=0, lt=1, description="fraction of the parameters to keep")
     min_reduction: tuple[str, ...] = Field((), description="gates such as 2x (parameters) or macs:1.5x")
+    latency: float | None = Field(None, gt=0, lt=1, description="fraction of the latency at batch 1 to keep, measured")
     round_to: int = Field(1, ge=1, description="kept widths are multiples of this")
     # how
     solver: Literal["newton", "proximal", "conic"] = "newton"
@@ -67,6 +68,7 @@ class Recipe(BaseModel):
     selection: Literal["best", "backward", "forward", "lasso", "adaptive", "pivoted", "magnitude"] = "best"
     ridge: float = Field(1e-6, ge=0, lt=1, description="ridge of the refit, relative to the mean feature energy")
     rank_tolerance: float = Field(1e-3, gt=0, lt=1, description="relative singular value that counts towards a rank")
+    finetune: int | None = Field(None, ge=1, description="label-free distillation steps after the cut")
     seed: int = Field(0, ge=0)
     device: str = "cpu"
     memory: str = Field("4G", description="bound on what recording and solving one layer may hold")
@@ -107,7 +109,7 @@ class Recipe(BaseModel):
     def _options_agree(self) -> Recipe:
         faults = []
         rules = [name for name in ("keep", "error", "penalty") if getattr(self, name) is not None]
-        budgets = [name for name in ("max_drop", "macs", "params") if getattr(self, name) is not None]
+        budgets = [name for name in ("max_drop", "macs", "params", "latency") if getattr(self, name) is not None]
         if len(rules) > 1:
             faults.append(f"give one of keep, error and penalty, got {', '.join(rules)}")
         if rules and [name for name in budgets if name != "max_drop"]:
@@ -128,7 +130,7 @@ class Recipe(BaseModel):
     @property
     def budgets(self) -> dict[str, float]:
         """The fractions of a cost that may stay, by the cost's name."""
-        return {name: value for name in ("macs", "params") if (value := getattr(self, name)) is not None}
+        return {name: value for name in ("macs", "params", "latency") if (value := getattr(self, name)) is not None}
 
 
 def parse_bytes(text: str) -> int:

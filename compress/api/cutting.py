@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from compress.api.measuring import evaluate_pair
+from compress.budget.distillation import Distillation, distil
 from compress.budget.layerwise import Layerwise, Problem
 from compress.errors import NothingToCompressError
 from compress.network.surgery import Narrowed, narrow, verify_narrowed
@@ -27,6 +28,8 @@ class Cut:
         kept: group name -> unit numbers, of the groups that lost some.
         stored: its tensors in the checkpoint's dtypes.
         deviation: largest relative deviation from the masked original.
+        evaluation: of the network as it is written.
+        untuned: evaluation before the fine-tuning; `tuning` says what that did. None without any.
     """
 
     kept: dict[str, Tensor]
@@ -34,6 +37,8 @@ class Cut:
     stored: dict[str, Tensor]
     deviation: float
     evaluation: Evaluation | None
+    untuned: Evaluation | None = None
+    tuning: Distillation | None = None
 
 
 def make_cut(
@@ -57,7 +62,31 @@ def make_cut(
         narrowed.module.load_state_dict(computed_state(stored))
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
-    return Cut(kept, narrowed, stored, deviation, evaluation)
+    cut = Cut(kept, narrowed, stored, deviation, evaluation)
+    return cut if recipe.finetune is None else finetune_cut(prepared, problem, cut, recipe, clock, progress)
+
+
+def finetune_cut(
+    prepared: Prepared, problem: Problem, cut: Cut, recipe: Recipe, clock: Stages, progress: Progress
+) -> Cut:
+    """The cut network after label-free distillation from the original, evaluated again. Raises NonFiniteError."""
+    assert recipe.finetune is not None, "only where it is asked for"
+    with clock("finetune"):
+        tuned, tuning = distil(
+            prepared.module,
+            cut.narrowed.module,
+            problem.fitting,
+            problem.held_back,
+            recipe.finetune,
+            progress,
+            seed=recipe.seed,
+        )
+        stored = stored_state(tuned.state_dict(), prepared.stored)
+        tuned.load_state_dict(computed_state(stored))
+    with clock("evaluate"):
+        evaluation = evaluate_pair(prepared, tuned, recipe, progress)
+    narrowed = replace(cut.narrowed, module=tuned)
+    return replace(cut, narrowed=narrowed, stored=stored, evaluation=evaluation, untuned=cut.evaluation, tuning=tuning)
 
 
 def cut_network(

@@ -97,7 +97,10 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
             preprocessing=None if prepared.preprocessing is None else prepared.preprocessing.as_dict(),
             class_names=None if prepared.evaluation is None else prepared.evaluation.class_names,
         ),
-        "evaluations": evaluations if cut.evaluation is not None else 0,
+        "evaluations": evaluations * (1 if cut.tuning is None else 2) if cut.evaluation is not None else 0,
+        "finetune": None
+        if cut.tuning is None
+        else {**cut.tuning.as_report(), "evaluation_before": evaluation_report(cut.untuned)},
         "verification": {"narrowed_deviation": cut.deviation},
         "notes": list(getattr(progress, "notes", [])),
         "versions": versions(),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from compress.budget.layers import LayerOptions
 from compress.budget.layerwise import Layerwise, Problem, compress_layers, fit_samples, select_groups
 from compress.budget.search import SearchResult, prepare_search, search_widths
 from compress.budget.widths import WidthRule
 from compress.errors import DataError, NothingToCompressError, RecipeError
-from compress.network.cost import count_macs
+from compress.network.cost import count_macs, measure_latency
+from compress.network.surgery import narrow
 from compress.network.units import UnitGroup
 from compress.preparation import Prepared
 from compress.progress import Progress
@@ -29,8 +32,16 @@ def choose_widths(
     if not recipe.budgets and (recipe.max_drop is None or ruled):
         return compress_layers(problem, width_rule(recipe), options, progress), None
     parameters = dict(prepared.module.named_parameters())
-    search = prepare_search(problem, options, parameters, progress)
-    found = search_widths(search, options, progress, budgets=recipe.budgets, max_drop=recipe.max_drop)
+    sample = (prepared.probe[:1],)
+    whole = measure_latency((prepared.module,), sample)[0].milliseconds if "latency" in recipe.budgets else None
+
+    def timed(kept: Mapping[str, Tensor]) -> float:
+        narrowed = narrow(prepared.module, kept, problem.groups).module
+        before, after = measure_latency((prepared.module, narrowed), sample)
+        return after.milliseconds / before.milliseconds
+
+    search = prepare_search(problem, options, parameters, progress, milliseconds=whole)
+    found = search_widths(search, options, progress, budgets=recipe.budgets, max_drop=recipe.max_drop, timed=timed)
     return found.layerwise, found
 
 

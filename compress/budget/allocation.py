@@ -99,7 +99,7 @@ def allocate(model: CostModel, curves: Mapping[str, DamageCurve], budgets: Mappi
     """Widths of least predicted damage with every cost at most its budget (a fraction of the original's).
 
     Args:
-        budgets: "macs" and/or "params" -> fraction.
+        budgets: "macs", "params" and/or "latency" -> fraction.
 
     Raises:
         GateError: even the smallest legal widths exceed a budget; the message gives the best that can be had.
@@ -148,14 +148,16 @@ def priced_widths(model: CostModel, curves: Mapping[str, DamageCurve], prices: M
         prices: cost name -> nats for the whole original cost.
     """
     whole = {name: curve.legal[-1] for name, curve in curves.items()}
-    totals = {cost: _total(model, cost, whole) for cost in prices}
+    totals = {cost: model.total(cost, whole) for cost in prices}
     widths = dict(whole)
     for _ in range(SWEEPS):
         before = dict(widths)
         for name, curve in curves.items():
-            slope = sum(price / totals[cost] * model.slope(cost, widths, name) for cost, price in prices.items())
             legal = torch.tensor(curve.legal)
-            widths[name] = int(legal[(curve.damage[legal] + slope * legal).argmin()])
+            paid = torch.zeros(len(legal), dtype=torch.float64)
+            for cost, price in prices.items():
+                paid += price / totals[cost] * model.profile(cost, widths, name, curve.legal)
+            widths[name] = int(legal[(curve.damage[legal] + paid).argmin()])
         if widths == before:
             break
     return widths
@@ -194,8 +196,4 @@ def spend_slack(
 
 def relative_costs(model: CostModel, widths: Mapping[str, int]) -> dict[str, float]:
     """Every cost as a fraction of the original's."""
-    return {cost: _total(model, cost, widths) / _total(model, cost, {}) for cost in ("macs", "params")}
-
-
-def _total(model: CostModel, cost: str, widths: Mapping[str, int]) -> float:
-    return model.macs(widths) if cost == "macs" else model.parameters(widths)
+    return {cost: model.total(cost, widths) / model.total(cost, {}) for cost in model.costs}

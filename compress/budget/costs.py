@@ -1,4 +1,4 @@
-"""What the network costs at given widths, without building it: parameters, multiply-accumulates.
+"""What the network costs at given widths, without building it: parameters, multiply-accumulates, latency.
 
 Every tensor's size is a product over its dimensions, each shrinking linearly with the groups cut along it; so each cost
 is multilinear in the widths, and exact for parameters and for the multiply-accumulates of linear maps.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor, fx
 
 from compress.network.execution import Program
@@ -20,6 +22,16 @@ MAPS = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), 0),
     "addmm": 1,
 }  # operations that multiply by a weight -> which argument is the input; the weight comes next
+
+
+KNOTS = 9  # widths at which latency is evaluated along one group
+
+
+class Latencies(Protocol):
+    """Predicts latency."""
+
+    def milliseconds(self, removed: Mapping[str, int], group: str | None = None) -> float:
+        """Time when so many units of each group are removed; with `group`, of what it has a part in."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +65,44 @@ class CostModel:
         units: group name -> K.
         tensors: all parameters.
         fixed_macs: multiply-accumulates that no width changes.
+        latency: predicts milliseconds from the units removed per group; None where latency was not measured.
     """
 
     units: dict[str, int]
     tensors: tuple[SizedTensor, ...]
     fixed_macs: int = 0
+    latency: Latencies | None = None
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Names of the costs that are known."""
+        return ("macs", "params") if self.latency is None else ("macs", "params", "latency")
+
+    def total(self, cost: str, widths: Mapping[str, int]) -> float:
+        """One cost at the given widths."""
+        if cost == "latency":
+            assert self.latency is not None, "asked for only where it was measured"
+            return self.latency.milliseconds(self.removed(widths))
+        return self.macs(widths) if cost == "macs" else self.parameters(widths)
+
+    def profile(self, cost: str, widths: Mapping[str, int], group: str, legal: Sequence[int]) -> Tensor:
+        """One cost at each legal width of `group` (L,) while the other widths stay, up to a constant."""
+        places = torch.tensor(legal, dtype=torch.float64)
+        if cost != "latency":
+            return self.slope(cost, widths, group) * places
+        knots = (
+            legal if len(legal) <= KNOTS else [legal[(len(legal) - 1) * step // (KNOTS - 1)] for step in range(KNOTS)]
+        )
+        assert self.latency is not None, "asked for only where it was measured"
+        removed = self.removed(widths)
+        values = [self.latency.milliseconds({**removed, group: self.units[group] - width}, group) for width in knots]
+        at = torch.tensor(knots, dtype=torch.float64)
+        right = torch.searchsorted(at, places).clamp(1, max(1, len(knots) - 1))
+        if len(knots) == 1:
+            return torch.tensor(values, dtype=torch.float64)
+        heights = torch.tensor(values, dtype=torch.float64)
+        share = (places - at[right - 1]) / (at[right] - at[right - 1])
+        return heights[right - 1] + share * (heights[right] - heights[right - 1])
 
     def removed(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Units removed per group; a group that is not named keeps all."""

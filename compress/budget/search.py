@@ -20,6 +20,7 @@ from compress.budget.allocation import (
     relative_costs,
 )
 from compress.budget.costs import CostModel, cost_model
+from compress.budget.latency import LatencyModel, measure_latency_model
 from compress.budget.layers import LayerOptions, layer_unit_costs
 from compress.budget.layerwise import Layerwise, Problem, compress_layers, record_all
 from compress.budget.sensitivity import measure_divergences, probe_widths
@@ -30,6 +31,8 @@ from compress.network.layer_moments import LayerMoments
 from compress.progress import Progress
 
 SENSITIVITY_SAMPLES = 512
+LATENCY_CHECKS = 3  # cut networks that are timed before the sweep, each correcting the predicted latency
+LATENCY_SLACK = 0.02  # of the budget, within which a timed network counts as within it
 ACCURACY_SWEEPS = 6
 BLEND = {"macs": 1.0, "params": 1.0}  # what an accuracy bound alone tries to save
 
@@ -71,9 +74,18 @@ class SearchResult:
 
 
 def prepare_search(
-    problem: Problem, options: LayerOptions, parameters: Mapping[str, Tensor], progress: Progress
+    problem: Problem,
+    options: LayerOptions,
+    parameters: Mapping[str, Tensor],
+    progress: Progress,
+    *,
+    milliseconds: float | None = None,
 ) -> Search:
-    """Record all layers once, select along all widths, measure what errors do to the output."""
+    """Record all layers once, select along all widths, measure what errors do to the output.
+
+    Args:
+        milliseconds: measured latency of the whole network on one sample, where latency is to be predicted.
+    """
     moments = record_all(problem, progress)
     curves: dict[str, SelectionCurve] = {}
     legal: dict[str, tuple[int, ...]] = {}
@@ -96,6 +108,10 @@ def prepare_search(
     measured = measure_divergences(problem, moments, curves, widths, options, samples=samples, advance=progress.advance)
     damages = {name: damage_curve(errors[name], measured[name], legal[name]) for name in curves}
     model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs)
+    if milliseconds is not None:
+        progress.stage("timing layers at several widths")
+        latency = measure_latency_model(problem.program, model.tensors, problem.state, milliseconds)
+        model = replace(model, latency=latency)
     return Search(problem, model, moments, curves, damages)
 
 
@@ -114,11 +130,17 @@ def search_widths(
     *,
     budgets: Mapping[str, float],
     max_drop: float | None,
+    timed: Callable[[Mapping[str, Tensor]], float] | None = None,
 ) -> SearchResult:
     """The widths that keep every budget (and, with `max_drop`, the accuracy) at the least predicted damage.
 
     With budgets alone one sweep settles it. An accuracy bound alone asks for the largest cut within it: the predicted
     damage is raised and lowered, each time verified by compressing front to back and running the held-back samples.
+
+    Args:
+        budgets: "macs", "params", "latency" -> fraction of the original's.
+        timed: group name -> kept units, to the measured latency of that cut as a fraction of the original's; needed for
+            a latency budget.
 
     Raises:
         GateError: a budget cannot be met, or the accuracy bound cannot be kept within the budgets.
@@ -136,6 +158,9 @@ def search_widths(
         return score.passes(max_drop)
 
     if budgets:
+        if "latency" in budgets:
+            assert timed is not None, "a latency budget is measured"
+            search = timed_search(search, budgets, timed, progress)
         found = attempt(allocate(search.model, search.damages, budgets))
         if max_drop is not None and not passes(found):
             raise GateError(
@@ -145,6 +170,25 @@ def search_widths(
         return found
     assert max_drop is not None, "a search has a budget or an accuracy bound"
     return _largest_cut(search, attempt, passes, max_drop)
+
+
+def timed_search(
+    search: Search, budgets: Mapping[str, float], timed: Callable[[Mapping[str, Tensor]], float], progress: Progress
+) -> Search:
+    """The search with a latency prediction that agrees with a network cut to about the widths that will be chosen."""
+    for _ in range(LATENCY_CHECKS):
+        progress.stage("timing a cut network")
+        allocation = allocate(search.model, search.damages, budgets)
+        kept = {name: search.curves[name].units(width) for name, width in allocation.widths.items()}
+        measured = timed(kept)
+        latency = search.model.latency
+        assert isinstance(latency, LatencyModel), "measured before the widths are searched"
+        predicted = allocation.costs["latency"]
+        corrected = replace(latency, scale=latency.scale * measured / predicted)
+        search = replace(search, model=replace(search.model, latency=corrected))
+        if abs(measured - predicted) <= LATENCY_SLACK * predicted:
+            break
+    return search
 
 
 def _run_trial(

@@ -80,6 +80,9 @@ def run_command(
     ] = None,
     macs: Annotated[float | None, Option(help="Fraction of the MACs to keep.", rich_help_panel=WIDTHS)] = None,
     params: Annotated[float | None, Option(help="Fraction of the parameters to keep.", rich_help_panel=WIDTHS)] = None,
+    latency: Annotated[
+        float | None, Option(help="Fraction of the latency to keep, batch 1, measured here.", rich_help_panel=WIDTHS)
+    ] = None,
     min_reduction: Annotated[
         list[str] | None,
         Option(
@@ -101,6 +104,9 @@ def run_command(
     ridge: Annotated[float | None, Option(help="Relative ridge of the refit.", rich_help_panel=HOW)] = None,
     rank_tolerance: Annotated[
         float | None, Option(help="Relative singular value that counts.", rich_help_panel=HOW)
+    ] = None,
+    finetune: Annotated[
+        int | None, Option(help="Steps of label-free distillation after the cut.", rich_help_panel=HOW)
     ] = None,
     seed: Seed = None,
     device: Device = None,
