@@ -63,3 +63,23 @@ def test_the_error_form_at_zero_is_exact() -> None:
     (layer,) = [layer for layer in found["layers"] if "kept" in layer]
     assert layer["lasso"]["form"].startswith("exact")
     assert layer["error"] < 2e-3
+
+
+def test_a_latency_budget_is_searched_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(latency=0.7)
+    costs = found["search"]["predicted_costs"]
+    assert costs["latency"] <= 0.7 + 1e-9
+    before, after = found["cost"]["macs"]
+    assert after < before
+
+
+def test_fine_tuning_is_reported_apart() -> None:
+    found = report(keep=3, finetune=20)
+    tuning = found["finetune"]
+    assert tuning["steps"] == 20
+    assert found["evaluations"] == 2
+    divergences = dict(tuning["divergences"])
+    assert divergences[tuning["kept_step"]] == min(divergences.values()) < divergences[0]
+    plain = report(keep=3)
+    assert plain["finetune"] is None
+    assert tuning["evaluation_before"]["compressed"] == plain["evaluation"]["compressed"]

@@ -12,7 +12,8 @@ from torch import nn
 from compress.api.cutting import make_cut
 from compress.api.measuring import loses_too_much, measure_costs
 from compress.api.widths import choose_widths, layer_options, make_problem
-from compress.api.writing import describe_inputs, write_run
+from compress.api.writing import describe_inputs, fingerprint, write_run
+from compress.budget.resume import RunState
 from compress.budget.search import milder_search, search_report
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError
@@ -25,6 +26,7 @@ from compress.preparation import prepare
 from compress.progress import Progress, SilentProgress, Stages
 from compress.recipe import Recipe, make_recipe
 
+STATE_SUFFIX = ".state"  # of the folder beside the output that a resumable run keeps its state in
 MOST_EVALUATIONS = 4  # an accuracy bound may step back so often when evaluation disagrees with held-back samples
 
 
@@ -43,11 +45,13 @@ class RunResult:
     module: nn.Module
 
 
-def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = False) -> RunResult:
+def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = False, resume: bool = False) -> RunResult:
     """The main job: a checkpoint in, a smaller checkpoint and an accuracy report out.
 
     Args:
         dry_run: do everything except writing.
+        resume: keep what is found in a folder beside the output, go on from what a killed run left there, and remove it
+            at the end.
 
     Raises:
         CompressError: any fault, with its exit code; nothing is written then.
@@ -62,8 +66,11 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
     with clock("prepare"):
         prepared = prepare(recipe, progress, needs_data=True)
         problem = make_problem(prepared, recipe)
+    state = None
+    if resume:
+        state = RunState.open(folder.with_name(folder.name + STATE_SUFFIX), fingerprint(prepared, recipe, problem))
     with clock("compress"):
-        found, searched = choose_widths(prepared, problem, recipe, progress)
+        found, searched = choose_widths(prepared, problem, recipe, progress, state)
     cut = make_cut(prepared, problem, found, recipe, clock, progress)
     evaluations = 1
     while searched is not None and loses_too_much(recipe, cut.evaluation) and evaluations < MOST_EVALUATIONS:
@@ -111,6 +118,8 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
         return RunResult(report, None, cut.narrowed.module)
     with clock("write"):
         write_run(folder, recipe, prepared, cut, report, clock, progress)
+    if state is not None:
+        state.remove()
     return RunResult(report, folder, cut.narrowed.module)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from compress.budget.layers import LayerOptions
 from compress.budget.layerwise import Layerwise, Problem, compress_layers, fit_samples, select_groups
+from compress.budget.resume import RunState
 from compress.budget.search import SearchResult, prepare_search, search_widths
 from compress.budget.widths import WidthRule
 from compress.errors import DataError, NothingToCompressError, RecipeError
@@ -20,9 +21,12 @@ from compress.recipe import Recipe
 
 
 def choose_widths(
-    prepared: Prepared, problem: Problem, recipe: Recipe, progress: Progress
+    prepared: Prepared, problem: Problem, recipe: Recipe, progress: Progress, state: RunState | None = None
 ) -> tuple[Layerwise, SearchResult | None]:
     """Compress by the recipe's width rule, or search the widths where it names a budget or only an accuracy bound.
+
+    Args:
+        state: where results are kept for a later run, and taken from.
 
     Returns:
         The compressed network in its original shapes, and how the search went (None without one).
@@ -30,7 +34,7 @@ def choose_widths(
     options = layer_options(recipe)
     ruled = recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
     if not recipe.budgets and (recipe.max_drop is None or ruled):
-        return compress_layers(problem, width_rule(recipe), options, progress), None
+        return compress_layers(problem, width_rule(recipe), options, progress, kept_state=state), None
     parameters = dict(prepared.module.named_parameters())
     sample = (prepared.probe[:1],)
     whole = measure_latency((prepared.module,), sample)[0].milliseconds if "latency" in recipe.budgets else None
@@ -40,7 +44,7 @@ def choose_widths(
         before, after = measure_latency((prepared.module, narrowed), sample)
         return after.milliseconds / before.milliseconds
 
-    search = prepare_search(problem, options, parameters, progress, milliseconds=whole)
+    search = prepare_search(problem, options, parameters, progress, milliseconds=whole, kept_state=state)
     found = search_widths(search, options, progress, budgets=recipe.budgets, max_drop=recipe.max_drop, timed=timed)
     return found.layerwise, found
 

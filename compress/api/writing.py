@@ -22,6 +22,7 @@ from compress.output.artifact import (
     REPORT_PAGE,
     REPORT_TEXT,
     check_reload,
+    versions,
     write_artifact,
     write_json,
 )
@@ -77,6 +78,20 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> dic
         "recipe": recipe.model_dump(mode="json", exclude={"output", "force", "export"}),
         "rule": str(width_rule(recipe)),
         "seed": recipe.seed,
+    }
+
+
+def fingerprint(prepared: Prepared, recipe: Recipe, problem: Problem) -> dict[str, Any]:
+    """What a run's intermediate results depend on, by contents, not by paths. Plain data."""
+    paths = {"checkpoint", "data", "eval", "output", "force"}
+    found = describe_inputs(prepared, recipe, problem)
+    evaluation = found["data"]["evaluation"]
+    return {
+        "model": prepared.checkpoint.sha256,
+        "calibration data": found["data"]["calibration"]["fingerprint"],
+        "evaluation data": None if evaluation is None else evaluation["fingerprint"],
+        **{name: value for name, value in recipe.model_dump(mode="json").items() if name not in paths},
+        "versions": versions(),
     }
 
 

@@ -20,7 +20,8 @@ from compress.errors import NonFiniteError
 from compress.network.execution import first_tensor
 from compress.progress import Progress
 
-RATE = 1e-3  # of Adam, relative to each tensor's root mean square where that is larger than its floor
+RATE = 3e-4  # of Adam
+TEMPERATURE = 4.0  # of the class distributions; sharper ones say little about samples that the network is sure of
 WARM_UP = 0.1  # share of the steps in which the rate rises
 CHECKS = 6  # times that held-back samples are looked at
 CLIP = 1.0  # largest gradient norm
@@ -41,7 +42,7 @@ class Distillation:
     """What the steps did.
 
     Attributes:
-        divergences: (step, mean divergence of the outputs on held-back samples), from step 0 on.
+        divergences: (step, mean `soft_divergence` of the outputs on held-back samples), from step 0 on.
         kept_step: the step whose weights were kept.
     """
 
@@ -98,7 +99,7 @@ def distil(
             group["lr"] = rate * rate_share(step - 1, steps)
         with torch.enable_grad():
             inputs = [tensor.to(device) for tensor in fitting.read(number)]
-            loss = divergence(targets[number].to(device), first_tensor(module(*inputs))).mean()
+            loss = soft_divergence(targets[number].to(device), first_tensor(module(*inputs))).mean()
             if not bool(torch.isfinite(loss)):
                 raise NonFiniteError(f"The distillation loss is NaN or Inf at step {step}.")
             optimizer.zero_grad(set_to_none=True)
@@ -125,6 +126,13 @@ def rate_share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def soft_divergence(before: Tensor, after: Tensor) -> Tensor:
+    """How far outputs moved, per sample (B,): T²·KL of the classes at temperature T, else relative squares."""
+    if before.ndim == 2 and before.shape[1] > 1:
+        return TEMPERATURE**2 * divergence(before / TEMPERATURE, after / TEMPERATURE)
+    return divergence(before, after)
+
+
 def outputs_of(module: nn.Module, stream: Batches, device: torch.device, progress: Progress) -> list[Tensor]:
     """The network's first output on every batch."""
     found = []
@@ -141,6 +149,6 @@ def mean_divergence(module: nn.Module, stream: Batches, targets: Sequence[Tensor
     with torch.inference_mode():
         for number, size in enumerate(stream.sizes()):
             output = first_tensor(module(*(tensor.to(device) for tensor in stream.read(number))))
-            total += float(divergence(targets[number].to(device), output).sum())
+            total += float(soft_divergence(targets[number].to(device), output).sum())
             count += size
     return total / max(count, 1)

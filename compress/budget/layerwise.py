@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compress.budget.layers import LayerOptions, LayerResult, adjust_layer, solve_layer
+from compress.budget.resume import RunState, StoredLayer
 from compress.budget.schedule import Turn, changed_tensors, left_channels, make_schedule
 from compress.budget.scoring import CalibrationScore, score_samples
 from compress.budget.widths import WidthRule
@@ -131,7 +132,7 @@ class Layerwise:
         held_back: score on the held-back samples; None where the network's outputs are not class scores.
     """
 
-    results: list[LayerResult]
+    results: list[LayerResult | StoredLayer]
     state: dict[str, Tensor]
     fitting: CalibrationScore | None
     held_back: CalibrationScore | None
@@ -184,6 +185,7 @@ def compress_layers(
     *,
     widths: Mapping[str, int] | None = None,
     chosen: Mapping[str, Tensor] | None = None,
+    kept_state: RunState | None = None,
 ) -> Layerwise:
     """Solve all groups of the problem front to back, then score the result on calibration samples.
 
@@ -193,16 +195,26 @@ def compress_layers(
     Args:
         widths: group name -> width; overrides the rule.
         chosen: group name -> unit numbers to keep, by whatever means they were chosen; only the refit is left to do.
+        kept_state: where settled turns are kept for a later run, and taken from.
     """
     current = dict(problem.state)
-    results: list[LayerResult] = []
+    results: list[LayerResult | StoredLayer] = []
     stores: list[ActivationStore] = []
     schedule = problem.schedule()
     kept: dict[str, Tensor] = {}
+    sweep = None if kept_state is None else kept_state.of_sweep(str(rule), widths)
     try:
         stores = [ActivationStore.open(CACHE_BYTES // 2) for _ in range(2)]
         for number, turn in enumerate(schedule):
             group = turn.group
+            settled = None if sweep is None else sweep.read_turn(number)
+            if settled is not None:
+                device = next(iter(problem.state.values())).device
+                current.update({name: tensor.to(device) for name, tensor in settled.weights.items()})
+                if settled.layer is not None:
+                    kept[group.name] = settled.layer.kept
+                    results.append(settled.layer)
+                continue
             changed = any(current[name] is not tensor for name, tensor in problem.state.items())
             recorders = problem.recorders(group, targets=changed)
             frontier = next_frontier(problem, schedule[number:])
@@ -231,7 +243,10 @@ def compress_layers(
             moments = finished(problem, group, recorders)
             if not turn.chooses:
                 left = left_channels(turn, kept, problem.groups)
-                current.update(adjust_layer(moments, left, options, problem.state, current))
+                adjusted = adjust_layer(moments, left, options, problem.state, current)
+                current.update(adjusted)
+                if sweep is not None:
+                    sweep.write_turn(number, adjusted)
                 continue
             width = widths.get(group.name) if widths else None
             units = chosen.get(group.name) if chosen else None
@@ -239,6 +254,8 @@ def compress_layers(
             current.update(result.weights)
             kept[group.name] = result.kept
             results.append(replace(result, seconds={**seconds, **result.seconds}))
+            if sweep is not None:
+                sweep.write_turn(number, result.weights, results[-1])
         streams = (problem.fitting, problem.held_back)
         scores: list[CalibrationScore | None] = []
         for which, (stream, store) in enumerate(zip(streams, stores, strict=True)):

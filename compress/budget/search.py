@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from compress.budget.costs import CostModel, cost_model
 from compress.budget.latency import LatencyModel, measure_latency_model
 from compress.budget.layers import LayerOptions, layer_unit_costs
 from compress.budget.layerwise import Layerwise, Problem, compress_layers, record_all
+from compress.budget.resume import KnownCurves, RunState
 from compress.budget.sensitivity import measure_divergences, probe_widths
 from compress.budget.widths import WidthRule
 from compress.convex import SelectionCurve, select_units
@@ -42,9 +43,10 @@ class Search:
     """Everything known before the widths are chosen; one pass over the data, plus the sensitivities.
 
     Attributes:
-        moments: per group, of the original network.
+        moments: per group, of the original network; empty where the curves came from an earlier run.
         curves: selection curve per group.
         damages: predicted damage per group and width.
+        kept_state: where what is found is kept for a run that goes on from here.
     """
 
     problem: Problem
@@ -52,6 +54,7 @@ class Search:
     moments: dict[str, LayerMoments]
     curves: dict[str, SelectionCurve]
     damages: dict[str, DamageCurve]
+    kept_state: RunState | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +83,43 @@ def prepare_search(
     progress: Progress,
     *,
     milliseconds: float | None = None,
+    kept_state: RunState | None = None,
 ) -> Search:
     """Record all layers once, select along all widths, measure what errors do to the output.
 
     Args:
         milliseconds: measured latency of the whole network on one sample, where latency is to be predicted.
+        kept_state: where curves and sensitivities are kept for a later run, and taken from.
     """
-    moments = record_all(problem, progress)
+    known = None if kept_state is None else kept_state.read_curves()
+    legal = {group.name: legal_widths(group.unit_count, group.blocks, options.round_to) for group in problem.groups}
+    moments: dict[str, LayerMoments] = {}
+    if known is None or set(known.curves) != set(legal):
+        moments = record_all(problem, progress)
+        known = find_curves(problem, moments, options, legal, progress)
+        if kept_state is not None:
+            kept_state.write_curves(known)
+    damages = {
+        name: damage_curve(known.errors[name], known.measured[name], widths_known(known.curves[name], legal[name]))
+        for name in legal
+    }
+    model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs)
+    if milliseconds is not None:
+        progress.stage("timing layers at several widths")
+        latency = measure_latency_model(problem.program, model.tensors, problem.state, milliseconds)
+        model = replace(model, latency=latency)
+    return Search(problem, model, moments, known.curves, damages, kept_state)
+
+
+def find_curves(
+    problem: Problem,
+    moments: Mapping[str, LayerMoments],
+    options: LayerOptions,
+    legal: Mapping[str, tuple[int, ...]],
+    progress: Progress,
+) -> KnownCurves:
+    """Selection curves of all groups, and the divergences at a few widths of each."""
     curves: dict[str, SelectionCurve] = {}
-    legal: dict[str, tuple[int, ...]] = {}
     errors: dict[str, Tensor] = {}
     progress.stage("selecting units", len(problem.groups))
     for group in problem.groups:
@@ -97,22 +128,19 @@ def prepare_search(
         curves[group.name] = select_units(
             joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False
         )
-        widths_there = legal_widths(group.unit_count, group.blocks, options.round_to)
-        listed = joint.unit_count  # fewer than all where memory is short; the layer may still be left as it is
-        legal[group.name] = tuple(width for width in widths_there if width <= listed or width == group.unit_count)
         errors[group.name] = errors_by_width(curves[group.name].errors, group.unit_count)
         progress.advance()
-    widths = {name: probe_widths(errors[name], legal[name]) for name in curves}
+    widths = {name: probe_widths(errors[name], widths_known(curves[name], legal[name])) for name in curves}
     samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
     progress.stage("measuring sensitivities", samples)
     measured = measure_divergences(problem, moments, curves, widths, options, samples=samples, advance=progress.advance)
-    damages = {name: damage_curve(errors[name], measured[name], legal[name]) for name in curves}
-    model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs)
-    if milliseconds is not None:
-        progress.stage("timing layers at several widths")
-        latency = measure_latency_model(problem.program, model.tensors, problem.state, milliseconds)
-        model = replace(model, latency=latency)
-    return Search(problem, model, moments, curves, damages)
+    return KnownCurves(curves, errors, measured)
+
+
+def widths_known(curve: SelectionCurve, legal: Sequence[int]) -> tuple[int, ...]:
+    """Legal widths that the curve has units for; the layer as it is, with all units, is always one."""
+    listed = len(curve.order)  # fewer than all where memory is short
+    return tuple(width for width in legal if width <= listed or width == legal[-1])
 
 
 def errors_by_width(errors: Tensor, units: int) -> Tensor:
@@ -196,7 +224,12 @@ def _run_trial(
 ) -> SearchResult:
     """Compress front to back at the allocated widths and note what the held-back samples say."""
     found = compress_layers(
-        search.problem, WidthRule(keep=1), replace(options, certify=False), progress, widths=allocation.widths
+        search.problem,
+        WidthRule(keep=1),
+        replace(options, certify=False),
+        progress,
+        widths=allocation.widths,
+        kept_state=search.kept_state,
     )
     score = None if found.held_back is None else found.held_back.as_report()
     trials.append({"predicted_damage": allocation.damage, "costs": allocation.costs, "held_back": score})

@@ -37,6 +37,7 @@ from compress.cli.options import (
     resolve_recipe,
 )
 from compress.cli.pipelines import Github, Junit, describe_run, told_to_pipelines
+from compress.errors import RecipeError
 
 
 @app.command("run")
@@ -113,6 +114,13 @@ def run_command(
     memory: Memory = None,
     recipe: RecipeFile = None,
     output: Annotated[str | None, Option("--output", "-o", help="Folder to write.", rich_help_panel=OUTPUT)] = None,
+    resume: Annotated[
+        str | None,
+        Option(
+            help="As --output, and go on where a killed run of the same command stopped (state in OUT.state).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     force: Annotated[
         bool | None, Option("--force", help="Replace a folder written before.", rich_help_panel=OUTPUT)
     ] = None,
@@ -126,15 +134,19 @@ def run_command(
 ) -> None:
     """Compress a checkpoint: `compress vgg19.pt --layer classifier --data train.npz --eval test.npz`."""
     options = dict(locals())
-    for name in ("recipe", "dry_run", "as_json", "github", "junit"):
+    for name in ("recipe", "dry_run", "as_json", "github", "junit", "resume"):
         del options[name]
+    if resume is not None:
+        if output is not None and output != resume:
+            raise RecipeError(f"--resume {resume} and --output {output} name two folders; give one of them.")
+        options["output"] = resume
     with told_to_pipelines("compress", github, junit) as outcome:
         resolved = resolve_recipe(options, recipe)
         from compress.api import run
         from compress.display import StderrProgress, show_run
 
         with StderrProgress() as progress:
-            result = run(resolved, progress, dry_run=dry_run)
+            result = run(resolved, progress, dry_run=dry_run, resume=resume is not None)
         if github or junit:
             describe_run(outcome, result.report, result.folder)
     if as_json:

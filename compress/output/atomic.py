@@ -89,8 +89,10 @@ def check_target(target: str | Path, *, force: bool = False) -> None:
     place = target.parent
     while not place.exists() and place != place.parent:
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(f"Cannot write to {str(place)!r}: it is not a writable folder. Choose another --output.")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}-", dir=place))
+    except OSError as error:
+        raise OutputError(f"Cannot write to {str(place)!r}: {explain(error)}. Choose another --output.") from None
 
 
 def explain(error: OSError) -> str:

@@ -1,0 +1,89 @@
+"""A killed run goes on where it stopped, with the bytes that an uninterrupted one writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compress
+from compress.budget import layerwise
+from compress.budget.resume import RunState
+from compress.demo import DEMO_OPTIONS
+from compress.errors import RecipeError
+
+BASE: dict[str, Any] = {**DEMO_OPTIONS, "calibration_samples": 300, "macs": 0.4}
+
+
+def recipe(folder: Path, **options: Any) -> compress.Recipe:
+    return compress.make_recipe({**BASE, **options, "output": str(folder)})
+
+
+class Killed(BaseException):
+    """What a test puts in the place of a power cut."""
+
+
+def run_until(kill_at: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumable run that ends when it would solve one more layer than `kill_at`."""
+    solve, calls = layerwise.solve_layer, []
+
+    def solve_or_die(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > kill_at:
+            raise Killed
+        return solve(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layerwise, "solve_layer", solve_or_die)
+        with pytest.raises(Killed):
+            compress.run(recipe(folder), resume=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    compress.run(recipe(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kill_at", [0, 1])
+def test_a_resumed_run_writes_the_same_network(
+    kill_at: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    run_until(kill_at, folder, monkeypatch)
+    assert (tmp_path / "out.state" / "curves.safetensors").is_file()
+    assert not folder.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("compress.budget.search.record_all", None)  # not called again
+        found = compress.run(recipe(folder), resume=True)
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert not (tmp_path / "out.state").exists()
+    assert [layer["kept"] for layer in found.report["layers"] if "kept" in layer]
+
+
+@pytest.mark.parametrize(("changed", "named"), [({"macs": 0.5}, "macs"), ({"seed": 1}, "calibration|seed")])
+def test_a_changed_run_is_refused_with_what_changed(
+    changed: dict[str, Any], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_until(0, tmp_path / "out", monkeypatch)
+    with pytest.raises(RecipeError, match=named):
+        compress.run(recipe(tmp_path / "out", **changed), resume=True)
+
+
+def test_a_damaged_state_file_is_recomputed(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "out"
+    run_until(1, folder, monkeypatch)
+    for path in (tmp_path / "out.state").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:40])
+    compress.run(recipe(folder), resume=True)
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_sweeps_of_other_widths_have_their_own_state(tmp_path: Path) -> None:
+    state = RunState.open(tmp_path / "state", {"model": "a"})
+    first, second = state.of_sweep("rule", {"a": 1}), state.of_sweep("rule", {"a": 2})
+    first.write_turn(0, {})
+    assert first.read_turn(0) is not None
+    assert second.read_turn(0) is None
