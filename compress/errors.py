@@ -13,7 +13,8 @@
     ├── OutputError              exit 1   the output folder cannot be written, or a written folder cannot be read
     ├── RecipeError              exit 2   options that are invalid or contradict each other
     ├── GateError                exit 3   the accuracy or budget gate failed
-    └── NothingToCompressError   exit 4   no layer could be compressed
+    ├── NothingToCompressError   exit 4   no layer could be compressed
+    └── InterruptionError        exit 130 ended by Ctrl-C or a polite kill, with something to go on from
 
 Misuse of the library from Python (a wrong shape, a wrong type) raises `ValueError` instead.
 """
@@ -91,3 +92,9 @@ class NothingToCompressError(CompressError):
     """No layer could be compressed."""
 
     exit_code = 4
+
+
+class InterruptionError(CompressError):
+    """A run that was ended from outside and left something to go on from."""
+
+    exit_code = 130

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import typer
 
-from compress.cli import compare, demo, evaluate, export, inspect, report, run, verify
+from compress.cli import compare, demo, evaluate, export, inspect, report, run, verify, zoo
 from compress.cli.app import app
 from compress.errors import CompressError
 
-__all__ = ["app", "compare", "demo", "entry", "evaluate", "export", "inspect", "main", "report", "run", "verify"]
+__all__ = ["app", "compare", "demo", "entry", "evaluate", "export", "inspect", "main", "report", "run", "verify", "zoo"]
 
 INTERRUPTED = 130
 

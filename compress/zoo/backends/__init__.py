@@ -1,0 +1,1 @@
+"""Where models run: processes of this machine, tasks of a Ray cluster, or jobs of Slurm."""

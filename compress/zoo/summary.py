@@ -1,0 +1,125 @@
+"""What a zoo came to: summary.json, summary.csv and index.html, each whole or as it was before."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from compress.output.atomic import new_file
+from compress.zoo.execution import DONE, FAILED, GATE
+from compress.zoo.plan import LOGS, MODELS, Job
+
+COLUMNS = (
+    "name", "status", "exit_code", "reason", "checkpoint", "parameters_before", "parameters_after", "macs_before",
+    "macs_after", "top1_before", "top1_after", "drop_points", "agreement", "latency_before_ms", "latency_after_ms",
+    "seconds", "peak_bytes", "same_as", "fingerprint",
+)  # fmt: skip
+
+
+def summarise(jobs: Sequence[Job], outcomes: Mapping[str, Mapping[str, Any]], output: Path) -> dict[str, Any]:
+    """The content of summary.json: counts, the exit code, and a row for every model in the order of the plan."""
+    rows = [summary_row(job, outcomes.get(job.name)) for job in jobs]
+    counts = {status: sum(row["status"] == status for row in rows) for status in (DONE, GATE, FAILED)}
+    return {
+        "format": 1,
+        "models": len(rows),
+        "counts": counts,
+        "exit_code": 1 if counts[FAILED] else 3 if counts[GATE] else 0,
+        "output": str(output),
+        "rows": rows,
+    }
+
+
+def summary_row(job: Job, outcome: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One model's row; every column is there, None where there is nothing to say."""
+    outcome = outcome or {"status": FAILED, "exit_code": 1, "reason": "it was not run"}
+    figures = outcome.get("figures") or {}
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row.update(name=job.name, checkpoint=job.recipe.checkpoint, fingerprint=job.fingerprint)
+    for name in ("status", "exit_code", "reason", "seconds", "peak_bytes", "same_as"):
+        row[name] = outcome.get(name)
+    for name in ("parameters", "macs", "top1"):
+        row[f"{name}_before"], row[f"{name}_after"] = figures.get(name) or (None, None)
+    row["latency_before_ms"], row["latency_after_ms"] = figures.get("latency_ms") or (None, None)
+    row["drop_points"], row["agreement"] = figures.get("drop_points"), figures.get("agreement")
+    return row
+
+
+def write_summary(output: Path, found: Mapping[str, Any], suffix: str = "") -> None:
+    """Write the three files into a zoo's folder. Raises OutputError."""
+    with new_file(output / f"summary{suffix}.json") as draft:
+        draft.write_text(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    with new_file(output / f"summary{suffix}.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows({name: csv_safe(value) for name, value in row.items()} for row in found["rows"])
+    with new_file(output / f"index{suffix}.html") as draft:
+        draft.write_text(render_index(found, output), encoding="utf-8")
+
+
+def csv_safe(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=ChoiceLoader([PackageLoader("compress.zoo"), PackageLoader("compress.output.html")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def render_index(found: Mapping[str, Any], output: Path) -> str:
+    """The page of a zoo: a row for every model, linked to its report or its log."""
+    style = resources.files("compress.output.html").joinpath("templates/style.css").read_text("utf-8").strip()
+    counts = found["counts"]
+    verdict = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no models"
+    return (
+        _environment()
+        .get_template("index.html.j2")
+        .render(
+            title=f"{found['models']} models",
+            style=Markup(style),
+            verdict=verdict,
+            rows=[index_row(row, output) for row in found["rows"]],
+        )
+    )
+
+
+def index_row(row: Mapping[str, Any], output: Path) -> dict[str, str]:
+    """One model's cells as texts."""
+    report, log = f"{MODELS}/{row['name']}/report.html", f"{LOGS}/{row['name']}.log"
+    link = report if row["status"] == DONE else log
+    accuracy = ""
+    if row["top1_before"] is not None:
+        accuracy = f"{100 * row['top1_before']:.2f} → {100 * row['top1_after']:.2f} %"
+    elif row["agreement"] is not None:
+        accuracy = f"agreement {100 * row['agreement']:.2f} %"
+    same = f"same as {row['same_as']}" if row["same_as"] else ""
+    return {
+        "name": row["name"],
+        "link": link if (output / link).is_file() else "",
+        "status": row["status"],
+        "parameters": factor(row["parameters_before"], row["parameters_after"]),
+        "macs": factor(row["macs_before"], row["macs_after"]),
+        "accuracy": accuracy,
+        "seconds": "" if row["seconds"] is None else f"{row['seconds']:.1f}",
+        "reason": row["reason"] or same,
+    }
+
+
+def factor(before: int | None, after: int | None) -> str:
+    """How many times smaller, in words."""
+    return f"{before / after:.2f}×" if before and after else ""

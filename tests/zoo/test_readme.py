@@ -1,0 +1,37 @@
+"""The zoo section of README.md does what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from compress.cli import main
+from compress.demo import CHECKPOINT
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_commands_of_the_readme_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = README.read_text(encoding="utf-8").partition("## A zoo overnight")[2].partition("\n## ")[0]
+    (zoo_file,) = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
+    (commands,) = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("night.yaml").write_text(zoo_file)
+    Path("shared.yaml").write_text("{data: digits, calibration_samples: 100, keep: 0.5, selection: magnitude}")
+    Path("nets").mkdir()
+    for name in ("first", "second"):
+        shutil.copy(CHECKPOINT, f"nets/{name}.safetensors")
+    lines = [line.partition("$ compress ")[2] for line in commands.splitlines()]
+    for line in lines:
+        assert main(shlex.split(line, comments=True)) == 0, line
+    counts = [json.loads(Path(name).read_text())["counts"]["done"] for name in (
+        "night/summary.json", "other/summary.json", "parts/summary-1-of-2.json"
+    )]  # fmt: skip
+    assert counts == [3, 2, 2]
+    assert Path("night/models/narrow/model.safetensors").is_file()
+    assert "first" in Path("night/index.html").read_text()
