@@ -12,11 +12,25 @@ from collections.abc import Sequence
 
 import typer
 
-from compress.cli import compare, demo, evaluate, export, inspect, report, run, verify, zoo
+from compress.cli import balance, compare, demo, evaluate, export, inspect, report, run, verify, zoo
 from compress.cli.app import app
 from compress.errors import CompressError
 
-__all__ = ["app", "compare", "demo", "entry", "evaluate", "export", "inspect", "main", "report", "run", "verify", "zoo"]
+__all__ = [
+    "app",
+    "balance",
+    "compare",
+    "demo",
+    "entry",
+    "evaluate",
+    "export",
+    "inspect",
+    "main",
+    "report",
+    "run",
+    "verify",
+    "zoo",
+]
 
 INTERRUPTED = 130
 

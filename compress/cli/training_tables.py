@@ -1,0 +1,32 @@
+"""What balance, training and their searches print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def show_balance(found: Mapping[str, Any]) -> None:
+    """Balance and path norm of every layer before and after, then the sums."""
+    console = Console()
+    table = Table("layer", "units", "‖w‖/‖v‖", "after", "path norm", "after", box=SIMPLE_HEAD)
+    for layer in found["layers"]:
+        cells = (*layer["balance"], *layer["path_norm"])
+        table.add_row(layer["name"], str(layer["units"]), *("–" if cell is None else f"{cell:.4g}" for cell in cells))
+    for name, reason in found["left_alone"].items():
+        table.add_row(name, "left alone", reason)
+    console.print(table)
+    before, after = found["sum_of_squares"]
+    _say(
+        console,
+        f"sum of squares {before:.6g} → {after:.6g} (× {found['factor']:.4f}), outputs ± {found['deviation']:.0e}",
+    )
+    _say(console, f"written to {found['output']}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)
