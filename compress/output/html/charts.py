@@ -35,7 +35,7 @@ def error_chart(layer: Mapping[str, Any], number: int, most: int = 200) -> Marku
     """error(width) of one layer: the selection's curve, the widths tried on held-back samples, and the chosen one."""
     curve = thin(layer.get("curve") or [], most)
     tried = [(width, error) for width, error in layer.get("held_back_curve") or [] if error is not None]
-    values = [y for _, y in (*curve, *tried) if y > 0]
+    values = [y for _, y in (curve or tried) if y > 0]
     low = 10 ** -next((power for power in range(1, 6) if values and min(values) >= 10**-power), 6)
     x = Axis(0, layer["units"], LEFT, WIDTH - RIGHT)
     y = Axis(low, max([1.0, *values]), HEIGHT - BOTTOM, TOP, log=True)
@@ -45,7 +45,7 @@ def error_chart(layer: Mapping[str, Any], number: int, most: int = 200) -> Marku
         parts.append(rule(x(bound), TOP, x(bound), HEIGHT - BOTTOM, "bound"))
         parts.append(text(x(bound) + 3, TOP + 9, f"bound {bound}", "note"))
     parts.append(polyline([(x(width), y(error)) for width, error in curve], "line first"))
-    parts += [dot(x(width), y(error), 2.5, "held") for width, error in tried]
+    parts += [dot(x(width), y(error), 2.5, "held") for width, error in tried if error >= low]
     chosen = layer["held_back_error"] if layer["held_back_error"] is not None else layer["error"]
     said = f"{layer['kept']} of {layer['units']} units kept"
     if chosen is not None:

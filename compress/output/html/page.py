@@ -22,6 +22,7 @@ from compress.output.html.charts import (
 from compress.output.report import comparison, decimals, export_rows, headline, ratio, summary_rows
 
 MOST_CLASSES = 40
+MOST_CHANGES = 12
 MOST_DRAWN = 120  # layers with curves of their own; a page stays below 1.5 MB
 
 
@@ -244,7 +245,9 @@ def evaluation_view(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | No
             }
             for number, (label, one) in enumerate(shown)
         ],
-        "changes": [(name(was), name(now), f"{count:,}") for was, now, count in evaluation.get("changes") or []],
+        "changes": [
+            (name(was), name(now), f"{count:,}") for was, now, count in (evaluation.get("changes") or [])[:MOST_CHANGES]
+        ],
         "cases": [
             {
                 "index": case["index"],
