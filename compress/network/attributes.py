@@ -72,6 +72,15 @@ def find_attributes(
     return tuple(rules.values())
 
 
+def counts_its_groups(owner: nn.Module | None, count: int) -> bool:
+    """Whether the module is one of torch's own, whose forward() reads its number of groups from an attribute."""
+    return (
+        owner is not None
+        and type(owner).__module__.startswith("torch.nn.modules.")
+        and count in (_integer(owner, "groups"), _integer(owner, "num_groups"))
+    )
+
+
 _SIZE_NAME = re.compile(r"head|dim|chan|width|feat|hidden|inner|embed|size|planes|group|split|mid|inter")
 _NOT_A_SIZE = re.compile(
     r"window|kernel|patch|stride|pad|layer|depth|index|seq|token|position|vocab|max_|grid|img|image"

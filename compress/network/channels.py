@@ -13,14 +13,12 @@ C × H × W, and viewing C as (heads, width) splits the factor C in two. Three k
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.int64]
+from compress.network.atoms import Array, AtomSets
+
 UNIFORM = "uniform"
 Label = Array | str | None
 
@@ -60,157 +58,12 @@ def is_tracked(dimension: Dimension) -> bool:
     return any(factor.atoms is not None for factor in dimension)
 
 
-class Atoms:
-    """The atoms of one network: a union-find structure in which an atom can also be replaced by a set of finer ones."""
+class Atoms(AtomSets):
+    """The atoms of one network, and the dimensions that they label: joined, split, flattened, concatenated."""
 
     def __init__(self) -> None:
-        self._parent = np.zeros(0, dtype=np.int64)
-        self._count = 0
-        self._births: list[int] = []
-        self._parts: dict[int, tuple[int, ...]] = {}
-        self._pins: dict[int, str] = {}
-        self._version = 0
-        self._resolved: dict[int, tuple[int, Array, Array]] = {}
+        super().__init__()
         self._flattened: dict[tuple[int, ...], tuple[int, Dimension, Factor]] = {}
-
-    def fresh(self, count: int) -> Array:
-        """`count` new atoms as a label of shape (count, 1)."""
-        need = self._count + count
-        if need > len(self._parent):
-            grown = np.arange(max(need, 2 * len(self._parent) + 1024), dtype=np.int64)
-            grown[: self._count] = self._parent[: self._count]
-            self._parent = grown
-        start = self._count
-        self._count = need
-        self._births.append(start)
-        return np.arange(start, need, dtype=np.int64)[:, None]
-
-    def birth(self, atom: int) -> int:
-        """Which call of `fresh` made the atom: atoms of one dimension share it."""
-        return bisect_right(self._births, atom) - 1
-
-    def find(self, atoms: Array) -> Array:
-        """The representative of every atom; -1 stays -1."""
-        roots = atoms
-        while True:
-            following = np.where(roots >= 0, self._parent[np.maximum(roots, 0)], -1)
-            if np.array_equal(following, roots):
-                break
-            roots = following
-        present = atoms >= 0
-        self._parent[atoms[present]] = roots[present]
-        return roots
-
-    def _root(self, atom: int) -> int:
-        parent = self._parent
-        while parent[atom] != atom:
-            parent[atom] = parent[parent[atom]]
-            atom = int(parent[atom])
-        return atom
-
-    def expand(self, atom: int) -> tuple[int, ...]:
-        """The finest representatives that an atom stands for."""
-        root = self._root(atom)
-        parts = self._parts.get(root)
-        if parts is None:
-            return (root,)
-        found: dict[int, None] = {}
-        for part in parts:
-            found.update(dict.fromkeys(self.expand(part)))
-        return tuple(found)
-
-    def resolve(self, label: Array) -> Array:
-        """The label in the finest representatives, atoms repeated at one position removed; shape (size, r')."""
-        known = self._resolved.get(id(label))
-        if known is None or known[0] != self._version:
-            known = (self._version, label, self._resolve(label))
-            self._resolved[id(label)] = known
-        return known[2]
-
-    def _resolve(self, label: Array) -> Array:
-        roots = self.find(label)
-        if not self._parts and label.shape[1] == 1:
-            return roots
-        unique, inverse = np.unique(roots, return_inverse=True)
-        expanded = [() if atom < 0 else self.expand(int(atom)) for atom in unique]
-        if label.shape[1] == 1:
-            width = max((len(entry) for entry in expanded), default=1) or 1
-            table = np.full((len(unique), width), -1, dtype=np.int64)
-            for row, entry in enumerate(expanded):
-                table[row, : len(entry)] = entry
-            return table[inverse.reshape(-1)]
-        inverse = inverse.reshape(label.shape)
-        rows: list[tuple[int, ...]] = []
-        for row in inverse:
-            found: dict[int, None] = {}
-            for index in row:
-                found.update(dict.fromkeys(expanded[index]))
-            rows.append(tuple(found))
-        return _to_label(rows)
-
-    def pin(self, label: Label, reason: str) -> None:
-        """Forbid the removal of every atom of `label`, for `reason`."""
-        if not isinstance(label, np.ndarray):
-            return
-        for atom in np.unique(self.resolve(label)):
-            if atom >= 0:
-                self._pins.setdefault(int(atom), reason)
-
-    def pinned(self, atom: int) -> str | None:
-        """Why the atom cannot be removed, or None."""
-        return self._pins.get(atom)
-
-    def union(self, first: int, second: int) -> None:
-        """Make two representatives one."""
-        first, second = self._root(first), self._root(second)
-        if first == second:
-            return
-        self._version += 1
-        low, high = min(first, second), max(first, second)
-        self._parent[high] = low
-        if high in self._pins:
-            reason = self._pins.pop(high)
-            self._pins.setdefault(low, reason)
-        high_parts = self._parts.pop(high, None)
-        if high_parts is None:
-            self._push_pin(low)
-            return
-        low_parts = self._parts.get(low)
-        if low_parts is None:
-            self._parts[low] = high_parts
-            self._push_pin(low)
-        else:
-            self.substitute(low, high_parts)
-
-    def _push_pin(self, root: int) -> None:
-        reason = self._pins.get(root)
-        if reason is not None and root in self._parts:
-            for part in self.expand(root):
-                self._pins.setdefault(part, reason)
-
-    def substitute(self, atom: int, parts: tuple[int, ...]) -> None:
-        """Let `atom` stand for the set `parts` (removed when any of them is)."""
-        self._version += 1
-        root = self._root(atom)
-        known = self._parts.get(root)
-        if known is None:
-            self._parts[root] = parts
-            self._push_pin(root)
-        elif len(known) == len(parts):
-            for one, other in zip(known, parts, strict=True):
-                first, second = self.expand(one), self.expand(other)
-                if len(first) != len(second):
-                    self._pin_all((*first, *second), "viewed in incompatible ways")
-                    continue
-                for a, b in zip(first, second, strict=True):
-                    self.union(a, b)
-        else:
-            everything = (*self.expand(atom), *(fine for part in parts for fine in self.expand(part)))
-            self._pin_all(everything, "viewed in incompatible ways")
-
-    def _pin_all(self, atoms: Iterable[int], reason: str) -> None:
-        for atom in atoms:
-            self._pins.setdefault(self._root(atom), reason)
 
     def join(self, first: Factor, second: Factor, reason: str) -> Factor:
         """Demand that two factors lose the same positions; what cannot be matched is pinned with `reason`."""
@@ -227,9 +80,7 @@ class Atoms:
         if left.shape == right.shape and np.array_equal(left, right):
             return first
         if left.shape[1] == right.shape[1] == 1 and (left >= 0).all() and (right >= 0).all():
-            pairs = np.unique(np.concatenate([left, right], axis=1), axis=0)
-            for a, b in pairs[pairs[:, 0] != pairs[:, 1]]:
-                self.union(int(a), int(b))
+            self.union_pairs(left[:, 0], right[:, 0])
             return first
         self._join_sets(left, right, reason)
         return first if left.shape[1] >= right.shape[1] else second
@@ -304,11 +155,13 @@ class Atoms:
                 inner_columns.append(grid[0])
             else:
                 rows, columns = self.fresh(outer)[:, 0], self.fresh(inner)[:, 0]
-                for (a, b), atom in np.ndenumerate(grid):
-                    if atom < 0:
-                        self._pin_all((int(rows[a]), int(columns[b])), "split in two dimensions with a fixed position")
-                    else:
-                        self.substitute(int(atom), (int(rows[a]), int(columns[b])))
+                fixed = (grid < 0).nonzero()
+                self._pin_all(
+                    np.unique(np.concatenate([rows[fixed[0]], columns[fixed[1]]])).tolist(),
+                    "is split in two dimensions with a fixed position",
+                )
+                row, column = (grid >= 0).nonzero()
+                self.substitute_pairs(grid[row, column], rows[row], columns[column])
                 outer_columns.append(rows)
                 inner_columns.append(columns)
         return _factor(outer, outer_columns), _factor(inner, inner_columns)
@@ -404,14 +257,6 @@ def _factor(size: int, columns: list[Array]) -> Factor:
     if not columns:
         return Factor(size)
     return Factor(size, np.stack(columns, axis=1))
-
-
-def _to_label(rows: list[tuple[int, ...]]) -> Array:
-    width = max((len(row) for row in rows), default=1) or 1
-    label = np.full((len(rows), width), -1, dtype=np.int64)
-    for index, row in enumerate(rows):
-        label[index, : len(row)] = row
-    return label
 
 
 def _pattern(column: Array) -> Array:

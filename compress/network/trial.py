@@ -137,7 +137,7 @@ class _Trial:
 
     def __init__(self, graph: NetworkGraph, module: nn.Module, drafts: Sequence[_Draft]) -> None:
         self.graph, self.drafts = graph, drafts
-        generator = torch.Generator().manual_seed(0)
+        pool = torch.randn(65537, generator=torch.Generator().manual_seed(0))
         self.state: dict[str, Tensor] = {}
         known: dict[int, Tensor] = {}
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
@@ -145,7 +145,7 @@ class _Trial:
         persistent = set(module.state_dict())
         for name, tensor in named:
             if id(tensor) not in known:
-                fresh = _random_like(tensor, generator) if name in persistent else tensor.detach().clone()
+                fresh = _random_like(tensor, pool, len(known)) if name in persistent else tensor.detach().clone()
                 if isinstance(tensor, nn.Parameter):
                     fresh = nn.Parameter(fresh, requires_grad=False)
                 known[id(tensor)] = fresh
@@ -215,13 +215,15 @@ class _Trial:
         return relative_deviation(wanted, got) <= _TOLERANCE
 
 
-def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def _random_like(tensor: Tensor, pool: Tensor, number: int) -> Tensor:
+    """A random tensor of that shape, copied from `pool`, whose length is a prime: no two rows repeat in step."""
     if not tensor.is_floating_point():
         return tensor.detach().clone()
-    shape, device = tuple(tensor.shape), tensor.device
-    if tensor.dim() < 2 or sum(size > 1 for size in shape) < 2:
-        value = torch.rand(shape, generator=generator) * 0.8 + 0.2
+    shape, size, start = tuple(tensor.shape), tensor.numel(), number * 977 % (len(pool) // 2)
+    value = pool[start : start + size] if start + size <= len(pool) else pool.repeat(-(-size // len(pool)) + 1)
+    value = value[:size].reshape(shape)
+    if tensor.dim() < 2 or sum(extent > 1 for extent in shape) < 2:
+        value = value.abs().clamp(max=2.0) * 0.4 + 0.2
     else:
-        fan = max(1, tensor.numel() // shape[0])
-        value = torch.randn(shape, generator=generator) / fan**0.5
-    return value.to(device=device, dtype=tensor.dtype)
+        value = value / max(1, size // shape[0]) ** 0.5
+    return value.to(device=tensor.device, dtype=tensor.dtype)

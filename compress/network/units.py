@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from compress.network.attributes import find_attributes, find_shape_attributes
+from compress.network.attributes import counts_its_groups, find_attributes, find_shape_attributes
 from compress.network.channels import Dimension, dimension_size
 from compress.network.flow import ChannelFlow, Contraction, argument, operation_name
 from compress.network.graph import NetworkGraph, module_path
@@ -50,6 +50,7 @@ def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) 
 def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[_Draft]:
     """Groups as the flow alone determines them."""
     occurrences, sharing = _find_occurrences(flow)
+    modules = dict(module.named_modules())
     owner = {atom: number for number, atoms in enumerate(occurrences) for atom in atoms.atoms}
     touched = _Touched(flow, owner, len(occurrences))
     drafts: list[_Draft] = []
@@ -97,7 +98,9 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
             skip_reason=reason,
         )
         number_of[number] = len(drafts)
-        suspicious = bool(classes or touched.counts[number])
+        suspicious = bool(classes) or not all(
+            counts_its_groups(modules.get(module_path(node)), count) for node, _, count in touched.counts[number]
+        )
         homes = frozenset(module_path(node) for node, _ in touched.shapes[number])
         drafts.append(_Draft(found.atoms, group, shapes, suspicious, classes, (first, found.slot), homes=homes))
     for one, other in sharing:
@@ -145,55 +148,55 @@ class _Occurrences:
 
 def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[int, int]]]:
     """Atoms grouped by where they occur, and the pairs of groups that share positions."""
-    atom_parts, place_parts, position_parts = [], [], []
+    atom_parts, place_parts, position_parts, slot_parts = [], [], [], []
     places: list[tuple[str, int]] = []
     products: list[np.ndarray] = []
-    slots: dict[int, int] = {}
     for name, dims in flow.parameters.items():
         for dim, dimension in enumerate(dims):
             label = dimension[0].atoms
             if label is None:
                 continue
             resolved = flow.atoms.resolve(label)
-            for slot, column in enumerate(resolved.T):
-                present = column >= 0
-                atom_parts.append(column[present])
-                position_parts.append(np.flatnonzero(present))
-                place_parts.append(np.full(int(present.sum()), len(places), dtype=np.int64))
-                for atom in np.unique(column[present]):
-                    slots.setdefault(int(atom), slot)
+            position, slot = np.nonzero(resolved >= 0)
+            atom_parts.append(resolved[position, slot])
+            position_parts.append(position)
+            place_parts.append(np.full(len(position), len(places), dtype=np.int64))
+            slot_parts.append(slot)
             if resolved.shape[1] > 1:
                 products.append(resolved)
             places.append((name, dim))
     if not atom_parts:
         return [], set()
-    atoms, place, position = (np.concatenate(parts) for parts in (atom_parts, place_parts, position_parts))
-    order = np.lexsort((position, place, atoms))
-    atoms, place, position = atoms[order], place[order], position[order]
+    atoms, place, position, slot = (
+        np.concatenate(parts) for parts in (atom_parts, place_parts, position_parts, slot_parts)
+    )
+    order = np.lexsort((slot, position, place, atoms))
+    atoms, place, position, slot = atoms[order], place[order], position[order], slot[order]
     starts = np.flatnonzero(np.r_[True, atoms[1:] != atoms[:-1]])
     ends = np.r_[starts[1:], len(atoms)]
+    births = flow.atoms.births(atoms[starts]).tolist()
     groups: dict[tuple[object, ...], list[int]] = {}
     where: dict[int, tuple[int, int]] = {}
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+    for start, end, birth in zip(starts.tolist(), ends.tolist(), births, strict=True):
         atom = int(atoms[start])
         where[atom] = (start, end)
-        key = (flow.atoms.birth(atom), flow.atoms.pinned(atom), place[start:end].tobytes())
+        key = (birth, flow.atoms.pinned(atom), place[start:end].tobytes())
         groups.setdefault(key, []).append(atom)
     found: list[_Occurrences] = []
-    owner: dict[int, int] = {}
+    owner = np.full(int(atoms[-1]) + 2, -1, dtype=np.int64)  # the last entry stays -1: the owner of no atom
     for members in groups.values():
         members.sort(key=lambda atom: int(position[where[atom][0]]))
         spans = np.array([where[atom] for atom in members])
         rows = np.stack([position[start:end] for start, end in spans])  # (K, positions of all places)
         row_places = place[spans[0][0] : spans[0][1]]
         table = {places[number]: rows[:, row_places == number] for number in dict.fromkeys(row_places.tolist())}
-        owner.update(dict.fromkeys(members, len(found)))
-        found.append(_Occurrences(members, table, min(slots[atom] for atom in members)))
+        owner[members] = len(found)
+        found.append(_Occurrences(members, table, int(slot[spans[:, 0]].min())))
     shared: set[tuple[int, int]] = set()
     for label in products:
-        numbers = np.vectorize(lambda atom: owner.get(atom, -1), otypes=[np.int64])(label)
-        for row in np.unique(numbers, axis=0).tolist():
-            shared.update((a, b) for a in row for b in row if 0 <= a < b)
+        for row in np.unique(owner[label], axis=0).tolist():
+            numbers = sorted(set(row) - {-1})
+            shared.update((a, b) for place, a in enumerate(numbers) for b in numbers[place + 1 :])
     return found, shared
 
 
@@ -202,6 +205,7 @@ class _Touched:
 
     def __init__(self, flow: ChannelFlow, owner: dict[int, int], count: int) -> None:
         self.flow, self.owner = flow, owner
+        self.known: dict[int, tuple[np.ndarray, set[int]]] = {}  # by the identity of a label: the label, its groups
         self.produced: list[list[Contraction]] = [[] for _ in range(count)]
         self.read: list[list[Contraction]] = [[] for _ in range(count)]
         self.activations: list[list[str]] = [[] for _ in range(count)]
@@ -236,8 +240,12 @@ class _Touched:
         found: set[int] = set()
         for factor in dimension:
             if factor.atoms is not None:
-                unique = np.unique(self.flow.atoms.resolve(factor.atoms)).tolist()
-                found.update(self.owner[atom] for atom in unique if atom in self.owner)
+                known = self.known.get(id(factor.atoms))
+                if known is None:
+                    unique = np.unique(self.flow.atoms.resolve(factor.atoms)).tolist()
+                    known = (factor.atoms, {self.owner[atom] for atom in unique if atom in self.owner})
+                    self.known[id(factor.atoms)] = known
+                found |= known[1]
         return found
 
     def statistic_slices(self, number: int, found: _Occurrences) -> tuple[StatisticSlice, ...]:

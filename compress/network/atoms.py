@@ -1,0 +1,218 @@
+"""Atoms: the smallest things that can be removed, made one (union-find) or replaced by sets of finer ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.int64]
+
+
+class AtomSets:
+    """A union-find structure in which an atom can also stand for a set of finer ones, and can be pinned."""
+
+    def __init__(self) -> None:
+        self._parent = np.zeros(0, dtype=np.int64)
+        self._special = np.zeros(0, dtype=bool)  # representatives that have parts, or a pin
+        self._count = 0
+        self._births: list[int] = []
+        self._parts: dict[int, tuple[int, ...]] = {}
+        self._pins: dict[int, str] = {}
+        self._version = 0
+        self._resolved: dict[int, tuple[int, Array, Array]] = {}
+        self._expanded: dict[int, tuple[int, ...]] = {}
+
+    def fresh(self, count: int) -> Array:
+        """`count` new atoms as a label of shape (count, 1)."""
+        need = self._count + count
+        if need > len(self._parent):
+            grown = np.arange(max(need, 2 * len(self._parent) + 1024), dtype=np.int64)
+            grown[: self._count] = self._parent[: self._count]
+            self._parent = grown
+            self._special = np.concatenate([self._special, np.zeros(len(grown) - len(self._special), dtype=bool)])
+        start = self._count
+        self._count = need
+        self._births.append(start)
+        return np.arange(start, need, dtype=np.int64)[:, None]
+
+    def births(self, atoms: Array) -> Array:
+        """Which call of `fresh` made each atom: atoms of one dimension share it."""
+        return np.searchsorted(np.asarray(self._births), atoms, side="right") - 1
+
+    def find(self, atoms: Array) -> Array:
+        """The representative of every atom; -1 stays -1."""
+        roots = atoms
+        while True:
+            following = np.where(roots >= 0, self._parent[np.maximum(roots, 0)], -1)
+            if np.array_equal(following, roots):
+                break
+            roots = following
+        present = atoms >= 0
+        self._parent[atoms[present]] = roots[present]
+        return roots
+
+    def _root(self, atom: int) -> int:
+        parent = self._parent
+        while parent[atom] != atom:
+            parent[atom] = parent[parent[atom]]
+            atom = int(parent[atom])
+        return atom
+
+    def expand(self, atom: int) -> tuple[int, ...]:
+        """The finest representatives that an atom stands for."""
+        root = self._root(atom)
+        parts = self._parts.get(root)
+        if parts is None:
+            return (root,)
+        known = self._expanded.get(root)
+        if known is None:
+            found: dict[int, None] = {}
+            for part in parts:
+                found.update(dict.fromkeys(self.expand(part)))
+            known = self._expanded[root] = tuple(found)
+        return known
+
+    def resolve(self, label: Array) -> Array:
+        """The label in the finest representatives, atoms repeated at one position removed; shape (size, r')."""
+        known = self._resolved.get(id(label))
+        if known is None or known[0] != self._version:
+            known = (self._version, label, self._resolve(label))
+            self._resolved[id(label)] = known
+        return known[2]
+
+    def _resolve(self, label: Array) -> Array:
+        roots = self.find(label)
+        if self._parts:
+            roots = self._replace_by_parts(roots)
+        return _without_repeats(roots)
+
+    def _replace_by_parts(self, roots: Array) -> Array:
+        columns: list[Array] = []
+        for column in roots.T:
+            special = self._special[np.maximum(column, 0)] & (column >= 0)
+            unique, inverse = np.unique(column[special], return_inverse=True)
+            expanded = [self.expand(atom) for atom in unique.tolist()]
+            width = max((len(entry) for entry in expanded), default=1)
+            table = np.full((len(unique), width), -1, dtype=np.int64)
+            for row, entry in enumerate(expanded):
+                table[row, : len(entry)] = entry
+            wide = np.full((len(column), width), -1, dtype=np.int64)
+            wide[:, 0] = column
+            if len(unique):
+                wide[special] = table[inverse.reshape(-1)]
+            columns.append(wide)
+        return np.concatenate(columns, axis=1) if len(columns) > 1 else columns[0]
+
+    def _changed(self) -> None:
+        self._version += 1
+        self._expanded.clear()
+
+    def pin(self, label: object, reason: str) -> None:
+        """Forbid the removal of every atom of `label`, for `reason`; a label without atoms is left alone."""
+        if not isinstance(label, np.ndarray):
+            return
+        for atom in np.unique(self.resolve(label)).tolist():
+            if atom >= 0:
+                self._set_pin(atom, reason)
+
+    def _set_pin(self, root: int, reason: str) -> None:
+        self._pins.setdefault(root, reason)
+        self._special[root] = True
+
+    def pinned(self, atom: int) -> str | None:
+        """Why the atom cannot be removed, or None."""
+        return self._pins.get(atom)
+
+    def union_pairs(self, first: Array, second: Array) -> None:
+        """Make first[i] and second[i] one for every i."""
+        first, second = self.find(first), self.find(second)
+        apart = first != second
+        pairs = np.unique(np.stack([first[apart], second[apart]], axis=1), axis=0)
+        low, high = pairs.min(axis=1), pairs.max(axis=1)
+        plain = not self._special[pairs].any()
+        if plain and len(np.unique(high)) == len(high) and not np.isin(high, low).any():
+            self._parent[high] = low
+            self._changed()
+            return
+        for a, b in pairs.tolist():
+            self.union(a, b)
+
+    def union(self, first: int, second: int) -> None:
+        """Make two representatives one."""
+        first, second = self._root(first), self._root(second)
+        if first == second:
+            return
+        self._changed()
+        low, high = min(first, second), max(first, second)
+        self._parent[high] = low
+        if high in self._pins:
+            self._set_pin(low, self._pins.pop(high))
+        high_parts = self._parts.pop(high, None)
+        if high_parts is None:
+            self._push_pin(low)
+            return
+        low_parts = self._parts.get(low)
+        if low_parts is None:
+            self._parts[low] = high_parts
+            self._special[low] = True
+            self._push_pin(low)
+        else:
+            self.substitute(low, high_parts)
+
+    def _push_pin(self, root: int) -> None:
+        reason = self._pins.get(root)
+        if reason is not None and root in self._parts:
+            for part in self.expand(root):
+                self._set_pin(part, reason)
+
+    def substitute(self, atom: int, parts: tuple[int, ...]) -> None:
+        """Let `atom` stand for the set `parts` (removed when any of them is)."""
+        self._changed()
+        root = self._root(atom)
+        known = self._parts.get(root)
+        if known is None:
+            self._parts[root] = parts
+            self._special[root] = True
+            self._push_pin(root)
+        elif len(known) == len(parts):
+            for one, other in zip(known, parts, strict=True):
+                first, second = self.expand(one), self.expand(other)
+                if len(first) != len(second):
+                    self._pin_all((*first, *second), "viewed in incompatible ways")
+                    continue
+                for a, b in zip(first, second, strict=True):
+                    self.union(a, b)
+        else:
+            everything = (*self.expand(atom), *(fine for part in parts for fine in self.expand(part)))
+            self._pin_all(everything, "viewed in incompatible ways")
+
+    def substitute_pairs(self, atoms: Array, first: Array, second: Array) -> None:
+        """Let atoms[i] (representatives) stand for {first[i], second[i]}."""
+        plain = not self._special[atoms].any() and len(np.unique(atoms)) == len(atoms)
+        pairs = list(zip(first.tolist(), second.tolist(), strict=True))
+        if plain:
+            self._changed()
+            self._parts.update(zip(atoms.tolist(), pairs, strict=True))
+            self._special[atoms] = True
+            return
+        for atom, parts in zip(atoms.tolist(), pairs, strict=True):
+            self.substitute(atom, parts)
+
+    def _pin_all(self, atoms: Iterable[int], reason: str) -> None:
+        for atom in atoms:
+            self._set_pin(self._root(atom), reason)
+
+
+def _without_repeats(label: Array) -> Array:
+    """Each row's atoms without those that stand further left in it, present ones first, empty columns dropped."""
+    if label.shape[1] == 1:
+        return label
+    label = label.copy()
+    for column in range(1, label.shape[1]):
+        repeated = (label[:, :column] == label[:, column : column + 1]).any(axis=1)
+        label[repeated, column] = -1
+    order = np.argsort(label < 0, axis=1, kind="stable")
+    label = np.take_along_axis(label, order, axis=1)
+    return label[:, : max(1, int((label >= 0).sum(axis=1).max(initial=1)))]
