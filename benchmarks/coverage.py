@@ -184,13 +184,14 @@ def reload_deviation(folder: Path) -> float | str:
     import torch
     from safetensors.torch import load_file
 
+    from compress.network.architecture import with_versions
     from compress.network.surgery import module_outputs, relative_deviation, restore_shapes
 
     try:
         plan = json.loads((folder / "plan.json").read_text())
         module, _ = build_model(plan["name"])
         restore_shapes(module, plan["shapes"], plan["attributes"])
-        module.load_state_dict(load_file(folder / "model.safetensors"))
+        module.load_state_dict(with_versions(module, load_file(folder / "model.safetensors")))
         inputs, expected = torch.load(folder / "expected.pt")
         return relative_deviation([expected], [module_outputs(module, inputs)[0]])
     except (RuntimeError, ValueError, OSError, KeyError) as fault:

@@ -119,7 +119,7 @@ def _video(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     import torchvision
 
     module = torchvision.models.get_model(name, weights=None)
-    shape = (2, 3, 16, 224, 224) if name == "mvit_v1_b" else (2, 3, 16, 64, 64) if name == "s3d" else (2, 3, 8, 64, 64)
+    shape = (2, 3, 16, 224, 224) if name in ("mvit_v1_b", "s3d") else (2, 3, 8, 64, 64)
     return module, (torch.randn(shape),)
 
 

@@ -11,6 +11,7 @@ from compress.api.measuring import evaluate_pair
 from compress.budget.distillation import Distillation, distil
 from compress.budget.layerwise import Layerwise, Problem
 from compress.errors import NothingToCompressError
+from compress.network.architecture import with_versions
 from compress.network.surgery import Narrowed, narrow, verify_narrowed
 from compress.network.units import UnitGroup
 from compress.output.artifact import computed_state, stored_state
@@ -59,7 +60,7 @@ def make_cut(
         progress.stage("cutting and verifying")
         narrowed, deviation = cut_network(prepared, problem.groups, kept, found.state)
         stored = stored_state(narrowed.module.state_dict(), prepared.stored)
-        narrowed.module.load_state_dict(computed_state(stored))
+        narrowed.module.load_state_dict(with_versions(narrowed.module, computed_state(stored)))
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
     cut = Cut(kept, narrowed, stored, deviation, evaluation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -175,7 +176,14 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_fit(module, shapes, type(module).__name__)
-    module.load_state_dict(dict(state), strict=False)
+    module.load_state_dict(with_versions(module, state), strict=False)
+
+
+def with_versions(module: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The state with the format versions of the module's own state dict, which some modules refuse to load without."""
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    return versioned
 
 
 def compare(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -29,7 +29,7 @@ _INPUT_NAMES = ("in_channels", "in_features", "nx")
 
 def find_attributes(
     flow: ChannelFlow,
-    module: nn.Module,
+    modules: Mapping[str, nn.Module],
     readers: Iterable[Contraction],
     counts: Iterable[tuple[fx.Node, Dimension, int]],
     places: Mapping[tuple[str, int], np.ndarray],
@@ -37,7 +37,6 @@ def find_attributes(
 ) -> tuple[AttributeRule, ...]:
     """Sizes that the modules which own the shrinking tensors keep as numbers, and counts of groups."""
     rules: dict[tuple[str, str], AttributeRule] = {}
-    modules = dict(module.named_modules())
     reads = {contraction.weight: contraction for contraction in readers}
     for (name, dim), positions in places.items():
         path = name.rpartition(".")[0]
@@ -66,8 +65,8 @@ def find_attributes(
             if owner is not None and _integer(owner, attribute) == count:
                 rules[path, attribute] = AttributeRule(path, attribute, counted.shape[1])
         if owner is not None and _integer(owner, "in_channels") is not None and operation_name(node).startswith("conv"):
-            size = owner.in_channels
-            if isinstance(size, int) and size % count == 0:
+            size = _integer(owner, "in_channels") or 0
+            if size % count == 0:
                 rules[path, "in_channels"] = AttributeRule(path, "in_channels", counted.shape[1] * (size // count))
     return tuple(rules.values())
 
@@ -81,18 +80,20 @@ def counts_its_groups(owner: nn.Module | None, count: int) -> bool:
     )
 
 
-_SIZE_NAME = re.compile(r"head|dim|chan|width|feat|hidden|inner|embed|size|planes|group|split|mid|inter")
+_SIZE_NAME = re.compile(r"head|dim|chan|width|feat|hidden|inner|embed|size|planes|group|split|mid|inter|shape")
 _NOT_A_SIZE = re.compile(
-    r"window|kernel|patch|stride|pad|layer|depth|index|seq|token|position|vocab|max_|grid|img|image"
+    r"window|kernel|patch|stride|pad|layer|depth|index(?!es)|seq|token|position|vocab|max_|grid|img|image"
 )
 
 
 def find_shape_attributes(
-    module: nn.Module, shapes: Sequence[tuple[fx.Node, Dimension]], positions_in: PositionsIn, flow: ChannelFlow
+    modules: Mapping[str, nn.Module],
+    shapes: Sequence[tuple[fx.Node, Dimension]],
+    positions_in: PositionsIn,
+    flow: ChannelFlow,
 ) -> tuple[tuple[AttributeRule, ...], tuple[str, ...]]:
     """Numbers in the modules around a view that equal its sizes: candidates, to be tried."""
-    rules: dict[tuple[str, str], AttributeRule] = {}
-    modules = dict(module.named_modules())
+    rules: dict[tuple[str, str, int | None], AttributeRule] = {}
     for node, dimension in shapes:
         sizes: dict[int, int] = {}
         for part in (dimension, *((factor,) for factor in dimension)):
@@ -104,9 +105,12 @@ def find_shape_attributes(
         for path in paths:
             owner = modules.get(path)
             for name, value in vars(owner).items() if owner is not None else ():
-                fits = isinstance(value, int) and not isinstance(value, bool) and value in sizes
-                if fits and not name.startswith("_") and _SIZE_NAME.search(name) and not _NOT_A_SIZE.search(name):
-                    rules.setdefault((path, name), AttributeRule(path, name, sizes[value]))
+                if name.startswith("_") or not _SIZE_NAME.search(name) or _NOT_A_SIZE.search(name):
+                    continue
+                entries = enumerate(value) if isinstance(value, (tuple, list)) else [(None, value)]
+                for index, entry in entries:
+                    if isinstance(entry, int) and not isinstance(entry, bool) and entry in sizes:
+                        rules.setdefault((path, name, index), AttributeRule(path, name, sizes[entry], index))
     classes = {_class_name(node) for node, _ in shapes}
     return tuple(rules.values()), tuple(sorted(classes))
 

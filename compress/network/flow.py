@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -68,7 +69,10 @@ class ChannelFlow:
         self.contractions: list[Contraction] = []
         self.statistics: list[Statistic] = []
         self.touches: list[Touch] = []
+        self.active: set[fx.Node] = set()  # what depends on the network's inputs
         for node in graph.graph.nodes:
+            if node.name in graph.inputs or any(source in self.active for source in node.all_input_nodes):
+                self.active.add(node)
             if node.op == "placeholder":
                 self.values[node] = self._placeholder(node)
             elif node.op == "output":
@@ -227,7 +231,11 @@ def concrete(size: Any) -> int:
     """An integer for a size that may be symbolic."""
     if isinstance(size, int):
         return size
-    expression = sympy.sympify(size.node.expr)
+    return _at_batch(sympy.sympify(size.node.expr))
+
+
+@lru_cache(maxsize=1024)
+def _at_batch(expression: sympy.Expr) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, _BATCH)))
 
 

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree
 
 from compress.errors import TraceError
+from compress.network.inlining import inline_regions
 
 Override = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -55,15 +56,15 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     wide = tuple(
         value.repeat(2, *[1] * (value.dim() - 1)) if value.dim() and len(value) == 1 else value for value in inputs
     )
-    training = {name: part.training for name, part in module.named_modules()}
+    before = _plain_attributes(module)
     module.eval()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program, batch_size = _export(module, inputs, wide)
     finally:
-        for name, part in module.named_modules():
-            part.training = training[name]
+        _restore(before)
+    inline_regions(program.graph_module)
     tensors: dict[str, str] = {}
     constants: dict[str, Any] = {}
     users: list[str] = []
@@ -95,6 +96,23 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
         examples=wide if batch_size is None else tuple(inputs),
         aliases=_find_aliases(module),
     )
+
+
+def _plain_attributes(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every module's attributes and every dictionary among them, each with a copy: forward() may store into them."""
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for part in module.modules():
+        attributes = vars(part)
+        kept += [(value, dict(value)) for value in attributes.values() if type(value) is dict]
+        kept.append((attributes, dict(attributes)))
+    return kept
+
+
+def _restore(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    for current, old in kept:
+        if len(current) != len(old) or any(value is not old.get(key) for key, value in current.items()):
+            current.clear()
+            current.update(old)
 
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], wide: tuple[Tensor, ...]) -> tuple[Any, int | None]:

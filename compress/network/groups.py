@@ -45,7 +45,7 @@ class Consumer:
     groups: int = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class AttributeRule:
     """A number that forward() reads: it falls by `per_unit` for each unit removed. `index` points into a tuple."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +63,12 @@ def narrow(
                     f"`weights[{name!r}]` must have the original shape {tuple(old.shape)}, got {tuple(value.shape)}."
                 )
             value = value.to(old.device, old.dtype)
+            fresh = value
             for dim in range(old.dim()):
                 mask = masks.get((name, dim))
                 if mask is not None:
-                    value = value.index_select(dim, mask.nonzero()[:, 0].to(value.device))
-            fresh = value.clone()
+                    fresh = fresh.index_select(dim, mask.nonzero()[:, 0].to(value.device))
+            fresh = fresh.clone() if fresh is value else fresh
             replaced[id(old)] = (
                 nn.Parameter(fresh, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else fresh
             )
@@ -75,6 +78,33 @@ def narrow(
     attributes = _new_attributes(module, chosen)
     set_attributes(result, attributes)
     return Narrowed(result, shapes, attributes)
+
+
+@contextmanager
+def new_shapes(module: nn.Module, kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]) -> Iterator[None]:
+    """Within it the module itself has the narrowed shapes and attributes, its shrunk tensors uninitialised."""
+    chosen = _check_kept(kept, groups)
+    named = _named_tensors(module)
+    shapes = {name: list(tensor.shape) for name, tensor in named.items()}
+    for (name, dim), mask in kept_positions(module, chosen).items():
+        shapes[name][dim] = int(mask.sum())
+    shapes = {name: shape for name, shape in shapes.items() if shape != list(named[name].shape)}
+    attributes = _new_attributes(module, chosen)
+    before = {path: operator.attrgetter(path)(module) for path in attributes}
+    try:
+        restore_shapes(module, shapes, attributes)
+        yield
+    finally:
+        for name in shapes:
+            _set_tensor(module, name, named[name])
+        set_attributes(module, before)
+
+
+def _set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    table = owner._parameters if leaf in owner._parameters else owner._buffers
+    table[leaf] = value  # type: ignore[assignment]
 
 
 def restore_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, Any]) -> nn.Module:
@@ -94,10 +124,7 @@ def restore_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]], attri
             fresh[id(old)] = (
                 nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
             )
-        path, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(path)
-        table = owner._parameters if leaf in owner._parameters else owner._buffers
-        table[leaf] = fresh[id(old)]  # type: ignore[assignment]
+        _set_tensor(module, name, fresh[id(old)])
     set_attributes(module, attributes)
     return module
 
@@ -340,12 +367,17 @@ def set_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> None:
 
 
 def copy_with(module: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:
-    """A deep copy in which tensors (by id) are replaced; computed tensors kept as attributes are copied detached."""
+    """A deep copy in which tensors (by id) are replaced; computed tensors kept as attributes are copied detached.
+
+    Dictionaries with `cache` in their name are emptied in the copy: what they hold was computed from old weights.
+    """
     memo: dict[int, Any] = dict(replaced)
     for part in module.modules():
-        for value in vars(part).values():
+        for name, value in vars(part).items():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
+            elif isinstance(value, dict) and "cache" in name:
+                memo[id(value)] = type(value)()
     return copy.deepcopy(module, memo)
 
 

@@ -42,25 +42,24 @@ def tie_drafts(drafts: Sequence[_Draft], refused: Iterable[int]) -> list[_Draft]
                 rank=parts[0].rank,
                 siblings=set(members).union(*(part.siblings for part in parts)),
                 homes=frozenset().union(*(part.homes for part in parts)),
+                readers=frozenset().union(*(part.readers for part in parts)),
             )
         )
     return tied
 
 
 def _meeting(drafts: Sequence[_Draft], indices: Sequence[int]) -> list[list[int]]:
-    """The indices in sets connected by common homes, each set in ascending order."""
-    sets: list[tuple[set[str], list[int]]] = []
+    """The indices in connected sets, in ascending order: a home of one is a home of the other, or holds its reader."""
+    sets: list[list[int]] = []
     for index in indices:
-        homes, members = set(drafts[index].homes), [index]
-        apart = []
-        for known in sets:
-            if known[0] & homes:
-                homes |= known[0]
-                members += known[1]
-            else:
-                apart.append(known)
-        sets = [*apart, (homes, members)]
-    return sorted(sorted(members) for _, members in sets)
+        near = [known for known in sets if any(_meet(drafts[index], drafts[other]) for other in known)]
+        sets = [known for known in sets if known not in near]
+        sets.append(sorted([index, *(other for known in near for other in known)]))
+    return sorted(sets)
+
+
+def _meet(one: _Draft, other: _Draft) -> bool:
+    return bool(one.homes & (other.homes | other.readers) or other.homes & one.readers)
 
 
 def _join(groups: Sequence[UnitGroup], count: int) -> UnitGroup:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.network.graph import NetworkGraph
-from compress.network.surgery import copy_with, masked_outputs, module_outputs, narrow, relative_deviation
+from compress.network.surgery import copy_with, masked_outputs, module_outputs, narrow, new_shapes, relative_deviation
 from compress.network.ties import tie_drafts
 from compress.network.units import USE_COUPLE, AttributeRule, UnitGroup, _Draft, with_reason
 
 _BAKED = "a size in forward() is fixed in Python and no attribute changes it"
+_FAULTS = (CompressError, RuntimeError, ValueError, TypeError, AssertionError, IndexError, ArithmeticError)
 _TOLERANCE = 2e-3  # float32, random weights: a wrong view is wrong by its whole size
 
 
@@ -86,7 +87,7 @@ def _stream_hint(drafts: Sequence[_Draft], index: int) -> str:
     """What to try when a residual stream that was left alone meets the refused draft in one module."""
     homes = drafts[index].homes
     for draft in drafts:
-        if draft.homes & homes and (draft.group.skip_reason or "").endswith(USE_COUPLE):
+        if (draft.homes | draft.readers) & homes and (draft.group.skip_reason or "").endswith(USE_COUPLE):
             return f", perhaps with the residual stream {draft.group.producers[0]}: {USE_COUPLE}"
     return ""
 
@@ -110,7 +111,8 @@ def _one_of_equals(counts: bool) -> _Choice:
 
     def choose(module: nn.Module, rules: _Rules) -> _Rules:
         def key(rule: AttributeRule) -> tuple[str, object, int]:
-            return rule.module, getattr(module.get_submodule(rule.module), rule.name), rule.per_unit
+            value = getattr(module.get_submodule(rule.module), rule.name)
+            return rule.module, value if rule.index is None else value[rule.index], rule.per_unit
 
         names: dict[object, set[bool]] = {}
         for rule in rules:
@@ -187,16 +189,30 @@ class _Trial:
             if any(self.drafts[index].shapes for index in indices)
         ]
         options.append({index: self.drafts[index].group for index in indices})
+        tried: set[object] = set()
         for groups in options:
+            content = tuple(rule for group in groups.values() for rule in group.attributes)
+            if content in tried:
+                continue
+            tried.add(content)
             if self._equal(list(groups.values())):
                 return groups
         return None
 
     def _with(self, index: int, choose: _Choice) -> UnitGroup:
         draft = self.drafts[index]
-        rules = {(rule.module, rule.name): rule for rule in choose(self.module, draft.shapes)}
-        rules.update({(rule.module, rule.name): rule for rule in draft.group.attributes})
+        rules = {(rule.module, rule.name, rule.index): rule for rule in choose(self.module, draft.shapes)}
+        rules.update({(rule.module, rule.name, rule.index): rule for rule in draft.group.attributes})
         return replace(draft.group, attributes=tuple(rules.values()))
+
+    def _fits(self, kept: Mapping[str, Tensor], groups: list[UnitGroup]) -> bool:
+        """Whether forward() runs at all with tensors of the new shapes, whatever they hold: most attempts fail here."""
+        try:
+            with new_shapes(self.module, kept, groups):
+                module_outputs(self.module, self.graph.examples)
+        except _FAULTS:
+            return False
+        return True
 
     def _equal(self, groups: list[UnitGroup]) -> bool:
         generator = torch.Generator().manual_seed(1)
@@ -206,10 +222,12 @@ class _Trial:
             .values
             for group in groups
         }
+        if not self._fits(kept, groups):
+            return False
         try:
             narrowed = narrow(self.module, kept, groups)
             got = module_outputs(narrowed.module, self.graph.examples)
-        except (CompressError, RuntimeError, ValueError, TypeError, AssertionError, IndexError, ArithmeticError):
+        except _FAULTS:
             return False
         wanted = masked_outputs(self.graph, self.state, kept, groups, self.graph.examples)
         return relative_deviation(wanted, got) <= _TOLERANCE

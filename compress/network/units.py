@@ -32,6 +32,7 @@ class _Draft:
     rank: tuple[int, int]
     siblings: set[int] = field(default_factory=set)
     homes: frozenset[str] = frozenset()  # modules whose forward() may write the group's sizes down
+    readers: frozenset[str] = frozenset()  # modules that hold a layer which reads the group
 
 
 def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) -> tuple[UnitGroup, ...]:
@@ -76,7 +77,7 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
         elif joined and not couple:
             reason = f"residual stream shared by {len(producers)} producers; {USE_COUPLE}"
         shapes, classes = (
-            find_shape_attributes(module, touched.shapes[number], found.positions_in, flow)
+            find_shape_attributes(modules, touched.shapes[number], found.positions_in, flow)
             if reason is None
             else ((), ())
         )
@@ -87,7 +88,7 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
             slices=found.slices(flow),
             consumers=consumers,
             attributes=find_attributes(
-                flow, module, touched.read[number], touched.counts[number], found.places, found.positions_in
+                flow, modules, touched.read[number], touched.counts[number], found.places, found.positions_in
             )
             if reason is None
             else (),
@@ -102,7 +103,11 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
             counts_its_groups(modules.get(module_path(node)), count) for node, _, count in touched.counts[number]
         )
         homes = frozenset(module_path(node) for node, _ in touched.shapes[number])
-        drafts.append(_Draft(found.atoms, group, shapes, suspicious, classes, (first, found.slot), homes=homes))
+        readers = frozenset(module_path(made.node).rpartition(".")[0] for made in touched.read[number])
+        rank = (first, found.slot)
+        drafts.append(
+            _Draft(found.atoms, group, shapes, suspicious, classes, rank, homes=homes, readers=readers - {""})
+        )
     for one, other in sharing:
         if one in number_of and other in number_of:
             drafts[number_of[one]].siblings.add(number_of[other])

@@ -221,3 +221,20 @@ def test_loading_sets_every_weight() -> None:
 def test_loading_into_another_network_is_refused() -> None:
     with pytest.raises(CheckpointError, match="does not fit Linear"):
         load_weights(nn.Linear(3, 2), {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)})
+
+
+class Versioned(nn.Linear):
+    """Loads only what says which version it is, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        if local_metadata.get("version") != 2:
+            raise ValueError("version should be 2")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_a_module_that_asks_for_its_version_loads_plain_tensors() -> None:
+    module = Versioned(3, 2)
+    load_weights(module, {"weight": torch.ones(2, 3), "bias": torch.zeros(2)})
+    assert float(module.weight.detach().sum()) == 6

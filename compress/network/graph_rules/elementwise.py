@@ -25,7 +25,7 @@ OTHER_ACTIVATIONS = (
         "clip",
         "pow",
     ),
-    *("sign", "floor", "ceil", "round"),
+    *("sign", "floor", "ceil", "round", "zero", "fill"),
     *("threshold", "hardshrink", "softshrink", "tanhshrink", "expm1", "nan_to_num"),
 )
 IDENTITY = (
@@ -73,6 +73,10 @@ def mark_sums(flow: ChannelFlow, node: fx.Node) -> None:
     """Record where two activations of different origin are added: their units become one residual stream."""
     operands = [value for value in node.args[:2] if isinstance(value, fx.Node) and flow.parameter_name(value) is None]
     if len(operands) < 2:
+        return
+    if not all(value in flow.active for value in operands):  # a shift computed from parameters
+        for value in operands:
+            flow.touch_flow(node, flow.of(value), "other", "add", False)
         return
     for one, other in zip(reversed(flow.of(operands[0])), reversed(flow.of(operands[1])), strict=False):
         if dimension_size(one) == dimension_size(other) and is_tracked(one) and is_tracked(other):

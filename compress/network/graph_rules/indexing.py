@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 from torch import fx
 
 from compress.network.channels import Dimension, Factor, Flow, dimension_size, is_tracked
-from compress.network.flow import ChannelFlow, argument, concrete
+from compress.network.flow import ChannelFlow, argument, concrete, operation_name
 
 
 def _take_part(flow: ChannelFlow, node: fx.Node, dimension: Dimension, start: int, size: int) -> Dimension:
@@ -22,6 +23,7 @@ def _take_part(flow: ChannelFlow, node: fx.Node, dimension: Dimension, start: in
         if halves is not None:
             flow.pin(halves[0], f"is one of the equal parts that {flow.where(node)} takes")
             flow.touch_shape(node, halves[1])
+            flow.touch_shape(node, dimension)
             return halves[1]
     flow.pin(dimension, f"is indexed at fixed positions by {flow.where(node)}")
     return (Factor(size),)
@@ -40,8 +42,26 @@ def map_split(flow: ChannelFlow, node: fx.Node) -> tuple[Flow, ...]:
     """chunk, split, split_with_sizes, tensor_split."""
     x = flow.of(node.args[0])
     dim = int(argument(node, 2, "dim", 0)) % len(x)
-    value = node.meta["val"]
-    return _parts(flow, node, dim, [concrete(part.shape[dim]) for part in value])
+    sizes = [concrete(part.shape[dim]) for part in node.meta["val"]]
+    if operation_name(node) != "split_with_sizes" or len(set(sizes)) == 1 or not is_tracked(x[dim]):
+        return _parts(flow, node, dim, sizes)
+    parts: list[Flow] = []
+    for start, size in zip(accumulate([0, *sizes]), sizes, strict=False):
+        part = (flow.atoms.cut(x[dim], slice(start, start + size)),)
+        flow.touch_shape(node, part)
+        parts.append((*x[:dim], part, *x[dim + 1 :]))
+    return tuple(parts)
+
+
+def map_glu(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """glu: the first half of a dimension times the sigmoid of the second."""
+    x = flow.of(node.args[0])
+    dim = int(argument(node, 1, "dim", -1)) % len(x)
+    half = dimension_size(x[dim]) // 2
+    value, gate = _parts(flow, node, dim, [half, half])
+    result = (*x[:dim], flow.join(value[dim], gate[dim], node), *x[dim + 1 :])
+    flow.touch_flow(node, result, "activation", "glu", False)
+    return result
 
 
 def map_slice(flow: ChannelFlow, node: fx.Node) -> Flow:
@@ -126,6 +146,7 @@ def map_roll(flow: ChannelFlow, node: fx.Node) -> Flow:
 
 RULES = {
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), map_split),
+    "glu": map_glu,
     "slice": map_slice,
     "narrow": map_narrow,
     "select": map_select,
