@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
@@ -36,33 +37,43 @@ class UnitPart:
     positions: Tensor
     groups: int = 1
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the units are all channels of `dim`, in order."""
+        flat = self.positions.flatten()
+        return self.groups == 1 and bool(torch.equal(flat.cpu(), torch.arange(len(flat))))
+
     def _shaped(self, tensor: Tensor) -> Tensor:
         """A view (groups, rows, channels, rest)."""
         before = math.prod(tensor.shape[: self.dim])
         return tensor.view(self.groups, before // self.groups, tensor.shape[self.dim], -1)
 
     def squares(self, tensor: Tensor) -> Tensor:
-        """Sum of squares (K,) of every unit's numbers, in float64 or the tensor's own wider type."""
+        """Sum of squares (K,) of every unit's numbers, at least in float32."""
         wide = tensor.detach().contiguous()
-        sums = self._shaped(wide).square().sum((1, 3), dtype=torch.promote_types(wide.dtype, torch.float32))
-        return sums.flatten()[self.positions.to(tensor.device)].sum(1)
+        sums = self._shaped(wide).square().sum((1, 3), dtype=torch.promote_types(wide.dtype, torch.float32)).flatten()
+        units = len(self.positions)
+        if self.whole and len(sums) == self.positions.numel():
+            return sums if len(sums) == units else sums.view(units, -1).sum(1)
+        return sums[self.positions.to(tensor.device)].sum(1)
 
     def vector(self, tensor: Tensor, factors: Tensor) -> Tensor:
         """`factors` (K,) spread over the channels (groups, 1, channels, 1), 1 elsewhere."""
-        spread = torch.ones(self.groups * tensor.shape[self.dim], dtype=factors.dtype, device=factors.device)
-        places = self.positions.to(factors.device)
-        spread[places.flatten()] = factors.repeat_interleave(places.shape[1])
+        count, each = self.groups * tensor.shape[self.dim], self.positions.shape[1]
+        repeated = factors if each == 1 else factors.repeat_interleave(each)
+        if self.whole and count == self.positions.numel():
+            return repeated.view(1, 1, -1, 1)
+        spread = torch.ones(count, dtype=factors.dtype, device=factors.device)
+        spread[self.positions.flatten().to(factors.device)] = repeated
         return spread.view(self.groups, 1, -1, 1)
 
     def scale_(self, tensor: Tensor, factors: Tensor) -> None:
         """Multiply every unit's numbers by its factor (K,), in place."""
         with torch.no_grad():
-            if tensor.is_contiguous():
-                self._shaped(tensor).mul_(self.vector(tensor, factors).to(tensor))
-            else:
-                copy = tensor.contiguous()
-                self._shaped(copy).mul_(self.vector(tensor, factors).to(tensor))
-                tensor.copy_(copy)
+            fit = tensor if tensor.is_contiguous() else tensor.contiguous()
+            self._shaped(fit).mul_(self.vector(fit, factors).to(fit))
+            if fit is not tensor:
+                tensor.copy_(fit)
 
 
 @dataclass(frozen=True, eq=False)
