@@ -190,7 +190,7 @@ def read_journal(path: str | Path, header: Mapping[str, Any]) -> list[Iteration]
         lines = file.read_text(encoding="utf-8").splitlines()
         if not lines or json.loads(lines[0]) != dict(header):
             raise OutputError(f"The journal {str(path)!r} belongs to another search; remove it or name another one.")
-        found = []
+        found: list[Iteration] = []
         for line in lines[1:]:
             try:
                 entry = json.loads(line)
