@@ -131,15 +131,14 @@ def torch_pruning(
         "taylor": lambda: tp.importance.GroupTaylorImportance(),
     }
     classes = int(module(probe).shape[1])
+    gradients = loss_gradients(module, batches) if importance == "taylor" else {}
 
     def at(fraction: float) -> Kept:
         own = copy.deepcopy(module).eval()
-        for parameter in own.parameters():
+        for name, parameter in own.named_parameters():
             parameter.requires_grad_(True)
+            parameter.grad = gradients[name].clone() if name in gradients else None
         last = [layer for layer in own.modules() if isinstance(layer, nn.Linear) and layer.out_features == classes]
-        if importance == "taylor":
-            for inputs, labels in batches:
-                nn.functional.cross_entropy(own(inputs), labels).backward()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pruner = tp.pruner.BasePruner(
@@ -163,3 +162,13 @@ def torch_pruning(
         return kept
 
     return at
+
+
+def loss_gradients(module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Gradient of the summed cross-entropy by parameter name."""
+    own = copy.deepcopy(module).eval()
+    for parameter in own.parameters():
+        parameter.requires_grad_(True)
+    for inputs, labels in batches:
+        nn.functional.cross_entropy(own(inputs), labels).backward()
+    return {name: parameter.grad for name, parameter in own.named_parameters() if parameter.grad is not None}
