@@ -1,0 +1,262 @@
+"""Searching widths under budgets: what it costs, what it saves in time, what each ingredient adds.
+
+    python -m benchmarks.budgets --checkpoints FOLDER --data FOLDER [--parts point,latency,ablation,smallest] [--quick]
+
+point: the VGG-19 within 0.45 of the MACs and 0.15 of the parameters, search time against plain forward passes, and the
+same cut with 300 steps of label-free refit. latency: both networks at half of the MACs, eager and compiled. ablation:
+each ingredient of the search left out in turn. smallest: the smallest share of the MACs within half a point and one
+point. `--quick`: ablation alone, one network, 500 calibration and 1 000 test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks.quality import Bench, First, make_bench, plain, run_cell
+from benchmarks.reporting import Run, start
+from compress.api.widths import layer_options
+from compress.budget.allocation import DamageCurve, allocate
+from compress.budget.distillation import distil
+from compress.budget.layerwise import compress_layers
+from compress.budget.refitting import refit_layer
+from compress.budget.search import search_widths
+from compress.budget.widths import WidthRule
+from compress.progress import SilentProgress
+
+PARTS = ("point", "latency", "ablation", "smallest")
+POINT = {"macs": 0.45, "params": 0.15}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoints", required=True, type=Path)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--networks", default="resnet20,cnn", help="of the ablation and of the smallest networks")
+    parser.add_argument("--calibration", type=int, default=2000, help="images of those two parts")
+
+
+def main() -> int:
+    found = start("budgets", __doc__, add_options=options)
+    parts = ["ablation"] if found.quick else found.options.parts.split(",")
+    for part in parts:
+        {"point": point, "latency": latency, "ablation": ablation, "smallest": smallest}[part](found)
+    return found.finish()
+
+
+def bench_of(found: Run, name: str, calibration: int, test: int = 10_000) -> Bench:
+    given = found.options
+    return make_bench(name, given.checkpoints, given.data, calibration, test)
+
+
+def forward_seconds(bench: Bench, count: int) -> float:
+    """Wall seconds of one plain pass over calibration images."""
+    source = First(bench.prepared.calibration, count)
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for batch in source.batches(128):
+            bench.prepared.module(batch.inputs)
+    return time.perf_counter() - began
+
+
+def point(found: Run) -> None:
+    """One point of the VGG-19 under two budgets, without and with label-free steps."""
+    count = 10_000
+    began = time.perf_counter()
+    bench = bench_of(found, "vgg19", count)
+    prepared = time.perf_counter() - began
+    forward = forward_seconds(bench, count)
+    began = time.perf_counter()
+    searched = search_widths(
+        bench.search, layer_options(bench.recipe), SilentProgress(), budgets=POINT, max_drop=None
+    ).layerwise
+    sweep = time.perf_counter() - began
+    kept = {result.name: result.kept for result in searched.results}
+    module = bench.cut(kept, searched.state)
+    scores = bench.score(module)
+    began = time.perf_counter()
+    tuned, tuning = distil(
+        bench.prepared.module, module, bench.problem.fitting, bench.problem.held_back, 300, SilentProgress()
+    )
+    spent = time.perf_counter() - began
+    after = bench.score(tuned)
+    widths = {name: len(units) for name, units in kept.items()}
+    model = bench.search.model
+    costs = [model.total(cost, widths) / model.total(cost, {}) for cost in ("macs", "params")]
+    found.table(
+        f"VGG-19, {count} calibration images",
+        ("", "test top-1 %", "MACs", "parameters", "seconds", "forward passes"),
+        [
+            ("original", scores["original"], 1.0, 1.0, forward, 1.0),
+            ("cut, no fine-tuning", scores["top1"], *costs, prepared + sweep, (prepared + sweep) / forward),
+            (f"and {tuning.steps} label-free steps", after["top1"], *costs, spent, spent / forward),
+        ],
+    )
+    found.goal("vgg19-points-lost", scores["original"] - scores["top1"], 0.5)
+    found.goal("vgg19-points-lost-after-300-steps", scores["original"] - after["top1"], 0.5)
+    found.goal("search-in-forward-passes", (prepared + sweep) / forward, 12.0)
+
+
+def latency(found: Run) -> None:
+    """Latency at half of the MACs against the original's, interleaved passes."""
+    rows = []
+    for name in ("vgg19", "resnet20", "smallvgg"):
+        bench = bench_of(found, name, 500, 10)
+        allocation = allocate(bench.search.model, bench.search.damages, {"macs": 0.5})
+        kept = {each: bench.search.curves[each].units(width) for each, width in allocation.widths.items()}
+        pair = (bench.prepared.module, bench.cut(kept, bench.problem.state))
+        for mode in ("eager", "torch.compile"):
+            for size in (1, 64):
+                inputs = bench.prepared.probe[:1].expand(size, *bench.prepared.probe.shape[1:]).contiguous()
+                runs: list[Callable[[Tensor], Any]] = list(pair)
+                if mode == "torch.compile":
+                    torch._dynamo.reset()
+                    runs = [torch.compile(module, dynamic=False) for module in pair]
+                ratio, before, after = interleaved(runs, inputs)
+                rows.append((name, mode, size, before, after, ratio, allocation.costs["macs"]))
+    header = ("network", "", "batch", "before, ms", "after, ms", "ratio", "MACs")
+    found.table("Latency at half of the MACs (widths by damage per MAC)", header, rows)
+    for name, mode, size, *_, ratio, _ in rows:
+        found.goal(f"latency-{name}-{mode}-{size}", ratio, 0.65)
+
+
+def interleaved(runs: list[Callable[[Tensor], Any]], inputs: Tensor) -> tuple[float, float, float]:
+    """Median of the ratios of neighbouring passes, and both medians in milliseconds."""
+    times: list[list[float]] = [[], []]
+    with torch.inference_mode():
+        for repeat in range(2 + 15):
+            for run, own in zip(runs, times, strict=True):
+                began = time.perf_counter()
+                run(inputs)
+                if repeat >= 2:
+                    own.append(1e3 * (time.perf_counter() - began))
+    ratios = [after / before for before, after in zip(*times, strict=True)]
+    return statistics.median(ratios), statistics.median(times[0]), statistics.median(times[1])
+
+
+def ablation(found: Run) -> None:
+    """The search with one ingredient left out at a time."""
+    networks = ["resnet20"] if found.quick else found.options.networks.split(",")
+    calibration, test = (500, 1000) if found.quick else (found.options.calibration, 10_000)
+    found.say(f"ablation: {calibration} calibration images, {test} test images")
+    columns: list[str] = []
+    table: dict[str, list[float]] = {}
+    for name in networks:
+        bench = bench_of(found, name, calibration, test)
+        for share in (0.5,) if found.quick else (0.5, 0.35):
+            columns.append(f"{name}, {share:g} of the MACs")
+            for label, variant in VARIANTS.items():
+                table.setdefault(label, []).append(variant(bench, share))
+    found.table("Test top-1 % with one ingredient left out", ("", *columns), [(k, *v) for k, v in table.items()])
+    for number, column in enumerate(columns):
+        others = [values[number] for label, values in table.items() if label != "everything"]
+        lead = table["everything"][number] - max(others)
+        found.goal(f"everything-against-best-without-one, {column}", lead, -0.3, at_least=True, unit=" points")
+
+
+def sweep(bench: Bench, widths: Mapping[str, int], **changes: Any) -> float:
+    """Test top-1 after a front-to-back sweep at the given widths."""
+    problem = replace(bench.problem, **changes)
+    layer = plain(layer_options(bench.recipe))
+    result = compress_layers(problem, WidthRule(keep=1), layer, SilentProgress(), widths=widths)
+    return bench.score(bench.cut({each.name: each.kept for each in result.results}, result.state))["top1"]
+
+
+def widths_of(bench: Bench, share: float, damages: Mapping[str, DamageCurve] | None = None) -> dict[str, int]:
+    return allocate(bench.search.model, damages or bench.search.damages, {"macs": share}).widths
+
+
+def without_patch(target: str, value: Any) -> Callable[[Bench, float], float]:
+    def variant(bench: Bench, share: float) -> float:
+        with ExitStack() as stack:
+            stack.enter_context(patch(target, value))
+            return sweep(bench, widths_of(bench, share))
+
+    return variant
+
+
+def equal_sensitivities(bench: Bench, share: float) -> float:
+    """Damage is the squared relative error in every layer, as if all were alike."""
+    damages = {
+        name: DamageCurve(curve.errors.double().square(), curve.legal, curve.errors)
+        for name, curve in bench.search.damages.items()
+    }
+    return sweep(bench, widths_of(bench, share, damages))
+
+
+def original_features(bench: Bench, share: float) -> float:
+    """Each layer refitted on the original network's features, blind to what earlier cuts changed."""
+    state = dict(bench.problem.state)
+    kept = {name: bench.search.curves[name].units(width) for name, width in widths_of(bench, share).items()}
+    for name, units in kept.items():
+        found = refit_layer(bench.search.moments[name], units, bench.recipe.ridge, bench.problem.state, state)
+        state.update(found.weights)
+    return bench.score(bench.cut(kept, state))["top1"]
+
+
+def no_refit(bench: Bench, share: float) -> float:
+    kept = {name: bench.search.curves[name].units(width) for name, width in widths_of(bench, share).items()}
+    return bench.score(bench.cut(kept, bench.problem.state))["top1"]
+
+
+def lasso_alone(bench: Bench, share: float) -> float:
+    options = replace(plain(layer_options(bench.recipe)), selection="lasso")
+    rule, widths = WidthRule(keep=1), widths_of(bench, share)
+    result = compress_layers(bench.problem, rule, options, SilentProgress(), widths=widths)
+    return bench.score(bench.cut({each.name: each.kept for each in result.results}, result.state))["top1"]
+
+
+VARIANTS: dict[str, Callable[[Bench, float], float]] = {
+    "everything": lambda bench, share: sweep(bench, widths_of(bench, share)),
+    "shortcuts' errors not taken back": without_patch("compress.budget.layerwise.find_residual", lambda *_: None),
+    "consumers whose input moved not refitted": lambda b, share: sweep(b, widths_of(b, share), readers=()),
+    "all layers equally sensitive": equal_sensitivities,
+    "features of the original network": original_features,
+    "lasso instead of elimination": lasso_alone,
+    "no swaps": without_patch("compress.budget.layers.POLISHABLE", 0),
+    "no refit": no_refit,
+}
+
+
+def smallest(found: Run) -> None:
+    """Smallest share of the MACs within half a point and one point of the original, by bisection on test images."""
+    rows = []
+    for name in found.options.networks.split(","):
+        bench = bench_of(found, name, found.options.calibration)
+        for method in ("ours", "uniform, our selection", "pivoted QR + LS"):
+            row: list[Any] = [name, method]
+            for points in (0.5, 1.0):
+                row += smallest_within(bench, method, points)
+            rows.append(row)
+    found.table(
+        "Smallest network within so many points (bisection, steps of 2 % of the MACs)",
+        ("network", "method", "MACs, 0.5", "parameters, 0.5", "MACs, 1", "parameters, 1"),
+        rows,
+    )
+
+
+def smallest_within(bench: Bench, method: str, points: float) -> tuple[float | None, float | None]:
+    """Shares of MACs and parameters of the smallest cut that loses at most `points`."""
+    low, high, best = 0.1, 1.0, (None, None)
+    while high - low > 0.02:
+        share = (low + high) / 2
+        cell = run_cell(bench, method, share)
+        if cell["original"] - cell["top1"] <= points:
+            high, best = share, (cell["macs"], cell["params"])
+        else:
+            low = share
+    return best
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
