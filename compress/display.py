@@ -122,21 +122,41 @@ def show_inspection(found: Mapping[str, Any]) -> None:
     """What could be compressed, layer by layer."""
     console = Console()
     console.print(f"{found['file']}: {found['architecture']}", highlight=False, markup=False)
-    columns = (
-        "layer", "units", "activation", "homogeneous", "dead", "duplicates", "rank Φ", "rank Ψ", "bound", "‖w‖/‖v‖", "",
-    )  # fmt: skip
-    table = Table(*columns, box=SIMPLE_HEAD)
+    recorded = any("rank_features" in layer for layer in found["layers"])
+    columns = ("dead", "dupl.", "rank Φ · Ψ", "bound") if recorded else ()
+    table = Table(
+        "layer", "units", "activation", *columns, "‖w‖/‖v‖", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    table.columns[0].overflow = "fold"
+    for column in (table.columns[1], *table.columns[3:]):
+        column.justify = "right"
+    skipped, inhomogeneous = [], False
     for layer in found["layers"]:
-        cells = [layer.get(key) for key in ("dead", "duplicates", "rank_features", "rank_outputs", "bound", "balance")]
+        if layer["skipped"]:
+            skipped.append(layer)
+            continue
+        inhomogeneous = inhomogeneous or not layer["homogeneous"]
+        own = []
+        if recorded:
+            own = [str(layer[key]) for key in ("dead", "duplicates")]
+            own += [f"{layer['rank_features']} · {layer['rank_outputs']}", str(layer["bound"])]
         table.add_row(
             layer["name"],
             str(layer["units"]),
-            layer["activation"] or "–",
-            "yes" if layer["homogeneous"] else "no",
-            *("–" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells),
-            f"skipped: {layer['skipped']}" if layer["skipped"] else "",
+            f"{layer['activation'] or '–'}{'' if layer['homogeneous'] else ' *'}",
+            *own,
+            "–" if layer.get("balance") is None else f"{layer['balance']:.3g}",
         )
-    console.print(table)
+    if table.row_count:
+        console.print(table)
+    if inhomogeneous:
+        console.print("* not positively homogeneous: the reconstruction holds, the theory's bound and balance do not.")
+    for layer in skipped:
+        console.print(
+            f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}", highlight=False, markup=False
+        )
 
 
 def show_evaluation(found: Mapping[str, Any]) -> None:

@@ -144,6 +144,9 @@ def headline(report: Mapping[str, Any]) -> str:
     if evaluation is not None and evaluation["drop_points"] is not None:
         top1 = evaluation["original"]["top1"], evaluation["compressed"]["top1"]
         parts.append(f"accuracy {100 * top1[0]:.2f} → {100 * top1[1]:.2f} %")
+        if report.get("finetune"):
+            untuned = report["finetune"]["evaluation_before"]["compressed"]["top1"]
+            parts[-1] += f" ({100 * untuned:.2f} before {report['finetune']['steps']} label-free steps)"
     elif evaluation is not None and evaluation["agreement"] is not None:
         parts.append(f"agreement with the original {100 * evaluation['agreement']:.2f} %")
     elif evaluation is not None:
