@@ -89,6 +89,8 @@ def check_target(target: str | Path, *, force: bool = False) -> None:
     place = target.parent
     while not place.exists() and place != place.parent:
         place = place.parent
+    if not place.is_dir():
+        raise OutputError(f"Cannot write to {str(place)!r}: it is not a writable folder. Choose another --output.")
     try:
         os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}-", dir=place))
     except OSError as error:
