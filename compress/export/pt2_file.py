@@ -39,6 +39,13 @@ def write_pt2(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool = 
             draft.replace(path)
 
 
+def keeps_weights_raw() -> bool:
+    """Whether this torch writes the weights of a `.pt2` as raw bytes; older ones (2.8) pickle them."""
+    from torch.export.pt2_archive import _package
+
+    return hasattr(_package, "_package_state_dict")
+
+
 def load_pt2(path: str | Path) -> nn.Module:
     """The exported graph in a `.pt2` file, as a module.
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.errors import OutputError, RecipeError
+from compress.errors import OutputError, RecipeError, UnsupportedError
 from compress.export.hub_folder import write_hub_folder
 from compress.export.onnx_file import NEEDED, OnnxNetwork, need, write_onnx
-from compress.export.pt2_file import load_pt2, write_pt2
+from compress.export.pt2_file import keeps_weights_raw, load_pt2, write_pt2
 from compress.network.cost import measure_latency
 from compress.network.execution import first_tensor
 from compress.output.artifact import check_reload, file_sha256
@@ -37,6 +37,11 @@ def check_exports(kinds: Sequence[str]) -> None:
         raise RecipeError(f"export: {unknown[0]!r} is not one of {', '.join(EXPORTS)}.")
     if "onnx" in kinds:
         need(*NEEDED)
+    if "pt2" in kinds and not keeps_weights_raw():
+        raise UnsupportedError(
+            f"torch {torch.__version__} keeps the weights of a .pt2 file as a pickle, which compress neither writes "
+            "nor reads; install a newer torch, or export to onnx."
+        )
 
 
 def write_export(

@@ -17,17 +17,21 @@ from compress.cli import main
 from compress.demo import DEMO_OPTIONS
 from compress.errors import OutputError, UnsupportedError
 from compress.export import onnx_file
+from compress.export import writing as writing_module
 from compress.export.hub_folder import model_card
 from compress.export.onnx_file import OnnxNetwork, write_onnx
-from compress.export.pt2_file import load_pt2, write_pt2
+from compress.export.pt2_file import keeps_weights_raw, load_pt2, write_pt2
 from compress.network.architecture import build_architecture
 from compress.output.checksums import check_checksums, write_checksums
 from tests.output.reports import make_report
 
 EVALUATION = str(DEMO_OPTIONS["eval"])
 RUN = [str(DEMO_OPTIONS["checkpoint"]), "--data", "digits", "--calibration-samples", "300", "--eval", EVALUATION]
-KINDS = ("onnx", "pt2", "hf")
+KINDS = tuple(kind for kind in ("onnx", "pt2", "hf") if kind != "pt2" or keeps_weights_raw())
 PLACES = {"onnx": "model.onnx", "pt2": "model.pt2", "hf": "hf"}
+
+
+RAW = pytest.mark.skipif(not keeps_weights_raw(), reason="this torch pickles the weights of a .pt2")
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +73,23 @@ def test_the_report_says_what_was_checked_and_every_file_has_its_hash(written: P
     assert all(latency["exported_ms"] > 0 for latency in report["exports"][0]["latency"])
     assert "onnxruntime" in (written / "report.html").read_text()
     statuses = check_checksums(written)
-    assert {"model.onnx", "model.pt2", "hf/README.md", "hf/config.json", "hf/model.safetensors"} < set(statuses)
+    assert {"model.onnx", "hf/README.md", "hf/config.json", "hf/model.safetensors"} < set(statuses)
     assert set(statuses.values()) == {"same"}
 
 
 def test_an_export_later_is_the_export_of_the_run_and_verifies(written: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(written, tmp_path / "out"))
-    (folder / "model.pt2").unlink()
+    (folder / "model.onnx").unlink()
     write_checksums(folder)
-    assert main(["export", str(folder), "--to", "pt2", "--to", "onnx"]) == 0  # the second replaces what is there
-    for name in ("model.pt2", "model.onnx"):
+    names = [PLACES[kind] for kind in KINDS if kind != "hf"]
+    assert main(["export", str(folder), *(f"--to={kind}" for kind in KINDS)]) == 0  # all but the first are replaced
+    for name in names:
         assert (folder / name).read_bytes() == (written / name).read_bytes()
     assert main(["verify", str(folder)]) == 0
     assert {path.name for path in folder.iterdir()} == {path.name for path in written.iterdir()}
 
 
-@pytest.mark.parametrize("write", [write_onnx, write_pt2])
+@pytest.mark.parametrize("write", [write_onnx, pytest.param(write_pt2, marks=RAW)])
 def test_the_same_network_gives_the_same_bytes_without_source_locations(
     write: object, network: nn.Module, tmp_path: Path
 ) -> None:
@@ -98,6 +103,7 @@ def test_the_same_network_gives_the_same_bytes_without_source_locations(
         assert trace not in first
 
 
+@RAW
 def test_a_network_of_one_batch_size_is_exported_for_that_size(network: nn.Module, tmp_path: Path) -> None:
     write_onnx(network, images(2), tmp_path / "model.onnx", dynamic=False)
     write_pt2(network, images(2), tmp_path / "model.pt2", dynamic=False)
@@ -200,8 +206,17 @@ def test_a_card_without_an_evaluation_claims_no_accuracy() -> None:
     assert "model-index" not in model_card({**make_report(), "evaluation": None})
 
 
+@RAW
 def test_a_multilayer_perceptron_in_double_precision_is_exported_in_it(tmp_path: Path) -> None:
     module = build_architecture("compress:mlp", {"widths": [4, 6, 3]}).double().eval()
     inputs = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     write_pt2(module, inputs, tmp_path / "model.pt2")
     assert torch.equal(load_pt2(tmp_path / "model.pt2")(inputs), module(inputs))
+
+
+def test_a_torch_that_pickles_weights_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(writing_module, "keeps_weights_raw", lambda: False)
+    assert main(["missing.pt", "--data", "digits", "--export", "pt2"]) == 5
+    assert "as a pickle" in capsys.readouterr().err
