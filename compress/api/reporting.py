@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from compress.errors import OutputError
 from compress.output.artifact import REPORT_JSON, REPORT_PAGE, REPORT_TEXT
 from compress.output.atomic import new_file
@@ -14,7 +16,16 @@ from compress.output.checksums import CHECKSUMS, write_checksums
 from compress.output.html import render_comparison, render_report
 from compress.output.report import comparison, markdown_report
 
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
+MALFORMED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    ArithmeticError,
+    RecursionError,
+    TemplateError,
+)
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from compress.api.reporting import compare, read_report, rebuild_report
 from compress.errors import OutputError
 from compress.output.html import render_comparison, render_report
 from compress.output.html.scales import Axis, tick_label
-from tests.output.reports import SPIKED, make_report
+from tests.output.reports import SPIKED, make_layer, make_report
 
 LARGEST = 1_500_000  # bytes of a page
 
@@ -156,3 +157,36 @@ def test_a_damaged_report_is_one_clear_fault_and_leaves_no_file(damage: str, tmp
         with pytest.raises(OutputError):
             call()
     assert not (folder / "report.html").exists()
+
+
+def damaged(value: Any, wrong: Any) -> Iterator[Any]:
+    """The value once for every part of it, with that part gone (`wrong` is ...) or replaced by `wrong`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            rest = {name: one for name, one in value.items() if name != key}
+            yield rest if wrong is ... else {**value, key: wrong}
+            yield from ({**value, key: changed} for changed in damaged(inner, wrong))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value[:2]):
+            after = value[place + 1 :]
+            yield value[:place] + ([] if wrong is ... else [wrong]) + after
+            yield from ([*value[:place], changed, *after] for changed in damaged(inner, wrong))
+
+
+@pytest.mark.parametrize("wrong", [..., None, "x", -1, {}, [[]]])
+def test_a_report_damaged_anywhere_is_a_page_or_one_fault(wrong: Any, tmp_path: Path) -> None:
+    report = make_report(layers=1, classes=2, side=4)
+    report["layers"][0] = make_layer("a", 8, 4, points=3)
+    report["evaluation"]["disagreements"] = report["evaluation"]["disagreements"][:1]
+    report["gates"] = [{"name": "a", "wanted": "b", "measured": "c", "passed": True}]
+    report["exports"] = [{"file": "f", "checked_with": "w", "checks": [{"batch_size": 1, "deviation": 0.0}]}]
+    path, outcomes = tmp_path / "report.json", []
+    for changed in damaged(report, wrong):
+        path.write_text(json.dumps(changed))
+        for call in (lambda: rebuild_report(tmp_path), lambda: compare([tmp_path, tmp_path])):
+            try:
+                call()
+            except OutputError as error:
+                outcomes.append("\n" in str(error))
+    assert len(outcomes) > 20
+    assert not any(outcomes)
