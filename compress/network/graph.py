@@ -56,6 +56,7 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     wide = tuple(
         value.repeat(2, *[1] * (value.dim() - 1)) if value.dim() and len(value) == 1 else value for value in inputs
     )
+    own = set(module.state_dict())
     before = _plain_attributes(module)
     module.eval()
     try:
@@ -65,6 +66,10 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     finally:
         _restore(before)
     inline_regions(program.graph_module)
+    wrapped = not any(target in own for target in program.state_dict) and bool(own)
+    prefix = _PREFIX if wrapped else ""
+    if wrapped:
+        _strip_prefix(program.graph)
     tensors: dict[str, str] = {}
     constants: dict[str, Any] = {}
     users: list[str] = []
@@ -72,7 +77,7 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in state:
-            tensors[name] = str(spec.target)
+            tensors[name] = str(spec.target).removeprefix(prefix)
         elif spec.kind is InputKind.USER_INPUT:
             users.append(name)
         else:
@@ -120,15 +125,57 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], wide: tuple[Tensor, .
     dynamic = tuple({0: batch} if value.dim() else {} for value in wide)
     try:
         return export(module, wide, dynamic_shapes=(dynamic,) if _takes_list(module) else dynamic, strict=False), None
-    except Exception:  # the exporter raises many kinds; a fixed batch is the documented second try
+    except Exception:  # the exporter raises many kinds; tensors alone, then a fixed batch, are the further tries
+        pass
+    plain = _TensorsOnly(module)
+    try:
+        return export(plain, wide, dynamic_shapes=(dynamic,), strict=False), None
+    except Exception:
+        pass
+    size = len(inputs[0]) if inputs[0].dim() else 1
+    try:
+        return export(module, inputs, strict=False), size
+    except Exception:
         pass
     try:
-        return export(module, inputs, strict=False), len(inputs[0]) if inputs[0].dim() else 1
+        return export(plain, inputs, strict=False), size
     except Exception as fault:
         first = next((line for line in str(fault).splitlines() if line.strip()), "")
         raise TraceError(
             f"torch.export cannot turn {type(module).__name__} into a graph: {type(fault).__name__}: {first.strip()}"
         ) from fault
+
+
+class _TensorsOnly(nn.Module):
+    """A module called with positional tensors whose outputs are cut down to tensors, caches left out."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.traced = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return output_tensors(self.traced(*inputs))
+
+
+_PREFIX = "traced."
+
+
+def output_tensors(outputs: object) -> tuple[Tensor, ...]:
+    """The tensors that a network returned, in flattened order; key-value caches are no output of the network."""
+    leaves = _pytree.tree_leaves(outputs, is_leaf=lambda value: type(value).__name__.endswith("Cache"))
+    return tuple(value for value in leaves if isinstance(value, Tensor))
+
+
+def _strip_prefix(graph: fx.Graph) -> None:
+    """Module paths as the network itself has them, not as `_TensorsOnly` has."""
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            node.meta["nn_module_stack"] = {
+                key: (entry[0].removeprefix(_PREFIX), *entry[1:]) if isinstance(entry, tuple) else entry
+                for key, entry in stack.items()
+                if not (isinstance(entry, tuple) and entry[0] + "." == _PREFIX)
+            }
 
 
 def _takes_list(module: nn.Module) -> bool:

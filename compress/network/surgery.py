@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree
 
 from compress.errors import SurgeryError
-from compress.network.graph import NetworkGraph, Override, run_graph, trace_network
+from compress.network.graph import NetworkGraph, Override, output_tensors, run_graph, trace_network
 from compress.network.units import UnitGroup
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -265,7 +264,7 @@ def module_outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, 
     """Flattened outputs of a module in evaluation mode, without gradients; the module is left in that mode."""
     module.eval()
     with torch.no_grad():
-        return tuple(_pytree.tree_leaves(module(*(value.clone() for value in inputs))))
+        return output_tensors(module(*(value.clone() for value in inputs)))
 
 
 def relative_deviation(wanted: Sequence[Any], got: Sequence[Any]) -> float:
