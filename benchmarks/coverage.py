@@ -45,6 +45,11 @@ def main() -> int:
         part, _, parts = run.options.shard.partition("/")
         names = names[int(part) - 1 :: int(parts)]
     run.say(f"{len(names)} networks" + (" (the quick subset: " + ", ".join(names) + ")" if run.quick else ""))
+    if run.options.show:
+        written = {json.loads(line)["name"] for line in run.options.journal.read_text().splitlines()}
+        missing = [name for name in names if name not in written]
+        run.say(f"not run: {', '.join(missing) or 'none'}")
+        names = [name for name in names if name in written]
     rows = _collect(names, run.options.journal, run.options.timeout)
     run.table("Coverage", _HEADER, [_cells(row) for row in rows])
     reasons: dict[str, int] = {}
@@ -62,6 +67,7 @@ def main() -> int:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--journal", type=Path, help="append results to this JSONL file and resume from it")
+    parser.add_argument("--show", action="store_true", help="run nothing: the tables of what the journal holds")
     parser.add_argument("--only", help="comma-separated parts of the names to run")
     parser.add_argument("--shard", help="I/N: every N-th network, from the I-th (journals can be joined)")
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for one network")
@@ -84,7 +90,7 @@ def _collect(names: list[str], journal: Path | None, timeout: float) -> list[dic
                 waiting.append((known[name], folder))
             else:
                 _write(journal, known[name])
-            if len(waiting) >= 8:
+            if len(waiting) >= 4:
                 _reload_all(waiting, journal)
                 waiting = []
         _reload_all(waiting, journal)
