@@ -215,32 +215,11 @@ def compress_layers(
                     kept[group.name] = settled.layer.kept
                     results.append(settled.layer)
                 continue
-            changed = any(current[name] is not tensor for name, tensor in problem.state.items())
-            recorders = problem.recorders(group, targets=changed)
             frontier = next_frontier(problem, schedule[number:])
             following = [store.advance(frontier) for store in stores]
-            seconds: Counter[str] = Counter()
-            for recorder, stream, store, keep in zip(
-                recorders, (problem.fitting, problem.held_back), stores, following, strict=True
-            ):
-                total = min(stream.count, recorder.plan.samples)
-                progress.stage(f"recording {group.name}", total)
-                spent = record_moments(
-                    problem.program,
-                    [recorder],
-                    stream.read,
-                    stream.sizes(),
-                    problem.state,
-                    current,
-                    store=store,
-                    keep=keep,
-                    advance=progress.advance,
-                )
-                seconds.update(spent)
-                store.drop()
+            moments, seconds = record_turn(problem, group, current, stores, following, progress)
             stores = following
             progress.stage(f"solving {group.name}")
-            moments = finished(problem, group, recorders)
             if not turn.chooses:
                 left = left_channels(turn, kept, problem.groups)
                 adjusted = adjust_layer(moments, left, options, problem.state, current)
@@ -256,29 +235,67 @@ def compress_layers(
             results.append(replace(result, seconds={**seconds, **result.seconds}))
             if sweep is not None:
                 sweep.write_turn(number, result.weights, results[-1])
-        streams = (problem.fitting, problem.held_back)
-        scores: list[CalibrationScore | None] = []
-        for which, (stream, store) in enumerate(zip(streams, stores, strict=True)):
-            sizes = stream.sizes()
-            if which == 0 and len(store.sizes) < len(sizes):  # scoring them would cost two passes
-                scores.append(None)
-                continue
-            progress.stage("scoring calibration samples" if which == 0 else "scoring held-back samples", stream.count)
-            scores.append(
-                score_samples(
-                    problem.program,
-                    problem.state,
-                    current,
-                    stream.batch,
-                    sizes,
-                    store=store,
-                    advance=progress.advance,
-                )
-            )
+        scores = score_streams(problem, current, stores, progress)
     finally:
         for store in stores:
             store.close()
-    return Layerwise(results, current, scores[0], scores[1])
+    return Layerwise(results, current, *scores)
+
+
+def record_turn(
+    problem: Problem,
+    group: UnitGroup,
+    current: Mapping[str, Tensor],
+    stores: Sequence[ActivationStore],
+    following: Sequence[ActivationStore],
+    progress: Progress,
+) -> tuple[LayerMoments, dict[str, float]]:
+    """Moments of one group in the network compressed so far, and the wall seconds that took by stage.
+
+    Args:
+        stores: of the fitting and of the held-back samples, values to start from; used up.
+        following: where to leave the values that the next turn starts from.
+    """
+    changed = any(current[name] is not tensor for name, tensor in problem.state.items())
+    recorders = problem.recorders(group, targets=changed)
+    seconds: Counter[str] = Counter()
+    for recorder, stream, store, keep in zip(
+        recorders, (problem.fitting, problem.held_back), stores, following, strict=True
+    ):
+        progress.stage(f"recording {group.name}", min(stream.count, recorder.plan.samples))
+        spent = record_moments(
+            problem.program,
+            [recorder],
+            stream.read,
+            stream.sizes(),
+            problem.state,
+            current,
+            store=store,
+            keep=keep,
+            advance=progress.advance,
+        )
+        seconds.update(spent)
+        store.drop()
+    return finished(problem, group, recorders), dict(seconds)
+
+
+def score_streams(
+    problem: Problem, current: Mapping[str, Tensor], stores: Sequence[ActivationStore], progress: Progress
+) -> tuple[CalibrationScore | None, CalibrationScore | None]:
+    """Scores on the fitting samples, where all their last values are kept, and on the held-back ones."""
+    scores: list[CalibrationScore | None] = []
+    for which, (stream, store) in enumerate(zip((problem.fitting, problem.held_back), stores, strict=True)):
+        sizes = stream.sizes()
+        if which == 0 and len(store.sizes) < len(sizes):  # scoring them would cost two passes
+            scores.append(None)
+            continue
+        progress.stage("scoring calibration samples" if which == 0 else "scoring held-back samples", stream.count)
+        scores.append(
+            score_samples(
+                problem.program, problem.state, current, stream.batch, sizes, store=store, advance=progress.advance
+            )
+        )
+    return scores[0], scores[1]
 
 
 def next_frontier(problem: Problem, turns: Sequence[Turn]) -> tuple[str, ...]:
