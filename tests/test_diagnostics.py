@@ -1,9 +1,13 @@
 """Diagnostics against independent formulas: Jacobian norms, forces at a stationary point, cost, aligned units."""
 
+import json
+
 import pytest
 import torch
 
+from compress.cli import main
 from compress.convex import Moments
+from compress.demo import CHECKPOINT
 from compress.diagnostics.forces import aligned_units, hidden_forces, representation_cost
 from compress.diagnostics.lipschitz import jacobian_norms
 from compress.models import digits_net, mlp
@@ -76,3 +80,16 @@ def test_positive_multiples_are_found_and_negative_ones_are_not():
     base = torch.rand(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     features = torch.stack([base[:, 0], base[:, 1], 2.5 * base[:, 0], -base[:, 1], 0.1 * base[:, 0], 0 * base[:, 0]], 1)
     assert aligned_units(features.T @ features) == [[0, 2, 4]]
+
+
+def test_inspect_deep_reports_what_the_layers_learned(capsys):
+    code = main(["inspect", str(CHECKPOINT), "--data", "digits", "--calibration-samples", "64", "--deep",
+                 "--json"])  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert found["jacobian_norms"]["largest"] >= found["jacobian_norms"]["median"] > 0
+    for layer in found["layers"]:
+        if layer["skipped"] is None:
+            assert 0 < layer["representation_cost"] <= layer["output_squares"] * (1 + 1e-9)
+            assert 0 <= layer["force_residual"] <= 1
+            assert layer["spectrum_features"][0] == pytest.approx(1)

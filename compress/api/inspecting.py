@@ -5,23 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from compress.api.widths import check_patterns, make_problem
 from compress.budget.layerwise import record_all, select_groups
+from compress.diagnostics.deep import describe_depth
 from compress.diagnostics.layers import describe_group, describe_moments
+from compress.diagnostics.lipschitz import jacobian_norms
 from compress.network.cost import count_macs, count_parameters
 from compress.preparation import prepare
 from compress.progress import Progress, SilentProgress
 from compress.recipe import Recipe
 
+LIPSCHITZ_SAMPLES = 32
 
-def inspect(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
+
+def inspect(recipe: Recipe, progress: Progress | None = None, *, deep: bool = False) -> dict[str, Any]:
     """What could be compressed: structure from the weights alone; ranks and dead units too where there is data.
+
+    `deep` adds what the layers have learned (`describe_depth`) and the network's Jacobian norms; it needs data.
 
     Raises:
         CompressError: any fault. Nothing is solved and nothing is written.
     """
     progress = progress or SilentProgress()
-    prepared = prepare(recipe, progress, needs_data=False)
+    prepared = prepare(recipe, progress, needs_data=deep)
     check_patterns(prepared.groups, recipe.layer)
     selected = select_groups(prepared.groups, recipe.layer, recipe.exclude)
     layers = {group.name: describe_group(group, prepared.state) for group in selected}
@@ -30,7 +38,9 @@ def inspect(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
         problem = make_problem(prepared, recipe)
         for name, moments in record_all(problem, progress).items():
             layers[name].update(describe_moments(moments, recipe.rank_tolerance))
-    return {
+            if deep:
+                layers[name].update(describe_depth(moments, problem.state, recipe.rank_tolerance))
+    found: dict[str, Any] = {
         "file": Path(recipe.checkpoint).name,
         "sha256": prepared.checkpoint.sha256,
         "state_key": prepared.checkpoint.state_key,
@@ -41,3 +51,11 @@ def inspect(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
         "macs": count_macs(prepared.module, (prepared.probe,)),
         "layers": list(layers.values()),
     }
+    if deep and prepared.calibration is not None and prepared.probe.is_floating_point():
+        count = min(LIPSCHITZ_SAMPLES, prepared.calibration.sample_count)
+        if prepared.network.batch_size is not None:
+            count = min(count, prepared.network.batch_size)
+        inputs = next(iter(prepared.calibration.batches(count, torch.arange(count)))).inputs
+        norms = jacobian_norms(prepared.module, inputs.to(prepared.probe.device))
+        found["jacobian_norms"] = {"samples": count, "median": float(norms.median()), "largest": float(norms.max())}
+    return found

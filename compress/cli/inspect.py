@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from typer import Option
+
 from compress.cli.app import app
 from compress.cli.options import (
     Arch,
@@ -52,19 +56,25 @@ def inspect_command(
     device: Device = None,
     memory: Memory = None,
     recipe: RecipeFile = None,
+    deep: Annotated[
+        bool, Option("--deep", help="Also spectra, representation cost, forces, aligned units, Jacobian norms.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what could be compressed: `compress inspect vgg19.pt --data train.npz`. Nothing is solved or written."""
     options = dict(locals())
-    for name in ("recipe", "as_json"):
+    for name in ("recipe", "as_json", "deep"):
         del options[name]
     resolved = resolve_recipe(options, recipe)
     from compress.api import inspect
+    from compress.cli.training_tables import show_depth
     from compress.display import StderrProgress, show_inspection
 
     with StderrProgress() as progress:
-        found = inspect(resolved, progress)
+        found = inspect(resolved, progress, deep=deep)
     if as_json:
         print_json(found)
     else:
         show_inspection(found)
+        if deep:
+            show_depth(found)

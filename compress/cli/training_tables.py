@@ -28,5 +28,25 @@ def show_balance(found: Mapping[str, Any]) -> None:
     _say(console, f"written to {found['output']}")
 
 
+def show_depth(found: Mapping[str, Any]) -> None:
+    """Costs and forces of every layer, then the Jacobian norms."""
+    console = Console()
+    table = Table("layer", "cost", "‖V‖²", "attraction", "repulsion", "residual", "aligned", "path", box=SIMPLE_HEAD)
+    for layer in found["layers"]:
+        if layer.get("force_residual") is None:
+            continue
+        keys = ("representation_cost", "output_squares", "attraction", "repulsion", "force_residual")
+        merged = sum(len(group) - 1 for group in layer["aligned"])
+        table.add_row(layer["name"], *(f"{layer[key]:.4g}" for key in keys), str(merged), f"{layer['path_norm']:.4g}")
+    console.print(table)
+    norms = found.get("jacobian_norms")
+    if norms is not None:
+        _say(
+            console,
+            f"spectral norm of the Jacobian on {norms['samples']} samples: median {norms['median']:.4g}, "
+            f"largest {norms['largest']:.4g}",
+        )
+
+
 def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False)

@@ -67,7 +67,8 @@ def representation_cost(moments: Moments, weights: Tensor, tolerance: float = 1e
     values, vectors = torch.linalg.eigh(moments.gram)
     kept = vectors[:, values > tolerance**2 * values[-1].clamp_min(torch.finfo(values.dtype).tiny)]
     least = kept @ (kept.T @ weights.to(kept))  # (K·s, D)
-    return least.reshape(moments.unit_count, -1).square().sum(1)
+    squares: Tensor = least.reshape(moments.unit_count, -1).square().sum(1)
+    return squares
 
 
 def aligned_units(gram: Tensor, tolerance: float = 1e-9) -> list[list[int]]:

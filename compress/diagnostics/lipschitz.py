@@ -38,9 +38,11 @@ def jacobian_norms(
     finally:
         for name, part in module.named_modules():
             part.training = training[name]
-    return norms.detach()
+    result: Tensor = norms.detach()
+    return result
 
 
 def _unit(values: Tensor) -> Tensor:
     norms = values.flatten(1).norm(dim=1).clamp_min(torch.finfo(values.dtype).tiny)
-    return values / norms.view(-1, *[1] * (values.ndim - 1))
+    result: Tensor = values / norms.view(-1, *[1] * (values.ndim - 1))
+    return result

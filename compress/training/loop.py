@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,8 +188,8 @@ def _keep(
         "curve": curve,
         "best": best,
     }
-    with new_file(path) as draft:
-        torch.save(content, draft)
+    with new_file(path) as draft, draft.open("wb") as file:
+        torch.save(content, file)
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _restore(
         optimizer.load_state_dict(content["optimizer"])
         if schedule is not None:
             schedule.load_state_dict(content["schedule"])
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OutputError(f"{str(path)!r} does not continue this run ({first}); remove it to start again.") from None
     return content["curve"], content["best"]
