@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from compress.api.writing import describe_inputs, fingerprint, write_run
 from compress.budget.resume import RunState
 from compress.budget.search import milder_search, search_report
 from compress.demo import DEMO_OPTIONS
-from compress.errors import GateError
+from compress.errors import GateError, RecipeError
 from compress.export import check_exports
+from compress.network.sharing import Share, local_device, process_group
 from compress.output.artifact import versions
 from compress.output.atomic import check_target
 from compress.output.checks import check_gates, failures
@@ -48,6 +49,8 @@ class RunResult:
 def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = False, resume: bool = False) -> RunResult:
     """The main job: a checkpoint in, a smaller checkpoint and an accuracy report out.
 
+    Under torchrun each process records its share of the calibration batches, and the first one writes.
+
     Args:
         dry_run: do everything except writing.
         resume: keep what is found in a folder beside the output, go on from what a killed run left there, and remove it
@@ -56,7 +59,19 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
     Raises:
         CompressError: any fault, with its exit code; nothing is written then.
     """
-    progress = progress or SilentProgress()
+    with process_group() as share:
+        if share.count > 1:
+            if resume:
+                raise RecipeError("resume: a run under torchrun keeps nothing to go on from; leave --resume out.")
+            recipe = recipe.model_copy(update={"device": local_device(recipe.device)})
+        return run_share(recipe, progress or SilentProgress(), share, dry_run=dry_run, resume=resume)
+
+
+def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool, resume: bool) -> RunResult:
+    """The main job in one process of a group: all record their share and choose alike, the first evaluates and writes.
+
+    The others give an empty report.
+    """
     clock = Stages()
     folder = Path(recipe.output or default_output(recipe.checkpoint))
     if not dry_run:
@@ -65,7 +80,7 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
     torch.manual_seed(recipe.seed)
     with clock("prepare"):
         prepared = prepare(recipe, progress, needs_data=True)
-        problem = make_problem(prepared, recipe)
+        problem = replace(make_problem(prepared, recipe), share=share)
     state = None
     if resume:
         state = RunState.open(folder.with_name(folder.name + STATE_SUFFIX), fingerprint(prepared, recipe, problem))
@@ -80,6 +95,8 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
             found = searched.layerwise
         cut = make_cut(prepared, problem, found, recipe, clock, progress)
         evaluations += 1
+    if not share.writes:
+        return RunResult({}, None, cut.narrowed.module)
     with clock("measure"):
         progress.stage("measuring latency")
         costs = measure_costs(prepared, cut.narrowed.module, cut.stored)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from compress.network.layer_moments import LayerMoments, make_layer_moments
 from compress.network.readings import Reading, find_readings, output_positions
 from compress.network.recording import GroupRecorder, SamplePlan, plan_samples, record_moments
 from compress.network.residuals import Residual, find_residual
+from compress.network.sharing import Share
 from compress.network.units import Consumer, UnitGroup
 from compress.progress import Progress
 
@@ -70,6 +71,7 @@ class Problem:
         fitting, held_back: disjoint calibration samples; the second only checks.
         forward_macs: multiply-accumulates of one sample through the original network.
         readers: consumers that may be refitted although none of their units goes, once their input has changed.
+        share: this process's part of the batches to record.
     """
 
     program: Program
@@ -81,6 +83,7 @@ class Problem:
     memory: int
     seed: int = 0
     readers: tuple[Consumer, ...] = ()
+    share: Share = field(default_factory=Share)
 
     def schedule(self) -> tuple[Turn, ...]:
         """The turns of a sweep, front to back."""
@@ -116,6 +119,7 @@ class Problem:
                 memory=self.memory,
                 targets=targets,
                 residuals=self.residuals(group),
+                share=self.share,
             )
             for shift, plan in enumerate(self.plans(group))
         )

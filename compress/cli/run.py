@@ -147,6 +147,8 @@ def run_command(
 
         with StderrProgress() as progress:
             result = run(resolved, progress, dry_run=dry_run, resume=resume is not None)
+        if not result.report:  # under torchrun the first process says it all
+            return
         if github or junit:
             describe_run(outcome, result.report, result.folder)
     if as_json:

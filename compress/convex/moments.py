@@ -285,6 +285,28 @@ class MomentAccumulator:
             output_gram=_symmetric(sums["output_gram"]).div_(n) if self.records_output_gram else None,
         )
 
+    def all_reduce(self, device: torch.device | str = "cpu") -> None:
+        """Take in what the other ranks of the default torch.distributed group added; without a group, nothing.
+
+        A rank that added nothing takes part all the same. `device`: where such a rank holds its sums.
+        """
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        if self._sums:
+            device = self._sums["gram"].device
+        own = [self._sums["gram"].shape[0], self._sums["cross"].shape[1]] if self._sums else [0, 0]
+        shape = torch.tensor(own, device=device)
+        torch.distributed.all_reduce(shape, torch.distributed.ReduceOp.MAX)
+        features, outputs = (int(size) for size in shape)
+        if not self._sums and features:
+            empty = torch.zeros(0, max(features, outputs), dtype=torch.float64, device=device)
+            self._allocate(empty[:, :features], empty[:, :outputs])
+        count = torch.tensor([self.count], dtype=torch.float64, device=device)
+        for value in (count, *self._sums.values()):
+            if value.numel():
+                torch.distributed.all_reduce(value)
+        self.count = float(count)
+
     def _allocate(self, phi: Tensor, psi: Tensor) -> None:
         k, d = phi.shape[1], psi.shape[1]
         if k % self.group_size:

@@ -18,6 +18,7 @@ from compress.errors import NonFiniteError
 from compress.network.execution import ActivationStore, Program, run_pair
 from compress.network.readings import Reading, own_columns, read_rows, sample_positions
 from compress.network.residuals import Residual
+from compress.network.sharing import Share
 from compress.network.units import UnitGroup
 
 ROWS_PER_COLUMN = 8  # rows of Φ wanted for each of its K·s columns, so that a refit does not fit noise
@@ -94,6 +95,8 @@ class GroupRecorder:
         memory: bytes that the moments of all readings may take; square matrices that need more become factors.
         targets: record Ψ from the original network; else Ψ = ΦV follows from the moments of Φ.
         residuals: consumer's node -> the addition behind it, whose error so far the targets take back.
+        share: which batches this process adds; the processes' sums are added up. Factors are not shared out: there
+            every process adds all batches.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class GroupRecorder:
         memory: int,
         targets: bool = False,
         residuals: Mapping[str, Residual] | None = None,
+        share: Share | None = None,
     ) -> None:
         self.group = group
         self.readings = tuple(readings)
@@ -115,6 +119,8 @@ class GroupRecorder:
         self.rows = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._sums = make_accumulators(self.readings, memory, seed)
+        dense = all(isinstance(sums, MomentAccumulator) for sums in self._sums)
+        self.share = share if share is not None and dense else Share()
 
     @property
     def wanted(self) -> set[str]:
@@ -153,10 +159,22 @@ class GroupRecorder:
                 sums.add(features, outputs)
             self.rows = max(self.rows, int(sums.count))
 
+    def skip(self, size: int, program: Program) -> None:
+        """Leave a batch of `size` samples to another process; the positions drawn for the next one stay the same."""
+        traced = program.network.examples[0].shape[0]
+        for reading, count in zip(self.readings, self.plan.positions, strict=True):
+            for site in reading.sites:
+                shape = program.shape(site.input)
+                inputs = torch.empty(shape[0] * size // traced, *shape[1:], device="meta")
+                sample_positions(reading, site, inputs, count, self._generator)
+
     def moments(self, original: Mapping[str, Tensor]) -> tuple[Moments | FactoredMoments, ...]:
         """One Moments per reading; without recorded targets Ψ is ΦV for the original weights, exactly."""
         found = []
         for sums, reading in zip(self._sums, self.readings, strict=True):
+            if self.share.count > 1 and isinstance(sums, MomentAccumulator):
+                sums.all_reduce(next(iter(original.values())).device)
+                self.rows = max(self.rows, int(sums.count))
             part = sums.moments()
             if isinstance(part, Moments) and not self.targets:
                 part = part.with_outputs(reading.weights(original))
@@ -242,6 +260,13 @@ def record_moments(
             open_recorders = [recorder for recorder in recorders if recorder.plan.samples > seen]
             if not open_recorders:
                 break
+            for recorder in open_recorders:
+                if not recorder.share.owns(number):
+                    recorder.skip(size, program)
+            open_recorders = [recorder for recorder in open_recorders if recorder.share.owns(number)]
+            seen += size
+            if not open_recorders:
+                continue
             wanted = {name for recorder in open_recorders for name in recorder.wanted}
             further = keep.nodes if keep is not None else ()
             start = store.get(number, device) if store is not None else None
@@ -256,7 +281,6 @@ def record_moments(
                 keep.put(number, values)
             if store is not None:
                 store.drop(number)
-            seen += size
             if advance is not None:
                 advance(size)
     return {"forward": forward, "recording": time.perf_counter() - started - forward}

@@ -1,0 +1,54 @@
+"""Calibration data shared out over the processes of one torch.distributed group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of the batches: every `count`-th, from number `rank`."""
+
+    rank: int = 0
+    count: int = 1
+
+    def owns(self, batch: int) -> bool:
+        """Whether this process records batch number `batch`."""
+        return batch % self.count == self.rank
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes and reports."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group() -> Iterator[Share]:
+    """This process's share under torchrun (its group is opened and closed here) or of a group that is open; else all.
+
+    CPU tensors are reduced by gloo, those on accelerators by NCCL.
+    """
+    if not distributed.is_available():
+        yield Share()
+    elif distributed.is_initialized():
+        yield Share(distributed.get_rank(), distributed.get_world_size())
+    elif "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            yield Share(distributed.get_rank(), distributed.get_world_size())
+        finally:
+            distributed.destroy_process_group()
+    else:
+        yield Share()
+
+
+def local_device(device: str) -> str:
+    """The device of this process: under torchrun each one on "cuda" has the card of its local rank."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local is not None else device
