@@ -35,7 +35,7 @@ from benchmarks.reporting import Run, start
 PARTS = ("kills", "soak", "fuzz")
 COMPARED = ("model.safetensors", "config.json", "recipe.yaml")
 QUICK_MODEL = {"data": "digits", "calibration_samples": 60, "keep": 0.5, "selection": "magnitude"}
-CASE_SECONDS = 120.0  # on a busy machine; a case takes a few hundredths of a second
+CASE_SECONDS = 240.0  # on a busy machine, start-up included; a case takes a few hundredths of a second
 KINDS = ("zip", "legacy", "safetensors", "stored.npz", "packed.npz", "arrays", "recipe", "zoo")
 
 
@@ -45,14 +45,16 @@ def main() -> int:
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--parts", default=",".join(PARTS), help="which of kills, soak, fuzz")
         parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument("--minutes", type=float, default=600.0, help="stop a part after so long")
+        parser.add_argument("--soak-models", type=int, default=200)
 
     run = start("endurance", __doc__, add_options=add_options)
     chosen = run.options.parts.split(",")
     with tempfile.TemporaryDirectory() as scratch:
         if "kills" in chosen:
-            measure_kills(run, Path(scratch, "kills"), 2 if run.quick else 50, 2 if run.quick else 6)
+            measure_kills(run, Path(scratch, "kills"), 2 if run.quick else 50, 2 if run.quick else 3)
         if "soak" in chosen:
-            measure_soak(run, Path(scratch, "soak"), 3 if run.quick else 200)
+            measure_soak(run, Path(scratch, "soak"), 3 if run.quick else run.options.soak_models)
         if "fuzz" in chosen:
             measure_fuzz(run, Path(scratch, "fuzz"), 160 if run.quick else 10_400)
     return run.finish()
@@ -87,16 +89,17 @@ def measure_kills(run: Run, scratch: Path, kills: int, models: int) -> None:
     whole = time.monotonic() - began
     done, zoos, different, lost, redone, remains = 0, 0, 0, 0, 0, 0
     at_work = 0
-    while done < kills:
+    deadline = began + 60 * run.options.minutes
+    while done < kills and time.monotonic() < deadline:
         folder = scratch / f"zoo{zoos}"
         write_zoo(folder, models)
         zoos += 1
         arguments: tuple[str, ...] = ()
         while True:
             process = start_zoo(folder, *arguments)
-            if done < kills:
+            if done < kills and time.monotonic() < deadline:
                 try:
-                    process.wait(draw.uniform(0.05, 0.8) * whole)
+                    process.wait(draw.uniform(0.05, 0.6) * whole)
                 except subprocess.TimeoutExpired:
                     at_work += any((folder / "zoo/models").glob(".*")) if (folder / "zoo/models").is_dir() else 0
                     if draw.random() < 0.5:
@@ -117,6 +120,7 @@ def measure_kills(run: Run, scratch: Path, kills: int, models: int) -> None:
         remains += sum(path.name.startswith(".") for path in (folder / "zoo/models").iterdir())
         remains += (folder / "zoo/.scratch").exists()
         shutil.rmtree(folder)
+        run.say(f"{done} kills, {zoos} zoos complete, {different} files differ, {lost} lost, {redone} redone")
     run.table(
         f"kill -9 at random moments of a zoo of {models} models, then --resume",
         ("kills", "while an artifact was being written", "zoos completed", "models", "files that differ", "exit codes"),
@@ -195,7 +199,11 @@ def measure_soak(run: Run, scratch: Path, models: int) -> None:
 
 def measure_fuzz(run: Run, scratch: Path, cases: int) -> None:
     """Mutated files of every kind; two processes at once, each watched."""
+    from tests.safety.fuzzing import make_corpus
+
     share = cases // len(KINDS)
+    limit = 60 * run.options.minutes * 2 / len(KINDS)
+    make_corpus(scratch / "sound")
     context = multiprocessing.get_context("spawn")
     counts: Counter[str] = Counter()
     codes: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
@@ -206,7 +214,8 @@ def measure_fuzz(run: Run, scratch: Path, cases: int) -> None:
         while waiting and len(running) < 2:
             kind = waiting.pop(0)
             receiver, sender = context.Pipe(duplex=False)
-            arguments = (str(scratch / kind), kind, share, run.options.seed, sender)
+            shutil.copytree(scratch / "sound", scratch / kind)
+            arguments = (str(scratch / kind), kind, share, run.options.seed, limit, sender)
             process = context.Process(target=fuzz_cases, args=arguments)
             process.start()
             sender.close()
@@ -240,7 +249,7 @@ def measure_fuzz(run: Run, scratch: Path, cases: int) -> None:
     run.goal("fuzz-tracebacks-hangs-wrong-exit-codes", len(faults), 0)
 
 
-def fuzz_cases(folder: str, kind: str, count: int, seed: int, pipe: Connection) -> None:
+def fuzz_cases(folder: str, kind: str, count: int, seed: int, limit: float, pipe: Connection) -> None:
     """What a watched process does: `count` cases of one kind, each reported as (exit code, fault or None)."""
     import torch
 
@@ -253,7 +262,10 @@ def fuzz_cases(folder: str, kind: str, count: int, seed: int, pipe: Connection) 
     os.chdir(empty)
     bound_memory()
     draw = random.Random(f"{seed} {kind}")
+    began = time.monotonic()
     for _ in range(count):
+        if time.monotonic() - began > limit:
+            break
         pipe.send(meet(corpus, kind, damaged(corpus.files[kind], kind, draw)))
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compress.errors import RecipeError
 
 REDUCIBLE = ("params", "macs", "bytes", "latency")
+MOST_CHARACTERS, MOST_NODES = 1 << 20, 100_000  # of a recipe file
 MEMORY_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -101,7 +102,7 @@ class Recipe(BaseModel):
     @field_validator("keep")
     @classmethod
     def _keep_is_a_count_or_a_fraction(cls, value: float | None) -> float | None:
-        if value is not None and value > 1 and value != int(value):
+        if value is not None and value > 1 and (math.isinf(value) or value != int(value)):
             raise ValueError(f"must be a whole number of units or a fraction below 1, got {value:g}")
         return value
 
@@ -184,16 +185,33 @@ def make_recipe(options: Mapping[str, Any], source: str = "options") -> Recipe:
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """Options in a recipe file (YAML, one mapping of option names to values). Raises RecipeError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error}.") from None
+    if len(text) > MOST_CHARACTERS:
+        raise RecipeError(f"The recipe {str(path)!r} is longer than {MOST_CHARACTERS} characters; it is no recipe.")
     try:
+        if (size := expanded_size(yaml.compose(text, yaml.SafeLoader), {})) > MOST_NODES:
+            raise RecipeError(f"The recipe {str(path)!r} repeats its anchors into {size} values; it is no recipe.")
         options = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise RecipeError(f"The recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise RecipeError(f"The recipe {str(path)!r} must be a mapping of option names to values.")
     return {name.replace("-", "_"): value for name, value in options.items()}
+
+
+def expanded_size(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Values in a YAML document with every alias written out; infinite where one contains itself."""
+    if node is None:
+        return 0
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known, which inside of itself it never is
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        own = 0 if isinstance(node, yaml.ScalarNode) else sum(expanded_size(part, known) for part in parts)
+        known[id(node)] = 1 + own
+    return known[id(node)]
 
 
 def format_recipe(recipe: Recipe) -> str:
