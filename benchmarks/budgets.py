@@ -146,7 +146,7 @@ def interleaved(runs: list[Callable[[Tensor], Any]], inputs: Tensor) -> tuple[fl
 
 def ablation(found: Run) -> None:
     """The search with one ingredient left out at a time."""
-    networks = ["resnet20"] if found.quick else found.options.networks.split(",")
+    networks = ["cnn"] if found.quick else found.options.networks.split(",")
     calibration, test = (500, 1000) if found.quick else (found.options.calibration, 10_000)
     found.say(f"ablation: {calibration} calibration images, {test} test images")
     columns: list[str] = []
