@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from compress.cli import balance, compare, demo, evaluate, export, inspect, report, run, verify, zoo
+from compress.cli import balance, compare, demo, evaluate, export, inspect, plateau, report, run, verify, zoo
 from compress.cli.app import app
 from compress.errors import CompressError
 
@@ -26,6 +26,7 @@ __all__ = [
     "export",
     "inspect",
     "main",
+    "plateau",
     "report",
     "run",
     "verify",
