@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -34,7 +34,9 @@ def plateau_command(
         raise RecipeError(f"loss: one of {', '.join(LOSSES)} was expected, got {loss!r}.")
     try:
         counts = parse_counts(widths)
-        given = {name: parse_numbers(text) for name, text in (("mean", mean), ("std", std)) if text is not None}
+        given: dict[str, Any] = {
+            name: parse_numbers(text) for name, text in (("mean", mean), ("std", std)) if text is not None
+        }
     except ValueError as error:
         raise RecipeError(f"{error}.") from None
     source = open_data(data, Preprocessing(**given) if given else None)
