@@ -23,7 +23,7 @@ VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v1_b", "swin3d_t")
 TRANSFORMERS = ("bert", "opt", "vit", "llama", "whisper-encoder", "gpt2")
 QUICK = (
     *("torchvision:resnet18", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1"),
-    *("timm:vit_tiny_patch16_224", "transformers:bert", "transformers:opt"),
+    *("transformers:bert", "transformers:opt"),
 )
 
 
