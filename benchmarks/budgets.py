@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +23,20 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.quality import Bench, First, make_bench, plain, run_cell
+from benchmarks.quality import Bench, First, make_bench, network_recipe, plain, run_cell
+from benchmarks.quality_methods import bisect_to_macs, share_of_macs
 from benchmarks.reporting import Run, start
-from compress.api.widths import layer_options
+from compress.api.widths import layer_options, make_problem
 from compress.budget.allocation import DamageCurve, allocate
+from compress.budget.costs import cost_model
 from compress.budget.distillation import distil
 from compress.budget.layerwise import compress_layers
 from compress.budget.refitting import refit_layer
 from compress.budget.search import search_widths
 from compress.budget.widths import WidthRule
+from compress.network.surgery import narrow
+from compress.network.units import UnitGroup
+from compress.preparation import prepare
 from compress.progress import SilentProgress
 
 PARTS = ("point", "latency", "ablation", "smallest")
@@ -42,7 +47,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", required=True, type=Path)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--networks", default="resnet20,cnn", help="of the ablation and of the smallest networks")
+    parser.add_argument("--networks", default="resnet20,cnn", help="of all parts but the first")
     parser.add_argument("--calibration", type=int, default=2000, help="images of those two parts")
 
 
@@ -110,24 +115,37 @@ def point(found: Run) -> None:
 def latency(found: Run) -> None:
     """Latency at half of the MACs against the original's, interleaved passes."""
     rows = []
-    for name in ("vgg19", "resnet20", "smallvgg"):
-        bench = bench_of(found, name, 500, 10)
-        allocation = allocate(bench.search.model, bench.search.damages, {"macs": 0.5})
-        kept = {each: bench.search.curves[each].units(width) for each, width in allocation.widths.items()}
-        pair = (bench.prepared.module, bench.cut(kept, bench.problem.state))
+    for name in found.options.networks.split(","):
+        spec = network_recipe(name, found.options.checkpoints, found.options.data, 200, 0)
+        prepared = prepare(spec, SilentProgress(), needs_data=True)
+        problem = make_problem(prepared, spec)
+        model = cost_model(
+            problem.program, problem.groups, dict(prepared.module.named_parameters()), problem.forward_macs
+        )
+        kept = bisect_to_macs(model, lambda fraction, own=problem.groups: eighths(own, fraction), 0.5)
+        fewer = {g.name: kept[g.name] for g in problem.groups if len(kept[g.name]) < g.unit_count}
+        pair = (prepared.module, narrow(prepared.module, fewer, problem.groups).module)
         for mode in ("eager", "torch.compile"):
             for size in (1, 64):
-                inputs = bench.prepared.probe[:1].expand(size, *bench.prepared.probe.shape[1:]).contiguous()
+                inputs = prepared.probe[:1].expand(size, *prepared.probe.shape[1:]).contiguous()
                 runs: list[Callable[[Tensor], Any]] = list(pair)
                 if mode == "torch.compile":
                     torch._dynamo.reset()
                     runs = [torch.compile(module, dynamic=False) for module in pair]
                 ratio, before, after = interleaved(runs, inputs)
-                rows.append((name, mode, size, before, after, ratio, allocation.costs["macs"]))
+                rows.append((name, mode, size, before, after, ratio, share_of_macs(model, kept)))
     header = ("network", "", "batch", "before, ms", "after, ms", "ratio", "MACs")
-    found.table("Latency at half of the MACs (widths by damage per MAC)", header, rows)
+    found.table("Latency at half of the MACs, uniform widths in multiples of 8", header, rows)
     for name, mode, size, *_, ratio, _ in rows:
         found.goal(f"latency-{name}-{mode}-{size}", ratio, 0.65)
+
+
+def eighths(groups: Sequence[UnitGroup], fraction: float) -> dict[str, Tensor]:
+    """The first units of every group: a fraction, rounded to a multiple of 8."""
+    return {
+        group.name: torch.arange(min(group.unit_count, max(8, 8 * round(fraction * group.unit_count / 8))))
+        for group in groups
+    }
 
 
 def interleaved(runs: list[Callable[[Tensor], Any]], inputs: Tensor) -> tuple[float, float, float]:

@@ -161,12 +161,17 @@ def plain(options: Any) -> Any:
     return replace(options, certify=False)
 
 
-def make_bench(name: str, folder: Path, data: Path, calibration: int, test: int, seed: int = 0) -> Bench:
-    """Prepare one network: load, trace, record, select, measure sensitivities."""
+def network_recipe(name: str, folder: Path, data: Path, calibration: int, seed: int) -> Recipe:
+    """The recipe of one of `NETWORKS`."""
     spec = {**NETWORKS[name], "checkpoint": str(folder / NETWORKS[name]["checkpoint"])}
     images = DATA.get(name, "cifar10")
     spec |= {"data": str(data / f"{images}-train.npz"), "eval": str(data / f"{images}-test.npz")}
-    recipe = make_recipe({**spec, "calibration_samples": calibration, "seed": seed})
+    return make_recipe({**spec, "calibration_samples": calibration, "seed": seed})
+
+
+def make_bench(name: str, folder: Path, data: Path, calibration: int, test: int, seed: int = 0) -> Bench:
+    """Prepare one network: load, trace, record, select, measure sensitivities."""
+    recipe = network_recipe(name, folder, data, calibration, seed)
     torch.manual_seed(recipe.seed)
     prepared = prepare(recipe, SilentProgress(), needs_data=True)
     problem = make_problem(prepared, recipe)
