@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from compress.data import Cast, DataSource, Preprocessing, open_data
+from compress.errors import DataError
 from compress.output.artifact import Artifact, read_artifact
 from compress.output.evaluation import evaluate_networks
 from compress.output.report import evaluation_report
@@ -46,6 +47,9 @@ def evaluate(
 
 def open_evaluation(artifact: Artifact, spec: str) -> DataSource:
     """Data for a written artifact, with its recorded preprocessing and in the dtype it reads. Raises DataError."""
-    recorded = artifact.config["data"]["preprocessing"]
+    data = artifact.config.get("data")
+    if not isinstance(data, dict) or "preprocessing" not in data:
+        raise DataError("The manifest does not say how inputs were prepared (`data.preprocessing` is missing).")
+    recorded = data["preprocessing"]
     source = open_data(spec, None if recorded is None else Preprocessing.from_dict(recorded))
     return Cast(source, getattr(torch, artifact.config["architecture"].get("input_dtype", "float32")))
