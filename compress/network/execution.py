@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
@@ -266,7 +267,7 @@ class ActivationStore:
             return False
         try:
             save_file(tensors, self._path(batch))
-        except OSError:  # a full disk only means that this batch is recomputed
+        except (OSError, SafetensorError):  # a full disk only means that this batch is recomputed
             self._path(batch).unlink(missing_ok=True)
             return False
         self.sizes[batch] = size

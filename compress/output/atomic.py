@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from compress.errors import OutputError
 
 MARKER = "config.json"  # a folder that holds it was written by this tool, and may be replaced with `force`
@@ -50,7 +52,7 @@ def new_folder(target: str | Path, *, force: bool = False) -> Iterator[Path]:
             raise OutputError(
                 f"Cannot put {str(target)!r} in place: {explain(error)}. Choose another --output."
             ) from None
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(f"Writing {str(target)!r} failed: {explain(error)}. Nothing was left behind.") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -69,7 +71,7 @@ def new_file(target: str | Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         os.replace(draft, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(f"Cannot write {str(target)!r}: {explain(error)}.") from None
     finally:
         with suppress(OSError):
@@ -97,11 +99,11 @@ def check_target(target: str | Path, *, force: bool = False) -> None:
         raise OutputError(f"Cannot write to {str(place)!r}: {explain(error)}. Choose another --output.") from None
 
 
-def explain(error: OSError) -> str:
+def explain(error: OSError | SafetensorError) -> str:
     """What went wrong, in words."""
-    if error.errno == errno.ENOSPC:
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return "the disk is full"
-    return (error.strerror or str(error)).lower()
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def current_umask() -> int:
