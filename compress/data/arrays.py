@@ -160,6 +160,7 @@ def open_npz(name: str, path: Path, preprocessing: Preprocessing | None) -> Arra
         RuntimeError,
         EOFError,
         struct.error,
+        UnicodeDecodeError,
     ) as error:
         raise DataError(f"{name}: not a readable .npz file: {error}.") from None
     return make_array_source(name, preprocessing, arrays)

@@ -403,3 +403,12 @@ def test_mutated_files_end_in_one_line_or_are_read(tmp_path: Path, form: str) ->
             mutated[draw.randrange(len(mutated))] = draw.randrange(256)
         path.write_bytes(mutated)
         assert "\n" not in read_or_refuse(path)
+
+
+def test_an_archive_whose_names_are_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "odd.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("é.npy", b"")
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(DataError, match="not a readable"):
+        open_data(str(path), None)
