@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from compress.data import Cast, DataSource, Preprocessing, open_data
 from compress.errors import DataError
 from compress.output.artifact import Artifact, read_artifact
-from compress.output.evaluation import evaluate_networks
+from compress.output.evaluation import Evaluation, evaluate_networks
 from compress.output.report import evaluation_report
 from compress.preparation import check_device
 from compress.progress import Progress, SilentProgress
@@ -29,10 +30,20 @@ def evaluate(
     check_device(device)
     artifact = read_artifact(folder)
     module = artifact.build().to(device)
+    found, _ = evaluate_artifact(artifact, module, eval_data, batch_size, device, progress)
+    report = evaluation_report(found)
+    assert report is not None, "there was data"
+    return {"folder": str(folder), "samples": found.samples, **(report["compressed"] or {})}
+
+
+def evaluate_artifact(
+    artifact: Artifact, module: nn.Module, eval_data: str, batch_size: int, device: str, progress: Progress
+) -> tuple[Evaluation, str]:
+    """Scores of the loaded network, and the fingerprint of the data."""
     source = open_evaluation(artifact, eval_data)
     progress.stage("evaluating", source.sample_count)
     only_batch = artifact.config["architecture"].get("batch_size")
-    found = evaluate_networks(
+    evaluation = evaluate_networks(
         module,
         module,
         source.batches(only_batch or batch_size),
@@ -40,9 +51,7 @@ def evaluate(
         progress=progress,
         only_batch=only_batch,
     )
-    report = evaluation_report(found)
-    assert report is not None, "there was data"
-    return {"folder": str(folder), "samples": found.samples, **(report["compressed"] or {})}
+    return evaluation, source.fingerprint
 
 
 def open_evaluation(artifact: Artifact, spec: str) -> DataSource:

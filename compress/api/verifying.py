@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.api.evaluating import open_evaluation
+from compress.api.evaluating import evaluate_artifact
 from compress.api.measuring import LATENCY_BATCHES
 from compress.api.reporting import MALFORMED, explain, read_report
 from compress.errors import CompressError, DataError, OutputError, RecipeError
@@ -18,7 +18,7 @@ from compress.network.execution import first_tensor
 from compress.output.artifact import Artifact, read_artifact
 from compress.output.checks import Check, check_drop, failures
 from compress.output.checksums import check_checksums
-from compress.output.evaluation import Evaluation, evaluate_networks
+from compress.output.evaluation import Evaluation
 from compress.preparation import check_device
 from compress.progress import Progress, SilentProgress
 
@@ -182,24 +182,6 @@ def check_accuracy(
     said = f"The report says {wanted:.2f} % on these samples, {value:.2f} % was measured"
     checks = [Check("accuracy as reported", f"{wanted:.2f} ± {tolerance:g} %", f"{value:.2f} %", close, said)]
     return checks if max_drop is None else [*checks, check_drop(before - value, max_drop)]
-
-
-def evaluate_artifact(
-    artifact: Artifact, module: nn.Module, eval_data: str, batch_size: int, device: str, progress: Progress
-) -> tuple[Evaluation, str]:
-    """Scores of the loaded network, and the fingerprint of the data."""
-    source = open_evaluation(artifact, eval_data)
-    progress.stage("evaluating", source.sample_count)
-    only_batch = artifact.config["architecture"].get("batch_size")
-    evaluation = evaluate_networks(
-        module,
-        module,
-        source.batches(only_batch or batch_size),
-        device=device,
-        progress=progress,
-        only_batch=only_batch,
-    )
-    return evaluation, source.fingerprint
 
 
 def make_probe(artifact: Artifact, device: str) -> Tensor:
