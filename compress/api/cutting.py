@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.api.measuring import evaluate_pair
 from compress.budget.distillation import Distillation, distil
@@ -59,12 +59,18 @@ def make_cut(
     with clock("cut"):
         progress.stage("cutting and verifying")
         narrowed, deviation = cut_network(prepared, problem.groups, kept, found.state)
-        stored = stored_state(narrowed.module.state_dict(), prepared.stored)
-        narrowed.module.load_state_dict(with_versions(narrowed.module, computed_state(stored)))
+        stored = round_to_stored(narrowed.module, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
     cut = Cut(kept, narrowed, stored, deviation, evaluation)
     return cut if recipe.finetune is None else finetune_cut(prepared, problem, cut, recipe, clock, progress)
+
+
+def round_to_stored(module: nn.Module, prepared: Prepared) -> dict[str, Tensor]:
+    """The module's tensors in the checkpoint's dtypes; the module goes on with what these hold."""
+    stored = stored_state(module.state_dict(), prepared.stored)
+    module.load_state_dict(with_versions(module, computed_state(stored)))
+    return stored
 
 
 def finetune_cut(
@@ -82,8 +88,7 @@ def finetune_cut(
             progress,
             seed=recipe.seed,
         )
-        stored = stored_state(tuned.state_dict(), prepared.stored)
-        tuned.load_state_dict(computed_state(stored))
+        stored = round_to_stored(tuned, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, tuned, recipe, progress)
     narrowed = replace(cut.narrowed, module=tuned)
