@@ -176,6 +176,7 @@ def solve_layer(
     clock = _Clock()
     group = moments.group
     joint = moments.joint()
+    shrunk = moments.for_selection(original)
     costs = layer_unit_costs(options.unit_costs, moments, original, joint)
     bound = width_bound(joint, tolerance=options.rank_tolerance)
     clock.lap("ranks")
@@ -197,7 +198,7 @@ def solve_layer(
     if chosen is not None:
         curve, width = given_units(moments, chosen), len(chosen)
     else:
-        curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
+        curve = select_units(shrunk, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
     clock.lap("selection")
 
     measured: dict[int, float] = {}
@@ -228,7 +229,7 @@ def solve_layer(
         and joint.gram.shape[0] <= POLISHABLE
         and width < units
     ):
-        kept = polish_units(joint, kept, ridge=options.ridge, intercept=False)
+        kept = polish_units(shrunk, kept, ridge=options.ridge, intercept=False)
         clock.lap("selection")
     final = refit_layer(moments, kept, options.ridge, original, current)
     clock.lap("refit")

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from compress.convex import Moments, refit, relative_error
 from compress.convex.moments import unit_columns
-from compress.network.layer_moments import LayerMoments, root_mean_square
-from compress.network.recording import ROWS_PER_COLUMN
+from compress.network.layer_moments import ROWS_PER_COLUMN, LayerMoments, root_mean_square
 from compress.network.units import Consumer
 
 CONSTANT = 1e-20  # squared spread, relative to the second moment, that is rounding

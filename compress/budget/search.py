@@ -123,12 +123,12 @@ def find_curves(
     errors: dict[str, Tensor] = {}
     progress.stage("selecting units", len(problem.groups))
     for group in problem.groups:
-        joint = moments[group.name].joint()
-        costs = layer_unit_costs(options.unit_costs, moments[group.name], problem.state, joint)
-        curves[group.name] = select_units(
-            joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False
-        )
-        errors[group.name] = errors_by_width(curves[group.name].errors, group.unit_count)
+        own = moments[group.name]
+        joint = own.for_selection(problem.state)
+        costs = layer_unit_costs(options.unit_costs, own, problem.state, joint)
+        curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
+        curves[group.name] = curve
+        errors[group.name] = errors_by_width(curve.errors, group.unit_count)
         progress.advance()
     widths = {name: probe_widths(errors[name], widths_known(curves[name], legal[name])) for name in curves}
     samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)

@@ -12,6 +12,7 @@ from compress.convex.path import penalty_grid, solve_path, solve_tolerance, solv
 from compress.convex.reductions import Reduction, reduce_problem
 from compress.convex.refit import RIDGE, Refit, refit, relative_error
 from compress.convex.selection import METHODS, SelectionCurve, lasso_order, select_units
+from compress.convex.shrinkage import shrink_moments, shrinkage_intensity
 from compress.convex.solve import SOLVERS, solve, solve_batch
 from compress.convex.solvers.solution import Solution
 from compress.convex.swaps import polish_units
@@ -43,6 +44,8 @@ __all__ = [
     "refit",
     "relative_error",
     "select_units",
+    "shrink_moments",
+    "shrinkage_intensity",
     "solve",
     "solve_batch",
     "solve_exact",

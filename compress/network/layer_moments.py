@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.convex import FactoredMoments, Moments, relative_error, stack_consumers
+from compress.convex import FactoredMoments, Moments, relative_error, shrink_moments, stack_consumers
+from compress.convex.moments import unit_columns
 from compress.network.readings import Reading
 from compress.network.units import UnitGroup
 
+ROWS_PER_COLUMN = 8  # rows of Φ wanted for each of its K·s columns, so that a refit does not fit noise
 DEAD = 1e-12  # second moment, relative to the layer's largest, below which a unit never fires
 
 
@@ -49,8 +51,29 @@ class LayerMoments:
 
     def joint(self) -> Moments:
         """Fitting moments of all readings together, centred where a constant is free; each one's error counts alike."""
-        parts = [part.centred() if own else part for part, own in zip(self.fitting, self.intercepts, strict=True)]
-        return parts[0] if len(parts) == 1 else stack_consumers(parts, intercept=False)
+        return stacked(self._centred())
+
+    def for_selection(self, original: Mapping[str, Tensor]) -> Moments:
+        """As `joint`, from which units are chosen: readings of few rows are shrunk towards uncorrelated features.
+
+        Args:
+            original: state of the original network.
+        """
+        parts = []
+        for reading, part in zip(self.readings, self._centred(), strict=True):
+            if part.count < ROWS_PER_COLUMN * part.gram.shape[0]:
+                rows = unit_columns(self.units.to(part.gram.device), reading.group_size)
+                part = shrink_moments(part, reading.weights(original).to(part.gram)[rows])
+            parts.append(part)
+        return stacked(parts)
+
+    def _centred(self) -> list[Moments]:
+        return [part.centred() if own else part for part, own in zip(self.fitting, self.intercepts, strict=True)]
+
+
+def stacked(parts: Sequence[Moments]) -> Moments:
+    """Several readings' moments as one problem, each one's relative error counting alike."""
+    return parts[0] if len(parts) == 1 else stack_consumers(parts, intercept=False)
 
 
 def make_layer_moments(

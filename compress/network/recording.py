@@ -16,12 +16,12 @@ from torch import Tensor
 from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulator, Moments
 from compress.errors import NonFiniteError
 from compress.network.execution import ActivationStore, Program, run_pair
+from compress.network.layer_moments import ROWS_PER_COLUMN
 from compress.network.readings import Reading, own_columns, read_rows, sample_positions
 from compress.network.residuals import Residual
 from compress.network.sharing import Share
 from compress.network.units import UnitGroup
 
-ROWS_PER_COLUMN = 8  # rows of Φ wanted for each of its K·s columns, so that a refit does not fit noise
 FEWEST_ROWS = 20_000
 COST_SHARE = 0.02  # of a forward pass, what one layer's moments may cost before positions are sampled
 
