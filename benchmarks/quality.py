@@ -128,7 +128,10 @@ class Bench:
         """Weights after our front-to-back least squares for given units."""
         options = layer_options(self.recipe)
         rule = WidthRule(keep=1)
-        return compress_layers(self.problem, rule, plain(options), SilentProgress(), chosen=kept).state
+        sweep = compress_layers(
+            self.problem, rule, plain(options), SilentProgress(), chosen=kept, facts=self.search.facts
+        )
+        return sweep.state
 
     def ours(self, share: float) -> tuple[Kept, Mapping[str, Tensor]]:
         """The product's own search under a MACs budget."""

@@ -52,6 +52,24 @@ class LayerOptions:
 
 
 @dataclass(frozen=True, eq=False)
+class LayerFacts:
+    """What the moments of all units say about a layer, whichever of them stay.
+
+    Attributes:
+        dead, duplicates: units that never fire, and that are multiples of an earlier one.
+    """
+
+    bound: WidthBound
+    dead: int
+    duplicates: int
+
+    @classmethod
+    def of(cls, joint: Moments, tolerance: float) -> LayerFacts:
+        """From the joint moments of all readings; `tolerance` of the numerical ranks."""
+        return cls(width_bound(joint, tolerance=tolerance), int(dead_units(joint).sum()), count_duplicates(joint))
+
+
+@dataclass(frozen=True, eq=False)
 class LayerResult:
     """What was decided about one layer.
 
@@ -163,12 +181,14 @@ def solve_layer(
     *,
     width: int | None = None,
     chosen: Tensor | None = None,
+    facts: LayerFacts | None = None,
 ) -> LayerResult:
     """Certify, choose a width by `rule` (or take `width`), choose its units, refit the consumers.
 
     Args:
         original, current: states of the original network and of the one compressed so far.
         chosen: unit numbers to keep; nothing is selected then.
+        facts: known from moments of all units; None: found from these.
 
     Raises:
         SolverError: the convex problem could not be solved at all.
@@ -178,7 +198,7 @@ def solve_layer(
     joint = moments.joint()
     shrunk = moments.for_selection(original)
     costs = layer_unit_costs(options.unit_costs, moments, original, joint)
-    bound = width_bound(joint, tolerance=options.rank_tolerance)
+    facts = LayerFacts.of(joint, options.rank_tolerance) if facts is None else facts
     clock.lap("ranks")
     problem = MultitaskLasso(joint, 0.0, costs)
     silencing = problem.silencing_penalty
@@ -217,7 +237,7 @@ def solve_layer(
         more = units if moments.unchanged is None else units + 1  # one more stands for the layer as it is
         width = smallest_width(error_at, more, rule.error, floor)
     if moments.unchanged is not None and width > units:
-        return untouched(moments, bound, silencing, curve, clock.laps)
+        return untouched(moments, facts, silencing, curve, clock.laps)
     if chosen is None:
         width = min(units, legal_width(group, round_up(width, options.round_to, units)))
     kept = curve.units(width) if chosen is not None else legal_units(group, curve, width)
@@ -240,9 +260,9 @@ def solve_layer(
         name=group.name,
         units=group.unit_count,
         kept=moments.units[kept.cpu()],
-        dead=int(dead_units(joint).sum()),
-        duplicates=count_duplicates(joint),
-        bound=bound,
+        dead=facts.dead,
+        duplicates=facts.duplicates,
+        bound=facts.bound,
         certificate=certificate,
         form=form,
         silencing_penalty=silencing,
@@ -268,10 +288,12 @@ def adjust_layer(
     """New tensors of a consumer whose input has changed and whose units stay; none where held-back samples do not gain.
 
     Args:
-        kept: (m,) units that are left, of all that the moments hold.
+        kept: (m,) unit numbers that are left.
     """
-    if moments.candidates is not None or not len(kept):
+    held = moments.units
+    if not len(kept) or not bool(torch.isin(kept, held).all()):  # some were left out for want of memory
         return {}
+    kept = torch.searchsorted(held, kept)
     found = refit_layer(moments, kept, options.ridge, original, current)
     before = held_back_error(moments, kept, original, current)
     return found.weights if found.held_back_error < before else {}
@@ -291,18 +313,17 @@ def given_units(moments: LayerMoments, chosen: Tensor) -> SelectionCurve:
 
 
 def untouched(
-    moments: LayerMoments, bound: WidthBound, silencing: float, curve: SelectionCurve, seconds: dict[str, float]
+    moments: LayerMoments, facts: LayerFacts, silencing: float, curve: SelectionCurve, seconds: dict[str, float]
 ) -> LayerResult:
     """A layer left as it is, because it needs more units than the memory bound lets be weighed against each other."""
     assert moments.unchanged is not None, "only where units were left out of the moments"
-    joint = moments.joint()
     return LayerResult(
         name=moments.group.name,
         units=moments.group.unit_count,
         kept=torch.arange(moments.group.unit_count),
-        dead=int(dead_units(joint).sum()),
-        duplicates=count_duplicates(joint),
-        bound=bound,
+        dead=facts.dead,
+        duplicates=facts.duplicates,
+        bound=facts.bound,
         certificate=None,
         form="",
         silencing_penalty=silencing,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from compress.budget.layers import LayerOptions, LayerResult, adjust_layer, solve_layer
+from compress.budget.layers import LayerFacts, LayerOptions, LayerResult, adjust_layer, solve_layer
 from compress.budget.resume import RunState, StoredLayer
 from compress.budget.schedule import Turn, changed_tensors, left_channels, make_schedule
 from compress.budget.scoring import CalibrationScore, score_samples
@@ -20,7 +20,7 @@ from compress.errors import DataError
 from compress.network.execution import ActivationStore, Program
 from compress.network.layer_moments import LayerMoments, make_layer_moments
 from compress.network.readings import Reading, find_readings, output_positions
-from compress.network.recording import GroupRecorder, SamplePlan, plan_samples, record_moments
+from compress.network.recording import GroupRecorder, SamplePlan, plan_samples, record_moments, restrict_readings
 from compress.network.residuals import Residual, find_residual
 from compress.network.sharing import Share
 from compress.network.units import Consumer, UnitGroup
@@ -98,17 +98,19 @@ class Problem:
         found = {consumer.node: find_residual(self.program, consumer) for consumer in group.consumers}
         return {node: residual for node, residual in found.items() if residual is not None}
 
-    def plans(self, group: UnitGroup) -> tuple[SamplePlan, SamplePlan]:
-        """What a group's fitting and held-back moments take."""
-        readings = self.readings(group)
+    def plans(self, group: UnitGroup, units: Tensor | None = None) -> tuple[SamplePlan, SamplePlan]:
+        """What the fitting and held-back moments of a group, or of some of its units, take."""
+        readings = restrict_readings(self.readings(group), units)
         available = [output_positions(reading, self.program) for reading in readings]
         fitting = plan_samples(readings, available, self.fitting.count, self.forward_macs)
         share = fitting.samples / self.fitting.count
         fewest = min(self.held_back.count, 256)
         return fitting, SamplePlan(max(fewest, round(share * self.held_back.count)), fitting.positions)
 
-    def recorders(self, group: UnitGroup, targets: bool) -> tuple[GroupRecorder, GroupRecorder]:
-        """Empty recorders of one group, for the fitting and for the held-back samples."""
+    def recorders(
+        self, group: UnitGroup, targets: bool, units: Tensor | None = None
+    ) -> tuple[GroupRecorder, GroupRecorder]:
+        """Empty recorders of one group, or of some of its units, for the fitting and for the held-back samples."""
         readings = self.readings(group)
         fitting, checking = (
             GroupRecorder(
@@ -120,8 +122,9 @@ class Problem:
                 targets=targets,
                 residuals=self.residuals(group),
                 share=self.share,
+                units=units,
             )
-            for shift, plan in enumerate(self.plans(group))
+            for shift, plan in enumerate(self.plans(group, units))
         )
         return fitting, checking
 
@@ -171,13 +174,14 @@ def finished(problem: Problem, group: UnitGroup, recorders: tuple[GroupRecorder,
     fitting, checking = recorders
     return make_layer_moments(
         group,
-        fitting.readings,
+        fitting.whole,
         fitting.moments(problem.state),
         checking.moments(problem.state),
         state=problem.state,
         targets=fitting.targets,
         rows=fitting.rows,
         positions=fitting.plan.describe(),
+        units=fitting.units,
     )
 
 
@@ -189,6 +193,8 @@ def compress_layers(
     *,
     widths: Mapping[str, int] | None = None,
     chosen: Mapping[str, Tensor] | None = None,
+    candidates: Mapping[str, Tensor] | None = None,
+    facts: Mapping[str, LayerFacts] | None = None,
     kept_state: RunState | None = None,
 ) -> Layerwise:
     """Solve all groups of the problem front to back, then score the result on calibration samples.
@@ -199,6 +205,8 @@ def compress_layers(
     Args:
         widths: group name -> width; overrides the rule.
         chosen: group name -> unit numbers to keep, by whatever means they were chosen; only the refit is left to do.
+        candidates: group name -> unit numbers to choose among, of the groups where not all are; needs `facts`.
+        facts: group name -> what moments of all units say; units out of the question are not recorded then.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
     current = dict(problem.state)
@@ -219,21 +227,33 @@ def compress_layers(
                     kept[group.name] = settled.layer.kept
                     results.append(settled.layer)
                 continue
+            units: Tensor | None = None  # the only ones in question
+            if not turn.chooses:
+                units = left_channels(turn, kept, problem.groups)
+            elif facts is not None:
+                units = (chosen or candidates or {}).get(group.name)
+                units = None if units is None else units.sort().values
             frontier = next_frontier(problem, schedule[number:])
             following = [store.advance(frontier) for store in stores]
-            moments, seconds = record_turn(problem, group, current, stores, following, progress)
+            moments, seconds = record_turn(problem, group, current, stores, following, progress, units=units)
             stores = following
             progress.stage(f"solving {group.name}")
-            if not turn.chooses:
-                left = left_channels(turn, kept, problem.groups)
-                adjusted = adjust_layer(moments, left, options, problem.state, current)
+            if units is not None and not turn.chooses:
+                adjusted = adjust_layer(moments, units, options, problem.state, current)
                 current.update(adjusted)
                 if sweep is not None:
                     sweep.write_turn(number, adjusted)
                 continue
-            width = widths.get(group.name) if widths else None
-            units = chosen.get(group.name) if chosen else None
-            result = solve_layer(moments, rule, options, problem.state, current, width=width, chosen=units)
+            result = solve_layer(
+                moments,
+                rule,
+                options,
+                problem.state,
+                current,
+                width=(widths or {}).get(group.name),
+                chosen=(chosen or {}).get(group.name),
+                facts=(facts or {}).get(group.name),
+            )
             current.update(result.weights)
             kept[group.name] = result.kept
             results.append(replace(result, seconds={**seconds, **result.seconds}))
@@ -253,15 +273,20 @@ def record_turn(
     stores: Sequence[ActivationStore],
     following: Sequence[ActivationStore],
     progress: Progress,
+    *,
+    units: Tensor | None = None,
 ) -> tuple[LayerMoments, dict[str, float]]:
     """Moments of one group in the network compressed so far, and the wall seconds that took by stage.
 
     Args:
+        units: unit numbers (m,), sorted, to record; None: all.
         stores: of the fitting and of the held-back samples, values to start from; used up.
         following: where to leave the values that the next turn starts from.
     """
     changed = any(current[name] is not tensor for name, tensor in problem.state.items())
-    recorders = problem.recorders(group, targets=changed)
+    if units is not None and len(units) in (0, group.unit_count):
+        units = None
+    recorders = problem.recorders(group, targets=changed, units=units)
     seconds: Counter[str] = Counter()
     for recorder, stream, store, keep in zip(
         recorders, (problem.fitting, problem.held_back), stores, following, strict=True

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.convex import SelectionCurve
+from compress.budget.layers import LayerFacts
+from compress.convex import SelectionCurve, WidthBound
 from compress.errors import OutputError, RecipeError
 
 FINGERPRINT = "fingerprint.json"
@@ -50,11 +51,12 @@ class SettledTurn:
 
 @dataclass(frozen=True, eq=False)
 class KnownCurves:
-    """Selection curves, error curves and measured divergences by group, as `prepare_search` finds them."""
+    """Selection curves, error curves, measured divergences and facts by group, as `prepare_search` finds them."""
 
     curves: dict[str, SelectionCurve]
     errors: dict[str, Tensor]
     measured: dict[str, list[tuple[int, float]]]
+    facts: dict[str, LayerFacts]
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class RunState:
         if found is None:
             return None
         tensors, about = found
-        curves, errors = {}, {}
+        curves, errors, facts = {}, {}, {}
         for name, own in about.items():
             orders = {method: tensors[f"{name}:order:{method}"] for method in own["orders"]}
             polished = {int(width): tensors[f"{name}:polished:{width}"] for width in own["polished"]}
@@ -138,8 +140,12 @@ class RunState:
                 tensors[f"{name}:order"], tensors[f"{name}:curve"], tuple(own["methods"]), orders, polished
             )
             errors[name] = tensors[f"{name}:errors"]
+            rank_features, rank_outputs, units, group_size, tolerance = own["bound"]
+            spectra = tensors[f"{name}:features"], tensors[f"{name}:outputs"]
+            bound = WidthBound(rank_features, rank_outputs, units, group_size, tolerance, *spectra)
+            facts[name] = LayerFacts(bound, own["dead"], own["duplicates"])
         measured = {name: [(int(at), float(value)) for at, value in own["measured"]] for name, own in about.items()}
-        return KnownCurves(curves, errors, measured)
+        return KnownCurves(curves, errors, measured, facts)
 
     def write_curves(self, known: KnownCurves) -> None:
         """Keep curves and sensitivities."""
@@ -150,10 +156,16 @@ class RunState:
                 f"{name}:order": curve.order,
                 f"{name}:curve": curve.errors,
                 f"{name}:errors": known.errors[name],
+                f"{name}:features": known.facts[name].bound.feature_spectrum,
+                f"{name}:outputs": known.facts[name].bound.output_spectrum,
             }
             tensors |= {f"{name}:order:{method}": order for method, order in curve.orders.items()}
             tensors |= {f"{name}:polished:{width}": units for width, units in curve.polished.items()}
+            bound = known.facts[name].bound
             about[name] = {
+                "bound": [bound.rank_features, bound.rank_outputs, bound.units, bound.group_size, bound.tolerance],
+                "dead": known.facts[name].dead,
+                "duplicates": known.facts[name].duplicates,
                 "methods": list(curve.methods),
                 "orders": list(curve.orders),
                 "polished": list(curve.polished),

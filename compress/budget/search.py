@@ -21,7 +21,7 @@ from compress.budget.allocation import (
 )
 from compress.budget.costs import CostModel, cost_model
 from compress.budget.latency import LatencyModel, measure_latency_model
-from compress.budget.layers import LayerOptions, layer_unit_costs
+from compress.budget.layers import POLISHABLE, LayerFacts, LayerOptions, layer_unit_costs
 from compress.budget.layerwise import Layerwise, Problem, compress_layers, record_all
 from compress.budget.resume import KnownCurves, RunState
 from compress.budget.sensitivity import measure_divergences, probe_widths
@@ -35,6 +35,7 @@ SENSITIVITY_SAMPLES = 512
 LATENCY_CHECKS = 3  # cut networks that are timed before the sweep, each correcting the predicted latency
 LATENCY_SLACK = 0.02  # of the budget, within which a timed network counts as within it
 ACCURACY_SWEEPS = 6
+CANDIDATES = 1.5  # units to choose among in a sweep, for each that will stay
 BLEND = {"macs": 1.0, "params": 1.0}  # what an accuracy bound alone tries to save
 
 
@@ -46,6 +47,7 @@ class Search:
         moments: per group, of the original network; empty where the curves came from an earlier run.
         curves: selection curve per group.
         damages: predicted damage per group and width.
+        facts: what the moments of all units say, per group.
         kept_state: where what is found is kept for a run that goes on from here.
     """
 
@@ -54,6 +56,7 @@ class Search:
     moments: dict[str, LayerMoments]
     curves: dict[str, SelectionCurve]
     damages: dict[str, DamageCurve]
+    facts: dict[str, LayerFacts]
     kept_state: RunState | None = None
 
 
@@ -108,7 +111,7 @@ def prepare_search(
         progress.stage("timing layers at several widths")
         latency = measure_latency_model(problem.program, model.tensors, problem.state, milliseconds)
         model = replace(model, latency=latency)
-    return Search(problem, model, moments, known.curves, damages, kept_state)
+    return Search(problem, model, moments, known.curves, damages, known.facts, kept_state)
 
 
 def find_curves(
@@ -121,6 +124,7 @@ def find_curves(
     """Selection curves of all groups, and the divergences at a few widths of each."""
     curves: dict[str, SelectionCurve] = {}
     errors: dict[str, Tensor] = {}
+    facts: dict[str, LayerFacts] = {}
     progress.stage("selecting units", len(problem.groups))
     for group in problem.groups:
         own = moments[group.name]
@@ -128,13 +132,14 @@ def find_curves(
         costs = layer_unit_costs(options.unit_costs, own, problem.state, joint)
         curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
         curves[group.name] = curve
+        facts[group.name] = LayerFacts.of(own.joint(), options.rank_tolerance)
         errors[group.name] = errors_by_width(curve.errors, group.unit_count)
         progress.advance()
     widths = {name: probe_widths(errors[name], widths_known(curves[name], legal[name])) for name in curves}
     samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
     progress.stage("measuring sensitivities", samples)
     measured = measure_divergences(problem, moments, curves, widths, options, samples=samples, advance=progress.advance)
-    return KnownCurves(curves, errors, measured)
+    return KnownCurves(curves, errors, measured, facts)
 
 
 def widths_known(curve: SelectionCurve, legal: Sequence[int]) -> tuple[int, ...]:
@@ -229,11 +234,30 @@ def _run_trial(
         replace(options, certify=False),
         progress,
         widths=allocation.widths,
+        candidates=list_candidates(search, allocation.widths),
+        facts=search.facts,
         kept_state=search.kept_state,
     )
     score = None if found.held_back is None else found.held_back.as_report()
     trials.append({"predicted_damage": allocation.damage, "costs": allocation.costs, "held_back": score})
     return SearchResult(search, found, allocation, trials)
+
+
+def list_candidates(search: Search, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """Units worth recording again in a sweep at known widths, of the layers where leaving others out saves much.
+
+    Those that the curves of the original network keep at the width and at `CANDIDATES` times the width.
+    """
+    found: dict[str, Tensor] = {}
+    for group in search.problem.groups:
+        columns = max(reading.columns for reading in search.problem.readings(group))
+        curve, width = search.curves[group.name], widths[group.name]
+        wider = min(len(curve.order), math.ceil(CANDIDATES * width))
+        if columns > POLISHABLE and group.blocks == 1 and wider < 0.9 * group.unit_count:
+            listed = torch.zeros(group.unit_count, dtype=torch.bool)
+            listed[curve.units(width)] = listed[curve.units(wider)] = True
+            found[group.name] = listed.nonzero().flatten()
+    return found
 
 
 def milder_search(found: SearchResult, options: LayerOptions, progress: Progress) -> SearchResult:

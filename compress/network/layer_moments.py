@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,8 +26,9 @@ class LayerMoments:
         targets: Ψ was recorded from the original network while Φ came from the compressed one.
         rows: rows of Φ in the fitting moments.
         positions: what the plan took, in words.
-        candidates: the units (m,) that the moments are about, where all of them did not fit the memory; else None.
-        unchanged: with `candidates`, relative errors (fitting, held-back) of the weights as they are, with all units.
+        candidates: the units (m,) that the moments are about, where not all were wanted or fit the memory; else None.
+        unchanged: with `candidates`, relative errors (fitting, held-back) of the weights as they are, with all units;
+            nan where the other units were not recorded.
     """
 
     group: UnitGroup
@@ -86,25 +88,32 @@ def make_layer_moments(
     targets: bool,
     rows: int,
     positions: str,
+    units: Tensor | None = None,
 ) -> LayerMoments:
     """Moments of one group as recorded; factors are reduced to the units that the memory bound allows a matrix for.
 
     Args:
+        readings: of all units.
         state: of the original network.
+        units: unit numbers (m,), sorted, that were recorded; None: all.
     """
-    votes = torch.zeros(group.unit_count, dtype=torch.int64)
-    listed = group.unit_count
+    recorded = group.unit_count if units is None else len(units)
+    votes = torch.zeros(recorded, dtype=torch.int64)
+    listed = recorded
     for part in fitting:
         if isinstance(part, FactoredMoments):
             positions = f"{positions}; {part.message}"
             chosen = part.shortlist()
             votes[chosen] += 1
             listed = min(listed, len(chosen))
-    candidates: Tensor | None = None
+    places: Tensor | None = None  # of the units that most readings list, among those recorded
     unchanged: tuple[float, float] | None = None
-    if listed < group.unit_count:  # the units that most readings list
-        candidates = votes.argsort(descending=True, stable=True)[:listed].sort().values
+    if listed < recorded:
+        places = votes.argsort(descending=True, stable=True)[:listed].sort().values
         positions = f"{positions}; {listed} of {group.unit_count} units considered"
+    if units is not None:
+        unchanged = math.nan, math.nan
+    elif places is not None:
         errors = [
             root_mean_square(
                 [
@@ -117,8 +126,8 @@ def make_layer_moments(
         unchanged = errors[0], errors[1]
 
     def dense(part: Moments | FactoredMoments) -> Moments:
-        if isinstance(part, FactoredMoments) or candidates is not None:
-            return part.subset(torch.arange(group.unit_count) if candidates is None else candidates)
+        if isinstance(part, FactoredMoments) or places is not None:
+            return part.subset(torch.arange(recorded) if places is None else places)
         return part
 
     return LayerMoments(
@@ -129,7 +138,7 @@ def make_layer_moments(
         targets=targets,
         rows=rows,
         positions=positions,
-        candidates=candidates,
+        candidates=units if places is None else places if units is None else units[places],
         unchanged=unchanged,
     )
 

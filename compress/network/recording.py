@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,8 @@ class GroupRecorder:
         residuals: consumer's node -> the addition behind it, whose error so far the targets take back.
         share: which batches this process adds; the processes' sums are added up. Factors are not shared out: there
             every process adds all batches.
+        units: unit numbers (m,), sorted, whose features alone are recorded; the outputs are still those of all units.
+            None: all.
     """
 
     def __init__(
@@ -110,10 +112,14 @@ class GroupRecorder:
         targets: bool = False,
         residuals: Mapping[str, Residual] | None = None,
         share: Share | None = None,
+        units: Tensor | None = None,
     ) -> None:
         self.group = group
-        self.readings = tuple(readings)
+        self.whole = tuple(readings)
+        self.readings = restrict_readings(readings, units)
+        self.units = units
         self.plan = plan
+        targets = targets or units is not None  # the outputs of units that are not recorded follow from no moments
         self.targets = targets
         self.residuals = dict(residuals or {}) if targets else {}
         self.rows = 0
@@ -139,7 +145,8 @@ class GroupRecorder:
         Raises:
             NonFiniteError: an activation is NaN or Inf.
         """
-        for reading, count, sums in zip(self.readings, self.plan.positions, self._sums, strict=True):
+        parts = zip(self.readings, self.whole, self.plan.positions, self._sums, strict=True)
+        for reading, whole, count, sums in parts:
             for place, site in enumerate(reading.sites):
                 first, second = values[site.input]
                 index = sample_positions(reading, site, first, count, self._generator)
@@ -152,7 +159,7 @@ class GroupRecorder:
                     )
                 if self.targets or isinstance(sums, FactorAccumulator):
                     source = patches if second is first else read_rows(reading, site, first, index)
-                    outputs = self._targets(reading, source, patches, features, original, current)
+                    outputs = self._targets(whole, source, patches, original, current)
                     outputs = self._with_residuals(outputs, reading, place, values, index, current)
                 else:
                     outputs = features.new_zeros(features.shape[0], 0)
@@ -186,16 +193,17 @@ class GroupRecorder:
         reading: Reading,
         source: Tensor,
         patches: Tensor,
-        features: Tensor,
         original: Mapping[str, Tensor],
         current: Mapping[str, Tensor],
     ) -> Tensor:
-        """What the group's units must give (n, D): the original output less what the other channels give now."""
+        """What all the group's units must give (n, D): the original output less what the other channels give now."""
         blocks = []
+        others = reading.columns < patches.shape[1]
+        features = own_columns(reading, patches) if others else patches
         for consumer in reading.consumers:
             before = reading.whole_matrix(consumer, original[consumer.weight])  # (I·taps, D)
             wanted = source.double() @ before
-            if features.shape[1] < patches.shape[1]:
+            if others:
                 now = current[consumer.weight]
                 wanted -= patches.double() @ reading.whole_matrix(consumer, now)
                 wanted += features.double() @ reading.matrix(consumer, now)
@@ -223,6 +231,13 @@ class GroupRecorder:
             missing = residual.correction(*values[residual.other], current, index, linear=not reading.kernel)
             outputs[:, own] += missing[:, part]
         return outputs
+
+
+def restrict_readings(readings: Sequence[Reading], units: Tensor | None) -> tuple[Reading, ...]:
+    """The readings of the given units (m,) alone; None: of all."""
+    if units is None:
+        return tuple(readings)
+    return tuple(replace(reading, positions=reading.positions[units]) for reading in readings)
 
 
 def record_moments(

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.budget.layers import LayerOptions
-from compress.budget.layerwise import Problem, SampleStream, compress_layers
+from compress.budget.layers import LayerFacts, LayerOptions
+from compress.budget.layerwise import Problem, SampleStream, compress_layers, record_all
 from compress.budget.schedule import left_channels, make_schedule
 from compress.budget.widths import WidthRule
 from compress.data.source import Batch
 from compress.network.cost import count_macs
 from compress.network.execution import Program, run_pair
 from compress.network.graph import trace_network
+from compress.network.recording import record_moments
 from compress.network.residuals import find_residual
 from compress.network.units import find_units
 from compress.progress import SilentProgress
@@ -165,3 +166,32 @@ def test_channels_that_an_earlier_turn_removed_stay_out(module: nn.Module) -> No
     consumer = replace(turn.group.consumers[0], node=group.consumers[0].node)
     both = replace(turn, group=replace(turn.group, unit_count=12, consumers=(consumer,)))
     assert left_channels(both, {group.name: torch.tensor([1, 4])}, problem.groups).tolist() == [1, 4]
+
+
+def test_recording_only_the_units_in_question_changes_no_refit(module: nn.Module) -> None:
+    problem = make_problem(module, 3, 8, 8)
+    options = LayerOptions(certify=False)
+    chosen = {group.name: torch.tensor([0, 2, 3, 7, 10]) for group in problem.groups}
+    rule, progress = WidthRule(keep=5), SilentProgress()
+    whole = compress_layers(problem, rule, options, progress, chosen=chosen)
+    facts = {name: LayerFacts.of(moments.joint(), 1e-3) for name, moments in record_all(problem, progress).items()}
+    part = compress_layers(problem, rule, options, progress, chosen=chosen, facts=facts)
+    for name, tensor in whole.state.items():
+        torch.testing.assert_close(part.state[name], tensor, rtol=1e-4, atol=1e-5)
+    ranks = facts[problem.groups[0].name].bound.rank_features
+    assert part.results[0].as_report()["rank_features"] == ranks
+
+
+def test_units_that_are_out_of_the_question_still_count_in_the_targets(module: nn.Module) -> None:
+    problem = make_problem(module, 3, 8, 8)
+    (group, *_) = problem.groups
+    units = torch.tensor([1, 4, 5])
+    both = []
+    for own in (None, units):
+        fitting, _ = problem.recorders(group, targets=True, units=own)
+        stream = problem.fitting
+        record_moments(problem.program, [fitting], stream.read, stream.sizes(), problem.state)
+        both.append(fitting.moments(problem.state)[0])
+    torch.testing.assert_close(both[1].gram, both[0].subset(units).gram)
+    torch.testing.assert_close(both[1].cross, both[0].subset(units).cross)
+    assert both[1].energy == pytest.approx(both[0].energy)
