@@ -27,6 +27,9 @@ def test_the_cut_network_keeps_its_budgets_and_the_prediction_was_exact(budgets:
         if name in budgets:
             assert after / before <= budgets[name] + 1e-9
     assert found["evaluation"]["drop_points"] < 3
+    cut = [layer for layer in found["layers"] if "kept" in layer and layer["kept"] < layer["units"]]
+    assert cut
+    assert all(layer["lasso"]["relative_duality_gap"] <= 1e-6 for layer in cut)
 
 
 def test_an_accuracy_bound_gives_the_largest_cut_that_held_back_samples_allow() -> None:

@@ -14,7 +14,7 @@ from compress.api.measuring import loses_too_much, measure_costs
 from compress.api.widths import choose_widths, layer_options, make_problem
 from compress.api.writing import describe_inputs, fingerprint, write_run
 from compress.budget.resume import RunState
-from compress.budget.search import milder_search, search_report
+from compress.budget.search import certify_widths, milder_search, search_report
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
 from compress.export import check_exports
@@ -97,13 +97,22 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
         evaluations += 1
     if not share.writes:
         return RunResult({}, None, cut.narrowed.module)
+    certified: dict[str, Any] = {}
+    if searched is not None:
+        with clock("compress"):
+            certified = certify_widths(searched, layer_options(recipe), progress)
     with clock("measure"):
         progress.stage("measuring latency")
         costs = measure_costs(prepared, cut.narrowed.module, cut.stored)
     report = {
         **describe_inputs(prepared, recipe, problem),
         "layers": [
-            *(result.as_report() for result in found.results),
+            *(
+                {**result.as_report(), "lasso": certified[result.name]}
+                if result.name in certified
+                else result.as_report()
+                for result in found.results
+            ),
             *(
                 {"name": group.name, "units": group.unit_count, "skipped": group.skip_reason}
                 for group in prepared.groups

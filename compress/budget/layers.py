@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.budget.certificates import certificate_report, certify_layer
 from compress.budget.refitting import held_back_error, refit_layer
 from compress.budget.widths import WidthRule, count_to_keep, round_up, smallest_width
 from compress.convex import (
@@ -23,16 +24,12 @@ from compress.convex import (
     select_units,
     solve,
     solve_exact,
-    solve_tolerance,
-    solve_unit_count,
     width_bound,
 )
 from compress.network.balance import input_norms
 from compress.network.layer_moments import LayerMoments, count_duplicates, dead_units
 from compress.network.units import UnitGroup
 
-SEARCHABLE = 300_000  # K·s·D·s up to which a search over λ is affordable
-LARGE_PENALTY = 0.1
 CURVE_POINTS = 200  # of a curve or spectrum, in the report
 POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units
 
@@ -129,15 +126,7 @@ class LayerResult:
             "sampling": self.positions,
             "lasso": None
             if certificate is None
-            else {
-                "form": self.form,
-                "penalty": certificate.penalty,
-                "silencing_penalty": self.silencing_penalty,
-                "objective": certificate.objective,
-                "relative_duality_gap": certificate.gap,
-                "active_units": len(certificate.active),
-                "status": certificate.status,
-            },
+            else certificate_report(certificate, self.form, self.silencing_penalty),
             "seconds": dict(self.seconds),
         }
 
@@ -254,7 +243,9 @@ def solve_layer(
     final = refit_layer(moments, kept, options.ridge, original, current)
     clock.lap("refit")
     if options.certify and certificate is None:
-        certificate, form = certify_layer(joint, costs, options, width, final.error if rule.error is not None else None)
+        certificate, form = certify_layer(
+            joint, costs, width, final.error if rule.error is not None else None, solver=options.solver, gap=options.gap
+        )
         clock.lap("lasso")
     return LayerResult(
         name=group.name,
@@ -336,26 +327,6 @@ def untouched(
         positions=f"{moments.positions}; left as it is: a width above that needs more --memory",
         seconds=seconds,
     )
-
-
-def certify_layer(
-    joint: Moments, costs: Tensor, options: LayerOptions, width: int, error: float | None
-) -> tuple[Solution, str]:
-    """A certified lasso solution to set beside the selection, and which form it solves.
-
-    The form is the one that reaches the same error, or the same width, as the selection; those are root searches over
-    λ. Where one solve is already a large one (`SEARCHABLE`) it is the penalised form at a fixed part of the silencing
-    penalty instead.
-    """
-    if joint.gram.shape[0] * joint.output_count * joint.group_size > SEARCHABLE:
-        penalty = LARGE_PENALTY * MultitaskLasso(joint, 0.0, costs).silencing_penalty
-        solution = solve(MultitaskLasso(joint, penalty, costs), options.solver, tolerance=options.gap)
-        return solution, f"penalised at {LARGE_PENALTY:g} of the silencing penalty"
-    if error is not None:
-        found = solve_tolerance(joint, max(error, 1e-6), costs, solver=options.solver, tolerance=options.gap)
-        return found, f"smallest Σc‖v‖ within a relative error of {max(error, 1e-6):.3g}"
-    found = solve_unit_count(joint, width, costs, solver=options.solver, tolerance=options.gap)
-    return found, f"penalised, λ such that {width} units are active"
 
 
 def legal_width(group: UnitGroup, width: int) -> int:

@@ -19,6 +19,7 @@ from compress.budget.allocation import (
     priced_widths,
     relative_costs,
 )
+from compress.budget.certificates import certificate_report, certify_layer
 from compress.budget.costs import CostModel, cost_model
 from compress.budget.latency import LatencyModel, measure_latency_model
 from compress.budget.layers import POLISHABLE, LayerFacts, LayerOptions, layer_unit_costs
@@ -26,7 +27,7 @@ from compress.budget.layerwise import Layerwise, Problem, compress_layers, recor
 from compress.budget.resume import KnownCurves, RunState
 from compress.budget.sensitivity import measure_divergences, probe_widths
 from compress.budget.widths import WidthRule
-from compress.convex import SelectionCurve, select_units
+from compress.convex import MultitaskLasso, SelectionCurve, select_units
 from compress.errors import GateError
 from compress.network.layer_moments import LayerMoments
 from compress.progress import Progress
@@ -324,6 +325,27 @@ def at_damage(search: Search, target: float) -> Allocation:
         else:
             high = price
     return Allocation(chosen, damage(chosen), relative_costs(search.model, chosen), low)
+
+
+def certify_widths(found: SearchResult, options: LayerOptions, progress: Progress) -> dict[str, dict[str, Any]]:
+    """For every layer that was cut, a certified lasso solution on the original network's moments, as plain data.
+
+    Empty where the moments are gone, because the curves came from an earlier run.
+    """
+    search, certified = found.search, {}
+    cut = [result for result in found.layerwise.results if result.name in search.moments]
+    progress.stage("certifying", len(cut))
+    for result in cut:
+        width = len(result.kept)
+        if width < result.units:
+            own = search.moments[result.name]
+            joint = own.joint()
+            costs = layer_unit_costs(options.unit_costs, own, search.problem.state, joint)
+            solution, form = certify_layer(joint, costs, width, None, solver=options.solver, gap=options.gap)
+            silencing = MultitaskLasso(joint, 0.0, costs).silencing_penalty
+            certified[result.name] = certificate_report(solution, f"{form}; original features", silencing)
+        progress.advance()
+    return certified
 
 
 def search_report(found: SearchResult) -> dict[str, Any]:
