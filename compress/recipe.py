@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compress.errors import RecipeError
+from compress.training_options import METHODS, TrainingOptions
 
 REDUCIBLE = ("params", "macs", "bytes", "latency")
 MOST_CHARACTERS, MOST_NODES = 1 << 20, 100_000  # of a recipe file
@@ -69,7 +70,10 @@ class Recipe(BaseModel):
     selection: Literal["best", "backward", "forward", "lasso", "adaptive", "pivoted", "magnitude"] = "best"
     ridge: float = Field(1e-6, ge=0, lt=1, description="ridge of the refit, relative to the mean feature energy")
     rank_tolerance: float = Field(1e-3, gt=0, lt=1, description="relative singular value that counts towards a rank")
-    finetune: int | None = Field(None, ge=1, description="label-free distillation steps after the cut")
+    finetune: int | str | None = Field(
+        None, description="after the cut: a number of label-free distillation steps, or a method trained with labels"
+    )
+    training: TrainingOptions | None = Field(None, description="how train, finetune and a finetune method train")
     seed: int = Field(0, ge=0)
     device: str = "cpu"
     memory: str = Field("4G", description="bound on what recording and solving one layer may hold")
@@ -91,6 +95,14 @@ class Recipe(BaseModel):
         for text in texts if isinstance(texts, (list, tuple)) else ():
             parse_reduction(str(text))
         return tuple(str(text) for text in texts) if isinstance(texts, (list, tuple)) else texts
+
+    @field_validator("finetune", mode="before")
+    @classmethod
+    def _finetune_is_a_number_or_a_method(cls, value: Any) -> Any:
+        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+        if number is None or number in METHODS or (type(number) is int and number >= 1):
+            return number
+        raise ValueError(f"a number of label-free steps or one of {', '.join(METHODS)} was expected, got {value!r}")
 
     @field_validator("std")
     @classmethod
@@ -117,6 +129,8 @@ class Recipe(BaseModel):
             faults.append(f"{rules[0]} fixes the widths that {budgets[-1]} would search for; give one of them")
         if self.max_drop is not None and self.eval is None:
             faults.append("max_drop needs evaluation data: give eval")
+        if isinstance(self.finetune, str) and self.training is not None and self.training.searches:
+            faults.append("a target sparsity is searched for by train and finetune, not after a cut")
         if (self.mean is None) != (self.std is None):
             faults.append("give mean and std together")
         if faults:

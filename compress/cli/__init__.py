@@ -12,7 +12,21 @@ from collections.abc import Sequence
 
 import typer
 
-from compress.cli import balance, compare, demo, evaluate, export, inspect, plateau, report, run, verify, zoo
+from compress.cli import (
+    balance,
+    compare,
+    demo,
+    evaluate,
+    export,
+    finetune,
+    inspect,
+    plateau,
+    report,
+    run,
+    train,
+    verify,
+    zoo,
+)
 from compress.cli.app import app
 from compress.errors import CompressError
 
@@ -24,11 +38,13 @@ __all__ = [
     "entry",
     "evaluate",
     "export",
+    "finetune",
     "inspect",
     "main",
     "plateau",
     "report",
     "run",
+    "train",
     "verify",
     "zoo",
 ]

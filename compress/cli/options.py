@@ -66,6 +66,8 @@ def resolve_recipe(options: Mapping[str, Any], recipe_file: str | None) -> Recip
     given = {RENAMED.get(name, name): value for name, value in given.items()}
     base = read_recipe(recipe_file) if recipe_file else {}
     merged = {**base, **given}
+    if isinstance(base.get("training"), dict) and "training" in given:
+        merged["training"] = {**base["training"], **given["training"]}
     if "checkpoint" not in merged:
         raise RecipeError("No checkpoint: give a file, or a --recipe that names one.")
     return make_recipe(merged, source=recipe_file or "options")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+SHOWN_EPOCHS = 12
 
 
 def show_balance(found: Mapping[str, Any]) -> None:
@@ -50,3 +53,32 @@ def show_depth(found: Mapping[str, Any]) -> None:
 
 def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False)
+
+
+def show_training(found: Mapping[str, Any], folder: Path) -> None:
+    """The last epochs, then losses, sparsity and where the network lies."""
+    console = Console()
+    table = Table("epoch", "rate", "loss", "validation loss", "validation top-1", box=SIMPLE_HEAD)
+    for row in found["curve"][-SHOWN_EPOCHS:]:
+        cells = (row["rate"], row["loss"], row["validation_loss"], row["validation_top1"])
+        table.add_row(str(row["epoch"]), *("–" if cell is None else f"{cell:.4g}" for cell in cells))
+    console.print(table)
+    active = found["active_fraction"]
+    units = "" if active is None else f", {active:.1%} of the coupled units active"
+    _say(
+        console,
+        f"{found['method']}, best epoch {found['best_epoch']}: training loss {found['training']['loss']:.4g}, "
+        f"{found['nonzeros']:,} of {found['weights']:,} weights nonzero{units}",
+    )
+    search = found["penalty_search"]
+    if search is not None:
+        shown = ", ".join(f"{value:.4g}" for value in search["penalties"])
+        _say(console, f"penalty {shown} after {search['trainings']} trainings")
+    evaluation = found["evaluation"]
+    if evaluation is not None and evaluation["trained"] is not None:
+        before = "" if evaluation["original"] is None else f"{100 * evaluation['original']['top1']:.2f} → "
+        _say(
+            console,
+            f"accuracy {before}{100 * evaluation['trained']['top1']:.2f} % of {evaluation['samples']:,} samples",
+        )
+    _say(console, f"written to {folder}")

@@ -89,8 +89,8 @@ def is_known(spec: str) -> bool:
     return spec.partition(":")[0] in BUILDERS
 
 
-def build_architecture(spec: str, arguments: Mapping[str, Any], *, memory: bool = True) -> nn.Module:
-    """The module of a spec with random weights; nothing is downloaded. The global random state is left as it was.
+def build_architecture(spec: str, arguments: Mapping[str, Any], *, memory: bool = True, seed: int = 0) -> nn.Module:
+    """The module of a spec with random weights of a seed; nothing is downloaded. The global random state stays.
 
     Without `memory` the parameters are on the meta device: names and shapes only.
 
@@ -108,7 +108,7 @@ def build_architecture(spec: str, arguments: Mapping[str, Any], *, memory: bool 
     place = nullcontext() if memory else WithoutMemory()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), place:
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         try:
             module = build(name, dict(arguments)) if build else build_factory(spec, dict(arguments))
         except BUILD_FAULTS as error:

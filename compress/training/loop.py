@@ -86,7 +86,7 @@ def fit(
         patience: stop after so many epochs without a lower validation loss.
         transform: augmentation of a batch's inputs.
         half: run the forward pass in bfloat16 (autocast).
-        seed: of shuffling and augmentation; the order of epoch e depends on seed and e alone.
+        seed: of shuffling, augmentation and dropout (torch's own generator); epoch e's depend on seed and e alone.
         state_file: after every epoch all that is needed to go on is put there, whole or not at all; where it exists,
             the run goes on from it. The caller removes it.
 
@@ -109,6 +109,7 @@ def fit(
         progress.stage(f"epoch {epoch} of {epochs}", batches)
         generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
         order = torch.randperm(source.sample_count, generator=generator)
+        torch.manual_seed(1_000_003 * seed + epoch)  # of dropout
         module.train()
         total, rate = 0.0, float(optimizer.param_groups[0]["lr"])
         for batch in source.batches(batch_size, order):

@@ -14,13 +14,16 @@ class ProximalL1(Optimizer):
     """Minimise  loss + Σ_j λ_j ‖W_j‖₁  by mini-batch proximal gradient: weights are thresholded, biases are not.
 
     Weights are the tensors of two or more dimensions. Give each layer a parameter group of its own for λ_j of its own.
-    With momentum the gradient step takes the running direction; the threshold is ηλ_j either way.
+    With momentum m the gradient step takes the running direction, which adds up to g/(1 − m); the threshold is
+    ηλ_j/(1 − m), so that |∂loss/∂w| = λ_j on the nonzeros of a stationary point whatever m is.
     """
 
     def __init__(self, params: Any, *, lr: float | Tensor = 0.1, penalty: float = 1e-4, momentum: float = 0.0) -> None:
         for name, value in (("lr", float(lr)), ("penalty", penalty), ("momentum", momentum)):
             if not value >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {value}.")
+        if not momentum < 1:
+            raise ValueError(f"`momentum` must lie below 1, got {momentum}.")
         super().__init__(params, {"lr": lr, "penalty": penalty, "momentum": momentum})
 
     @overload
@@ -51,7 +54,7 @@ class ProximalL1(Optimizer):
                     direction = state["momentum_buffer"]
                 parameter.add_(direction, alpha=-rate)
                 if parameter.ndim >= 2 and group["penalty"]:
-                    parameter.copy_(soft_threshold(parameter, rate * group["penalty"]))
+                    parameter.copy_(soft_threshold(parameter, rate * group["penalty"] / (1 - group["momentum"])))
         return loss
 
 

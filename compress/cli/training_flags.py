@@ -1,0 +1,55 @@
+"""Options of `train` and `finetune`: a recipe's `training` section on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from typer import Option
+
+from compress.cli.options import OUTPUT
+
+TRAINING = "Training"
+
+MethodFlag = Annotated[
+    str | None, Option("--method", help="sgd (weight decay), pathprox, lasso, group_lasso or l1.",
+                       rich_help_panel=TRAINING)
+]  # fmt: skip
+Epochs = Annotated[int | None, Option(help="Passes over the training samples.", rich_help_panel=TRAINING)]
+TrainBatch = Annotated[int | None, Option("--train-batch-size", help="Samples of one step.", rich_help_panel=TRAINING)]
+Rate = Annotated[float | None, Option("--lr", help="Largest learning rate.", rich_help_panel=TRAINING)]
+Penalty = Annotated[float | None, Option(help="λ of the method.", rich_help_panel=TRAINING)]
+Patience = Annotated[
+    int | None, Option(help="Stop after so many epochs without a lower validation loss.", rich_help_panel=TRAINING)
+]
+Half = Annotated[bool | None, Option("--half", help="Forward pass in bfloat16.", rich_help_panel=TRAINING)]
+TargetSparsity = Annotated[
+    float | None, Option(help="Find the λ of l1 that makes this share of the weights zero.", rich_help_panel=TRAINING)
+]
+TargetNonzeros = Annotated[
+    int | None, Option(help="Find the λ of l1 that leaves so many weights.", rich_help_panel=TRAINING)
+]
+PerLayer = Annotated[
+    bool | None, Option("--per-layer", help="A λ for each layer, each to reach the share.", rich_help_panel=TRAINING)
+]
+Trainings = Annotated[int | None, Option(help="Trainings at most in the search for λ.", rich_help_panel=TRAINING)]
+Resume = Annotated[
+    bool, Option("--resume", help="Go on where a killed training stopped (OUT.state).", rich_help_panel=OUTPUT)
+]
+Target = Annotated[str | None, Option("--output", "-o", help="Folder to write.", rich_help_panel=OUTPUT)]
+Force = Annotated[
+    bool | None, Option("--force", help="Replace a folder, or a state, written before.", rich_help_panel=OUTPUT)
+]
+
+NAMES = {"train_batch_size": "batch_size"}
+FLAGS = (
+    "method", "epochs", "train_batch_size", "lr", "penalty", "patience", "half", "target_sparsity", "target_nonzeros",
+    "per_layer", "trainings",
+)  # fmt: skip
+
+
+def gather_training(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with those of the training put into a section `training`; None where none was given."""
+    rest = {name: value for name, value in options.items() if name not in FLAGS}
+    section = {NAMES.get(name, name): options[name] for name in FLAGS if options.get(name) is not None}
+    return {**rest, "training": section or None}

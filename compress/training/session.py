@@ -1,0 +1,231 @@
+"""One training from options: a copy of a module, trained by a method, with its penalty given or searched for."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.data.source import DataSource
+from compress.errors import NonFiniteError
+from compress.progress import Progress, SilentProgress
+from compress.training.couplings import find_couplings, weight_decay_objective
+from compress.training.loop import LOSSES, Fitted, fit, score
+from compress.training.methods import make_augmentation, make_method, make_schedule, weight_names
+from compress.training.sparsity import Choice, Minimiser, choose_penalties, l1_forces
+from compress.training_options import TrainingOptions
+
+JOURNAL = "journal.jsonl"
+SMALLEST = 1e-6  # the search's bracket begins at this part of its upper end
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained copy of a module, in eval mode.
+
+    Attributes:
+        choice: how the penalties were found; None where they were given.
+    """
+
+    module: nn.Module
+    fitted: Fitted
+    choice: Choice | None = None
+
+
+def train_copy(
+    module: nn.Module,
+    example: Tensor,
+    options: TrainingOptions,
+    training: DataSource,
+    validation: DataSource | None,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a copy of `module` as the options say.
+
+    Args:
+        example: a small batch on the module's device.
+        options: completed ones.
+        folder: where the state after every epoch, and the journal of a search, are kept and taken up again.
+
+    Raises:
+        CompressError: the loss became NaN or Inf, or the state cannot be written or is of another training.
+    """
+    progress = progress or SilentProgress()
+    if options.searches:
+        choice = search_penalties(module, example, options, training, seed=seed, folder=folder, progress=progress)
+        found: Trained = choice.solution
+        return Trained(found.module, found.fitted, choice)
+    state_file = None if folder is None else folder / "training.state"
+    return train_once(module, example, options, training, validation, None, seed, state_file, progress)
+
+
+def train_once(
+    module: nn.Module,
+    example: Tensor,
+    options: TrainingOptions,
+    training: DataSource,
+    validation: DataSource | None,
+    penalties: Sequence[float] | None,
+    seed: int,
+    state_file: Path | None,
+    progress: Progress,
+) -> Trained:
+    """Train a copy with given penalties, as `train_copy`."""
+    assert options.epochs is not None, "completed options"
+    own = copy.deepcopy(module)
+    for parameter in own.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    method = make_method(own, example, options, penalties)
+    steps = -(-training.sample_count // options.batch_size)
+    fitted = fit(
+        own,
+        method.optimizer,
+        LOSSES[options.loss],
+        training,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        schedule=make_schedule(method.optimizer, options, steps),
+        extra=method.extra,
+        validation=validation,
+        patience=options.patience,
+        transform=make_augmentation(options),
+        half=options.half,
+        seed=seed,
+        state_file=state_file,
+        progress=progress,
+    )
+    for parameter in own.parameters():
+        parameter.grad = None
+    return Trained(own, fitted)
+
+
+def search_penalties(
+    module: nn.Module,
+    example: Tensor,
+    options: TrainingOptions,
+    training: DataSource,
+    *,
+    seed: int,
+    folder: Path | None,
+    progress: Progress,
+) -> Choice:
+    """λ, or a λ for each layer, with which mini-batch proximal training leaves the wanted nonzeros.
+
+    Algorithms 1, 2 and 3 of Shen et al. 2024. Every training starts from `module` and runs to its last epoch; the
+    bracket ends at the largest |∂loss/∂w| before training. The choice's `solution` is a `Trained`.
+    """
+    names = weight_names(module)
+    sizes = [int(module.get_parameter(name).numel()) for name in names]
+    wanted = options.target_nonzeros or max(1, round((1 - (options.target_sparsity or 0.0)) * sum(sizes)))
+    targets = [wanted]
+    if options.per_layer:
+        targets = [max(1, round((1 - (options.target_sparsity or 0.0)) * size)) for size in sizes]
+    high = max(float(force.max()) for force in loss_forces(module, training, options))
+    count = 0
+
+    def train(penalties: tuple[float, ...]) -> Minimiser:
+        nonlocal count
+        count += 1
+        shown = ", ".join(f"{value:.3g}" for value in penalties[:3]) + (", …" if len(penalties) > 3 else "")
+        progress.note(f"training {count} of the search, penalty {shown}")
+        state_file = None
+        if folder is not None:
+            digest = hashlib.sha256(json.dumps(penalties).encode()).hexdigest()[:16]
+            state_file = folder / f"search-{digest}.state"
+            for other in folder.glob("search-*.state"):
+                if other != state_file:
+                    other.unlink()
+        trained = train_once(module, example, options, training, None, penalties, seed, state_file, progress)
+        weights = [trained.module.get_parameter(name).detach() for name in names]
+        gradients = loss_forces(trained.module, training, options)
+        if options.per_layer:
+            pairs = [l1_forces([weight], [gradient]) for weight, gradient in zip(weights, gradients, strict=True)]
+        else:
+            pairs = [l1_forces(weights, gradients)]
+        return Minimiser(tuple(level for level, _ in pairs), tuple(forces.cpu() for _, forces in pairs), trained)
+
+    return choose_penalties(
+        train,
+        targets,
+        low=SMALLEST * high,
+        high=high,
+        tolerance=options.target_tolerance,
+        most=options.trainings,
+        journal=None if folder is None else folder / JOURNAL,
+    )
+
+
+def loss_forces(module: nn.Module, source: DataSource, options: TrainingOptions) -> list[Tensor]:
+    """|∂loss/∂W| of every tensor of `weight_names`, over all samples, in evaluation mode and without augmentation.
+
+    Raises:
+        NonFiniteError: one is NaN or Inf.
+    """
+    own = copy.deepcopy(module).eval().requires_grad_(True)
+    device = next(own.parameters()).device
+    names = weight_names(own)
+    with torch.enable_grad():
+        for batch in source.batches(options.batch_size):
+            assert batch.labels is not None, "training data has labels"
+            share = len(batch.labels) / source.sample_count
+            value = LOSSES[options.loss](own(batch.inputs.to(device)), batch.labels.to(device))
+            (share * value).backward()  # type: ignore[no-untyped-call]
+    found = []
+    for name in names:
+        gradient = own.get_parameter(name).grad
+        found.append(torch.zeros_like(own.get_parameter(name)) if gradient is None else gradient.abs())
+        if not bool(torch.isfinite(found[-1]).all()):
+            raise NonFiniteError(f"The gradient of `{name}` is NaN or Inf; give a smaller learning rate.")
+    return [force.detach() for force in found]
+
+
+def describe_training(
+    trained: Trained, options: TrainingOptions, training: DataSource, validation: DataSource | None, example: Tensor
+) -> dict[str, Any]:
+    """Plain data: curve, losses, objective of weight decay, nonzeros of every layer, active units, the search."""
+    module, fitted, loss = trained.module, trained.fitted, LOSSES[options.loss]
+    final = score(module, training, loss, options.batch_size)
+    held = None if validation is None else score(module, validation, loss, options.batch_size)
+    layers = {name: module.get_parameter(name).detach() for name in weight_names(module)}
+    couplings = find_couplings(module, example)
+    active = [pair.active_units() for pair in couplings.pairs]
+    return {
+        "method": options.method,
+        "options": options.model_dump(mode="json"),
+        "samples": training.sample_count,
+        "curve": list(fitted.curve),
+        "best_epoch": fitted.best_epoch,
+        "stopped_early": fitted.stopped_early,
+        "training": {"loss": final[0], "top1": final[1]},
+        "validation": None if held is None else {"loss": held[0], "top1": held[1]},
+        "weight_decay_objective": weight_decay_objective(module, final[0], options.penalty),
+        "nonzeros": sum(int(value.count_nonzero()) for value in layers.values()),
+        "weights": sum(value.numel() for value in layers.values()),
+        "layers": [
+            {"name": name, "weights": value.numel(), "nonzeros": int(value.count_nonzero())}
+            for name, value in layers.items()
+        ],
+        "couplings": [
+            {"name": pair.name, "units": pair.units, "active": count}
+            for pair, count in zip(couplings.pairs, active, strict=True)
+        ],
+        "active_fraction": couplings.fraction_active() if couplings.pairs else None,
+        "penalty_search": None
+        if trained.choice is None
+        else {
+            "met": trained.choice.met,
+            "penalties": list(trained.choice.penalties),
+            "levels": list(trained.choice.levels),
+            "trainings": len(trained.choice.history),
+        },
+    }

@@ -1,0 +1,74 @@
+"""Rates, augmentation, and ℓ1 proximal steps under momentum."""
+
+import pytest
+import torch
+from torch import nn
+
+from compress.training import ProximalL1
+from compress.training.methods import make_augmentation, make_schedule, random_crop
+from compress.training_options import TrainingOptions
+
+
+def options(**given):
+    return TrainingOptions.model_validate({"epochs": 10, "lr": 1.0, **given})
+
+
+def rates(**given):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = make_schedule(optimizer, options(**given), 4)
+    found = []
+    for _ in range(40):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_the_rate_warms_up_and_falls_as_a_half_cosine():
+    found = rates(warmup=2)
+    assert found[:8] == sorted(found[:8])
+    assert found[8] == 1.0
+    assert found[24] == pytest.approx(0.5)
+    assert found[8:] == sorted(found[8:], reverse=True)
+
+
+def test_the_rate_falls_at_milestones():
+    found = rates(schedule="step", milestones=(5, 8), gamma=0.1)
+    assert found[19:21] == [1.0, pytest.approx(0.1)]
+    assert found[-1] == pytest.approx(0.01)
+
+
+def test_every_crop_is_a_window_of_the_padded_image():
+    images = torch.arange(1.0, 2 * 3 * 5 * 5 + 1).view(2, 3, 5, 5)
+    padded = nn.functional.pad(images, (2, 2, 2, 2))
+    cropped = random_crop(images, 2, torch.Generator().manual_seed(0))
+    assert cropped.shape == images.shape
+    for one, whole in zip(cropped, padded, strict=True):
+        windows = [whole[:, top : top + 5, left : left + 5] for top in range(5) for left in range(5)]
+        assert any(torch.equal(one, window) for window in windows)
+
+
+def test_flips_mirror_about_half_of_the_images():
+    images = torch.randn(400, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    augment = make_augmentation(options(flip=True))
+    flipped = augment(images, torch.Generator().manual_seed(0))
+    same = (flipped == images).all(3).all(2).all(1)
+    mirrored = (flipped == images.flip(3)).all(3).all(2).all(1)
+    assert bool((same | mirrored).all())
+    assert 160 < int(mirrored.sum()) < 240
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_force_on_nonzeros_is_the_penalty_whatever_the_momentum(momentum):
+    torch.manual_seed(0)
+    module = nn.Linear(8, 3, bias=False).double()
+    inputs, outputs = torch.randn(40, 8, dtype=torch.float64), torch.randn(40, 3, dtype=torch.float64)
+    optimizer = ProximalL1(module.parameters(), lr=0.03, penalty=0.05, momentum=momentum)
+    for _ in range(4000):
+        optimizer.zero_grad()
+        (0.5 * (module(inputs) - outputs).square().sum(1).mean()).backward()
+        optimizer.step()
+    forces, nonzero = module.weight.grad.abs(), module.weight.detach() != 0
+    assert 0 < int(nonzero.sum()) < nonzero.numel()
+    assert torch.allclose(forces[nonzero], torch.tensor(0.05, dtype=torch.float64), atol=1e-9)
+    assert float(forces[~nonzero].max()) <= 0.05 + 1e-9
