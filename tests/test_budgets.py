@@ -10,6 +10,7 @@ import pytest
 import compress
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
+from compress.output.report import headline
 
 BASE: dict[str, Any] = {**DEMO_OPTIONS, "calibration_samples": 500}
 
@@ -86,3 +87,21 @@ def test_fine_tuning_is_reported_apart() -> None:
     plain = report(keep=3)
     assert plain["finetune"] is None
     assert tuning["evaluation_before"]["compressed"] == plain["evaluation"]["compressed"]
+
+
+def test_fine_tuning_with_labels_is_reported_apart() -> None:
+    found = report(keep=5, finetune="pathprox", training={"epochs": 4, "lr": 0.003, "batch_size": 16})
+    tuning = found["finetune"]
+    losses = [row["validation_loss"] for row in tuning["curve"]]
+    assert len(losses) == 4
+    assert tuning["kept_epoch"] == 1 + losses.index(min(losses))
+    assert min(losses) < tuning["held_back_before"]["loss"]
+    assert tuning["evaluation_before"]["compressed"] == report(keep=5)["evaluation"]["compressed"]
+    assert found["evaluation"]["compressed"]["loss"] < tuning["evaluation_before"]["compressed"]["loss"]
+    assert "before 4 epochs of pathprox" in headline(found)
+
+
+def test_a_fine_tuning_that_gains_nothing_leaves_the_cut_network() -> None:
+    found = report(keep=3, finetune="sgd", training={"epochs": 1, "lr": 10.0, "momentum": 0.0})
+    assert found["finetune"]["kept_epoch"] == 0
+    assert found["evaluation"]["compressed"] == found["finetune"]["evaluation_before"]["compressed"]

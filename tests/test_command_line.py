@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import compress
 from compress.cli import app, main
 from compress.demo import DEMO_OPTIONS
 from compress.recipe import Recipe
+from compress.training_options import TrainingOptions
 
 CHECKPOINT = str(DEMO_OPTIONS["checkpoint"])
 QUICK = ["--data", "digits", "--calibration-samples", "300", "--keep", "0.5"]
@@ -229,11 +231,18 @@ def test_every_option_of_a_recipe_is_an_option_of_the_command_line() -> None:
 
     options = {parameter.name for parameter in typer.main.get_command(app).commands["run"].params}  # type: ignore[attr-defined]
     renamed = {"checkpoint": "file", "eval": "eval_data"}
-    assert {renamed.get(name, name) for name in Recipe.model_fields} <= options
+    sections = {"training"}
+    assert {renamed.get(name, name) for name in Recipe.model_fields if name not in sections} <= options
+
+
+def test_every_option_of_a_training_is_named_by_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    words = set(re.split(r"[^a-z_]+", capsys.readouterr().out))
+    assert set(TrainingOptions.model_fields) - words == set()
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("run", "inspect", "evaluate", "demo"):
+    for command in ("run", "inspect", "evaluate", "demo", "train", "finetune"):
         assert main([command, "--help"]) == 0
         assert f"compress {command if command != 'run' else 'vgg19.pt'}" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from compress.api.measuring import evaluate_pair
-from compress.budget.distillation import Distillation, distil
+from compress.api.tuning import Tuning, finetune_module
 from compress.budget.layerwise import Layerwise, Problem
 from compress.errors import NothingToCompressError
 from compress.network.architecture import with_versions
@@ -39,7 +39,7 @@ class Cut:
     deviation: float
     evaluation: Evaluation | None
     untuned: Evaluation | None = None
-    tuning: Distillation | None = None
+    tuning: Tuning | None = None
 
 
 def make_cut(
@@ -76,18 +76,9 @@ def round_to_stored(module: nn.Module, prepared: Prepared) -> dict[str, Tensor]:
 def finetune_cut(
     prepared: Prepared, problem: Problem, cut: Cut, recipe: Recipe, clock: Stages, progress: Progress
 ) -> Cut:
-    """The cut network after label-free distillation from the original, evaluated again. Raises NonFiniteError."""
-    assert recipe.finetune is not None, "only where it is asked for"
+    """The cut network after its fine-tuning, evaluated again. Raises NonFiniteError."""
     with clock("finetune"):
-        tuned, tuning = distil(
-            prepared.module,
-            cut.narrowed.module,
-            problem.fitting,
-            problem.held_back,
-            recipe.finetune,
-            progress,
-            seed=recipe.seed,
-        )
+        tuned, tuning = finetune_module(prepared, problem, cut.narrowed.module, recipe, progress)
         stored = round_to_stored(tuned, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, tuned, recipe, progress)

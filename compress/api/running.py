@@ -11,6 +11,7 @@ from torch import nn
 
 from compress.api.cutting import make_cut
 from compress.api.measuring import loses_too_much, measure_costs
+from compress.api.tuning import check_finetuning
 from compress.api.widths import choose_widths, layer_options, make_problem
 from compress.api.writing import describe_inputs, fingerprint, write_run
 from compress.budget.resume import RunState
@@ -80,6 +81,7 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
     torch.manual_seed(recipe.seed)
     with clock("prepare"):
         prepared = prepare(recipe, progress, needs_data=True)
+        check_finetuning(prepared, recipe)
         problem = replace(make_problem(prepared, recipe), share=share)
     state = None
     if resume:

@@ -27,6 +27,7 @@ from compress.cli.options import (
     resolve_recipe,
 )
 from compress.cli.training_flags import (
+    SECTION,
     Epochs,
     Force,
     Half,
@@ -45,7 +46,7 @@ from compress.cli.training_flags import (
 )
 
 
-@app.command("finetune")
+@app.command("finetune", epilog=SECTION)
 def finetune_command(
     file: Annotated[str, Argument(help="Checkpoint, or a folder that a run wrote.", show_default=False)],
     data: Data = None,

@@ -37,6 +37,7 @@ from compress.cli.options import (
     resolve_recipe,
 )
 from compress.cli.pipelines import Github, Junit, describe_run, told_to_pipelines
+from compress.cli.training_flags import gather_training
 from compress.errors import RecipeError
 
 
@@ -107,8 +108,14 @@ def run_command(
         float | None, Option(help="Relative singular value that counts.", rich_help_panel=HOW)
     ] = None,
     finetune: Annotated[
-        int | None, Option(help="Steps of label-free distillation after the cut.", rich_help_panel=HOW)
+        str | None,
+        Option(
+            help="After the cut: so many steps of label-free distillation, or a method with labels: pathprox, sgd, "
+            "lasso, group_lasso, l1. Figures without it stand beside it.",
+            rich_help_panel=HOW,
+        ),
     ] = None,
+    epochs: Annotated[int | None, Option(help="Epochs of a --finetune method (2).", rich_help_panel=HOW)] = None,
     seed: Seed = None,
     device: Device = None,
     memory: Memory = None,
@@ -133,7 +140,7 @@ def run_command(
     junit: Junit = None,
 ) -> None:
     """Compress a checkpoint: `compress vgg19.pt --layer classifier --data train.npz --eval test.npz`."""
-    options = dict(locals())
+    options = gather_training(locals(), ["epochs"])
     for name in ("recipe", "dry_run", "as_json", "github", "junit", "resume"):
         del options[name]
     if resume is not None:
@@ -142,6 +149,8 @@ def run_command(
         options["output"] = resume
     with told_to_pipelines("compress", github, junit) as outcome:
         resolved = resolve_recipe(options, recipe)
+        if epochs is not None and not isinstance(resolved.finetune, str):
+            raise RecipeError("epochs: only a fine-tuning method has epochs; give --finetune pathprox, say.")
         from compress.api import run
         from compress.display import StderrProgress, show_run
 

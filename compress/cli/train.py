@@ -10,6 +10,7 @@ from typer import Argument
 from compress.cli.app import app
 from compress.cli.options import Arch, ArchArg, Data, Device, Eval, Json, Mean, Seed, Std, print_json, resolve_recipe
 from compress.cli.training_flags import (
+    SECTION,
     Epochs,
     Force,
     Half,
@@ -28,7 +29,7 @@ from compress.cli.training_flags import (
 )
 
 
-@app.command("train")
+@app.command("train", epilog=SECTION)
 def train_command(
     recipe: Annotated[str, Argument(help="YAML with arch, data and a training section (recipes/).")],
     data: Data = None,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from typer import Option
 
 from compress.cli.options import OUTPUT
+from compress.training_options import TrainingOptions
 
 TRAINING = "Training"
 
@@ -41,6 +42,14 @@ Force = Annotated[
     bool | None, Option("--force", help="Replace a folder, or a state, written before.", rich_help_panel=OUTPUT)
 ]
 
+SECTION = (
+    "A recipe's `training` section holds: "
+    + ", ".join(
+        f"{name} ({field.description})" if field.description else name
+        for name, field in TrainingOptions.model_fields.items()
+    )
+    + "."
+)
 NAMES = {"train_batch_size": "batch_size"}
 FLAGS = (
     "method", "epochs", "train_batch_size", "lr", "penalty", "patience", "half", "target_sparsity", "target_nonzeros",
@@ -48,8 +57,8 @@ FLAGS = (
 )  # fmt: skip
 
 
-def gather_training(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with those of the training put into a section `training`; None where none was given."""
-    rest = {name: value for name, value in options.items() if name not in FLAGS}
-    section = {NAMES.get(name, name): options[name] for name in FLAGS if options.get(name) is not None}
+def gather_training(options: Mapping[str, Any], flags: Sequence[str] = FLAGS) -> dict[str, Any]:
+    """The options with those named by `flags` put into a section `training`; None where none was given."""
+    rest = {name: value for name, value in options.items() if name not in flags}
+    section = {NAMES.get(name, name): options[name] for name in flags if options.get(name) is not None}
     return {**rest, "training": section or None}

@@ -145,8 +145,10 @@ def headline(report: Mapping[str, Any]) -> str:
         top1 = evaluation["original"]["top1"], evaluation["compressed"]["top1"]
         parts.append(f"accuracy {100 * top1[0]:.2f} → {100 * top1[1]:.2f} %")
         if report.get("finetune"):
-            untuned = report["finetune"]["evaluation_before"]["compressed"]["top1"]
-            parts[-1] += f" ({100 * untuned:.2f} before {report['finetune']['steps']} label-free steps)"
+            tuning = report["finetune"]
+            untuned = tuning["evaluation_before"]["compressed"]["top1"]
+            effort = f"{tuning['epochs']} epochs of {tuning['method']}" if "method" in tuning else ""
+            parts[-1] += f" ({100 * untuned:.2f} before {effort or str(tuning['steps']) + ' label-free steps'})"
     elif evaluation is not None and evaluation["agreement"] is not None:
         parts.append(f"agreement with the original {100 * evaluation['agreement']:.2f} %")
     elif evaluation is not None:

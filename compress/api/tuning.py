@@ -1,0 +1,91 @@
+"""Fine-tuning after a cut: label-free distillation from the original, or a training method with labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from compress.budget.distillation import distil
+from compress.budget.layerwise import Problem
+from compress.data.source import Subset
+from compress.errors import DataError, RecipeError
+from compress.preparation import Prepared
+from compress.progress import Progress
+from compress.recipe import Recipe
+from compress.training.loop import LOSSES, Fitted, score
+from compress.training.session import train_copy
+from compress.training_options import TrainingOptions
+
+
+class Tuning(Protocol):
+    """What a fine-tuning did."""
+
+    def as_report(self) -> dict[str, Any]:
+        """Plain data."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledTuning:
+    """What a training method did after a cut.
+
+    Attributes:
+        before: held-back loss and top-1 of the cut network.
+        kept_epoch: whose weights were kept; 0 where no epoch had a lower held-back loss than the cut network.
+    """
+
+    options: TrainingOptions
+    fitted: Fitted
+    before: tuple[float, float | None]
+    kept_epoch: int
+
+    def as_report(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "method": self.options.method,
+            "epochs": self.options.epochs,
+            "options": self.options.model_dump(mode="json"),
+            "held_back_before": {"loss": self.before[0], "top1": self.before[1]},
+            "curve": list(self.fitted.curve),
+            "kept_epoch": self.kept_epoch,
+        }
+
+
+def check_finetuning(prepared: Prepared, recipe: Recipe) -> None:
+    """Refuse, before any work, a method that cannot train on this data or network. Raises DataError, RecipeError."""
+    if not isinstance(recipe.finetune, str):
+        return
+    assert prepared.calibration is not None, "a run needs data"
+    if not prepared.calibration.has_labels:
+        raise DataError(
+            f"--finetune {recipe.finetune} trains with labels, and {recipe.data} has none; give labelled data, or a "
+            "number of label-free steps."
+        )
+    if prepared.network.batch_size is not None:
+        raise RecipeError(
+            f"finetune: this network runs on batches of {prepared.network.batch_size} only; give a number of "
+            "label-free steps."
+        )
+
+
+def finetune_module(
+    prepared: Prepared, problem: Problem, module: nn.Module, recipe: Recipe, progress: Progress
+) -> tuple[nn.Module, Tuning]:
+    """A fine-tuned copy of a cut network, never worse on the held-back samples than it was. Raises NonFiniteError."""
+    assert recipe.finetune is not None, "only where it is asked for"
+    if not isinstance(recipe.finetune, str):
+        return distil(
+            prepared.module, module, problem.fitting, problem.held_back, recipe.finetune, progress, seed=recipe.seed
+        )
+    given = {} if recipe.training is None else recipe.training.model_dump()
+    chosen = TrainingOptions.model_validate({**given, "method": recipe.finetune}).completed(finetuning=True)
+    fitting, held_back = (
+        Subset(stream.source, stream.indices.numpy()) for stream in (problem.fitting, problem.held_back)
+    )
+    before = score(module, held_back, LOSSES[chosen.loss], chosen.batch_size)
+    trained = train_copy(module, prepared.probe, chosen, fitting, held_back, seed=recipe.seed, progress=progress)
+    best = min(row["validation_loss"] for row in trained.fitted.curve)
+    if best < before[0]:
+        return trained.module, LabelledTuning(chosen, trained.fitted, before, trained.fitted.best_epoch)
+    return module, LabelledTuning(chosen, trained.fitted, before, 0)
