@@ -15,12 +15,20 @@ from compress.training.couplings import Bound, Coupling, Couplings
 class PathProx(Optimizer):
     """Minimise  loss + λ Σ_couplings Σ_k ‖w_k‖‖v_k‖ + λ/2 Σ_rest ‖W‖²,  whose minimisers are those of weight decay λ.
 
-    One step: a (momentum) gradient step of every parameter on the loss; each w_k is projected to the unit sphere, its
-    magnitude moved into v_k and out of its bias, so that the network stays the same; then
-    v_k ← v_k·max(0, 1 − ηλ/‖v_k‖); weights outside the couplings decay as usual; last, layers are balanced: path norms
-    of linked couplings are made equal, again without changing the network. Momentum follows every rescaling.
+    One step: a (momentum) gradient step of every parameter on the loss; the proximal operator of ηλ‖w_k‖‖v_k‖ on every
+    unit (`shrink_norms`), which silences units with ‖v_k‖ ≤ ηλ‖w_k‖; each w_k is put on the sphere, its magnitude moved
+    into v_k and out of its bias, so that the network stays the same; weights outside the couplings decay as usual;
+    last, layers are balanced: path norms of linked couplings are made equal, again without changing the network.
+    A rescaling takes momentum, a velocity, along with its parameter (scaling it inversely, as gradients scale, would
+    amplify it with every w_k that outgrew the sphere, and diverge). A running direction adds up to g/(1 − m) with
+    momentum m, and so does the threshold: stationary points are those of the objective whatever m is.
 
-    A unit whose v_k reaches zero stays there as long as its gradient is below λ. Units with w_k = 0 are set to v_k = 0.
+    As the magnitude that w_k gains or loses counts, w_k has its share of the shrinkage: thresholding v_k alone would
+    stop where |∂loss/∂m_k| is λ/(1 + m_k²) for m_k = ‖w_k‖‖v_k‖, not λ. Of all ways to part m_k between w_k and v_k the
+    sphere is what silences units: a step shrinks m_k by ηλ(‖w_k‖² + ‖v_k‖²), and with ‖w_k‖ = ‖v_k‖ that is weight
+    decay, 2ηλm_k, under which small units fade but never go.
+
+    A unit whose v_k reaches zero stays there as long as its gradient is below λ‖w_k‖. Units with w_k = 0 get v_k = 0.
 
     Args:
         params: parameters or groups, as for every torch optimizer. A group's `lr` and `penalty` act on the weights in
@@ -29,8 +37,11 @@ class PathProx(Optimizer):
         couplings: from `find_couplings(module, example_inputs)`; of the module whose parameters these are.
         lr: η. penalty: λ. momentum, nesterov: as for SGD.
         weight_decay: for weights outside couplings; None: `penalty` for tensors of two or more dimensions, else 0.
-        published: the paper's own step, which projects w_k without moving its magnitude into v_k.
+        published: the paper's own step: w_k is projected to the unit sphere without moving its magnitude into v_k, and
+            v_k alone is thresholded by ηλ.
         layer_balance: make the path norms of linked couplings equal.
+        radius: ‖w_k‖ to hold. The objective is the same for every radius; a larger one silences units sooner and
+            moves v_k faster against w_k, which asks for a smaller `lr`.
     """
 
     def __init__(
@@ -45,14 +56,19 @@ class PathProx(Optimizer):
         weight_decay: float | None = None,
         published: bool = False,
         layer_balance: bool = True,
+        radius: float = 1.0,
     ) -> None:
         for name, value in (("lr", float(lr)), ("penalty", penalty), ("momentum", momentum)):
             if not value >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {value}.")
+        if not momentum < 1:
+            raise ValueError(f"`momentum` must lie below 1, got {momentum}.")
         if nesterov and momentum == 0:
             raise ValueError("`nesterov` needs a `momentum` above 0.")
         if weight_decay is not None and weight_decay < 0:
             raise ValueError(f"`weight_decay` must be at least 0, got {weight_decay}.")
+        if not radius > 0:
+            raise ValueError(f"`radius` must be positive, got {radius}.")
         defaults = {
             "lr": lr,
             "penalty": penalty,
@@ -63,6 +79,7 @@ class PathProx(Optimizer):
         super().__init__(params, defaults)
         self.published = published
         self.layer_balance = layer_balance
+        self.radius = radius
         held = {id(parameter) for group in self.param_groups for parameter in group["params"]}
         self.couplings = tuple(pair for pair in couplings.pairs if _held(pair, held))
         kept = {pair.name for pair in self.couplings}
@@ -96,8 +113,11 @@ class PathProx(Optimizer):
                     self._descend(parameter, group)
         for pair in self.couplings:
             group = owner[id(pair.outputs[0].tensor)]
-            self._project(pair)
-            self._threshold(pair, float(group["lr"]) * float(group["penalty"]))
+            amount = float(group["lr"]) * float(group["penalty"]) / (1 - group["momentum"])
+            if self.published:
+                self._step_as_published(pair, amount)
+            else:
+                self._shrink(pair, amount)
         if self.layer_balance and not self.published:
             for one, other, units in self._links:
                 self._equalise(one, other, units)
@@ -105,13 +125,22 @@ class PathProx(Optimizer):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Put every w_k on the unit sphere without changing the network, as at the end of a step."""
+        """Put the w_k of every coupling on one sphere without changing the network, as at the end of a step."""
         for pair in self.couplings:
-            self._project(pair)
+            if self.published:
+                self._step_as_published(pair, 0.0)
+            else:
+                self._shrink(pair, 0.0)
 
     def _descend(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         gradient = parameter.grad
         assert gradient is not None, "the caller has checked"
+        if id(parameter) not in self._coupled:
+            decay = group["weight_decay"]
+            if decay is None:
+                decay = group["penalty"] if parameter.ndim >= 2 else 0.0
+            if decay:
+                gradient = gradient.add(parameter, alpha=decay)
         if group["momentum"]:
             state = self.state[parameter]
             buffer = state.get("momentum_buffer")
@@ -120,31 +149,27 @@ class PathProx(Optimizer):
             else:
                 buffer.mul_(group["momentum"]).add_(gradient)
             gradient = gradient.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
-        if id(parameter) not in self._coupled:
-            decay = group["weight_decay"]
-            if decay is None:
-                decay = group["penalty"] if parameter.ndim >= 2 else 0.0
-            if decay:
-                parameter.mul_(1 - float(group["lr"]) * decay)
         parameter.add_(gradient, alpha=-float(group["lr"]))
 
-    def _project(self, pair: Coupling) -> None:
-        norms = pair.input_norms()
-        alive = norms > 0
-        inverse = torch.where(alive, norms.clamp_min(torch.finfo(norms.dtype).tiny).reciprocal(), 1.0)
+    def _shrink(self, pair: Coupling, amount: float) -> None:
+        """The proximal operator of amount·Σ‖w_k‖‖v_k‖; then w_k put on the sphere, bias along, the inverse in v_k."""
+        before, after = pair.input_norms(), pair.output_norms()
+        inputs, outputs = shrink_norms(before, after, amount)
+        alive = inputs > 0
+        moved = torch.where(alive, self.radius / torch.where(alive, inputs, 1.0), 1.0)  # what w and its bias grow by
         for bound in pair.inputs:
-            self._rescale(bound, inverse)
-        if self.published:
-            return
+            bound.scale_(_ratio(inputs, before) * moved)
+            self._follow(bound, moved)
         for bound in pair.shifts:
-            self._rescale(bound, inverse)
+            self._rescale(bound, moved)
         for bound in pair.outputs:
-            self._rescale(bound, torch.where(alive, norms, 1.0))
-            if not bool(alive.all()):
-                bound.scale_(alive.to(norms.dtype))
+            bound.scale_(torch.where(alive, _ratio(outputs, after), 0.0) / moved)
+            self._follow(bound, moved.reciprocal())
 
-    @staticmethod
-    def _threshold(pair: Coupling, amount: float) -> None:
+    def _step_as_published(self, pair: Coupling, amount: float) -> None:
+        norms = pair.input_norms()
+        for bound in pair.inputs:
+            bound.scale_(torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 1.0))
         shrink = shrink_factors(pair.output_norms(), amount)
         for bound in pair.outputs:
             bound.scale_(shrink)
@@ -158,19 +183,44 @@ class PathProx(Optimizer):
             self._rescale(bound, factor)
         for bound in units.outputs:
             self._rescale(bound, factor.reciprocal())
-        self._project(other)
+        self._shrink(other, 0.0)
 
     def _rescale(self, bound: Bound, factors: Tensor) -> None:
-        """Scale a parameter, and its momentum inversely, as its gradient scales."""
+        """Scale a parameter and with it its momentum, which is a velocity."""
         bound.scale_(factors)
+        self._follow(bound, factors)
+
+    def _follow(self, bound: Bound, factors: Tensor) -> None:
+        """Scale a parameter's momentum."""
         buffer = self.state[bound.tensor].get("momentum_buffer") if bound.tensor in self.state else None
-        if buffer is not None and not self.published:
-            bound.part.scale_(buffer, factors.reciprocal())
+        if buffer is not None:
+            bound.part.scale_(buffer, factors)
+
+
+def shrink_norms(inputs: Tensor, outputs: Tensor, amount: float) -> tuple[Tensor, Tensor]:
+    """Norms (K,), (K,) of the proximal operator of amount·Σ_k‖w_k‖‖v_k‖ at units with norms a_k, b_k.
+
+    Directions stay, so each unit is  min over a, b ≥ 0 of  ½(a − a_k)² + ½(b − b_k)² + amount·a·b:  for amount < 1
+    convex, with a = (a_k − amount·b_k)/(1 − amount²) and b alike where both are positive. Elsewhere the product is 0,
+    which is given as b = 0 with a = a_k, whichever of the two is the smaller: the network is the same and w_k keeps
+    its direction.
+    """
+    if amount >= 1:
+        return inputs, torch.zeros_like(outputs)
+    first = (inputs - amount * outputs) / (1 - amount**2)
+    second = (outputs - amount * inputs) / (1 - amount**2)
+    both = (first > 0) & (second > 0)
+    return torch.where(both, first, inputs), torch.where(both, second, 0.0)
 
 
 def shrink_factors(norms: Tensor, amount: float) -> Tensor:
     """max(0, 1 − amount/‖v_k‖) (K,): the proximal operator of amount·Σ_k‖v_k‖₂ multiplies v_k by it."""
     return (1 - amount / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0)
+
+
+def _ratio(new: Tensor, old: Tensor) -> Tensor:
+    """new/old, 1 where old is 0."""
+    return torch.where(old > 0, new / torch.where(old > 0, old, 1.0), 1.0)
 
 
 def _held(pair: Coupling, held: set[int]) -> bool:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from compress.models import digits_net, mlp, mlp_factorized, mnist_cnn
 from compress.training import PathProx, ProximalL1, find_couplings, group_lasso_term, weight_decay_objective
-from compress.training.pathprox import shrink_factors
+from compress.training.pathprox import shrink_factors, shrink_norms
 from compress.training.penalties import soft_threshold
 
 
@@ -67,6 +67,54 @@ def test_the_group_threshold_is_the_proximal_operator():
     ours = v * shrink_factors(v.norm(dim=1), amount)[:, None]
     assert np.abs(ours.numpy() - x.value).max() < 1e-5
     assert bool((ours.norm(dim=1) == 0).any())
+
+
+@pytest.mark.parametrize("amount", [0.05, 0.4, 0.9])
+def test_the_shrunk_norms_minimise_the_proximal_problem_of_the_product(amount):
+    """Against a grid over (a, b) of ½(a − a₀)² + ½(b − b₀)² + amount·a·b; a zero product may keep the larger norm."""
+    grid = torch.linspace(0, 2, 401, dtype=torch.float64)
+    inputs = torch.tensor([1.0, 1.0, 1.0, 0.3], dtype=torch.float64)
+    outputs = torch.tensor([1.5, 0.5, 0.01, 1.2], dtype=torch.float64)
+    first, second = shrink_norms(inputs, outputs, amount)
+    for one, other, a, b in zip(inputs, outputs, first, second, strict=True):
+        values = 0.5 * (grid[:, None] - one) ** 2 + 0.5 * (grid - other) ** 2 + amount * grid[:, None] * grid
+        row, column = divmod(int(values.argmin()), len(grid))
+        assert float(a * b) == pytest.approx(float(grid[row] * grid[column]), abs=0.01)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_stationary_point_is_one_of_the_path_norm_objective(momentum):
+    """The derivative of the loss along an active unit's magnitude is −λ, whatever the momentum."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)).double()  # smooth: no minimiser at a kink
+    inputs = torch.randn(40, 6, dtype=torch.float64)
+    labels = inputs[:, :3].argmax(1)
+    couplings = find_couplings(module, inputs[:2])
+    (pair,) = couplings.pairs
+    rate = 0.4 * (1 - momentum)
+    optimizer = PathProx(module.parameters(), couplings, lr=rate, penalty=0.005, momentum=momentum)
+    train(module, optimizer, inputs, labels, 1200)
+    for parameter in module.parameters():
+        parameter.grad = None
+    cross_entropy(module(inputs), labels).backward()
+    products = pair.input_norms() * pair.output_norms()
+    active = products > 1e-3
+    slope = (module[1].weight.grad * module[1].weight).detach().sum(0)[active] / products[active]
+    assert bool(active.any())
+    assert float((slope + 0.005).abs().max()) < 2e-4
+
+
+def test_momentum_does_not_grow_when_weights_outgrow_the_sphere():
+    """Large steps inflate ‖w_k‖ at every step; what is moved into v_k must not amplify the running direction."""
+    module, inputs, labels = problem()
+    optimizer = PathProx(module.parameters(), find_couplings(module, inputs[:2]), lr=0.3, penalty=1e-3, momentum=0.9)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = cross_entropy(module(inputs), labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+    assert float(loss.detach()) < 1.0
 
 
 def test_the_soft_threshold_is_the_proximal_operator():
@@ -207,7 +255,17 @@ def test_the_group_lasso_term_is_the_sum_of_column_norms():
     assert group_lasso_term(module).item() == pytest.approx(direct, rel=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"penalty": float("nan")}, {"nesterov": True}, {"weight_decay": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": -1.0},
+        {"penalty": float("nan")},
+        {"nesterov": True},
+        {"weight_decay": -1.0},
+        {"radius": 0.0},
+        {"momentum": 1.0},
+    ],
+)
 def test_wrong_settings_are_refused(wrong):
     module, inputs, _ = problem()
     with pytest.raises(ValueError, match=next(iter(wrong))):
