@@ -36,8 +36,11 @@ def choose_widths(
     if not recipe.budgets and (recipe.max_drop is None or ruled):
         return compress_layers(problem, width_rule(recipe), options, progress, kept_state=state), None
     parameters = dict(prepared.module.named_parameters())
-    sample = (prepared.probe[:1],)
-    whole = measure_latency((prepared.module,), sample)[0].milliseconds if "latency" in recipe.budgets else None
+    sample = (prepared.probe if prepared.network.batch_size is not None else prepared.probe[:1],)
+    share = problem.share
+    whole = None
+    if "latency" in recipe.budgets:
+        whole = share.from_first(lambda: measure_latency((prepared.module,), sample)[0].milliseconds)
 
     def timed(kept: Mapping[str, Tensor]) -> float:
         narrowed = narrow(prepared.module, kept, problem.groups).module
@@ -45,7 +48,14 @@ def choose_widths(
         return after.milliseconds / before.milliseconds
 
     search = prepare_search(problem, options, parameters, progress, milliseconds=whole, kept_state=state)
-    found = search_widths(search, options, progress, budgets=recipe.budgets, max_drop=recipe.max_drop, timed=timed)
+    found = search_widths(
+        search,
+        options,
+        progress,
+        budgets=recipe.budgets,
+        max_drop=recipe.max_drop,
+        timed=lambda kept: share.from_first(lambda: timed(kept)),
+    )
     return found.layerwise, found
 
 

@@ -65,7 +65,7 @@ def interpolate(values: Sequence[float], at: float) -> float:
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Predicted latency of one sample.
+    """Predicted latency of one sample, or of the only batch that the network runs on.
 
     Attributes:
         fixed: milliseconds that no width changes.
@@ -90,7 +90,7 @@ def measure_latency_model(
 
     Args:
         tensors: the cost model's tensors, with the groups that cut them.
-        whole: milliseconds of the whole network on one sample, measured.
+        whole: milliseconds of the whole network, measured on one sample, or on the batch that alone it runs on.
     """
     nodes = {node.name: node for node in program.network.graph.nodes}
     sized = {tensor.name: tensor for tensor in tensors}
@@ -104,7 +104,9 @@ def measure_latency_model(
         leaf = program.leaves.get(getattr(weight, "name", ""))
         if leaf is None or leaf[0] != "tensor" or not isinstance(source, fx.Node) or leaf[1] not in sized:
             continue
-        shape = (1, *program.shape(source.name)[1:])
+        shape = program.shape(source.name)
+        if program.network.batch_size is None:
+            shape = (1, *shape[1:])
         window = tuple(nodes[step.name].args[3:]) if name != "linear" else ()
         key = (name, shape, tuple(state[leaf[1]].shape), str(window))
         if key not in measured:

@@ -110,7 +110,10 @@ def prepare_search(
     model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs)
     if milliseconds is not None:
         progress.stage("timing layers at several widths")
-        latency = measure_latency_model(problem.program, model.tensors, problem.state, milliseconds)
+        whole = milliseconds
+        latency = problem.share.from_first(
+            lambda: measure_latency_model(problem.program, model.tensors, problem.state, whole)
+        )
         model = replace(model, latency=latency)
     return Search(problem, model, moments, known.curves, damages, known.facts, kept_state)
 

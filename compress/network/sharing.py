@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import distributed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,14 @@ class Share:
     def owns(self, batch: int) -> bool:
         """Whether this process records batch number `batch`."""
         return batch % self.count == self.rank
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes, for all: of a measurement that each one would take apart."""
+        if self.count == 1:
+            return make()
+        values = [make() if self.rank == 0 else None]
+        distributed.broadcast_object_list(values, src=0)
+        return cast(T, values[0])
 
     @property
     def writes(self) -> bool:

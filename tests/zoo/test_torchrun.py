@@ -57,6 +57,10 @@ with process_group() as share:
         json.dump(found, open(f"{folder}/moments.json", "w"))
     result = run(recipe)
     assert bool(result.report) == share.writes
+    assert share.from_first(lambda: share.rank + 7) == 7
+    timed = recipe.model_copy(update={"keep": None, "latency": 0.8, "output": recipe.output + "-timed"})
+    shapes = [tuple(tensor.shape) for tensor in run(timed).module.state_dict().values()]
+    assert shapes == share.from_first(lambda: shapes)
 """
 
 
