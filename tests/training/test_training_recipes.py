@@ -1,0 +1,43 @@
+"""Every training recipe that ships takes one step on data of its network's shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compress.data import Preprocessing, open_data
+from compress.network.architecture import build_architecture, describe_inputs
+from compress.recipe import make_recipe, read_recipe
+from compress.training.session import train_copy
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+TRAINING = [path for path in RECIPES if "training" in read_recipe(path)]
+
+
+def test_the_shipped_trainings_are_those_that_the_readme_lists():
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert len(TRAINING) >= 5
+    assert [path.name for path in TRAINING if path.stem not in text] == []
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_a_training_recipe_takes_one_step(path, tmp_path):
+    recipe = make_recipe({"checkpoint": "", **read_recipe(path)}, str(path))
+    shape, known = describe_inputs(recipe.arch, recipe.arch_arg)
+    height, width, channels = shape[1], shape[2], shape[0]
+    images = np.random.default_rng(0).integers(0, 256, (8, height, width, channels)).astype(np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(8))
+    source = open_data(str(tmp_path / "data.npz"), known or Preprocessing(mean=recipe.mean, std=recipe.std))
+    options = recipe.training.completed().model_copy(update={"epochs": 1, "warmup": 0.0, "patience": None})
+    module = build_architecture(recipe.arch, recipe.arch_arg, seed=recipe.seed)
+    found = train_copy(module, torch.zeros(2, *shape), options, source, None, seed=recipe.seed)
+    assert np.isfinite(found.fitted.curve[0]["loss"])
+    moved = [
+        name
+        for name, value in found.module.named_parameters()
+        if value.ndim >= 2 and not torch.equal(value, module.get_parameter(name))
+    ]
+    assert len(moved) == sum(value.ndim >= 2 for value in module.parameters())
