@@ -56,6 +56,7 @@ class Recipe(BaseModel):
         None, ge=0, lt=1, description="relative error a layer may add on held-back samples; 0: exact"
     )
     penalty: float | None = Field(None, gt=0, lt=1, description="lasso penalty as a fraction of the silencing one")
+    merge_aligned: bool = Field(False, description="only merge units that are positive multiples of one another")
     tolerance: float = Field(0.05, gt=0, lt=1, description="relative held-back error of the default width")
     max_drop: float | None = Field(None, ge=0, description="points of accuracy that may be lost")
     macs: float | None = Field(None, gt=0, lt=1, description="fraction of the multiply-accumulates to keep")
@@ -125,6 +126,8 @@ class Recipe(BaseModel):
         budgets = [name for name in ("max_drop", "macs", "params", "latency") if getattr(self, name) is not None]
         if len(rules) > 1:
             faults.append(f"give one of keep, error and penalty, got {', '.join(rules)}")
+        if self.merge_aligned and [*rules, *(name for name in budgets if name != "max_drop")]:
+            faults.append("merge_aligned keeps the outputs as they are; give it without another width rule or budget")
         if rules and [name for name in budgets if name != "max_drop"]:
             faults.append(f"{rules[0]} fixes the widths that {budgets[-1]} would search for; give one of them")
         if self.max_drop is not None and self.eval is None:

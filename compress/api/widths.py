@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from compress.api.merging import merge_layers
 from compress.budget.layers import LayerOptions
 from compress.budget.layerwise import Layerwise, Problem, compress_layers, fit_samples, select_groups
 from compress.budget.resume import RunState
@@ -31,6 +32,8 @@ def choose_widths(
     Returns:
         The compressed network in its original shapes, and how the search went (None without one).
     """
+    if recipe.merge_aligned:
+        return merge_layers(prepared, problem, recipe.rank_tolerance, progress), None
     options = layer_options(recipe)
     ruled = recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
     if not recipe.budgets and (recipe.max_drop is None or ruled):
@@ -66,6 +69,11 @@ def width_rule(recipe: Recipe) -> WidthRule:
     if recipe.penalty is not None:
         return WidthRule(penalty=recipe.penalty)
     return WidthRule(error=recipe.error if recipe.error is not None else recipe.tolerance)
+
+
+def describe_rule(recipe: Recipe) -> str:
+    """The recipe's width rule in words."""
+    return "merge aligned units" if recipe.merge_aligned else str(width_rule(recipe))
 
 
 def layer_options(recipe: Recipe) -> LayerOptions:

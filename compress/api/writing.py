@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from compress.api.cutting import Cut
-from compress.api.widths import width_rule
+from compress.api.widths import describe_rule
 from compress.budget.layerwise import Problem
 from compress.errors import CompressError, OutputError, UnsupportedError
 from compress.export.writing import EXPORTS, write_export
@@ -76,7 +76,7 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> dic
             "preprocessing": None if prepared.preprocessing is None else prepared.preprocessing.as_dict(),
         },
         "recipe": recipe.model_dump(mode="json", exclude={"output", "force", "export"}),
-        "rule": str(width_rule(recipe)),
+        "rule": describe_rule(recipe),
         "seed": recipe.seed,
     }
 

@@ -92,6 +92,14 @@ def run_command(
             rich_help_panel=WIDTHS,
         ),
     ] = None,
+    merge_aligned: Annotated[
+        bool | None,
+        Option(
+            "--merge-aligned",
+            help="Only merge units that are positive multiples of one another; outputs stay the same, checked.",
+            rich_help_panel=WIDTHS,
+        ),
+    ] = None,
     round_to: Annotated[int | None, Option(help="Kept widths are multiples of this.", rich_help_panel=WIDTHS)] = None,
     solver: Annotated[
         str | None, Option(help="newton, proximal or conic (cvxpy: SCS, Clarabel).", rich_help_panel=HOW)

@@ -1,0 +1,148 @@
+"""Merging units that are positive multiples of one another: fewer units, the same outputs (THEORY §8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from compress.budget.layers import LayerResult
+from compress.budget.layerwise import Layerwise, Problem, record_all
+from compress.budget.refitting import held_back_error
+from compress.convex import Moments, width_bound
+from compress.convex.moments import unit_columns
+from compress.diagnostics.forces import aligned_units
+from compress.errors import NothingToCompressError, SurgeryError
+from compress.network.execution import first_tensor
+from compress.network.layer_moments import LayerMoments, count_duplicates, dead_units
+from compress.network.surgery import relative_deviation
+from compress.preparation import Prepared
+from compress.progress import Progress
+
+ALIGNED = (1e-9, 1e-11, 1e-13)  # tried in turn: how far a cosine may lie below 1
+OUTPUT_TOLERANCE = 1e-5  # relative to the largest output, in the precision that the network computes in
+
+
+def merge_layers(prepared: Prepared, problem: Problem, rank_tolerance: float, progress: Progress) -> Layerwise:
+    """Every group of aligned units as its first unit, which takes over the others' output weights.
+
+    With φ_j = αφ_i on the samples, v_i ← v_i + αv_j and unit j goes: ΦV stays. Alignment is looked for on the fitting
+    samples, for every reader of the units; the network's outputs are compared on the held-back ones. Where they moved,
+    alignment is taken more strictly.
+
+    Raises:
+        NothingToCompressError: no two units are aligned.
+        SurgeryError: what looks aligned on the fitting samples is not on the held-back ones.
+    """
+    moments = record_all(problem, progress)
+    deviation = math.inf
+    for tolerance in ALIGNED:
+        found = {name: aligned_groups(each, tolerance) for name, each in moments.items()}
+        if not any(found.values()):
+            break
+        state = dict(problem.state)
+        for name, groups in found.items():
+            state.update(merged_weights(moments[name], groups, state))
+        progress.stage("comparing outputs")
+        deviation = output_deviation(prepared, problem, state)
+        if deviation <= OUTPUT_TOLERANCE:
+            merged = sum(len(group) - 1 for groups in found.values() for group in groups)
+            progress.note(f"{merged} aligned units merged; held-back outputs moved by {deviation:.1e} of the largest")
+            results = [
+                describe(moments[group.name], found[group.name], problem.state, state, rank_tolerance)
+                for group in problem.groups
+            ]
+            return Layerwise(list(results), state, None, None)
+    if deviation < math.inf:
+        raise SurgeryError(
+            "Units that are aligned on the fitting samples are not on the held-back ones: merging moved the outputs "
+            f"by {deviation:.1e} of the largest, more than {OUTPUT_TOLERANCE:.0e}. Give more calibration samples."
+        )
+    raise NothingToCompressError("No two units of a selected layer are positive multiples of one another.")
+
+
+def aligned_groups(moments: LayerMoments, tolerance: float) -> list[list[int]]:
+    """Groups of units aligned for every reader; none where not all units were recorded or positions must stay equal."""
+    if moments.candidates is not None or moments.group.blocks != 1 or moments.group.statistics:
+        return []
+    parts = [aligned_units(unit_gram(part).cpu(), tolerance) for part in moments.fitting]
+    groups = parts[0]
+    for other in parts[1:]:
+        groups = [sorted(set(one) & set(two)) for one in groups for two in other]
+    return [group for group in groups if len(group) > 1]
+
+
+def unit_gram(part: Moments) -> Tensor:
+    """Σ over a unit's columns of ΦᵀΦ (K, K): inner products of whole units."""
+    units = part.unit_count
+    return part.gram.reshape(units, part.group_size, units, part.group_size).diagonal(dim1=1, dim2=3).sum(-1)
+
+
+def merged_weights(
+    moments: LayerMoments, groups: Sequence[Sequence[int]], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """New consumer weights by state name, in the original shapes; the columns of merged units are zero."""
+    weights: dict[str, Tensor] = {}
+    for reading, part in zip(moments.readings, moments.fitting, strict=True):
+        gram = unit_gram(part).cpu()
+        for applied in reading.places:
+            consumer = applied[0]
+            weight = weights.get(consumer.weight, state[consumer.weight])
+            matrix = reading.matrix(consumer, weight).clone()  # (K·s, D)
+            for first, *others in groups:
+                target = unit_columns(torch.tensor([first]), reading.group_size).to(matrix.device)
+                for other in others:
+                    own = unit_columns(torch.tensor([other]), reading.group_size).to(matrix.device)
+                    matrix[target] += float(gram[first, other] / gram[first, first]) * matrix[own]
+                    matrix[own] = 0
+            if groups:
+                weights[consumer.weight] = reading.with_matrix(consumer, weight, matrix)
+    return weights
+
+
+def output_deviation(prepared: Prepared, problem: Problem, state: Mapping[str, Tensor]) -> float:
+    """Largest deviation of the network's outputs under `state` from the original's, on the held-back samples."""
+    changed = {name: tensor for name, tensor in state.items() if tensor is not problem.state[name]}
+    changed.update({name: changed[first] for name, first in prepared.network.aliases.items() if first in changed})
+    largest = 0.0
+    with torch.inference_mode():
+        for number in range(len(problem.held_back.sizes())):
+            inputs = tuple(tensor.to(prepared.probe.device) for tensor in problem.held_back.read(number))
+            before = first_tensor(prepared.module(*inputs))
+            after = first_tensor(torch.func.functional_call(prepared.module, changed, inputs))
+            largest = max(largest, relative_deviation((before,), (after,)))
+    return largest
+
+
+def describe(
+    moments: LayerMoments,
+    groups: Sequence[Sequence[int]],
+    original: Mapping[str, Tensor],
+    merged: Mapping[str, Tensor],
+    rank_tolerance: float,
+) -> LayerResult:
+    """What was done to one layer: no lasso, no refit."""
+    gone = {unit for _, *others in groups for unit in others}
+    kept = torch.tensor([unit for unit in range(moments.group.unit_count) if unit not in gone])
+    joint = moments.joint()
+    complete = moments.candidates is None
+    return LayerResult(
+        name=moments.group.name,
+        units=moments.group.unit_count,
+        kept=kept,
+        dead=int(dead_units(joint).sum()),
+        duplicates=count_duplicates(joint),
+        bound=width_bound(joint, tolerance=rank_tolerance),
+        certificate=None,
+        form="",
+        silencing_penalty=math.nan,
+        curve=None,
+        error=math.nan,
+        held_back_error=held_back_error(moments, kept, original, merged) if complete else math.nan,
+        floor=math.nan,
+        weights={},
+        rows=moments.rows,
+        positions=moments.positions,
+    )
