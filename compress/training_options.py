@@ -54,8 +54,6 @@ class TrainingOptions(BaseModel):
             faults.append("patience needs validation samples: give held_back above 0")
         if self.nesterov and self.momentum == 0:
             faults.append("nesterov needs a momentum above 0")
-        if self.nesterov and self.method == "l1":
-            faults.append("l1 has no nesterov form")
         if self.schedule == "step" and not self.milestones:
             faults.append("the step schedule needs milestones")
         if self.milestones and (self.schedule != "step" or min(self.milestones) < 1):

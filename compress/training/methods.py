@@ -56,7 +56,7 @@ def make_method(
     """
     if options.lr is None:
         raise ValueError("`options` must be completed: the learning rate is None.")
-    rate: dict[str, Any] = {"lr": options.lr, "momentum": options.momentum}
+    rate: dict[str, Any] = {"lr": options.lr, "momentum": options.momentum, "nesterov": options.nesterov}
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
     names = [name for name in weight_names(module) if name in trained]
     weights, rest = [trained[name] for name in names], [trained[name] for name in trained if name not in set(names)]
@@ -69,7 +69,6 @@ def make_method(
             couplings,
             **rate,
             penalty=options.penalty,
-            nesterov=options.nesterov,
             published=options.published,
             layer_balance=options.layer_balance,
         )
@@ -85,7 +84,7 @@ def make_method(
         return Method(ProximalL1([*groups, {"params": rest, "penalty": 0.0}] if rest else groups, **rate))
     decay = options.penalty if options.method == "sgd" else 0.0
     groups = [{"params": weights, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
-    descent = SGD([group for group in groups if group["params"]], **rate, nesterov=options.nesterov)
+    descent = SGD([group for group in groups if group["params"]], **rate)
     terms = {"lasso": lasso_term, "group_lasso": group_lasso_term}
     if options.method not in terms or not weights:
         return Method(descent)

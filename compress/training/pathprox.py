@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from compress.training.couplings import Bound, Coupling, Couplings
+from compress.training.descent import ProximalDescent, check_settings
 
 
-class PathProx(Optimizer):
+class PathProx(ProximalDescent):
     """Minimise  loss + λ Σ_couplings Σ_k ‖w_k‖‖v_k‖ + λ/2 Σ_rest ‖W‖²,  whose minimisers are those of weight decay λ.
 
     One step: a (momentum) gradient step of every parameter on the loss; the proximal operator of ηλ‖w_k‖‖v_k‖ on every
@@ -58,13 +57,7 @@ class PathProx(Optimizer):
         layer_balance: bool = True,
         radius: float = 1.0,
     ) -> None:
-        for name, value in (("lr", float(lr)), ("penalty", penalty), ("momentum", momentum)):
-            if not value >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {value}.")
-        if not momentum < 1:
-            raise ValueError(f"`momentum` must lie below 1, got {momentum}.")
-        if nesterov and momentum == 0:
-            raise ValueError("`nesterov` needs a `momentum` above 0.")
+        check_settings(lr=lr, penalty=penalty, momentum=momentum, nesterov=nesterov)
         if weight_decay is not None and weight_decay < 0:
             raise ValueError(f"`weight_decay` must be at least 0, got {weight_decay}.")
         if not radius > 0:
@@ -92,25 +85,8 @@ class PathProx(Optimizer):
             id(bound.tensor) for pair in self.couplings for bound in (*pair.inputs, *pair.shifts, *pair.outputs)
         }
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One PathProx step. A closure is evaluated first, with gradients, and its loss returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        owner: dict[int, dict[str, Any]] = {}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                owner[id(parameter)] = group
-                if parameter.grad is not None:
-                    self._descend(parameter, group)
+    def _proximal(self) -> None:
+        owner = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
         for pair in self.couplings:
             group = owner[id(pair.outputs[0].tensor)]
             amount = float(group["lr"]) * float(group["penalty"]) / (1 - group["momentum"])
@@ -121,7 +97,6 @@ class PathProx(Optimizer):
         if self.layer_balance and not self.published:
             for one, other, units in self._links:
                 self._equalise(one, other, units)
-        return loss
 
     @torch.no_grad()
     def project(self) -> None:
@@ -132,24 +107,14 @@ class PathProx(Optimizer):
             else:
                 self._shrink(pair, 0.0)
 
-    def _descend(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        gradient = parameter.grad
-        assert gradient is not None, "the caller has checked"
-        if id(parameter) not in self._coupled:
-            decay = group["weight_decay"]
-            if decay is None:
-                decay = group["penalty"] if parameter.ndim >= 2 else 0.0
-            if decay:
-                gradient = gradient.add(parameter, alpha=decay)
-        if group["momentum"]:
-            state = self.state[parameter]
-            buffer = state.get("momentum_buffer")
-            if buffer is None:
-                buffer = state["momentum_buffer"] = torch.clone(gradient).detach()
-            else:
-                buffer.mul_(group["momentum"]).add_(gradient)
-            gradient = gradient.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
-        parameter.add_(gradient, alpha=-float(group["lr"]))
+    def _gradient(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        """With weight decay outside the couplings."""
+        if id(parameter) in self._coupled:
+            return gradient
+        decay = group["weight_decay"]
+        if decay is None:
+            decay = group["penalty"] if parameter.ndim >= 2 else 0.0
+        return gradient.add(parameter, alpha=decay) if decay else gradient
 
     def _shrink(self, pair: Coupling, amount: float) -> None:
         """The proximal operator of amount·Σ‖w_k‖‖v_k‖; then w_k put on the sphere, bias along, the inverse in v_k."""

@@ -1,11 +1,15 @@
 """Rates, augmentation, and ℓ1 proximal steps under momentum."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from compress.training import ProximalL1
 from compress.training.methods import make_augmentation, make_schedule, random_crop
+from compress.training.penalties import soft_threshold
 from compress.training_options import TrainingOptions
 
 
@@ -56,6 +60,85 @@ def test_flips_mirror_about_half_of_the_images():
     mirrored = (flipped == images.flip(3)).all(3).all(2).all(1)
     assert bool((same | mirrored).all())
     assert 160 < int(mirrored.sum()) < 240
+
+
+def prepared(penalty=0.01, **settings):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    inputs, labels = torch.randn(40, 6), torch.randint(0, 3, (40,))
+    return module, inputs, labels, ProximalL1(module.parameters(), penalty=penalty, **settings)
+
+
+def take_steps(module, inputs, labels, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        cross_entropy(module(inputs), labels).backward()
+        optimizer.step()
+
+
+def test_the_l1_optimizer_resumes_from_its_state_dict():
+    runs = []
+    for interrupted in (False, True):
+        module, inputs, labels, optimizer = prepared(lr=0.05, momentum=0.9)
+        take_steps(module, inputs, labels, optimizer, 5)
+        if interrupted:
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = ProximalL1(module.parameters(), lr=1.0, penalty=0.5)
+            optimizer.load_state_dict(saved)
+        take_steps(module, inputs, labels, optimizer, 5)
+        runs.append(module[0].weight.detach().clone())
+    assert torch.equal(*runs)
+
+
+def test_a_scheduler_moves_the_rate_and_the_threshold_of_the_l1_optimizer():
+    module, _, _, optimizer = prepared(lr=1.0, penalty=0.2)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    start = module[0].weight.detach().clone()
+    for amount in (0.2, 0.1):
+        optimizer.step()
+        schedule.step()
+        start = soft_threshold(start, amount)
+        assert torch.allclose(module[0].weight, start)
+
+
+def test_gradient_scaling_leaves_the_l1_step_as_it_is():
+    steps = []
+    for scaled in (False, True):
+        module, inputs, labels, optimizer = prepared(lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=scaled)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = cross_entropy(module(inputs), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        steps.append(module[0].weight.detach().clone())
+    assert float((steps[0] - steps[1]).abs().max()) < 1e-3
+
+
+def test_without_a_penalty_the_l1_optimizer_is_sgd():
+    for settings in ({}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}):
+        module, inputs, labels, optimizer = prepared(penalty=0.0, lr=0.1, **settings)
+        other = copy.deepcopy(module)
+        take_steps(module, inputs, labels, optimizer, 6)
+        take_steps(other, inputs, labels, torch.optim.SGD(other.parameters(), lr=0.1, **settings), 6)
+        assert torch.allclose(module[2].weight, other[2].weight, atol=1e-6)
+
+
+def test_a_closure_is_evaluated_with_gradients_and_its_loss_returned():
+    module, inputs, labels, optimizer = prepared(lr=0.1)
+    before = module[0].weight.detach().clone()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = cross_entropy(module(inputs), labels)
+        loss.backward()
+        return loss
+
+    wanted = cross_entropy(module(inputs), labels).item()
+    assert optimizer.step(closure).item() == pytest.approx(wanted)
+    assert not torch.equal(module[0].weight, before)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
