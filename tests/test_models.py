@@ -47,7 +47,7 @@ def test_an_impossible_depth_is_refused() -> None:
 
 def test_the_option_a_shortcut_keeps_every_second_pixel_and_pads_channels_with_zeros() -> None:
     images = torch.arange(2 * 4 * 4.0).reshape(1, 2, 4, 4)
-    found = Shortcut(2)(images)
+    found = Shortcut(2, 2)(images)
     assert torch.equal(found[:, 1:3], images[:, :, ::2, ::2])
     assert not found[:, [0, 3]].any()
 

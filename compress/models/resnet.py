@@ -8,16 +8,19 @@ from torch.nn import functional
 
 
 class Shortcut(nn.Module):
-    """Option A: the identity, or every second pixel with zeros for the new channels; it has no parameters."""
+    """Option A: the identity, or every `stride`-th pixel with zeros around the channels; it has no parameters."""
 
-    def __init__(self, added: int) -> None:
+    def __init__(self, stride: int, added: int) -> None:
         super().__init__()
-        self.added = added
+        self.stride = stride
+        self.channels_before = added // 2
+        self.channels_after = added - added // 2
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if not self.added:
+        if self.stride == 1:
             return inputs
-        return functional.pad(inputs[:, :, ::2, ::2], (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
+        rows = inputs[:, :, :: self.stride, :: self.stride]
+        return functional.pad(rows, (0, 0, 0, 0, self.channels_before, self.channels_after))
 
 
 class Block(nn.Module):
@@ -29,7 +32,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = Shortcut(width - channels)
+        self.shortcut = Shortcut(stride, width - channels)
 
     def forward(self, inputs: Tensor) -> Tensor:
         inner = torch.relu(self.bn1(self.conv1(inputs)))

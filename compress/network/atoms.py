@@ -16,6 +16,7 @@ class AtomSets:
     def __init__(self) -> None:
         self._parent = np.zeros(0, dtype=np.int64)
         self._special = np.zeros(0, dtype=bool)  # representatives that have parts, or a pin
+        self._pairs = np.zeros((0, 2), dtype=np.int64)  # the two parts of representatives that have two, else -1
         self._count = 0
         self._births: list[int] = []
         self._parts: dict[int, tuple[int, ...]] = {}
@@ -31,7 +32,9 @@ class AtomSets:
             grown = np.arange(max(need, 2 * len(self._parent) + 1024), dtype=np.int64)
             grown[: self._count] = self._parent[: self._count]
             self._parent = grown
-            self._special = np.concatenate([self._special, np.zeros(len(grown) - len(self._special), dtype=bool)])
+            more = len(grown) - len(self._special)
+            self._special = np.concatenate([self._special, np.zeros(more, dtype=bool)])
+            self._pairs = np.concatenate([self._pairs, np.full((more, 2), -1, dtype=np.int64)])
         start = self._count
         self._count = need
         self._births.append(start)
@@ -90,20 +93,35 @@ class AtomSets:
 
     def _replace_by_parts(self, roots: Array) -> Array:
         columns: list[Array] = []
-        for column in roots.T:
-            special = self._special[np.maximum(column, 0)] & (column >= 0)
-            unique, inverse = np.unique(column[special], return_inverse=True)
-            expanded = [self.expand(atom) for atom in unique.tolist()]
-            width = max((len(entry) for entry in expanded), default=1)
-            table = np.full((len(unique), width), -1, dtype=np.int64)
-            for row, entry in enumerate(expanded):
-                table[row, : len(entry)] = entry
-            wide = np.full((len(column), width), -1, dtype=np.int64)
-            wide[:, 0] = column
-            if len(unique):
-                wide[special] = table[inverse.reshape(-1)]
-            columns.append(wide)
-        return np.concatenate(columns, axis=1) if len(columns) > 1 else columns[0]
+        waiting = list(roots.T[::-1])
+        while waiting:
+            column = waiting.pop()
+            here = np.maximum(column, 0)
+            apart = self._special[here] & (column >= 0)
+            if not apart.any():
+                columns.append(column)
+                continue
+            pairs = np.where(apart[:, None], self._pairs[here], -1)
+            two = pairs[:, 0] >= 0
+            if two.any():
+                first, second = self.find(pairs[:, 0]), self.find(pairs[:, 1])
+                waiting += [second, np.where(two, first, column)]
+                continue
+            columns += self._replace_by_many(column, apart)
+        return np.stack(columns, axis=1) if len(columns) > 1 else columns[0][:, None]
+
+    def _replace_by_many(self, column: Array, special: np.ndarray) -> list[Array]:
+        """Columns of what the special atoms of a column stand for, where that is no pair."""
+        unique, inverse = np.unique(column[special], return_inverse=True)
+        expanded = [self.expand(atom) for atom in unique.tolist()]
+        width = max((len(entry) for entry in expanded), default=1)
+        table = np.full((len(unique), width), -1, dtype=np.int64)
+        for row, entry in enumerate(expanded):
+            table[row, : len(entry)] = entry
+        wide = np.full((len(column), width), -1, dtype=np.int64)
+        wide[:, 0] = column
+        wide[special] = table[inverse.reshape(-1)]
+        return list(wide.T)
 
     def _changed(self) -> None:
         self._version += 1
@@ -150,16 +168,21 @@ class AtomSets:
         if high in self._pins:
             self._set_pin(low, self._pins.pop(high))
         high_parts = self._parts.pop(high, None)
+        self._pairs[high] = -1
         if high_parts is None:
             self._push_pin(low)
             return
         low_parts = self._parts.get(low)
         if low_parts is None:
-            self._parts[low] = high_parts
-            self._special[low] = True
+            self._set_parts(low, high_parts)
             self._push_pin(low)
         else:
             self.substitute(low, high_parts)
+
+    def _set_parts(self, root: int, parts: tuple[int, ...]) -> None:
+        self._parts[root] = parts
+        self._special[root] = True
+        self._pairs[root] = parts if len(parts) == 2 else -1
 
     def _push_pin(self, root: int) -> None:
         reason = self._pins.get(root)
@@ -173,8 +196,7 @@ class AtomSets:
         root = self._root(atom)
         known = self._parts.get(root)
         if known is None:
-            self._parts[root] = parts
-            self._special[root] = True
+            self._set_parts(root, parts)
             self._push_pin(root)
         elif len(known) == len(parts):
             for one, other in zip(known, parts, strict=True):
@@ -196,6 +218,7 @@ class AtomSets:
             self._changed()
             self._parts.update(zip(atoms.tolist(), pairs, strict=True))
             self._special[atoms] = True
+            self._pairs[atoms] = np.stack([first, second], axis=1)
             return
         for atom, parts in zip(atoms.tolist(), pairs, strict=True):
             self.substitute(atom, parts)

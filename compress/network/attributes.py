@@ -85,16 +85,25 @@ _NOT_A_SIZE = re.compile(
     r"window|kernel|patch|stride|pad|layer|depth|index(?!es)|seq|token|position|vocab|max_|grid|img|image"
 )
 
+_NO_NAME = re.compile(r"(?!)")
+_PADDING_NAMES = {
+    "pad": _NO_NAME,
+    "pad before": re.compile(r"before|left|front|first|low"),
+    "pad after": re.compile(r"after|right|back|last|high"),
+}
+
 
 def find_shape_attributes(
     modules: Mapping[str, nn.Module],
-    shapes: Sequence[tuple[fx.Node, Dimension]],
+    shapes: Sequence[tuple[fx.Node, Dimension, str]],
     positions_in: PositionsIn,
     flow: ChannelFlow,
 ) -> tuple[tuple[AttributeRule, ...], tuple[str, ...]]:
-    """Numbers in the modules around a view that equal its sizes: candidates, to be tried."""
+    """Numbers in the modules around a view (or a padding) that equal its sizes: candidates, to be tried."""
     rules: dict[tuple[str, str, int | None], AttributeRule] = {}
-    for node, dimension in shapes:
+    for node, dimension, operation in shapes:
+        wanted = _PADDING_NAMES.get(operation, _SIZE_NAME)
+        unwanted = _NOT_A_SIZE if wanted is _SIZE_NAME else _NO_NAME
         sizes: dict[int, int] = {}
         for part in (dimension, *((factor,) for factor in dimension)):
             positions = positions_in(flow, part)
@@ -105,13 +114,13 @@ def find_shape_attributes(
         for path in paths:
             owner = modules.get(path)
             for name, value in vars(owner).items() if owner is not None else ():
-                if name.startswith("_") or not _SIZE_NAME.search(name) or _NOT_A_SIZE.search(name):
+                if name.startswith("_") or not wanted.search(name) or unwanted.search(name):
                     continue
                 entries = enumerate(value) if isinstance(value, (tuple, list)) else [(None, value)]
                 for index, entry in entries:
                     if isinstance(entry, int) and not isinstance(entry, bool) and entry in sizes:
                         rules.setdefault((path, name, index), AttributeRule(path, name, sizes[entry], index))
-    classes = {_class_name(node) for node, _ in shapes}
+    classes = {_class_name(node) for node, _, _ in shapes}
     return tuple(rules.values()), tuple(sorted(classes))
 
 

@@ -48,7 +48,7 @@ def narrow(
     chosen = _check_kept(kept, groups)
     masks = kept_positions(module, chosen)
     replacements = dict(weights or {})
-    named = _named_tensors(module)
+    named = named_tensors(module)
     unknown = [name for name in replacements if name not in named]
     if unknown:
         raise ValueError(f"`weights` names tensors that the network does not have: {', '.join(unknown)}.")
@@ -83,7 +83,7 @@ def narrow(
 def new_shapes(module: nn.Module, kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]) -> Iterator[None]:
     """Within it the module itself has the narrowed shapes and attributes, its shrunk tensors uninitialised."""
     chosen = _check_kept(kept, groups)
-    named = _named_tensors(module)
+    named = named_tensors(module)
     shapes = {name: list(tensor.shape) for name, tensor in named.items()}
     for (name, dim), mask in kept_positions(module, chosen).items():
         shapes[name][dim] = int(mask.sum())
@@ -112,7 +112,7 @@ def restore_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]], attri
     Tensors that shrink are left uninitialised, to be filled by load_state_dict. Raises SurgeryError when a name is not
     in the module.
     """
-    named = _named_tensors(module)
+    named = named_tensors(module)
     fresh: dict[int, Tensor] = {}
     for name, shape in shapes.items():
         old = named.get(name)
@@ -148,7 +148,7 @@ def verify_narrowed(
     precision is then compared through a graph of the narrowed network.
     """
     chosen = _check_kept(kept, groups)
-    state = {name: tensor.detach() for name, tensor in _named_tensors(module).items()}
+    state = {name: tensor.detach() for name, tensor in named_tensors(module).items()}
     state.update({name: tensor.detach() for name, tensor in (weights or {}).items()})
     smaller = narrowed.module
     if dtype is not None:
@@ -174,7 +174,7 @@ def verify_narrowed(
             deviation = float("inf")
         if deviation > limit and dtype is not None:  # its forward() may name a precision: compare its graph instead
             traced = traced or trace_network(narrowed.module, graph.examples)
-            tensors = {name: tensor.detach() for name, tensor in _named_tensors(smaller).items()}
+            tensors = {name: tensor.detach() for name, tensor in named_tensors(smaller).items()}
             deviation = relative_deviation(wanted, run_graph(traced, tensors, batch))
         worst = max(worst, deviation)
     if not worst <= limit:
@@ -286,7 +286,7 @@ def relative_deviation(wanted: Sequence[Any], got: Sequence[Any]) -> float:
 
 def kept_positions(module: nn.Module, chosen: _Chosen) -> dict[tuple[str, int], Tensor]:
     """(state-dict name, dim) -> boolean mask of the positions that stay."""
-    named = _named_tensors(module)
+    named = named_tensors(module)
     masks: dict[tuple[str, int], Tensor] = {}
     for group in chosen:
         gone = _removed(chosen.kept[group.name], group.unit_count)
@@ -380,7 +380,8 @@ def copy_with(module: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, tied ones under each of their names."""
     return {
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),

@@ -11,12 +11,21 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.network.graph import NetworkGraph
-from compress.network.surgery import copy_with, masked_outputs, module_outputs, narrow, new_shapes, relative_deviation
+from compress.network.surgery import (
+    copy_with,
+    masked_outputs,
+    module_outputs,
+    named_tensors,
+    narrow,
+    new_shapes,
+    relative_deviation,
+)
 from compress.network.ties import tie_drafts
 from compress.network.units import USE_COUPLE, AttributeRule, UnitGroup, _Draft, with_reason
 
 _BAKED = "a size in forward() is fixed in Python and no attribute changes it"
 _FAULTS = (CompressError, RuntimeError, ValueError, TypeError, AssertionError, IndexError, ArithmeticError)
+_PERIOD = 65537
 _TOLERANCE = 2e-3  # float32, random weights: a wrong view is wrong by its whole size
 
 
@@ -138,22 +147,20 @@ class _Trial:
     """Narrows a copy with random weights and compares it with the masked graph."""
 
     def __init__(self, graph: NetworkGraph, module: nn.Module, drafts: Sequence[_Draft]) -> None:
-        self.graph, self.drafts = graph, drafts
-        pool = torch.randn(65537, generator=torch.Generator().manual_seed(0))
+        self.graph, self.drafts, self.original = graph, drafts, module
         self.state: dict[str, Tensor] = {}
-        known: dict[int, Tensor] = {}
-        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        self.module = _copy_of(module, {})
+
+    def _randomise(self) -> None:
+        """Replace the copy's weights, which are the network's own until a comparison needs others."""
+        pools: dict[tuple[int, int], Tensor] = {}
         replaced: dict[int, Tensor] = {}
-        persistent = set(module.state_dict())
-        for name, tensor in named:
-            if id(tensor) not in known:
-                fresh = _random_like(tensor, pool, len(known)) if name in persistent else tensor.detach().clone()
-                if isinstance(tensor, nn.Parameter):
-                    fresh = nn.Parameter(fresh, requires_grad=False)
-                known[id(tensor)] = fresh
-                replaced[id(tensor)] = fresh
-            self.state[name] = known[id(tensor)].detach()
-        self.module = copy_with(module, replaced).eval()
+        persistent = set(self.original.state_dict())
+        for name, tensor in named_tensors(self.original).items():
+            if id(tensor) not in replaced and name in persistent:
+                replaced[id(tensor)] = _random_like(tensor, pools, len(replaced))
+        self.module = _copy_of(self.original, replaced)
+        self.state = {name: tensor.detach() for name, tensor in named_tensors(self.module).items()}
 
     def search(self, indices: Sequence[int]) -> dict[int, UnitGroup]:
         """The groups among `indices` that can be cut together, with the attributes that make it work."""
@@ -224,6 +231,8 @@ class _Trial:
         }
         if not self._fits(kept, groups):
             return False
+        if not self.state:
+            self._randomise()
         try:
             narrowed = narrow(self.module, kept, groups)
             got = module_outputs(narrowed.module, self.graph.examples)
@@ -233,15 +242,32 @@ class _Trial:
         return relative_deviation(wanted, got) <= _TOLERANCE
 
 
-def _random_like(tensor: Tensor, pool: Tensor, number: int) -> Tensor:
-    """A random tensor of that shape, copied from `pool`, whose length is a prime: no two rows repeat in step."""
+def _copy_of(module: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:
+    """A copy in evaluation mode with those tensors (by id) replaced; other parameters are shared, buffers copied."""
+    tensors: dict[int, Tensor] = {}
+    for tensor in named_tensors(module).values():
+        value = replaced.get(id(tensor))
+        if isinstance(tensor, nn.Parameter):
+            tensors[id(tensor)] = nn.Parameter(tensor.detach() if value is None else value, requires_grad=False)
+        else:
+            tensors[id(tensor)] = tensor.detach().clone() if value is None else value
+    return copy_with(module, tensors).eval()
+
+
+def _random_like(tensor: Tensor, pools: dict[tuple[int, int], Tensor], number: int) -> Tensor:
+    """A random tensor of that shape: a part of a pool of its scale, since large networks have gigabytes of weights.
+
+    A pool repeats a period whose length is a prime, so that no two rows repeat in step.
+    """
     if not tensor.is_floating_point():
         return tensor.detach().clone()
-    shape, size, start = tuple(tensor.shape), tensor.numel(), number * 977 % (len(pool) // 2)
-    value = pool[start : start + size] if start + size <= len(pool) else pool.repeat(-(-size // len(pool)) + 1)
-    value = value[:size].reshape(shape)
-    if tensor.dim() < 2 or sum(extent > 1 for extent in shape) < 2:
-        value = value.abs().clamp(max=2.0) * 0.4 + 0.2
-    else:
-        value = value / max(1, size // shape[0]) ** 0.5
-    return value.to(device=tensor.device, dtype=tensor.dtype)
+    shape, size, start = tuple(tensor.shape), tensor.numel(), number * 977 % (_PERIOD // 2)
+    vector = sum(extent > 1 for extent in shape) < 2
+    fan = 0 if vector else max(1, size // shape[0])
+    length = 1 << (start + size).bit_length()
+    pool = pools.get((fan, length))
+    if pool is None:
+        period = torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0))
+        period = period.abs().clamp(max=2.0) * 0.4 + 0.2 if vector else period / fan**0.5
+        pool = pools[fan, length] = period.repeat(-(-length // _PERIOD))
+    return pool[start : start + size].reshape(shape).to(device=tensor.device, dtype=tensor.dtype)

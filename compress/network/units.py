@@ -102,7 +102,7 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
         suspicious = bool(classes) or not all(
             counts_its_groups(modules.get(module_path(node)), count) for node, _, count in touched.counts[number]
         )
-        homes = frozenset(module_path(node) for node, _ in touched.shapes[number])
+        homes = frozenset(module_path(node) for node, _, _ in touched.shapes[number])
         readers = frozenset(module_path(made.node).rpartition(".")[0] for made in touched.read[number])
         rank = (first, found.slot)
         drafts.append(
@@ -180,12 +180,13 @@ def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[
     starts = np.flatnonzero(np.r_[True, atoms[1:] != atoms[:-1]])
     ends = np.r_[starts[1:], len(atoms)]
     births = flow.atoms.births(atoms[starts]).tolist()
+    sides = _padding_sides(flow)
     groups: dict[tuple[object, ...], list[int]] = {}
     where: dict[int, tuple[int, int]] = {}
     for start, end, birth in zip(starts.tolist(), ends.tolist(), births, strict=True):
         atom = int(atoms[start])
         where[atom] = (start, end)
-        key = (birth, flow.atoms.pinned(atom), place[start:end].tobytes())
+        key = (birth, flow.atoms.pinned(atom), sides.get(atom), place[start:end].tobytes())
         groups.setdefault(key, []).append(atom)
     found: list[_Occurrences] = []
     owner = np.full(int(atoms[-1]) + 2, -1, dtype=np.int64)  # the last entry stays -1: the owner of no atom
@@ -205,6 +206,18 @@ def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[
     return found, shared
 
 
+def _padding_sides(flow: ChannelFlow) -> dict[int, tuple[int, ...]]:
+    """atom -> the sides of paddings that it is a zero of: each side has a width of its own."""
+    sides: dict[int, tuple[int, ...]] = {}
+    for number, touch in enumerate(flow.touches):
+        if touch.name in ("pad before", "pad after"):
+            for factor in touch.dimension:
+                if factor.atoms is not None:
+                    for atom in np.unique(flow.atoms.resolve(factor.atoms)).tolist():
+                        sides[atom] = (*sides.get(atom, ()), number)
+    return sides
+
+
 class _Touched:
     """For every group: who makes it, who reads it, and which operations it passes."""
 
@@ -214,7 +227,7 @@ class _Touched:
         self.produced: list[list[Contraction]] = [[] for _ in range(count)]
         self.read: list[list[Contraction]] = [[] for _ in range(count)]
         self.activations: list[list[str]] = [[] for _ in range(count)]
-        self.shapes: list[list[tuple[fx.Node, Dimension]]] = [[] for _ in range(count)]
+        self.shapes: list[list[tuple[fx.Node, Dimension, str]]] = [[] for _ in range(count)]
         self.counts: list[list[tuple[fx.Node, Dimension, int]]] = [[] for _ in range(count)]
         self.inhomogeneous: set[int] = set()
         self.sums: set[int] = set()
@@ -233,7 +246,7 @@ class _Touched:
                 if touch.kind == "activation":
                     self.activations[number].append(touch.name)
                 elif touch.kind == "shape":
-                    self.shapes[number].append((touch.node, touch.dimension))
+                    self.shapes[number].append((touch.node, touch.dimension, touch.name))
                 elif touch.kind == "groups":
                     self.counts[number].append((touch.node, touch.dimension, int(touch.name)))
                 elif touch.kind == "sum":

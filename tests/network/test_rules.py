@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compress.models.resnet import resnet_cifar10
 from compress.network.graph import trace_network
 from compress.network.surgery import narrow
 from compress.network.units import find_units
@@ -84,7 +85,7 @@ def test_rearranged_channels_are_followed(middle: Any, units: int, read: int) ->
         (lambda x: x.amax(1, keepdim=True) + x, "reduced over"),
         (lambda x: x[:, [1, 0, 2, 3, 4, 5, 6, 7]], "index"),
         (lambda x: x.roll(1, 1), "moved"),
-        (lambda x: functional.pad(x, (0, 0, 0, 0, 1, 1))[:, :8], "padded"),
+        (lambda x: functional.pad(x, (0, 0, 0, 0, -1, 1)), "padded"),
         (lambda x: x[:, :1] + x, "fixed positions"),
         (lambda x: torch.cat([x[:, 4:], x[:, :4]], 1), "fixed in Python"),
         (lambda x: torch.lgamma(x.abs() + 1), "lgamma, which has no rule"),
@@ -95,6 +96,28 @@ def test_rearranged_channels_are_followed(middle: Any, units: int, read: int) ->
 def test_a_unit_that_matters_elsewhere_is_refused_with_the_operation_named(middle: Any, reason: str) -> None:
     group = analyse(chain(middle), IMAGE)["layers.a"]
     assert reason in (group.skip_reason or "")
+
+
+def test_channels_between_zeros_of_a_fixed_width_go_with_the_positions_behind_the_padding() -> None:
+    network = Function(
+        lambda m, x: m["c"](functional.pad(m["a"](x).relu(), (0, 0, 0, 0, 1, 3)) + m["b"](x)),
+        a=conv(3, 4),
+        b=conv(3, 8),
+        c=conv(8, 2, 1),
+    )
+    groups = analyse(network, IMAGE, couple=True)
+    assert groups["layers.a"].skip_reason is None
+    assert groups["layers.a"].producers == ("layers.a", "layers.b")
+    beside = [group for name, group in groups.items() if name.startswith("layers.b")]
+    assert [group.unit_count for group in beside] == [1, 3]
+    assert "fixed in Python" in (beside[1].skip_reason or "")
+
+
+def test_zeros_whose_widths_are_attributes_are_cut_on_either_side() -> None:
+    groups = analyse(resnet_cifar10(8, width=4), (torch.randn(2, 3, 8, 8),), couple=True)
+    assert [name for name, group in groups.items() if group.skip_reason is not None] == ["linear"]
+    changed = {rule.name for group in groups.values() for rule in group.attributes}
+    assert {"channels_before", "channels_after"} <= changed
 
 
 def test_a_flattened_unit_owns_all_its_positions() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from compress.network.channels import Flow
-from compress.network.flow import ChannelFlow, operation_name
+from compress.network.channels import Factor, Flow, is_tracked
+from compress.network.flow import ChannelFlow, argument, operation_name
 
 
 def map_spatial(flow: ChannelFlow, node: fx.Node) -> object:
@@ -23,15 +23,30 @@ def map_spatial(flow: ChannelFlow, node: fx.Node) -> object:
 
 
 def map_pad(flow: ChannelFlow, node: fx.Node) -> Flow:
-    """Padding: a dimension that grows cannot be cut."""
+    """Padding with a constant puts units of its own around the channels; any other padding pins them.
+
+    The widths of the padding stand in forward(): removing its units needs an attribute that says them, removing the
+    channels between them (whose positions behind the padding go with them) needs widths that do not depend on them.
+    """
     x, sizes = flow.of(node.args[0]), flow.sizes(node)
     padding = list(node.args[1])  # type: ignore[arg-type]
+    mode = argument(node, 2, "mode", "constant") if operation_name(node) == "pad" else operation_name(node)
     result = list(x)
     for pair in range(len(padding) // 2):
         dim = len(x) - 1 - pair
-        if padding[2 * pair] != 0 or padding[2 * pair + 1] != 0:
+        before, after = padding[2 * pair], padding[2 * pair + 1]
+        if before == 0 and after == 0:
+            continue
+        numbers = isinstance(before, int) and isinstance(after, int) and min(before, after) >= 0
+        if not numbers or "constant" not in str(mode) or not is_tracked(x[dim]):
             flow.pin(x[dim], f"is padded by {flow.where(node)}")
             result[dim] = flow.fixed([sizes[dim]])[0]
+            continue
+        sides = [(Factor(width, flow.atoms.fresh(width)),) if width else () for width in (before, after)]
+        flow.touch(node, x[dim], "shape", "pad")
+        for side, name in zip(sides, ("before", "after"), strict=True):
+            flow.touch(node, side, "shape", f"pad {name}")
+        result[dim] = flow.atoms.concatenate([part for part in (sides[0], x[dim], sides[1]) if part])
     if any(isinstance(value, (int, float)) and value for value in node.args[2:]):
         flow.touch_flow(node, tuple(result), "other", "pad", False)
     return tuple(result)
