@@ -31,6 +31,7 @@ from compress.budget.allocation import DamageCurve, allocate
 from compress.budget.costs import cost_model
 from compress.budget.distillation import distil
 from compress.budget.layerwise import compress_layers
+from compress.budget.refining import refine_layers
 from compress.budget.refitting import refit_layer
 from compress.budget.search import search_widths
 from compress.budget.widths import WidthRule
@@ -83,7 +84,12 @@ def point(found: Run) -> None:
     forward = forward_seconds(bench, count)
     began = time.perf_counter()
     searched = search_widths(
-        bench.search, layer_options(bench.recipe), SilentProgress(), budgets=POINT, max_drop=None
+        bench.search,
+        layer_options(bench.recipe),
+        SilentProgress(),
+        budgets=POINT,
+        max_drop=None,
+        refine=bench.recipe.refine,
     ).layerwise
     sweep = time.perf_counter() - began
     kept = {result.name: result.kept for result in searched.results}
@@ -182,11 +188,13 @@ def ablation(found: Run) -> None:
         found.goal(f"everything-against-best-without-one, {column}", lead, -0.3, at_least=True, unit=" points")
 
 
-def sweep(bench: Bench, widths: Mapping[str, int], **changes: Any) -> float:
-    """Test top-1 after a front-to-back sweep at the given widths."""
+def sweep(bench: Bench, widths: Mapping[str, int], refine: int | None = None, **changes: Any) -> float:
+    """Test top-1 after a front-to-back sweep at the given widths, and the further ones."""
     problem = replace(bench.problem, **changes)
     layer = plain(layer_options(bench.recipe))
     result = compress_layers(problem, WidthRule(keep=1), layer, SilentProgress(), widths=widths)
+    sweeps = bench.recipe.refine if refine is None else refine
+    result = refine_layers(problem, result, layer, SilentProgress(), sweeps=sweeps)
     return bench.score(bench.cut({each.name: each.kept for each in result.results}, result.state))["top1"]
 
 
@@ -231,11 +239,13 @@ def lasso_alone(bench: Bench, share: float) -> float:
     options = replace(plain(layer_options(bench.recipe)), selection="lasso")
     rule, widths = WidthRule(keep=1), widths_of(bench, share)
     result = compress_layers(bench.problem, rule, options, SilentProgress(), widths=widths)
+    result = refine_layers(bench.problem, result, options, SilentProgress(), sweeps=bench.recipe.refine)
     return bench.score(bench.cut({each.name: each.kept for each in result.results}, result.state))["top1"]
 
 
 VARIANTS: dict[str, Callable[[Bench, float], float]] = {
     "everything": lambda bench, share: sweep(bench, widths_of(bench, share)),
+    "one sweep, nothing refitted behind the next ReLU": lambda b, share: sweep(b, widths_of(b, share), refine=0),
     "shortcuts' errors not taken back": without_patch("compress.budget.layerwise.find_residual", lambda *_: None),
     "consumers whose input moved not refitted": lambda b, share: sweep(b, widths_of(b, share), readers=()),
     "all layers equally sensitive": equal_sensitivities,

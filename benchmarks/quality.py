@@ -61,9 +61,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 DATA = {"smallvgg": "mnist"}
 NORMALISED = ("resnet20", "vgg19")  # with BatchNorm or residuals
+LINEAR = "ours, one sweep"  # without those that look behind the next ReLU, which no peer has
 LEVELS = (0.75, 0.5, 0.35, 0.25)
 METHODS = (
     "ours",
+    LINEAR,
     "uniform, our selection",
     "plain lasso + LS",
     "ThiNet greedy + LS",
@@ -133,10 +135,17 @@ class Bench:
         )
         return sweep.state
 
-    def ours(self, share: float) -> tuple[Kept, Mapping[str, Tensor]]:
+    def ours(self, share: float, *, refined: bool = True) -> tuple[Kept, Mapping[str, Tensor]]:
         """The product's own search under a MACs budget."""
         options = layer_options(self.recipe)
-        found = search_widths(self.search, options, SilentProgress(), budgets={"macs": share}, max_drop=None)
+        found = search_widths(
+            self.search,
+            options,
+            SilentProgress(),
+            budgets={"macs": share},
+            max_drop=None,
+            refine=self.recipe.refine if refined else 0,
+        )
         return {result.name: result.kept for result in found.layerwise.results}, found.layerwise.state
 
     def score(self, module: nn.Module) -> dict[str, float]:
@@ -201,8 +210,8 @@ class First:
 def run_cell(bench: Bench, method: str, share: float) -> dict[str, Any]:
     """One method at one share of the MACs."""
     began = time.perf_counter()
-    if method == "ours":
-        kept, state = bench.ours(share)
+    if method.startswith("ours"):
+        kept, state = bench.ours(share, refined=method == "ours")
     else:
         kept = bench.choose(method, share)
         refitted = method.endswith("+ LS") or method.startswith("uniform")
@@ -229,7 +238,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", required=True, type=Path)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--methods", default=",".join(METHODS).replace(", our", "; our"))
+    parser.add_argument("--methods", default=",".join(method.replace(", ", "; ") for method in METHODS))
     parser.add_argument("--levels", default=",".join(map(str, LEVELS)))
     parser.add_argument("--calibration", type=int, default=5000)
     parser.add_argument("--journal", type=Path, help="JSONL of finished cells; they are not run again")
@@ -240,7 +249,7 @@ def main() -> int:
     given = found.options
     networks = ["cnn"] if found.quick else given.networks.split(",")
     levels = [0.5] if found.quick else [float(part) for part in given.levels.split(",")]
-    methods = list(QUICK) if found.quick else [part.replace("; our", ", our") for part in given.methods.split(",")]
+    methods = list(QUICK) if found.quick else [part.replace("; ", ", ") for part in given.methods.split(",")]
     calibration, test = (500, 1000) if found.quick else (given.calibration, 10_000)
     found.say(f"{calibration} calibration images (a tenth held back), {test} test images, all of the same run")
     cells: list[dict[str, Any]] = []
@@ -273,7 +282,7 @@ def report(found: Run, name: str, methods: list[str], levels: list[float], cells
         rows,
     )
     for level in levels:
-        others = [by[method, level]["top1"] for method in methods if method != "ours" and (method, level) in by]
+        others = [by[method, level]["top1"] for method in methods if method[:4] != "ours" and (method, level) in by]
         if ("ours", level) in by and others:
             ours, best = by["ours", level]["top1"], max(others)
             clear = level in (0.5, 0.35) and name in NORMALISED

@@ -71,6 +71,9 @@ class Recipe(BaseModel):
     selection: Literal["best", "backward", "forward", "lasso", "adaptive", "pivoted", "magnitude"] = "best"
     ridge: float = Field(1e-6, ge=0, lt=1, description="ridge of the refit, relative to the mean feature energy")
     rank_tolerance: float = Field(1e-3, gt=0, lt=1, description="relative singular value that counts towards a rank")
+    refine: int = Field(
+        2, ge=0, le=20, description="sweeps after a cut under a budget that refit what comes through the next ReLU"
+    )
     finetune: int | str | None = Field(
         None, description="after the cut: a number of label-free distillation steps, or a method trained with labels"
     )

@@ -58,6 +58,7 @@ def choose_widths(
         budgets=recipe.budgets,
         max_drop=recipe.max_drop,
         timed=lambda kept: share.from_first(lambda: timed(kept)),
+        refine=recipe.refine,
     )
     return found.layerwise, found
 

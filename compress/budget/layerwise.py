@@ -21,7 +21,7 @@ from compress.network.execution import ActivationStore, Program
 from compress.network.layer_moments import LayerMoments, make_layer_moments
 from compress.network.readings import Reading, find_readings, output_positions
 from compress.network.recording import GroupRecorder, SamplePlan, plan_samples, record_moments, restrict_readings
-from compress.network.residuals import Residual, find_residual
+from compress.network.residuals import Rectifier, Residual, find_rectifier, find_residual
 from compress.network.sharing import Share
 from compress.network.units import Consumer, UnitGroup
 from compress.progress import Progress
@@ -98,6 +98,11 @@ class Problem:
         found = {consumer.node: find_residual(self.program, consumer) for consumer in group.consumers}
         return {node: residual for node, residual in found.items() if residual is not None}
 
+    def rectifiers(self, group: UnitGroup) -> dict[str, Rectifier]:
+        """Consumer's node -> the ReLU behind it, where there is one."""
+        found = {consumer.node: find_rectifier(self.program, consumer) for consumer in group.consumers}
+        return {node: rectifier for node, rectifier in found.items() if rectifier is not None}
+
     def plans(self, group: UnitGroup, units: Tensor | None = None) -> tuple[SamplePlan, SamplePlan]:
         """What the fitting and held-back moments of a group, or of some of its units, take."""
         readings = restrict_readings(self.readings(group), units)
@@ -108,9 +113,13 @@ class Problem:
         return fitting, SamplePlan(max(fewest, round(share * self.held_back.count)), fitting.positions)
 
     def recorders(
-        self, group: UnitGroup, targets: bool, units: Tensor | None = None
+        self, group: UnitGroup, targets: bool, units: Tensor | None = None, *, rectified: bool = False
     ) -> tuple[GroupRecorder, GroupRecorder]:
-        """Empty recorders of one group, or of some of its units, for the fitting and for the held-back samples."""
+        """Empty recorders of one group, or of some of its units, for the fitting and for the held-back samples.
+
+        Args:
+            rectified: targets that count errors behind the next ReLU alone.
+        """
         readings = self.readings(group)
         fitting, checking = (
             GroupRecorder(
@@ -121,6 +130,7 @@ class Problem:
                 memory=self.memory,
                 targets=targets,
                 residuals=self.residuals(group),
+                rectifiers=self.rectifiers(group) if rectified else None,
                 share=self.share,
                 units=units,
             )
@@ -275,18 +285,20 @@ def record_turn(
     progress: Progress,
     *,
     units: Tensor | None = None,
+    rectified: bool = False,
 ) -> tuple[LayerMoments, dict[str, float]]:
     """Moments of one group in the network compressed so far, and the wall seconds that took by stage.
 
     Args:
         units: unit numbers (m,), sorted, to record; None: all.
+        rectified: with targets that count errors behind the next ReLU alone.
         stores: of the fitting and of the held-back samples, values to start from; used up.
         following: where to leave the values that the next turn starts from.
     """
     changed = any(current[name] is not tensor for name, tensor in problem.state.items())
     if units is not None and len(units) in (0, group.unit_count):
         units = None
-    recorders = problem.recorders(group, targets=changed, units=units)
+    recorders = problem.recorders(group, targets=changed, units=units, rectified=rectified)
     seconds: Counter[str] = Counter()
     for recorder, stream, store, keep in zip(
         recorders, (problem.fitting, problem.held_back), stores, following, strict=True
@@ -327,12 +339,14 @@ def score_streams(
     return scores[0], scores[1]
 
 
-def next_frontier(problem: Problem, turns: Sequence[Turn]) -> tuple[str, ...]:
+def next_frontier(problem: Problem, turns: Sequence[Turn], *, rectified: bool = False) -> tuple[str, ...]:
     """Values after which nothing depends on weights that are still to change, once the first turn is done."""
     changing = {name for turn in turns for consumer in turn.group.consumers for name in changed_tensors(consumer)}
     later = [turn.group for turn in turns[1:]]
     wanted = {consumer.input for group in later for consumer in group.consumers}
     wanted |= {residual.other for group in later for residual in problem.residuals(group).values()}
+    if rectified:
+        wanted |= {rectifier.source for group in later for rectifier in problem.rectifiers(group).values()}
     return problem.program.frontier(changing, [*sorted(wanted), problem.program.output])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.convex import Moments, refit, relative_error
 from compress.convex.moments import unit_columns
 from compress.network.layer_moments import ROWS_PER_COLUMN, LayerMoments, root_mean_square
-from compress.network.units import Consumer
+from compress.network.readings import constant_of
 
 CONSTANT = 1e-20  # squared spread, relative to the second moment, that is rounding
 SCARCE_RIDGES = (1e-2, 1.0, 100.0)  # tried besides the given one where rows are too few to determine the weights
@@ -135,11 +135,3 @@ def reading_error(moments: Moments, coefficients: Tensor, bias: Tensor | None) -
     """Relative error of V and b; against ‖Ψ‖ itself where no constant is free, or where Ψ is nothing but a constant."""
     spread = bias is not None and moments.centred_energy > CONSTANT * moments.energy
     return relative_error(moments, None, coefficients, bias, intercept=spread)
-
-
-def constant_of(consumer: Consumer) -> tuple[str, int]:
-    """The tensor that takes a new constant and its sign there: a bias, or the mean of the batch norm behind."""
-    if consumer.bias is not None:
-        return consumer.bias, 1
-    assert consumer.shift is not None, "only called where a constant is free"
-    return consumer.shift, -1

@@ -24,6 +24,7 @@ from compress.budget.costs import CostModel, cost_model
 from compress.budget.latency import LatencyModel, measure_latency_model
 from compress.budget.layers import POLISHABLE, LayerFacts, LayerOptions, layer_unit_costs
 from compress.budget.layerwise import Layerwise, Problem, compress_layers, record_all
+from compress.budget.refining import refine_layers
 from compress.budget.resume import KnownCurves, RunState
 from compress.budget.sensitivity import measure_divergences, probe_widths
 from compress.budget.widths import WidthRule
@@ -168,6 +169,7 @@ def search_widths(
     budgets: Mapping[str, float],
     max_drop: float | None,
     timed: Callable[[Mapping[str, Tensor]], float] | None = None,
+    refine: int = 0,
 ) -> SearchResult:
     """The widths that keep every budget (and, with `max_drop`, the accuracy) at the least predicted damage.
 
@@ -178,6 +180,7 @@ def search_widths(
         budgets: "macs", "params", "latency" -> fraction of the original's.
         timed: group name -> kept units, to the measured latency of that cut as a fraction of the original's; needed for
             a latency budget.
+        refine: further sweeps over the network at the chosen widths.
 
     Raises:
         GateError: a budget cannot be met, or the accuracy bound cannot be kept within the budgets.
@@ -198,7 +201,7 @@ def search_widths(
         if "latency" in budgets:
             assert timed is not None, "a latency budget is measured"
             search = timed_search(search, budgets, timed, progress)
-        found = attempt(allocate(search.model, search.damages, budgets))
+        found = refined(attempt(allocate(search.model, search.damages, budgets)), options, progress, refine)
         if max_drop is not None and not passes(found):
             raise GateError(
                 f"Within the budget the held-back accuracy falls by {found.describe_drop()} points, "
@@ -206,7 +209,7 @@ def search_widths(
             )
         return found
     assert max_drop is not None, "a search has a budget or an accuracy bound"
-    return _largest_cut(search, attempt, passes, max_drop)
+    return refined(_largest_cut(search, attempt, passes, max_drop), options, progress, refine)
 
 
 def timed_search(
@@ -242,8 +245,7 @@ def _run_trial(
         facts=search.facts,
         kept_state=search.kept_state,
     )
-    score = None if found.held_back is None else found.held_back.as_report()
-    trials.append({"predicted_damage": allocation.damage, "costs": allocation.costs, "held_back": score})
+    note_trial(trials, allocation, found)
     return SearchResult(search, found, allocation, trials)
 
 
@@ -264,10 +266,35 @@ def list_candidates(search: Search, widths: Mapping[str, int]) -> dict[str, Tens
     return found
 
 
-def milder_search(found: SearchResult, options: LayerOptions, progress: Progress) -> SearchResult:
+def refined(found: SearchResult, options: LayerOptions, progress: Progress, sweeps: int) -> SearchResult:
+    """The result after further sweeps, noted as a trial; unchanged without any."""
+    if not sweeps:
+        return found
+    search, allocation = found.search, found.allocation
+    layerwise = refine_layers(
+        search.problem, found.layerwise, options, progress, sweeps=sweeps, kept_state=search.kept_state
+    )
+    note_trial(found.trials, allocation, layerwise, refined=sweeps)
+    return replace(found, layerwise=layerwise)
+
+
+def note_trial(trials: list[dict[str, Any]], allocation: Allocation, found: Layerwise, refined: int = 0) -> None:
+    """What the held-back samples say of a compressed network, for the report."""
+    score = None if found.held_back is None else found.held_back.as_report()
+    trials.append(
+        {
+            "predicted_damage": allocation.damage,
+            "costs": allocation.costs,
+            "refining_sweeps": refined,
+            "held_back": score,
+        }
+    )
+
+
+def milder_search(found: SearchResult, options: LayerOptions, progress: Progress, *, refine: int = 0) -> SearchResult:
     """The same search at a third of the predicted damage."""
     allocation = at_damage(found.search, found.allocation.damage / 3)
-    return _run_trial(found.search, allocation, options, progress, found.trials)
+    return refined(_run_trial(found.search, allocation, options, progress, found.trials), options, progress, refine)
 
 
 def _largest_cut(

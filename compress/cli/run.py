@@ -115,6 +115,10 @@ def run_command(
     rank_tolerance: Annotated[
         float | None, Option(help="Relative singular value that counts.", rich_help_panel=HOW)
     ] = None,
+    refine: Annotated[
+        int | None,
+        Option(help="Sweeps after a cut under a budget that refit behind the next ReLU (2).", rich_help_panel=HOW),
+    ] = None,
     finetune: Annotated[
         str | None,
         Option(

@@ -107,6 +107,14 @@ class Reading:
         return weight.flip(tuple(range(2, weight.ndim)))
 
 
+def constant_of(consumer: Consumer) -> tuple[str, int]:
+    """The tensor that takes a new constant and its sign there: a bias, or the mean of the batch norm behind."""
+    if consumer.bias is not None:
+        return consumer.bias, 1
+    assert consumer.shift is not None, "only called where a constant is free"
+    return consumer.shift, -1
+
+
 def find_readings(group: UnitGroup, state: Mapping[str, Tensor]) -> tuple[Reading, ...]:
     """Readings of a group, in the order of its consumers."""
     applied: dict[str, list[Consumer]] = {}

@@ -17,8 +17,8 @@ from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulato
 from compress.errors import NonFiniteError
 from compress.network.execution import ActivationStore, Program, run_pair
 from compress.network.layer_moments import ROWS_PER_COLUMN
-from compress.network.readings import Reading, own_columns, read_rows, sample_positions
-from compress.network.residuals import Residual
+from compress.network.readings import Reading, constant_of, own_columns, read_rows, sample_positions
+from compress.network.residuals import Rectifier, Residual
 from compress.network.sharing import Share
 from compress.network.units import UnitGroup
 
@@ -95,6 +95,8 @@ class GroupRecorder:
         memory: bytes that the moments of all readings may take; square matrices that need more become factors.
         targets: record Ψ from the original network; else Ψ = ΦV follows from the moments of Φ.
         residuals: consumer's node -> the addition behind it, whose error so far the targets take back.
+        rectifiers: consumer's node -> the ReLU behind it. The targets then are what the units give now, moved so that
+            the rectified values become the original's; in a network that is cut and refitted already.
         share: which batches this process adds; the processes' sums are added up. Factors are not shared out: there
             every process adds all batches.
         units: unit numbers (m,), sorted, whose features alone are recorded; the outputs are still those of all units.
@@ -111,6 +113,7 @@ class GroupRecorder:
         memory: int,
         targets: bool = False,
         residuals: Mapping[str, Residual] | None = None,
+        rectifiers: Mapping[str, Rectifier] | None = None,
         share: Share | None = None,
         units: Tensor | None = None,
     ) -> None:
@@ -122,6 +125,7 @@ class GroupRecorder:
         targets = targets or units is not None  # the outputs of units that are not recorded follow from no moments
         self.targets = targets
         self.residuals = dict(residuals or {}) if targets else {}
+        self.rectifiers = dict(rectifiers or {}) if targets else {}
         self.rows = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._sums = make_accumulators(self.readings, memory, seed)
@@ -132,7 +136,8 @@ class GroupRecorder:
     def wanted(self) -> set[str]:
         """Names of the nodes whose values `add` reads."""
         inputs = {name for reading in self.readings for name in reading.inputs}
-        return inputs | {residual.other for residual in self.residuals.values()}
+        behind = {rectifier.source for rectifier in self.rectifiers.values()}
+        return inputs | behind | {residual.other for residual in self.residuals.values()}
 
     def add(
         self,
@@ -161,6 +166,7 @@ class GroupRecorder:
                     source = patches if second is first else read_rows(reading, site, first, index)
                     outputs = self._targets(whole, source, patches, original, current)
                     outputs = self._with_residuals(outputs, reading, place, values, index, current)
+                    outputs = self._rectified(outputs, reading, place, values, index, features, original, current)
                 else:
                     outputs = features.new_zeros(features.shape[0], 0)
                 sums.add(features, outputs)
@@ -230,6 +236,35 @@ class GroupRecorder:
                 continue
             missing = residual.correction(*values[residual.other], current, index, linear=not reading.kernel)
             outputs[:, own] += missing[:, part]
+        return outputs
+
+    def _rectified(
+        self,
+        outputs: Tensor,
+        reading: Reading,
+        place: int,
+        values: Mapping[str, tuple[Tensor, Tensor]],
+        index: Tensor | None,
+        features: Tensor,
+        original: Mapping[str, Tensor],
+        current: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The targets (n, D), in front of a ReLU what changes least of what the units give now."""
+        first = 0
+        for applied in reading.places:
+            consumer = applied[place]
+            part = reading.outputs(consumer, current)
+            own = slice(first, first + part.stop - part.start)
+            first = own.stop
+            rectifier = self.rectifiers.get(consumer.node)
+            if rectifier is None:
+                continue
+            change = rectifier.correction(*values[rectifier.source], current, index, linear=not reading.kernel)
+            now = features.double() @ reading.matrix(consumer, current[consumer.weight])
+            if reading.takes_constant:
+                name, sign = constant_of(consumer)
+                now += sign * (current[name][part].double() - original[name][part].double())
+            outputs[:, own] = now + change[:, part]
         return outputs
 
 

@@ -3,12 +3,13 @@
 Behind a residual connection the compressed network's shortcut already carries the errors of earlier layers. The
 consumer that is refitted may take them back: its target is the original sum less the shortcut as it is now (He, Zhang
 and Sun 2017), divided by the per-channel factors (batch norm, layer scale) between the consumer and the addition.
+Behind a ReLU an error counts only where it comes through; a second refit may take that into account.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,46 +74,116 @@ class Residual:
 
 def find_residual(program: Program, consumer: Consumer) -> Residual | None:
     """The addition that alone reads the consumer's output, over per-channel maps; None where there is none."""
+    for point in follow_output(program, consumer):
+        if point.operation == "add":
+            other = point.arguments[1 - point.arguments.index(point.source)]
+            assert isinstance(other, str), "the walk passes additions of two values alone"
+            return Residual(other, point.factors, point.order)
+    return None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One reader on the way behind a consumer.
+
+    Attributes:
+        source: node whose value it reads; on the way from the consumer.
+        operation: name of its operation, without overload.
+        arguments: its arguments, node names for nodes.
+        factors, order: as of `Residual`, between the consumer and `source`.
+    """
+
+    source: str
+    operation: str
+    arguments: list[object]
+    factors: tuple[tuple[str | None, str | None, float], ...]
+    order: tuple[int, ...]
+
+
+def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
+    """What reads the consumer's output, one behind the other, as long as each value has one reader alone.
+
+    The walk passes per-channel maps (a batch norm, a scale), permutations, identities, and additions of two values of
+    one shape; it ends with the first reader that is none of these, which is given too.
+    """
     if consumer.kind not in ("linear", "linear_transposed", "conv"):
-        return None
+        return
     readers: dict[str, list[Step]] = {}
     for step in program.steps:
         for name in step.inputs:
             readers.setdefault(name, []).append(step)
     shape = program.shape(consumer.node)
     channel = 1 if consumer.kind == "conv" else len(shape) - 1
-    order = tuple(range(len(shape)))
+    whole = tuple(range(len(shape)))
+    order = whole
     factors: list[tuple[str | None, str | None, float]] = []
     name = consumer.node
     while len(readers.get(name, ())) == 1 and name != program.output:
         step = readers[name][0]
         operation = getattr(step.target, "__name__", "").split(".")[0]
-        arguments = [getattr(part, "name", part) for part in step.args]
+        arguments: list[object] = [getattr(part, "name", part) for part in step.args]
+        here = Point(name, operation, arguments, tuple(factors), () if order == whole else order)
         if operation in IDENTITIES:
             pass
         elif operation == "permute" and arguments[0] == name:
-            order = tuple(order[dim] for dim in arguments[1])
+            order = tuple(order[dim] for dim in step.args[1])
         elif operation == "batch_norm" and arguments[0] == name and order.index(channel) == 1:
-            scale, variance = (program.leaves.get(each, ("", None))[1] if each else None for each in
+            scale, variance = (program.leaves.get(str(each), ("", None))[1] if each else None for each in
                                (arguments[1], arguments[4]))  # fmt: skip
             if variance is None or arguments[5]:
-                return None
-            factors.append((scale, variance, float(arguments[7])))
+                return
+            factors.append((scale, variance, float(step.args[7])))
         elif operation == "mul" and (leaf := _other_leaf(program, arguments, name)) is not None:
             extent = program.shape(leaf)
             wanted = [1] * len(shape)
             wanted[order.index(channel)] = shape[channel]
             if list(extent) != wanted[len(wanted) - len(extent) :] or math.prod(extent) != shape[channel]:
-                return None
+                return
             factors.append((program.leaves[leaf][1], None, 0.0))
         elif operation == "add" and not step.kwargs and len(arguments) == 2 and arguments.count(name) == 1:
             other = arguments[1 - arguments.index(name)]
             if not isinstance(other, str) or other in program.leaves or program.shape(other) != program.shape(name):
-                return None
-            return Residual(other, tuple(factors), () if order == tuple(range(len(shape))) else order)
+                return
+            yield here
         else:
-            return None
+            yield here
+            return
         name = step.name
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """A ReLU behind a consumer: errors of its input matter only where they come through.
+
+    Attributes:
+        source: node whose value it rectifies.
+        path: factors and order between the consumer and `source`, additions passed.
+    """
+
+    source: str
+    path: Residual
+
+    def correction(
+        self, first: Tensor, second: Tensor, state: Mapping[str, Tensor], index: Tensor | None, *, linear: bool
+    ) -> Tensor:
+        """What must be added to the consumer's outputs (n, D) so that the rectified values become the original's.
+
+        The least change: nothing where both are cut off, up to zero where only the original is (Zhang, Zou, He and Sun
+        2015 alternate this step with least squares).
+
+        Args:
+            first, second: the rectifier's input in the original and in the current network.
+            index: as for `Residual.correction`.
+        """
+        wanted = torch.where(first > 0, first, second.clamp_max(0))
+        return self.path.correction(wanted, second, state, index, linear=linear)
+
+
+def find_rectifier(program: Program, consumer: Consumer) -> Rectifier | None:
+    """The ReLU that alone reads the consumer's output, over per-channel maps and additions; None without one."""
+    for point in follow_output(program, consumer):
+        if point.operation == "relu":
+            return Rectifier(point.source, Residual(point.source, point.factors, point.order))
     return None
 
 
