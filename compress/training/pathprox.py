@@ -39,8 +39,9 @@ class PathProx(ProximalDescent):
         published: the paper's own step: w_k is projected to the unit sphere without moving its magnitude into v_k, and
             v_k alone is thresholded by ηλ.
         layer_balance: make the path norms of linked couplings equal.
-        radius: ‖w_k‖ to hold. The objective is the same for every radius; a larger one silences units sooner and
-            moves v_k faster against w_k, which asks for a smaller `lr`.
+        radius: ‖w_k‖ to hold; the objective is the same for every radius. A larger one silences units sooner and moves
+            v_k faster against w_k. None: √(rms of a coupling's active ‖w_k‖‖v_k‖), so that Σ‖w_k‖² = Σ‖v_k‖² over
+            them: fewer units go, and those that stay reach a lower objective.
     """
 
     def __init__(
@@ -55,12 +56,12 @@ class PathProx(ProximalDescent):
         weight_decay: float | None = None,
         published: bool = False,
         layer_balance: bool = True,
-        radius: float = 1.0,
+        radius: float | None = 1.0,
     ) -> None:
         check_settings(lr=lr, penalty=penalty, momentum=momentum, nesterov=nesterov)
         if weight_decay is not None and weight_decay < 0:
             raise ValueError(f"`weight_decay` must be at least 0, got {weight_decay}.")
-        if not radius > 0:
+        if radius is not None and not radius > 0:
             raise ValueError(f"`radius` must be positive, got {radius}.")
         defaults = {
             "lr": lr,
@@ -121,7 +122,8 @@ class PathProx(ProximalDescent):
         before, after = pair.input_norms(), pair.output_norms()
         inputs, outputs = shrink_norms(before, after, amount)
         alive = inputs > 0
-        moved = torch.where(alive, self.radius / torch.where(alive, inputs, 1.0), 1.0)  # what w and its bias grow by
+        radius = self._radius_for(inputs * outputs)
+        moved = torch.where(alive, radius / torch.where(alive, inputs, 1.0), 1.0)  # what w and its bias grow by
         for bound in pair.inputs:
             bound.scale_(_ratio(inputs, before) * moved)
             self._follow(bound, moved)
@@ -130,6 +132,14 @@ class PathProx(ProximalDescent):
         for bound in pair.outputs:
             bound.scale_(torch.where(alive, _ratio(outputs, after), 0.0) / moved)
             self._follow(bound, moved.reciprocal())
+
+    def _radius_for(self, products: Tensor) -> Tensor:
+        if self.radius is not None:
+            return products.new_tensor(self.radius)
+        active = products > 1e-6 * products.max()
+        if not bool(active.any()):
+            return products.new_tensor(1.0)
+        return products[active].square().mean().sqrt().sqrt()
 
     def _step_as_published(self, pair: Coupling, amount: float) -> None:
         norms = pair.input_norms()

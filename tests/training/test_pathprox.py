@@ -124,21 +124,25 @@ def test_the_soft_threshold_is_the_proximal_operator():
     assert float((soft_threshold(values, 0.7) - best).abs().max()) < 2e-4
 
 
+@pytest.mark.parametrize("radius", [1.0, None])
 @pytest.mark.parametrize("build", [chain, lambda: mlp((6, 5, 4, 7, 3))])
-def test_projection_and_layer_balance_do_not_change_the_network(build):
+def test_projection_and_layer_balance_do_not_change_the_network(build, radius):
     torch.manual_seed(0)
     module = build().double()
     inputs = torch.randn(9, 6, dtype=torch.float64)
     before = module(inputs).detach()
     couplings = find_couplings(module, inputs[:2])
-    optimizer = PathProx(module.parameters(), couplings, lr=0.0, penalty=0.1)
+    optimizer = PathProx(module.parameters(), couplings, lr=0.0, penalty=0.1, radius=radius)
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     for _ in range(60):
         optimizer.step()
     assert float((module(inputs).detach() - before).abs().max()) < 1e-12
     norms = [pair.input_norms() for pair in couplings.pairs]
-    assert all(float((norm - 1).abs().max()) < 1e-12 for norm in norms)
+    assert all(float((norm / norm[0] - 1).abs().max()) < 1e-12 for norm in norms)
+    for norm, pair in zip(norms, couplings.pairs, strict=True):
+        expected = 1.0 if radius else pair.output_norms().square().mean().sqrt().item()
+        assert norm[0].item() == pytest.approx(expected, rel=1e-6)
     paths = [pair.path_norm().item() for pair in couplings.pairs]
     assert paths == pytest.approx([paths[0]] * len(paths), rel=1e-6)
 
