@@ -45,8 +45,8 @@ def convergence_part(run: Run) -> None:
     data = mnist(run, per_class, 1000)
     run.say(
         f"part 1: MLP-3-{width} factorized, {per_class} images per class, full batch, {steps} steps, λ {penalty:g}, "
-        f"momentum 0.9, gradients clipped to norm 1, learning rate of {', '.join(map(str, rates))} with the lowest final "
-        "objective for each method, one seed"
+        f"momentum 0.9, gradients clipped to norm 1, learning rate of {', '.join(map(str, rates))} with the lowest "
+        "final objective for each method, one seed"
     )
     best = {}
     for method in (SGD, BALANCED, UNIT):

@@ -19,7 +19,7 @@ def plateau_part(run: Run) -> None:
     inputs, labels, _, _ = mnist(run, per_class, 10)
     run.say(
         f"part 5: two hidden layers of one width, {per_class} images per class, full batch, Adam, {steps} steps, "
-        f"λ {penalty:g}, best of {len(seeds)} seeds; then 10 images, one per class, one hidden layer of 32, float64, L-BFGS"
+        f"λ {penalty:g}, best of {len(seeds)} seeds; then 10 images, one per class, 32 hidden units, float64, L-BFGS"
     )
     found = measure_plateau(inputs, labels, widths, layers=3, penalty=penalty, steps=steps, seeds=seeds)
     run.table(

@@ -26,8 +26,8 @@ def sparsity_part(run: Run) -> None:
     inputs, labels, test, test_labels = mnist(run, per_class, 2000)
     run.say(
         f"part 2: MLP with three hidden layers of {width} (PathProx: its factorized form), {per_class} images per "
-        f"class, {epochs} epochs, units below {THRESHOLD} of their layer's largest ‖w‖‖v‖ removed, then {epochs // 2} epochs "
-        "without penalty; batches of 100, momentum 0.9, rate 0.05, one seed"
+        f"class, {epochs} epochs, units below {THRESHOLD} of the layer's largest ‖w‖‖v‖ removed, then {epochs // 2} "
+        "epochs without penalty; batches of 100, momentum 0.9, rate 0.05, one seed"
     )
     rows, found = [], {method: [] for method in PENALTIES}  # type: ignore[var-annotated]
     for method, penalties in PENALTIES.items():
