@@ -23,9 +23,9 @@ ALLOWED = 0.1  # points
 
 
 def compression_part(run: Run) -> None:
-    per_class, tested, epochs, seeds = (50, 1000, 3, (0,)) if run.quick else (200, 5000, 12, (0, 1, 2))
-    errors = (0.1, 0.3) if run.quick else (0.03, 0.1, 0.2, 0.35, 0.5)
-    width, penalty = 100, 1e-3
+    per_class, tested, epochs, seeds = (50, 1000, 3, (0,)) if run.quick else (500, 5000, 20, (0, 1, 2))
+    errors = (0.1, 0.3) if run.quick else (0.005, 0.015, 0.04, 0.1, 0.2)
+    width, penalty = 100, 3e-3
     run.say(
         f"part 4: MLP 784-{width}-{width}-10, {per_class} images per class, {epochs} epochs, λ {penalty:g}; then "
         f"compress.run at per-layer errors {', '.join(map(str, errors))}; the fewest parameters that lose at most "
