@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from compress.errors import OutputError
-from compress.output.artifact import REPORT_JSON, REPORT_PAGE, REPORT_TEXT
+from compress.output.artifact import MODEL, REPORT_JSON, REPORT_PAGE, REPORT_TEXT, TRAINING_JSON
 from compress.output.atomic import new_file
 from compress.output.checksums import CHECKSUMS, write_checksums
 from compress.output.html import render_comparison, render_report
@@ -31,6 +31,10 @@ MALFORMED = (
 def read_report(folder: str | Path) -> dict[str, Any]:
     """The content of a run's `report.json`. Raises OutputError."""
     path = Path(folder) / REPORT_JSON
+    if not path.exists() and (path.parent / TRAINING_JSON).is_file():
+        raise OutputError(
+            f"{str(folder)!r} holds a training, not a run; `compress evaluate` scores it, {MODEL} is a checkpoint."
+        )
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -30,6 +30,7 @@ from compress.network.checkpoint import load_checkpoint
 from compress.network.cost import count_macs, count_parameters
 from compress.network.execution import first_tensor
 from compress.output.artifact import (
+    TRAINING_JSON,
     check_reload,
     computed_state,
     file_sha256,
@@ -57,7 +58,6 @@ from compress.recipe import Recipe, format_recipe
 from compress.training.session import JOURNAL, describe_training, train_copy
 from compress.training_options import TrainingOptions
 
-TRAINING_JSON = "training.json"
 DEFAULT_OUTPUTS = {"train": "-trained", "finetune": "-finetuned"}
 
 
@@ -75,7 +75,7 @@ class Start:
     """A network before its training.
 
     Attributes:
-        shapes, attributes: what makes a freshly built `architecture` this network, as in a manifest.
+        shapes, attributes, kept: what makes a freshly built `architecture` this network, as in a manifest.
         origin: the file it came from, plain data; None where it starts from random weights.
         stored: its tensors as stored, whose dtypes the result takes; empty for a new network.
     """
@@ -86,6 +86,7 @@ class Start:
     stored: Mapping[str, Tensor] = field(default_factory=dict)
     shapes: dict[str, list[int]] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def train(recipe: Recipe, progress: Progress | None = None, *, resume: bool = False) -> TrainResult:
@@ -126,7 +127,8 @@ def load_start(recipe: Recipe) -> Start:
             known["spec"], known["arguments"], tuple(known["input_shape"]), preprocessing, "recorded"
         )
         origin = {"file": Path(recipe.checkpoint).name, "sha256": config["hashes"]["model.safetensors"]}
-        return Start(module, architecture, origin, artifact.state, config["shapes"], config["attributes"])
+        plain = (config["shapes"], config["attributes"], config.get("kept", {}))
+        return Start(module, architecture, origin, artifact.state, *plain)
     checkpoint = load_checkpoint(recipe.checkpoint, state_key=recipe.state_key, trust_pickle=recipe.trust_pickle)
     architecture = find_architecture(checkpoint, recipe.arch, recipe.arch_arg)
     origin = {"file": Path(recipe.checkpoint).name, "sha256": checkpoint.sha256}
@@ -294,7 +296,7 @@ def write_trained(
         "checkpoint": start.origin,
         "shapes": start.shapes,
         "attributes": start.attributes,
-        "kept": {},
+        "kept": start.kept,
         "certificates": {},
     }
     with torch.inference_mode():

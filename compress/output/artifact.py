@@ -26,6 +26,7 @@ from compress.network.surgery import restore_shapes
 from compress.output.atomic import current_umask
 
 FORMAT = 1
+TRAINING_JSON = "training.json"  # of a training, in place of a run's report
 MODEL, CONFIG, RECIPE, REPORT_JSON, REPORT_TEXT = (
     "model.safetensors",
     "config.json",
