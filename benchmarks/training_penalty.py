@@ -129,7 +129,7 @@ def search(fit, goals: Sequence[int], *, high: float, tolerance: float, most: in
         measured = [l1_forces(group, [weight.grad for weight in group]) for group in groups]
         return Minimiser(tuple(level for level, _ in measured), tuple(force for _, force in measured), module)
 
-    return choose_penalties(train, goals, low=0.0, high=high, tolerance=tolerance, most=most)
+    return choose_penalties(train, goals, low=1e-6, high=high, tolerance=tolerance, most=most)
 
 
 def proximal(module: nn.Module, penalties: Sequence[float], rate: float, decay: float = 0.0) -> torch.optim.Optimizer:

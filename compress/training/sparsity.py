@@ -151,14 +151,23 @@ def reopened(bracket: tuple[float, float], penalty: float, level: int, target: i
 
 
 def next_penalty(bracket: tuple[float, float], forces: Tensor) -> float:
-    """The median of the |∂loss/∂w| inside the bracket, its midpoint where there is none (or it is an end of it)."""
+    """The median of the |∂loss/∂w| inside the bracket, its midpoint where there is none.
+
+    Networks respond to λ's order of magnitude, so the midpoint is the geometric one while the bracket spans more than a
+    factor of 4. It also stands in for a median near an end: a training that stopped before its minimum has |∂loss/∂w| a
+    little above λ on its nonzeros, and the search would creep.
+    """
     low, high = bracket
+    wide = high > 4 * low > 0
+    middle = (low * high) ** 0.5 if wide else (low + high) / 2
+    nearest, farthest = (
+        ((low**3 * high) ** 0.25, (low * high**3) ** 0.25) if wide else (0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high)
+    )
     inside = forces[(forces > low) & (forces < high)]
-    middle = (low + high) / 2
     if inside.numel() == 0:
         return middle
     median = float(inside.double().median())
-    return median if low + 1e-3 * (high - low) < median < high - 1e-3 * (high - low) else middle
+    return median if nearest < median < farthest else middle
 
 
 def l1_forces(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[int, Tensor]:

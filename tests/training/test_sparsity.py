@@ -104,3 +104,18 @@ def test_a_search_that_runs_out_says_so():
     found = choose_penalties(separable(values), [50], low=0.0, high=10.0, most=6)
     assert not found.met
     assert len(found.history) == 6
+
+
+def test_trainings_that_stopped_early_do_not_make_the_search_creep():
+    """|∂loss/∂w| just above λ on the nonzeros, and a bracket of nine orders of magnitude."""
+    values = 1e-3 * torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = separable(values)
+
+    def early(penalties):
+        found = exact(penalties)
+        forces = torch.where(found.forces[0] >= penalties[0] * (1 - 1e-9), 1.01 * penalties[0], found.forces[0])
+        return Minimiser(found.levels, (forces,))
+
+    found = choose_penalties(early, [40], low=1e-8, high=10.0, tolerance=0.02)
+    assert found.met
+    assert len(found.history) <= 15
