@@ -27,7 +27,8 @@ class Consumer:
         kind: "linear" (D, I), "linear_transposed" (I, D), "conv" (D, I/groups, taps…), "conv_transpose" (I, D, taps…).
         positions: (K, m) positions of unit k among the input channels. Columns run over unit, position, tap.
         taps: kernel taps, 1 for linear maps. A unit owns m·taps columns.
-        stride, padding, dilation: of a convolution, one entry for each spatial dimension.
+        stride, padding, dilation: of a convolution, one entry for each spatial dimension; `trailing`: zeros after the
+            last pixel beyond those of `padding` (an even window with padding="same" has one).
         groups: of a convolution.
     """
 
@@ -42,6 +43,7 @@ class Consumer:
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    trailing: tuple[int, ...] = ()
     groups: int = 1
 
 

@@ -124,7 +124,7 @@ def find_readings(group: UnitGroup, state: Mapping[str, Tensor]) -> tuple[Readin
     for sites in applied.values():
         first = sites[0]
         key: tuple[object, ...] = (
-            tuple((site.input, site.stride, site.padding, site.dilation) for site in sites),
+            tuple((site.input, site.stride, site.padding, site.dilation, site.trailing) for site in sites),
             first.kind,
             first.groups,
             tuple(state[first.weight].shape[2:]),
@@ -172,8 +172,8 @@ def output_extent(reading: Reading, site: Consumer, shape: Sequence[int]) -> tup
     """Output positions per spatial dimension where the site's input has `shape` (B, C, …)."""
     stuffing, stride = steps(site)
     return tuple(
-        ((size - 1) * stuff + 1 + 2 * margin - spread * (width - 1) - 1) // step + 1
-        for size, stuff, margin, spread, width, step in zip(
+        ((size - 1) * stuff + 1 + before + after - spread * (width - 1) - 1) // step + 1
+        for size, stuff, (before, after), spread, width, step in zip(
             shape[2:], stuffing, margins(reading, site), site.dilation, reading.kernel, stride, strict=True
         )
     )
@@ -185,14 +185,16 @@ def steps(site: Consumer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (site.stride, ones) if site.kind == "conv_transpose" else (ones, site.stride)
 
 
-def margins(reading: Reading, site: Consumer) -> tuple[int, ...]:
-    """Zeros on both sides of each spatial dimension in front of the window; below zero, so many are cut off."""
+def margins(reading: Reading, site: Consumer) -> tuple[tuple[int, int], ...]:
+    """Zeros before and after each spatial dimension that the window sees; below zero, so many are cut off."""
     if site.kind != "conv_transpose":
-        return site.padding
-    return tuple(
+        trailing = site.trailing or (0,) * len(site.padding)
+        return tuple((pad, pad + more) for pad, more in zip(site.padding, trailing, strict=True))
+    widths = [
         spread * (width - 1) - pad
         for spread, width, pad in zip(site.dilation, reading.kernel, site.padding, strict=True)
-    )
+    ]
+    return tuple((width, width) for width in widths)
 
 
 def sample_positions(
@@ -250,7 +252,7 @@ def windowed_input(reading: Reading, site: Consumer, inputs: Tensor) -> Tensor:
         places = tuple(slice(None, None, step) for step in stuffing)
         spaced[:, :, *places] = inputs
         inputs = spaced
-    pads = [pad for size in reversed(margins(reading, site)) for pad in (size, size)]
+    pads = [pad for sides in reversed(margins(reading, site)) for pad in sides]
     return functional.pad(inputs, pads) if any(pads) else inputs.contiguous()
 
 

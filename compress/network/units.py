@@ -303,7 +303,7 @@ def _find_consumers(
         positions = found.positions_in(flow, contraction.input_dimension)
         if contraction.weight is None or positions is None:
             continue
-        stride, padding, dilation = _window(contraction)
+        stride, padding, dilation, trailing = _window(contraction)
         consumers.append(
             Consumer(
                 node=contraction.node.name,
@@ -317,15 +317,17 @@ def _find_consumers(
                 stride=stride,
                 padding=padding,
                 dilation=dilation,
+                trailing=trailing,
                 groups=contraction.groups,
             )
         )
     return tuple(consumers)
 
 
-def _window(contraction: Contraction) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _window(contraction: Contraction) -> tuple[tuple[int, ...], ...]:
+    """Stride, padding, dilation and the padding's surplus behind the last pixel."""
     if not contraction.kind.startswith("conv"):
-        return (), (), ()
+        return (), (), (), ()
     node = contraction.node
     weight = node.args[1]
     kernel = tuple(int(size) for size in weight.meta["val"].shape[2:])  # type: ignore[union-attr]
@@ -343,11 +345,14 @@ def _window(contraction: Contraction) -> tuple[tuple[int, ...], tuple[int, ...],
     stride = spread(argument(node, 3, "stride"), 1)
     dilation = spread(argument(node, 7 if transposed else 5, "dilation"), 1)
     given = argument(node, 4, "padding")
+    trailing = (0,) * rank
     if given == "valid":
         given = 0
     elif given == "same":
-        given = [step * (size - 1) // 2 for step, size in zip(dilation, kernel, strict=True)]
-    return stride, spread(given, 0), dilation
+        totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        given = [total // 2 for total in totals]
+        trailing = tuple(total % 2 for total in totals)
+    return stride, spread(given, 0), dilation, trailing
 
 
 def _find_shift(flow: ChannelFlow, contraction: Contraction) -> str | None:

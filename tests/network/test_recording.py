@@ -11,7 +11,7 @@ from compress.convex import Moments
 from compress.errors import NonFiniteError
 from compress.network.execution import ActivationStore, Program, run_pair
 from compress.network.graph import trace_network
-from compress.network.readings import find_readings
+from compress.network.readings import find_readings, read_rows
 from compress.network.recording import (
     GroupRecorder,
     SamplePlan,
@@ -170,3 +170,22 @@ def test_every_linear_row_is_taken_and_conv_positions_follow_the_cost(network: t
     assert plan_samples(readings, [16, 16], 30_000, 1000).positions == (1, 1)
     linear = find_readings(groups["hidden"], state)
     assert plan_samples(linear, [1], 123, 1000) == SamplePlan(123, (0,))
+
+
+@pytest.mark.parametrize(("width", "dilation"), [(4, 1), (2, 3), (3, 1)])
+def test_a_same_padded_window_is_read_at_every_output_position(width: int, dilation: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, width, padding="same", dilation=dilation, bias=False)
+    ).eval()
+    images = torch.randn(2, 2, 6, 5)
+    graph = trace_network(module, (images,))
+    (reading,) = find_readings(find_units(graph, module)[0], dict(module.state_dict()))
+    (consumer,) = reading.consumers
+    with torch.no_grad():
+        hidden = module[:2](images)
+        wanted = module[2](hidden).permute(0, 2, 3, 1).reshape(-1, 3).double()
+    rows = read_rows(reading, reading.sites[0], hidden, None).double()
+    torch.testing.assert_close(
+        rows @ reading.whole_matrix(consumer, module.state_dict()["2.weight"]), wanted, atol=1e-6, rtol=1e-5
+    )
