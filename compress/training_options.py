@@ -40,6 +40,7 @@ class TrainingOptions(BaseModel):
     patience: int | None = Field(None, ge=1, description="epochs without a lower validation loss after which to stop")
     half: bool = Field(False, description="forward pass in bfloat16")
     published: bool = Field(False, description="PathProx as published, without moving magnitudes into v")
+    radius: float = Field(1.0, ge=0, lt=1e6, description="‖w‖ of every unit that PathProx holds; 0: the balanced one")
     layer_balance: bool = Field(True, description="PathProx makes the path norms of linked layers equal")
     target_sparsity: float | None = Field(None, gt=0, lt=1, description="share of the weights to become zero")
     target_nonzeros: int | None = Field(None, ge=1, description="weights to stay nonzero")

@@ -71,6 +71,7 @@ def make_method(
             penalty=options.penalty,
             published=options.published,
             layer_balance=options.layer_balance,
+            radius=options.radius or None,
         )
         return Method(optimizer, couplings=couplings)
     if options.method == "l1":

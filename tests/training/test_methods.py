@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from compress.training import ProximalL1
-from compress.training.methods import make_augmentation, make_schedule, random_crop
+from compress.training.methods import make_augmentation, make_method, make_schedule, random_crop
 from compress.training.penalties import soft_threshold
 from compress.training_options import TrainingOptions
 
@@ -155,3 +155,17 @@ def test_the_force_on_nonzeros_is_the_penalty_whatever_the_momentum(momentum):
     assert 0 < int(nonzero.sum()) < nonzero.numel()
     assert torch.allclose(forces[nonzero], torch.tensor(0.05, dtype=torch.float64), atol=1e-9)
     assert float(forces[~nonzero].max()) <= 0.05 + 1e-9
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.5, 1.0])
+def test_pathprox_holds_the_radius_of_the_options(radius):
+    module, inputs, labels, _ = prepared()
+    given = options(method="pathprox", lr=0.05, radius=radius)
+    method = make_method(module, inputs[:2], given)
+    take_steps(module, inputs, labels, method.optimizer, 3)
+    (pair,) = method.couplings.pairs
+    norms = pair.input_norms()
+    if radius == 0.0:
+        assert norms.square().sum().item() == pytest.approx(pair.output_norms().square().sum().item(), rel=1e-3)
+    else:
+        assert norms.tolist() == pytest.approx([radius] * pair.units, rel=1e-4)
