@@ -87,9 +87,11 @@ def convolutional(run: Run, per_class: int, epochs: int) -> None:
     inputs, labels, test, test_labels = mnist(run, per_class, 1000)
     inputs, test = inputs.view(-1, 1, 28, 28), test.view(-1, 1, 28, 28)
 
-    def fit(penalties: Sequence[float]) -> nn.Module:
+    def fit(penalties: Sequence[float], start: nn.Module | None = None) -> nn.Module:
         torch.manual_seed(0)
         module = mnist_cnn()
+        if start is not None:
+            module.load_state_dict(start.state_dict())
         optimizer = proximal(module, penalties, 0.02)
         generator = torch.Generator().manual_seed(0)
         for _ in range(epochs):
@@ -104,14 +106,14 @@ def convolutional(run: Run, per_class: int, epochs: int) -> None:
     total = sum(weight.numel() for weight in weights_of(mnist_cnn()))
     run.say(
         f"MNIST CNN (three 3×3 convolutions, two linear layers, {total} weights), {per_class} images per class, "
-        f"{epochs} epochs of batches of 64 a training, momentum 0.9"
+        f"{epochs} epochs of batches of 64 a training, momentum 0.9, every ℓ1 training from the dense one"
     )
     dense = fit([0.0])
     rows: list[tuple[str | float | int, ...]] = [
         ("dense", total, 1.0, 1, accuracy(dense, inputs, labels), accuracy(dense, test, test_labels))
     ]
     for target in (50_000, 100_000):
-        found = search(fit, [target], high=0.01, tolerance=0.02, most=2 if run.quick else 10)
+        found = search(partial(fit, start=dense), [target], high=0.01, tolerance=0.02, most=2 if run.quick else 10)
         module, miss = found.solution, deviation(found, [target])
         rows.append(
             (f"{target} wanted", found.levels[0], found.levels[0] / total, len(found.history),
