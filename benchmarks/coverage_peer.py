@@ -40,8 +40,11 @@ def main() -> int:
     names = QUICK if found.quick else [n for n in BEHIND if not wanted or any(p in n for p in wanted.split(","))]
     rows = [(name, *attempt(name)) for name in names]
     found.table("Torch-Pruning's half cut", ("network", "parameters left", "forward"), rows)
-    runs = [name for name, left, outcome in rows if outcome == "runs"]
-    found.goal("cuts-of-the-peer-that-run", len(runs), "to be seen", met=True, note=", ".join(runs))
+    failed = sum(outcome != "runs" for _, _, outcome in rows)
+    found.goal(
+        f"cuts-of-the-peer-that-fail, of {len(rows)}", failed / len(rows), 0.5, at_least=True,
+        note="where its graph lists more than ours, its own cut does not run",
+    )  # fmt: skip
     return found.finish()
 
 

@@ -56,7 +56,7 @@ def test_a_resumed_run_writes_the_same_network(
     assert (tmp_path / "out.state" / "curves.safetensors").is_file()
     assert not folder.exists()
     with monkeypatch.context() as patch:
-        patch.setattr("compress.budget.search.record_all", None)  # not called again
+        patch.setattr("compress.budget.curves.record_all", None)  # not called again
         found = compress.run(recipe(folder), resume=True)
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert not (tmp_path / "out.state").exists()

@@ -339,6 +339,11 @@ def test_a_search_with_short_memory_keeps_its_budget(flattened: dict[str, Any]) 
     assert after <= 0.5 * before
 
 
+def test_a_latency_budget_is_searched_with_short_memory(flattened: dict[str, Any]) -> None:
+    report = run(flattened, latency=0.95).report
+    assert report["search"]["predicted_costs"]["latency"] <= 0.95 + 1e-9
+
+
 def test_readings_that_share_the_memory_are_short_listed_together(tmp_path: Path) -> None:
     report = run(options("Inception", tmp_path), keep=0.5, memory="100K").report
     assert all(layer["units"] >= layer["kept"] > 0 for layer in report["layers"] if "kept" in layer)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from compress.api.merging import merge_layers
+from compress.budget.curves import prepare_search
 from compress.budget.layers import LayerOptions
 from compress.budget.layerwise import Layerwise, Problem, compress_layers, fit_samples, select_groups
 from compress.budget.resume import RunState
-from compress.budget.search import SearchResult, prepare_search, search_widths
+from compress.budget.search import SearchResult, search_widths
 from compress.budget.widths import WidthRule
 from compress.errors import DataError, NothingToCompressError, RecipeError
 from compress.network.cost import count_macs, measure_latency

@@ -1,65 +1,32 @@
-"""Widths of all layers under budgets or an accuracy bound: curves, sensitivities, allocation, verification."""
+"""Widths of all layers under budgets or an accuracy bound: allocation, a sweep, verification."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.budget.allocation import (
-    Allocation,
-    DamageCurve,
-    allocate,
-    damage_curve,
-    legal_widths,
-    priced_widths,
-    relative_costs,
-)
+from compress.budget.allocation import Allocation, allocate, priced_widths, relative_costs
 from compress.budget.certificates import certificate_report, certify_layer
-from compress.budget.costs import CostModel, cost_model
-from compress.budget.latency import LatencyModel, measure_latency_model
-from compress.budget.layers import POLISHABLE, LayerFacts, LayerOptions, layer_unit_costs
-from compress.budget.layerwise import Layerwise, Problem, compress_layers, record_all
+from compress.budget.curves import Search
+from compress.budget.latency import LatencyModel
+from compress.budget.layers import POLISHABLE, LayerOptions, layer_unit_costs, legal_units
+from compress.budget.layerwise import Layerwise, compress_layers
 from compress.budget.refining import refine_layers
-from compress.budget.resume import KnownCurves, RunState
-from compress.budget.sensitivity import measure_divergences, probe_widths
 from compress.budget.widths import WidthRule
-from compress.convex import MultitaskLasso, SelectionCurve, select_units
+from compress.convex import MultitaskLasso
 from compress.errors import GateError
-from compress.network.layer_moments import LayerMoments
 from compress.progress import Progress
 
-SENSITIVITY_SAMPLES = 512
 LATENCY_CHECKS = 3  # cut networks that are timed before the sweep, each correcting the predicted latency
 LATENCY_SLACK = 0.02  # of the budget, within which a timed network counts as within it
 ACCURACY_SWEEPS = 6
 CANDIDATES = 1.5  # units to choose among in a sweep, for each that will stay
 BLEND = {"macs": 1.0, "params": 1.0}  # what an accuracy bound alone tries to save
-
-
-@dataclass(frozen=True, eq=False)
-class Search:
-    """Everything known before the widths are chosen; one pass over the data, plus the sensitivities.
-
-    Attributes:
-        moments: per group, of the original network; empty where the curves came from an earlier run.
-        curves: selection curve per group.
-        damages: predicted damage per group and width.
-        facts: what the moments of all units say, per group.
-        kept_state: where what is found is kept for a run that goes on from here.
-    """
-
-    problem: Problem
-    model: CostModel
-    moments: dict[str, LayerMoments]
-    curves: dict[str, SelectionCurve]
-    damages: dict[str, DamageCurve]
-    facts: dict[str, LayerFacts]
-    kept_state: RunState | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,86 +46,6 @@ class SearchResult:
         """Held-back points lost, with the standard error."""
         score = self.layerwise.held_back
         return "unknown" if score is None else f"{score.drop:.2f} ± {score.error:.2f}"
-
-
-def prepare_search(
-    problem: Problem,
-    options: LayerOptions,
-    parameters: Mapping[str, Tensor],
-    progress: Progress,
-    *,
-    milliseconds: float | None = None,
-    kept_state: RunState | None = None,
-) -> Search:
-    """Record all layers once, select along all widths, measure what errors do to the output.
-
-    Args:
-        milliseconds: measured latency of the whole network on one sample, where latency is to be predicted.
-        kept_state: where curves and sensitivities are kept for a later run, and taken from.
-    """
-    known = None if kept_state is None else kept_state.read_curves()
-    legal = {group.name: legal_widths(group.unit_count, group.blocks, options.round_to) for group in problem.groups}
-    moments: dict[str, LayerMoments] = {}
-    if known is None or set(known.curves) != set(legal):
-        moments = record_all(problem, progress)
-        known = find_curves(problem, moments, options, legal, progress)
-        if kept_state is not None:
-            kept_state.write_curves(known)
-    damages = {
-        name: damage_curve(known.errors[name], known.measured[name], widths_known(known.curves[name], legal[name]))
-        for name in legal
-    }
-    model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs)
-    if milliseconds is not None:
-        progress.stage("timing layers at several widths")
-        whole = milliseconds
-        latency = problem.share.from_first(
-            lambda: measure_latency_model(problem.program, model.tensors, problem.state, whole)
-        )
-        model = replace(model, latency=latency)
-    return Search(problem, model, moments, known.curves, damages, known.facts, kept_state)
-
-
-def find_curves(
-    problem: Problem,
-    moments: Mapping[str, LayerMoments],
-    options: LayerOptions,
-    legal: Mapping[str, tuple[int, ...]],
-    progress: Progress,
-) -> KnownCurves:
-    """Selection curves of all groups, and the divergences at a few widths of each."""
-    curves: dict[str, SelectionCurve] = {}
-    errors: dict[str, Tensor] = {}
-    facts: dict[str, LayerFacts] = {}
-    progress.stage("selecting units", len(problem.groups))
-    for group in problem.groups:
-        own = moments[group.name]
-        joint = own.for_selection(problem.state)
-        costs = layer_unit_costs(options.unit_costs, own, problem.state, joint)
-        curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
-        curves[group.name] = curve
-        facts[group.name] = LayerFacts.of(own.joint(), options.rank_tolerance)
-        errors[group.name] = errors_by_width(curve.errors, group.unit_count)
-        progress.advance()
-    widths = {name: probe_widths(errors[name], widths_known(curves[name], legal[name])) for name in curves}
-    samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
-    progress.stage("measuring sensitivities", samples)
-    measured = measure_divergences(problem, moments, curves, widths, options, samples=samples, advance=progress.advance)
-    return KnownCurves(curves, errors, measured, facts)
-
-
-def widths_known(curve: SelectionCurve, legal: Sequence[int]) -> tuple[int, ...]:
-    """Legal widths that the curve has units for; the layer as it is, with all units, is always one."""
-    listed = len(curve.order)  # fewer than all where memory is short
-    return tuple(width for width in legal if width <= listed or width == legal[-1])
-
-
-def errors_by_width(errors: Tensor, units: int) -> Tensor:
-    """Relative errors (K + 1,) where they are known for the first widths only: no fall between, none with all units."""
-    missing = units + 1 - len(errors)
-    if not missing:
-        return errors
-    return torch.cat([errors, errors[-1:].expand(missing - 1), errors.new_zeros(1)])
 
 
 def search_widths(
@@ -219,7 +106,12 @@ def timed_search(
     for _ in range(LATENCY_CHECKS):
         progress.stage("timing a cut network")
         allocation = allocate(search.model, search.damages, budgets)
-        kept = {name: search.curves[name].units(width) for name, width in allocation.widths.items()}
+        kept = {
+            group.name: legal_units(group, search.curves[group.name], allocation.widths[group.name])
+            if allocation.widths[group.name] < group.unit_count
+            else torch.arange(group.unit_count)  # where memory was short the curve does not know them all
+            for group in search.problem.groups
+        }
         measured = timed(kept)
         latency = search.model.latency
         assert isinstance(latency, LatencyModel), "measured before the widths are searched"
@@ -258,7 +150,9 @@ def list_candidates(search: Search, widths: Mapping[str, int]) -> dict[str, Tens
     for group in search.problem.groups:
         columns = max(reading.columns for reading in search.problem.readings(group))
         curve, width = search.curves[group.name], widths[group.name]
-        wider = min(len(curve.order), math.ceil(CANDIDATES * width))
+        wider = math.ceil(CANDIDATES * width)
+        if len(curve.order) < group.unit_count:
+            continue  # memory is short, and the curve numbers the units that were listed
         if columns > POLISHABLE and group.blocks == 1 and wider < 0.9 * group.unit_count:
             listed = torch.zeros(group.unit_count, dtype=torch.bool)
             listed[curve.units(width)] = listed[curve.units(wider)] = True
