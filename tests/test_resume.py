@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,14 @@ def test_a_resumed_run_writes_the_same_network(
     assert (tmp_path / "out.state" / "curves.safetensors").is_file()
     assert not folder.exists()
     with monkeypatch.context() as patch:
-        patch.setattr("compress.budget.curves.record_all", None)  # not called again
+        patch.setattr("compress.budget.curves.record_all", None)  # curves are not made again
         found = compress.run(recipe(folder), resume=True)
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert not (tmp_path / "out.state").exists()
-    assert [layer["kept"] for layer in found.report["layers"] if "kept" in layer]
+    uninterrupted = json.loads((whole / "report.json").read_text())["layers"]
+    certificates = [layer["lasso"] for layer in found.report["layers"] if "lasso" in layer]
+    assert certificates
+    assert [layer["lasso"] for layer in uninterrupted if "lasso" in layer] == certificates
 
 
 @pytest.mark.parametrize(("changed", "named"), [({"macs": 0.5}, "macs"), ({"seed": 1}, "calibration|seed")])

@@ -15,7 +15,7 @@ from compress.budget.certificates import certificate_report, certify_layer
 from compress.budget.curves import Search
 from compress.budget.latency import LatencyModel
 from compress.budget.layers import POLISHABLE, LayerOptions, layer_unit_costs, legal_units
-from compress.budget.layerwise import Layerwise, compress_layers
+from compress.budget.layerwise import Layerwise, compress_layers, record_all
 from compress.budget.refining import refine_layers
 from compress.budget.widths import WidthRule
 from compress.convex import MultitaskLasso
@@ -254,20 +254,21 @@ def at_damage(search: Search, target: float) -> Allocation:
 def certify_widths(found: SearchResult, options: LayerOptions, progress: Progress) -> dict[str, dict[str, Any]]:
     """For every layer that was cut, a certified lasso solution on the original network's moments, as plain data.
 
-    Empty where the moments are gone, because the curves came from an earlier run.
+    The moments are recorded again where the curves came from an earlier run.
     """
     search, certified = found.search, {}
-    cut = [result for result in found.layerwise.results if result.name in search.moments]
+    cut = [result for result in found.layerwise.results if len(result.kept) < result.units]
+    moments = search.moments
+    if cut and not moments:
+        moments = record_all(search.problem, progress)
     progress.stage("certifying", len(cut))
     for result in cut:
-        width = len(result.kept)
-        if width < result.units:
-            own = search.moments[result.name]
-            joint = own.joint()
-            costs = layer_unit_costs(options.unit_costs, own, search.problem.state, joint)
-            solution, form = certify_layer(joint, costs, width, None, solver=options.solver, gap=options.gap)
-            silencing = MultitaskLasso(joint, 0.0, costs).silencing_penalty
-            certified[result.name] = certificate_report(solution, f"{form}; original features", silencing)
+        own = moments[result.name]
+        joint = own.joint()
+        costs = layer_unit_costs(options.unit_costs, own, search.problem.state, joint)
+        solution, form = certify_layer(joint, costs, len(result.kept), None, solver=options.solver, gap=options.gap)
+        silencing = MultitaskLasso(joint, 0.0, costs).silencing_penalty
+        certified[result.name] = certificate_report(solution, f"{form}; original features", silencing)
         progress.advance()
     return certified
 
