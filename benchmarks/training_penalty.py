@@ -14,7 +14,7 @@ from benchmarks.reporting import Run
 from benchmarks.training_data import accuracy, mnist
 from compress.models import mlp, mnist_cnn
 from compress.training import ProximalL1
-from compress.training.loop import squared_loss
+from compress.training.losses import squared_loss
 from compress.training.sparsity import Choice, Minimiser, choose_penalties, l1_forces
 
 WIDTHS = (6, 64, 64, 32, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -191,7 +192,9 @@ def make_probes(recipe: Recipe, architecture: Architecture, source: DataSource |
 
 
 def _resizable(inputs: Tensor, wanted: Sequence[int]) -> bool:
-    """Images with the right channels may have another size; the network itself says if it minds."""
+    """Images of another size, and as many numbers in another shape, are tried: the network itself says if it minds."""
+    if inputs[0].numel() == math.prod(wanted) and inputs.ndim == 2:
+        return True
     return inputs.ndim == 4 and len(wanted) == 3 and inputs.shape[1] == wanted[0]
 
 

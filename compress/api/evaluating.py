@@ -33,7 +33,8 @@ def evaluate(
     found, _ = evaluate_artifact(artifact, module, eval_data, batch_size, device, progress)
     report = evaluation_report(found)
     assert report is not None, "there was data"
-    return {"folder": str(folder), "samples": found.samples, **(report["compressed"] or {})}
+    error = {} if found.squared_error is None else {"squared_error": found.squared_error[1]}
+    return {"folder": str(folder), "samples": found.samples, **(report["compressed"] or {}), **error}
 
 
 def evaluate_artifact(

@@ -55,6 +55,8 @@ from compress.preparation import (
 )
 from compress.progress import Progress, SilentProgress, Stages
 from compress.recipe import Recipe, format_recipe
+from compress.training.loop import score
+from compress.training.losses import LOSSES, check_answers, constant_loss
 from compress.training.session import JOURNAL, describe_training, train_copy
 from compress.training_options import TrainingOptions
 
@@ -149,13 +151,15 @@ def train_from(
         preprocessing = choose_preprocessing(recipe, start.architecture)
         source, evaluation, overlapping = open_sources(recipe, preprocessing, progress, needs_data=True)
         assert source is not None, "asked for"
-        if not source.has_labels:
-            raise DataError(f"{recipe.data} has no labels; a network cannot be trained on it.")
         probes = make_probes(recipe, start.architecture, source)
         probe, outputs = run_on_probe(module.eval(), [each.to(device) for each in probes])
         source = Cast(source, probe.dtype)
         evaluation = None if evaluation is None else Cast(evaluation, probe.dtype)
-        check_all_labels(outputs, source, evaluation)
+        check_answers(options.loss, source, outputs)
+        if evaluation is not None and evaluation.targets is not None:
+            check_answers(options.loss, evaluation, outputs)
+        else:
+            check_all_labels(outputs, source, evaluation)
         if (options.crop or options.flip) and probe.ndim != 4:
             raise RecipeError(f"training: crop and flip are for images; samples have shape {tuple(probe.shape[1:])}.")
         training, validation = split_source(source, options.held_back, recipe.seed)
@@ -178,7 +182,12 @@ def train_from(
                 },
                 "evaluation": None
                 if evaluation is None
-                else {"source": recipe.eval, "samples": evaluation.sample_count, "overlap": overlapping},
+                else {
+                    "source": recipe.eval,
+                    "samples": evaluation.sample_count,
+                    "overlap": overlapping,
+                    "fingerprint": evaluation.fingerprint,
+                },
                 "preprocessing": None if preprocessing is None else preprocessing.as_dict(),
             },
             "seed": recipe.seed,
@@ -204,7 +213,7 @@ def train_from(
             "parameters": count_parameters(trained.module),
             "macs": count_macs(trained.module, (probe,)),
             **describe_training(trained, options, training, validation, probe),
-            "evaluation": score_networks(module, trained.module, evaluation, recipe, progress),
+            "evaluation": score_networks(module, trained.module, evaluation, recipe, options, progress),
             "notes": list(getattr(progress, "notes", [])),
         }
         if start.origin is None and report["evaluation"] is not None:
@@ -264,12 +273,29 @@ def going_on_later(place: Path) -> Iterator[None]:
 
 
 def score_networks(
-    before: nn.Module, after: nn.Module, evaluation: DataSource | None, recipe: Recipe, progress: Progress
+    before: nn.Module,
+    after: nn.Module,
+    evaluation: DataSource | None,
+    recipe: Recipe,
+    options: TrainingOptions,
+    progress: Progress,
 ) -> dict[str, Any] | None:
-    """Scores on the evaluation data, as in a run's report but `compressed` being the trained network."""
+    """Scores on the evaluation data, as in a run's report but `compressed` being the trained network.
+
+    Real targets are scored by the loss, beside that of the best constant.
+    """
     if evaluation is None:
         return None
     progress.stage("evaluating", evaluation.sample_count)
+    if evaluation.targets is not None:
+        losses = [score(network, evaluation, LOSSES[options.loss], recipe.batch_size)[0] for network in (before, after)]
+        return {
+            "samples": evaluation.sample_count,
+            "original": {"loss": losses[0]},
+            "trained": {"loss": losses[1]},
+            "loss": options.loss,
+            "constant_loss": constant_loss(options.loss, evaluation.targets),
+        }
     batches = evaluation.batches(recipe.batch_size)
     found = evaluate_networks(before.eval(), after, batches, device=recipe.device, progress=progress)
     described = evaluation_report(found)

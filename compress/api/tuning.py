@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from compress.budget.distillation import distil
 from compress.budget.layerwise import Problem
 from compress.data.source import Subset
 from compress.errors import DataError, RecipeError
+from compress.network.execution import first_tensor
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
-from compress.training.loop import LOSSES, Fitted, score
+from compress.training.loop import Fitted, score
+from compress.training.losses import LOSSES, check_answers
 from compress.training.session import train_copy
 from compress.training_options import TrainingOptions
 
@@ -57,16 +60,25 @@ def check_finetuning(prepared: Prepared, recipe: Recipe) -> None:
     if not isinstance(recipe.finetune, str):
         return
     assert prepared.calibration is not None, "a run needs data"
-    if not prepared.calibration.has_labels:
+    if not prepared.calibration.has_labels and prepared.calibration.targets is None:
         raise DataError(
             f"--finetune {recipe.finetune} trains with labels, and {recipe.data} has none; give labelled data, or a "
             "number of label-free steps."
         )
+    chosen = chosen_options(recipe)
+    with torch.inference_mode():
+        check_answers(chosen.loss, prepared.calibration, first_tensor(prepared.module(prepared.probe)))
     if prepared.network.batch_size is not None:
         raise RecipeError(
             f"finetune: this network runs on batches of {prepared.network.batch_size} only; give a number of "
             "label-free steps."
         )
+
+
+def chosen_options(recipe: Recipe) -> TrainingOptions:
+    """How a method named by `finetune` trains."""
+    given = {} if recipe.training is None else recipe.training.model_dump()
+    return TrainingOptions.model_validate({**given, "method": recipe.finetune}).completed(finetuning=True)
 
 
 def finetune_module(
@@ -78,8 +90,7 @@ def finetune_module(
         return distil(
             prepared.module, module, problem.fitting, problem.held_back, recipe.finetune, progress, seed=recipe.seed
         )
-    given = {} if recipe.training is None else recipe.training.model_dump()
-    chosen = TrainingOptions.model_validate({**given, "method": recipe.finetune}).completed(finetuning=True)
+    chosen = chosen_options(recipe)
     fitting, held_back = (
         Subset(stream.source, stream.indices.numpy()) for stream in (problem.fitting, problem.held_back)
     )

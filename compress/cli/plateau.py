@@ -27,7 +27,7 @@ def plateau_command(
 ) -> None:
     """Train small nets over widths and say where the loss plateaus: `compress plateau --data digits`."""
     from compress.data import Preprocessing, open_data
-    from compress.training.loop import LOSSES
+    from compress.training.losses import LOSSES, answers_of
     from compress.training.plateau import measure_plateau
 
     if loss not in LOSSES:
@@ -40,16 +40,17 @@ def plateau_command(
     except ValueError as error:
         raise RecipeError(f"{error}.") from None
     source = open_data(data, Preprocessing(**given) if given else None)
-    if source.labels is None:
-        raise DataError(f"{data} has no labels; a net cannot be trained on it.")
+    if source.labels is None and source.targets is None:
+        raise DataError(f"{data} has no labels and no targets; a net cannot be trained on it.")
+    if source.targets is not None and loss == "cross_entropy":
+        raise RecipeError("loss: cross_entropy wants labels, and the data has real targets; give --loss squared.")
     batch = next(iter(source.batches(min(samples, source.sample_count))))
-    assert batch.labels is not None, "checked above"
     from compress.display import StderrProgress
 
     with StderrProgress() as progress:
         found = measure_plateau(
             batch.inputs.float(),
-            batch.labels,
+            answers_of(batch),
             counts,
             layers=layers,
             penalty=penalty,
@@ -68,3 +69,6 @@ def plateau_command(
         f"rank(Φ)·rank(Ψ) = {found['rank_features']}·{found['rank_outputs']} = {found['bound']}, "
         f"N(N + 1) = {found['data_bound']}"
     )
+    for name, bound in (("rank", found["bound"]), ("data", found["data_bound"])):
+        verdict = "met" if found["plateau_starts_at"] <= bound else "short"
+        print(f"goal plateau-within-the-{name}-bound measured {found['plateau_starts_at']} wanted <={bound} {verdict}")

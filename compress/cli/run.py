@@ -128,6 +128,9 @@ def run_command(
         ),
     ] = None,
     epochs: Annotated[int | None, Option(help="Epochs of a --finetune method (2).", rich_help_panel=HOW)] = None,
+    loss: Annotated[
+        str | None, Option(help="Loss of a --finetune method: cross_entropy, squared, poisson.", rich_help_panel=HOW)
+    ] = None,
     seed: Seed = None,
     device: Device = None,
     memory: Memory = None,
@@ -152,7 +155,7 @@ def run_command(
     junit: Junit = None,
 ) -> None:
     """Compress a checkpoint: `compress vgg19.pt --layer classifier --data train.npz --eval test.npz`."""
-    options = gather_training(locals(), ["epochs"])
+    options = gather_training(locals(), ["epochs", "loss"])
     for name in ("recipe", "dry_run", "as_json", "github", "junit", "resume"):
         del options[name]
     if resume is not None:
@@ -161,8 +164,9 @@ def run_command(
         options["output"] = resume
     with told_to_pipelines("compress", github, junit) as outcome:
         resolved = resolve_recipe(options, recipe)
-        if epochs is not None and not isinstance(resolved.finetune, str):
-            raise RecipeError("epochs: only a fine-tuning method has epochs; give --finetune pathprox, say.")
+        for name, given in (("epochs", epochs), ("loss", loss)):
+            if given is not None and not isinstance(resolved.finetune, str):
+                raise RecipeError(f"{name}: only a fine-tuning method has that; give --finetune pathprox, say.")
         from compress.api import run
         from compress.display import StderrProgress, show_run
 

@@ -16,6 +16,10 @@ MethodFlag = Annotated[
     str | None, Option("--method", help="sgd (weight decay), pathprox, lasso, group_lasso or l1.",
                        rich_help_panel=TRAINING)
 ]  # fmt: skip
+Loss = Annotated[
+    str | None,
+    Option("--loss", help="cross_entropy (classes), squared or poisson (also real targets).", rich_help_panel=TRAINING),
+]
 Epochs = Annotated[int | None, Option(help="Passes over the training samples.", rich_help_panel=TRAINING)]
 TrainBatch = Annotated[int | None, Option("--train-batch-size", help="Samples of one step.", rich_help_panel=TRAINING)]
 Rate = Annotated[float | None, Option("--lr", help="Largest learning rate.", rich_help_panel=TRAINING)]
@@ -52,8 +56,8 @@ SECTION = (
 )
 NAMES = {"train_batch_size": "batch_size"}
 FLAGS = (
-    "method", "epochs", "train_batch_size", "lr", "penalty", "patience", "half", "target_sparsity", "target_nonzeros",
-    "per_layer", "trainings",
+    "method", "loss", "epochs", "train_batch_size", "lr", "penalty", "patience", "half", "target_sparsity",
+    "target_nonzeros", "per_layer", "trainings",
 )  # fmt: skip
 
 

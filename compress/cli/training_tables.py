@@ -75,7 +75,14 @@ def show_training(found: Mapping[str, Any], folder: Path) -> None:
         shown = ", ".join(f"{value:.4g}" for value in search["penalties"])
         _say(console, f"penalty {shown} after {search['trainings']} trainings")
     evaluation = found["evaluation"]
-    if evaluation is not None and evaluation["trained"] is not None:
+    if evaluation is not None and "constant_loss" in evaluation:
+        before = "" if evaluation["original"] is None else f"{evaluation['original']['loss']:.5g} → "
+        _say(
+            console,
+            f"{evaluation['loss']} loss {before}{evaluation['trained']['loss']:.5g} of {evaluation['samples']:,} "
+            f"samples (the best constant: {evaluation['constant_loss']:.5g})",
+        )
+    elif evaluation is not None and evaluation["trained"] is not None:
         before = "" if evaluation["original"] is None else f"{100 * evaluation['original']['top1']:.2f} → "
         _say(
             console,

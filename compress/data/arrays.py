@@ -56,8 +56,9 @@ class ArraySource(DataSource):
         *,
         images: bool,
         class_names: Sequence[str] | None = None,
+        targets: np.ndarray | None = None,
     ) -> None:
-        super().__init__(name, preprocessing, labels, class_names)
+        super().__init__(name, preprocessing, labels, class_names, targets)
         self.rows = rows
         self.images = images
 
@@ -98,7 +99,7 @@ class ArraySource(DataSource):
 def make_array_source(
     name: str, preprocessing: Preprocessing | None, arrays: Mapping[str, np.ndarray], class_names: Any = None
 ) -> ArraySource:
-    """The source in named arrays: `images` or `inputs`, and `labels` if there are some.
+    """The source in named arrays: `images` or `inputs`, and `labels` or else `targets` if there are some.
 
     Raises:
         DataError: an array is missing, or has the wrong type or shape.
@@ -122,7 +123,10 @@ def make_array_source(
     if len(rows) == 0 or rows.size == 0:
         raise DataError(f"{name}: `{present[0]}` has shape {rows.shape}: there are no samples.")
     labels = None if "labels" not in arrays else check_label_array(name, arrays["labels"], len(rows))
-    return ArraySource(name, preprocessing, rows, labels, images=images, class_names=class_names)
+    targets = None
+    if labels is None and "targets" in arrays:
+        targets = check_target_array(name, arrays["targets"], len(rows))
+    return ArraySource(name, preprocessing, rows, labels, images=images, class_names=class_names, targets=targets)
 
 
 def check_label_array(name: str, labels: np.ndarray, count: int) -> np.ndarray:
@@ -131,13 +135,29 @@ def check_label_array(name: str, labels: np.ndarray, count: int) -> np.ndarray:
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise DataError(
-            f"{name}: `labels` must be whole numbers of shape (N,) = ({count},), got {labels.dtype} {labels.shape}."
+            f"{name}: `labels` must be whole numbers of shape (N,) = ({count},), got {labels.dtype} {labels.shape}; "
+            "real numbers to fit go under `targets`."
         )
     labels = np.asarray(labels).astype(np.int64)
     if labels.size and labels.min() < 0:
         first = int(np.flatnonzero(labels < 0)[0])
         raise DataError(f"{name}: labels must be 0 or larger; sample {first} has label {int(labels[first])}.")
     return labels
+
+
+def check_target_array(name: str, targets: np.ndarray, count: int) -> np.ndarray:
+    """Real targets (N, D) float32 of numbers (N,) or (N, …). Raises DataError."""
+    if targets.dtype.kind not in "fiu" or targets.ndim < 1 or len(targets) != count or targets.size == 0:
+        raise DataError(
+            f"{name}: `targets` must be real numbers of shape (N, …) with N = {count}, got {targets.dtype} "
+            f"{targets.shape}."
+        )
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is caught below
+        rows = np.asarray(targets).reshape(count, -1).astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(rows).all(1))
+    if len(wrong):
+        raise DataError(f"{name}: the target of sample {int(wrong[0])} is NaN, Inf or too large for float32.")
+    return rows
 
 
 def open_npz(name: str, path: Path, preprocessing: Preprocessing | None) -> ArraySource:
@@ -150,7 +170,7 @@ def open_npz(name: str, path: Path, preprocessing: Preprocessing | None) -> Arra
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 key = member.filename.removesuffix(".npy")
-                if key in ("images", "inputs", "labels"):
+                if key in ("images", "inputs", "labels", "targets"):
                     arrays[key] = map_member(name, path, archive, member)
     except (
         OSError,
@@ -236,7 +256,7 @@ def map_bytes(
 
 
 def open_safetensors(name: str, path: Path, preprocessing: Preprocessing | None) -> ArraySource:
-    """A `.safetensors` file with `images` or `inputs`, and `labels`; memory-mapped. Raises DataError."""
+    """A `.safetensors` file with `images` or `inputs`, and `labels` or `targets`; memory-mapped. Raises DataError."""
     arrays = {}
     try:
         with safe_open(path, framework="np"):  # checks every offset against the file
@@ -244,7 +264,7 @@ def open_safetensors(name: str, path: Path, preprocessing: Preprocessing | None)
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-            for key in ("images", "inputs", "labels"):
+            for key in ("images", "inputs", "labels", "targets"):
                 if key in header:
                     entry = header[key]
                     if entry["dtype"] not in NUMPY_NAMES:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from compress.data.arrays import check_target_array
 from compress.data.preprocessing import Preprocessing
 from compress.data.source import DataSource
 from compress.errors import DataError
@@ -106,7 +107,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 class DatasetSource(DataSource):
-    """A map-style torch data set: `len`, and items that are a sample or (sample, label).
+    """A map-style torch data set: `len`, and items that are a sample, (sample, label) or (sample, real target).
 
     A sample is a PIL image or uint8 array (H, W, C), which is preprocessed, or a float tensor, which is fed as it is.
     """
@@ -116,17 +117,25 @@ class DatasetSource(DataSource):
         self.count = len(dataset)
         if self.count < 1:
             raise DataError(f"{name}: the data set is empty.")
-        labels = self._labels()
-        super().__init__(name, preprocessing, labels, getattr(dataset, "classes", None) if labels is not None else None)
+        answers = self._answers()
+        real = answers is not None and answers.dtype.kind == "f"
+        labels = None if answers is None or real else answers.astype(np.int64)
+        targets = check_target_array(name, answers, self.count) if answers is not None and real else None
+        classes = getattr(dataset, "classes", None) if labels is not None else None
+        super().__init__(name, preprocessing, labels, classes, targets)
 
-    def _labels(self) -> np.ndarray | None:
-        targets = getattr(self.dataset, "targets", None)
-        if targets is None:
+    def _answers(self) -> np.ndarray | None:
+        """Whole numbers, which are labels, or real ones, which are targets."""
+        found = getattr(self.dataset, "targets", None)
+        if found is None:
             first = self.dataset[0]
             if not (isinstance(first, (tuple, list)) and len(first) >= 2):
                 return None
-            targets = [self.dataset[number][1] for number in range(self.count)]
-        return np.asarray([int(target) for target in targets], dtype=np.int64)
+            found = [self.dataset[number][1] for number in range(self.count)]
+        rows = [np.asarray(one) for one in found]
+        if any(row.dtype.kind == "f" for row in rows):
+            return np.stack(rows)
+        return np.asarray([int(row) for row in rows], dtype=np.int64)
 
     @property
     def sample_count(self) -> int:

@@ -17,6 +17,7 @@ from compress.data.preprocessing import Preprocessing
 from compress.data.source import DataSource, Subset, draw_indices
 from compress.errors import DataError
 
+ARRAYS = ("images", "inputs", "labels", "targets")
 EXPECTED = (
     "expected folder:PATH, npz:PATH, safetensors:PATH, torchvision:NAME?root=PATH&train=true, "
     "package.module:function, digits, or the path of a folder, an .npz or a .safetensors file"
@@ -30,8 +31,9 @@ def open_data(
 
     Args:
         spec: `folder:PATH` (one class a subfolder), `npz:PATH` or `safetensors:PATH` (`images` (N, H, W, C) uint8 or
-            `inputs` (N, …) float; `labels` (N,) optional), `torchvision:NAME?root=PATH&train=true`,
-            `package.module:function?key=value`, `digits` or `digits?train=false` (packaged), or a bare path.
+            `inputs` (N, …) float; `labels` (N,), or else real `targets` (N, …), optional),
+            `torchvision:NAME?root=PATH&train=true`, `package.module:function?key=value`, `digits` or
+            `digits?train=false` (packaged), or a bare path.
         preprocessing: applied to images; float inputs are fed as they are.
         limit: at most so many samples, a seeded draw.
 
@@ -146,9 +148,11 @@ def wrap_object(spec: str, found: Any, preprocessing: Preprocessing | None) -> D
         return make_array_source(spec, preprocessing, arrays, getattr(found, "classes", None))
     if isinstance(found, (tuple, list)) and len(found) == 2:
         rows = as_array(found[0])
-        found = {"images" if rows.dtype == np.uint8 else "inputs": rows, "labels": found[1]}
+        answers = as_array(found[1])
+        kind = "targets" if answers.dtype.kind == "f" else "labels"
+        found = {"images" if rows.dtype == np.uint8 else "inputs": rows, kind: answers}
     if isinstance(found, Mapping):
-        arrays = {key: as_array(found[key]) for key in ("images", "inputs", "labels") if found.get(key) is not None}
+        arrays = {key: as_array(found[key]) for key in ARRAYS if found.get(key) is not None}
         return make_array_source(spec, preprocessing, arrays)
     if hasattr(found, "__len__") and hasattr(found, "__getitem__"):
         return DatasetSource(spec, preprocessing, found)

@@ -21,10 +21,11 @@ HASH_CHUNK = 512
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Inputs (B, …), float32 or int64 (tokens), ready for the network, and labels (B,) int64 or None."""
+    """Inputs (B, …), float32 or int64 (tokens), ready for the network, labels (B,) int64 or targets (B, D) float32."""
 
     inputs: Tensor
     labels: Tensor | None
+    targets: Tensor | None = None
 
 
 class DataSource(ABC):
@@ -35,6 +36,7 @@ class DataSource(ABC):
         preprocessing: applied to images; None only scales them to [0, 1].
         labels: (N,) int64, or None.
         class_names: names of the classes where the source knows them.
+        targets: (N, D) float32, real numbers to fit, in place of labels; or None.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class DataSource(ABC):
         preprocessing: Preprocessing | None,
         labels: np.ndarray | None,
         class_names: Sequence[str] | None = None,
+        targets: np.ndarray | None = None,
     ) -> None:
         self.name = name
         self.preprocessing = preprocessing
         self.labels = labels
         self.class_names = None if class_names is None else tuple(class_names)
+        self.targets = targets
 
     @property
     @abstractmethod
@@ -105,7 +109,8 @@ class DataSource(ABC):
             stop = min(start + batch_size, count)
             own = np.arange(start, stop) if numbers is None else numbers[start:stop]
             labels = None if self.labels is None else torch.from_numpy(self.labels[own].astype(np.int64))
-            yield Batch(self.read_inputs(own), labels)
+            targets = None if self.targets is None else torch.from_numpy(self.targets[own])
+            yield Batch(self.read_inputs(own), labels, targets)
 
     def sample_hashes(self) -> Iterator[bytes]:
         """A 16-byte BLAKE2b digest of every sample's raw content, in order. Raises DataError."""
@@ -132,6 +137,9 @@ class DataSource(ABC):
         if self.labels is not None:
             digest.update(b"labels")
             digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        if self.targets is not None:
+            digest.update(b"targets")
+            digest.update(np.ascontiguousarray(self.targets, dtype="<f4").data)
         return digest.hexdigest()
 
 
@@ -140,7 +148,8 @@ class Subset(DataSource):
 
     def __init__(self, source: DataSource, numbers: np.ndarray) -> None:
         labels = None if source.labels is None else source.labels[numbers]
-        super().__init__(source.name, source.preprocessing, labels, source.class_names)
+        targets = None if source.targets is None else source.targets[numbers]
+        super().__init__(source.name, source.preprocessing, labels, source.class_names, targets)
         self.source = source
         self.numbers = numbers
 
@@ -162,7 +171,7 @@ class Cast(DataSource):
     """The samples of another source with inputs of one dtype."""
 
     def __init__(self, source: DataSource, dtype: torch.dtype) -> None:
-        super().__init__(source.name, source.preprocessing, source.labels, source.class_names)
+        super().__init__(source.name, source.preprocessing, source.labels, source.class_names, source.targets)
         self.source = source
         self.dtype = dtype
 

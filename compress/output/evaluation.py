@@ -62,6 +62,7 @@ class Evaluation:
         per_class: class -> (samples, original top-1, compressed top-1); empty without labels.
         changes: (class predicted by the original, by the compressed network, samples), most samples first.
         disagreements: the worst, worst first.
+        squared_error: both networks' mean over samples of ‖output − target‖², where the data has real targets.
     """
 
     samples: int
@@ -72,6 +73,7 @@ class Evaluation:
     per_class: dict[int, tuple[int, float, float]] = field(default_factory=dict)
     changes: tuple[tuple[int, int, int], ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
+    squared_error: tuple[float, float] | None = None
 
     @property
     def drop(self) -> float | None:
@@ -167,6 +169,7 @@ def evaluate_networks(
     before, after, differences = _Count(), _Count(), _Differences()
     samples = agreeing = 0
     change = norm = 0.0
+    squares: list[float] | None = None
     totals: Tensor | None = None
     classes, scored = 0, False
     with torch.inference_mode():
@@ -190,6 +193,9 @@ def evaluate_networks(
                 after.add(second, labels)
                 found = torch.bincount(labels, minlength=classes)
                 totals = found if totals is None else totals + found
+            if batch.targets is not None:
+                own = [squared_errors(outputs, batch.targets) for outputs in (first, second)]
+                squares = own if squares is None else [sum(pair) for pair in zip(squares, own, strict=True)]
             if progress is not None:
                 progress.advance(len(inputs))
     if not samples:
@@ -210,7 +216,19 @@ def evaluate_networks(
         per_class=per_class,
         changes=differences.changes(),
         disagreements=tuple(differences.worst),
+        squared_error=None if squares is None else (squares[0] / samples, squares[1] / samples),
     )
+
+
+def squared_errors(outputs: Tensor, targets: Tensor) -> float:
+    """Σ‖output − target‖² of targets (B, D). Raises DataError where outputs are not D numbers a sample."""
+    rows = outputs.flatten(1).double() if outputs.ndim > 1 else outputs[:, None].double()
+    if rows.shape != targets.shape:
+        raise DataError(
+            f"The data has {targets.shape[1]} targets a sample, and the network gives {tuple(outputs.shape[1:])}; they "
+            "must be as many."
+        )
+    return float((rows - targets.to(rows)).square().sum())
 
 
 def is_class_scores(outputs: Tensor) -> bool:

@@ -40,6 +40,7 @@ def evaluation_report(
         "drop_points": evaluation.drop,
         "agreement": evaluation.agreement,
         "relative_output_change": evaluation.relative_output_change,
+        **({} if evaluation.squared_error is None else {"squared_error": list(evaluation.squared_error)}),
         "per_class": {
             str(label): {"samples": count, "original": before, "compressed": after}
             for label, (count, before, after) in evaluation.per_class.items()
@@ -149,6 +150,8 @@ def headline(report: Mapping[str, Any]) -> str:
             untuned = tuning["evaluation_before"]["compressed"]["top1"]
             effort = f"{tuning['epochs']} epochs of {tuning['method']}" if "method" in tuning else ""
             parts[-1] += f" ({100 * untuned:.2f} before {effort or str(tuning['steps']) + ' label-free steps'})"
+    elif evaluation is not None and "squared_error" in evaluation:
+        parts.append(f"squared error {evaluation['squared_error'][0]:.5g} → {evaluation['squared_error'][1]:.5g}")
     elif evaluation is not None and evaluation["agreement"] is not None:
         parts.append(f"agreement with the original {100 * evaluation['agreement']:.2f} %")
     elif evaluation is not None:
@@ -181,6 +184,9 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
                     rows.append((name, f"{first:.2f} %", f"{second:.2f} %", f"{second - first:+.2f} points"))
             first, second = evaluation["original"]["loss"], evaluation["compressed"]["loss"]
             rows.append(("loss", f"{first:.4f}", f"{second:.4f}", f"{second - first:+.4f}"))
+        if "squared_error" in evaluation:
+            first, second = evaluation["squared_error"]
+            rows.append(("squared error", f"{first:.5g}", f"{second:.5g}", f"{second - first:+.2g}"))
         if evaluation["agreement"] is not None:
             rows.append(("agreement", "", f"{100 * evaluation['agreement']:.2f} %", ""))
         rows.append(("relative output change", "", f"{evaluation['relative_output_change']:.4f}", ""))

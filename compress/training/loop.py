@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -20,29 +19,7 @@ from compress.data.source import DataSource
 from compress.errors import NonFiniteError, OutputError
 from compress.output.atomic import new_file
 from compress.progress import Progress, SilentProgress
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-
-
-def squared_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean over samples of ‖output − target‖²; class numbers are taken as one-hot vectors."""
-    if not targets.is_floating_point():
-        targets = functional.one_hot(targets, outputs.shape[1])
-    return (outputs - targets.to(outputs)).square().flatten(1).sum(1).mean()
-
-
-def poisson_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean over samples of exp(output) − target·output: the negative log-likelihood of counts, up to a constant."""
-    if not targets.is_floating_point():
-        targets = functional.one_hot(targets, outputs.shape[1])
-    return (outputs.exp() - targets.to(outputs) * outputs).flatten(1).sum(1).mean()
-
-
-LOSSES: dict[str, LossFunction] = {
-    "cross_entropy": functional.cross_entropy,
-    "squared": squared_loss,
-    "poisson": poisson_loss,
-}
+from compress.training.losses import LossFunction, answers_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +71,8 @@ def fit(
         NonFiniteError: the loss became NaN or Inf.
         OutputError: `state_file` cannot be written, or is of another run.
     """
-    if source.labels is None:
-        raise ValueError("training data needs labels.")
+    if source.labels is None and source.targets is None:
+        raise ValueError("training data needs labels or targets.")
     progress = progress or SilentProgress()
     device = next(module.parameters()).device
     curve: list[dict[str, Any]] = []
@@ -113,11 +90,11 @@ def fit(
         module.train()
         total, rate = 0.0, float(optimizer.param_groups[0]["lr"])
         for batch in source.batches(batch_size, order):
-            assert batch.labels is not None, "checked above"
+            answers = answers_of(batch).to(device)
             inputs = batch.inputs if transform is None else transform(batch.inputs, generator)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                value = loss(module(inputs.to(device)), batch.labels.to(device))
+                value = loss(module(inputs.to(device)), answers)
                 if extra is not None:
                     value = value + extra(module)
             if not bool(torch.isfinite(value)):
@@ -126,7 +103,7 @@ def fit(
             optimizer.step()
             if schedule is not None:
                 schedule.step()
-            total += value.item() * len(batch.labels)
+            total += value.item() * len(answers)
             progress.advance()
         entry: dict[str, Any] = {
             "epoch": epoch,
@@ -154,20 +131,19 @@ def fit(
 def score(
     module: nn.Module, source: DataSource, loss: LossFunction, batch_size: int = 256
 ) -> tuple[float, float | None]:
-    """Mean loss and top-1 accuracy (None where the labels are no class numbers), in evaluation mode."""
+    """Mean loss and top-1 accuracy (None where real targets stand in for labels), in evaluation mode."""
     module.eval()
     device = next(module.parameters()).device
     total, right, count = 0.0, 0, 0
     with torch.no_grad():
         for batch in source.batches(batch_size):
-            assert batch.labels is not None, "validation data has labels"
-            labels = batch.labels.to(device)
+            answers = answers_of(batch).to(device)
             outputs = module(batch.inputs.to(device)).float()
-            total += loss(outputs, labels).item() * len(labels)
-            count += len(labels)
-            if not labels.is_floating_point():
-                right += int((outputs.argmax(1) == labels).sum())
-    return total / count, right / count
+            total += loss(outputs, answers).item() * len(answers)
+            count += len(answers)
+            if not answers.is_floating_point():
+                right += int((outputs.argmax(1) == answers).sum())
+    return total / count, None if source.targets is not None else right / count
 
 
 def _exhausted(curve: list[dict[str, Any]], best: dict[str, Any], patience: int | None) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compress.convex import Moments, width_bound
 from compress.models import mlp
 from compress.progress import Progress, SilentProgress
-from compress.training.loop import LOSSES
+from compress.training.losses import LOSSES
 
 
 @dataclass(frozen=True, eq=False)

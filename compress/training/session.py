@@ -17,7 +17,8 @@ from compress.data.source import DataSource
 from compress.errors import NonFiniteError
 from compress.progress import Progress, SilentProgress
 from compress.training.couplings import find_couplings, weight_decay_objective
-from compress.training.loop import LOSSES, Fitted, fit, score
+from compress.training.loop import Fitted, fit, score
+from compress.training.losses import LOSSES, answers_of
 from compress.training.methods import make_augmentation, make_method, make_schedule, weight_names
 from compress.training.sparsity import Choice, Minimiser, choose_penalties, l1_forces
 from compress.training_options import TrainingOptions
@@ -176,9 +177,9 @@ def loss_forces(module: nn.Module, source: DataSource, options: TrainingOptions)
     names = weight_names(own)
     with torch.enable_grad():
         for batch in source.batches(options.batch_size):
-            assert batch.labels is not None, "training data has labels"
-            share = len(batch.labels) / source.sample_count
-            value = LOSSES[options.loss](own(batch.inputs.to(device)), batch.labels.to(device))
+            answers = answers_of(batch).to(device)
+            share = len(answers) / source.sample_count
+            value = LOSSES[options.loss](own(batch.inputs.to(device)), answers)
             (share * value).backward()  # type: ignore[no-untyped-call]
     found = []
     for name in names:

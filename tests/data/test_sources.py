@@ -67,6 +67,23 @@ def test_images_come_scaled_channels_first_with_their_labels(tmp_path: Path, for
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(10,), (10, 2)])
+def test_real_targets_come_in_rows_and_are_no_labels(tmp_path: Path, form: str, shape: tuple[int, ...]) -> None:
+    targets = np.random.default_rng(0).normal(size=shape)
+    source = open_data(str(write(form, tmp_path, inputs=np.ones((10, 3)), targets=targets)))
+    (batch,) = source.batches(4, [7, 2])
+    assert not source.has_labels
+    assert batch.targets is not None
+    assert np.allclose(batch.targets.numpy(), targets[[7, 2]].reshape(2, -1))
+
+
+def test_labels_come_before_targets(tmp_path: Path) -> None:
+    source = open_data(str(write("npz", tmp_path, images=make_images(), labels=LABELS, targets=np.ones(len(LABELS)))))
+    assert source.has_labels
+    assert source.targets is None
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_inputs_come_as_they_are_whatever_the_preprocessing(tmp_path: Path, form: str, dtype: type) -> None:
     inputs = np.random.default_rng(0).normal(size=(10, 7)).astype(dtype)
@@ -266,6 +283,8 @@ BAD_ARRAYS: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "labels short": ({"images": make_images(2), "labels": np.zeros(1, int)}, r"shape \(N,\) = \(2,\)"),
     "labels float": ({"images": make_images(2), "labels": np.zeros(2)}, "whole numbers"),
     "labels negative": ({"images": make_images(2), "labels": np.array([0, -1])}, "sample 1 has label -1"),
+    "targets short": ({"inputs": np.ones((3, 2)), "targets": np.ones(2)}, "N = 3"),
+    "targets not finite": ({"inputs": np.ones((3, 2)), "targets": np.array([0, np.nan, 1])}, "sample 1 is NaN"),
     "scalar inputs": ({"inputs": np.ones(4)}, r"shape \(N, …\)"),
 }
 

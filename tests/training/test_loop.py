@@ -7,7 +7,8 @@ from torch import nn
 
 from compress.data import open_data
 from compress.errors import NonFiniteError, OutputError
-from compress.training.loop import LOSSES, fit, poisson_loss, score, squared_loss
+from compress.training.loop import fit, score
+from compress.training.losses import LOSSES, poisson_loss, squared_loss
 from compress.training.plateau import measure_plateau
 
 LOSS = LOSSES["cross_entropy"]
