@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from compress.network.checkpoint import Checkpoint, load_checkpoint
 from compress.network.execution import Program, first_tensor, run_pair
 from compress.network.graph import NetworkGraph, trace_network
 from compress.network.units import UnitGroup, find_units
-from compress.output.artifact import computed_state
+from compress.output.artifact import MODEL, computed_state, read_artifact
 from compress.output.evaluation import is_class_scores
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -28,10 +30,28 @@ FORWARD_FAULTS = (
 
 
 @dataclass(frozen=True, eq=False)
+class Opened:
+    """A network as a recipe's checkpoint gives it.
+
+    Attributes:
+        module: eval mode, computing precision.
+        shapes, attributes, kept: as in a manifest, what it was cut to before; empty for a checkpoint file.
+    """
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    module: nn.Module
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A loaded, traced network.
 
     Attributes:
+        opened: what was loaded.
         module: eval mode, computing precision, on the device.
         state: the module's tensors by name (parameters and buffers).
         stored: the checkpoint's tensors as they came, in their own dtypes.
@@ -39,8 +59,7 @@ class Prepared:
         groups: all groups of units, prunable or with a reason.
     """
 
-    checkpoint: Checkpoint
-    architecture: Architecture
+    opened: Opened
     preprocessing: Preprocessing | None
     module: nn.Module
     state: dict[str, Tensor]
@@ -51,6 +70,16 @@ class Prepared:
     calibration: DataSource | None
     evaluation: DataSource | None
     overlapping: int
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The file that was read."""
+        return self.opened.checkpoint
+
+    @property
+    def architecture(self) -> Architecture:
+        """Whose class it is."""
+        return self.opened.architecture
 
     @property
     def stored(self) -> dict[str, Tensor]:
@@ -66,9 +95,8 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     """
     device = check_device(recipe.device)
     progress.stage("loading")
-    checkpoint = load_checkpoint(recipe.checkpoint, state_key=recipe.state_key, trust_pickle=recipe.trust_pickle)
-    architecture = find_architecture(checkpoint, recipe.arch, recipe.arch_arg)
-    module = build_network(checkpoint, architecture).to(device)
+    opened = open_network(recipe)
+    architecture, module = opened.architecture, opened.module.to(device)
     preprocessing = choose_preprocessing(recipe, architecture)
     calibration, evaluation, common = open_sources(recipe, preprocessing, progress, needs_data=needs_data)
     probes = make_probes(recipe, architecture, calibration or evaluation)
@@ -85,8 +113,7 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     check_program(program, state, probe, outputs)
     groups = find_units(network, module, couple=recipe.couple)
     return Prepared(
-        checkpoint=checkpoint,
-        architecture=architecture,
+        opened=opened,
         preprocessing=preprocessing,
         module=module,
         state=state,
@@ -98,6 +125,31 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
         evaluation=evaluation,
         overlapping=common,
     )
+
+
+def open_network(recipe: Recipe) -> Opened:
+    """The network of a checkpoint file, or of a folder that a run or a training wrote. Raises CompressError."""
+    if not Path(recipe.checkpoint).is_dir():
+        checkpoint = load_checkpoint(recipe.checkpoint, state_key=recipe.state_key, trust_pickle=recipe.trust_pickle)
+        architecture = find_architecture(checkpoint, recipe.arch, recipe.arch_arg)
+        return Opened(checkpoint, architecture, build_network(checkpoint, architecture))
+    artifact = read_artifact(recipe.checkpoint)
+    config = artifact.config
+    try:
+        known, recorded = config["architecture"], (config.get("data") or {}).get("preprocessing")
+        architecture = Architecture(
+            spec=known["spec"],
+            arguments=known["arguments"],
+            input_shape=artifact.input_shape,
+            preprocessing=None if recorded is None else Preprocessing.from_dict(recorded),
+            how="recorded",
+        )
+        cut = (dict(config["shapes"]), dict(config["attributes"]), dict(config.get("kept") or {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"The manifest of {recipe.checkpoint!r} is damaged: {error!r}.") from None
+    if recipe.arch not in (None, architecture.spec):
+        raise RecipeError(f"arch: {recipe.checkpoint!r} says itself that it is {architecture.spec}; leave arch out.")
+    return Opened(load_checkpoint(artifact.folder / MODEL), architecture, artifact.build(), *cut)
 
 
 def build_network(checkpoint: Checkpoint, architecture: Architecture) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.errors import OutputError, SurgeryError
+from compress.errors import CheckpointError, OutputError, SurgeryError
 from compress.network.architecture import load_weights
 from compress.network.balance import Balanced, balance_units
 from compress.network.checkpoint import load_checkpoint
@@ -49,6 +49,11 @@ def balance(
     if target.is_dir() or (target.exists() and not force):
         raise OutputError(f"The output {str(target)!r} exists; give --force to replace it, or choose another --output.")
     prepared = prepare(recipe, progress, needs_data=False)
+    if prepared.opened.shapes:
+        raise CheckpointError(
+            f"{recipe.checkpoint!r} was cut, and a state dict alone would not say to which shapes; balance the network "
+            "that it was made from."
+        )
     progress.stage("balancing")
     scalings, reasons = find_scalings(prepared.network, prepared.groups, prepared.state, seed=recipe.seed)
     names = [name for name, _ in prepared.module.named_parameters()]

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from compress.api.evaluating import open_evaluation
-from compress.api.reporting import MALFORMED, explain, read_report, write_pages
+from compress.api.reporting import MALFORMED, explain, is_training, read_report, read_training, write_pages
 from compress.api.verifying import make_probe
 from compress.api.writing import EXPORT_SAMPLES
 from compress.errors import OutputError, RecipeError
 from compress.export import EXPORTS, check_exports, write_exports
-from compress.output.artifact import CONFIG, MODEL, REPORT_JSON, read_artifact, write_json
+from compress.output.artifact import CONFIG, MODEL, REPORT_JSON, TRAINING_JSON, read_artifact, write_json
 from compress.output.atomic import new_file
 from compress.output.checksums import CHECKSUMS, check_checksums, write_checksums
 from compress.progress import Progress, SilentProgress
@@ -47,7 +47,8 @@ def export(
     if not kinds:
         raise RecipeError(f"export: name at least one of {', '.join(EXPORTS)}.")
     check_exports(kinds)
-    report = read_report(folder)
+    trained = is_training(folder)
+    report = read_training(folder) if trained else read_report(folder)
     changed = [name for name, status in check_checksums(folder).items() if status in ("changed", "missing")]
     if changed:
         raise OutputError(f"{changed[0]} was changed after it was written; `compress verify` tells more.")
@@ -76,9 +77,10 @@ def export(
         raise OutputError(f"{str(folder / REPORT_JSON)!r} is damaged: {explain(error)}.") from None
     others = [one for one in report.get("exports") or [] if one["kind"] not in kinds]
     report["exports"] = [*others, *made]
-    with new_file(folder / REPORT_JSON) as draft:
+    with new_file(folder / (TRAINING_JSON if trained else REPORT_JSON)) as draft:
         write_json(draft, report)
-    write_pages(folder, report)
+    if not trained:
+        write_pages(folder, report)
     if (folder / CHECKSUMS).is_file():
         write_checksums(folder)
     return {"folder": str(folder), "exports": made}

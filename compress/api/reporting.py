@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from compress.errors import OutputError
-from compress.output.artifact import MODEL, REPORT_JSON, REPORT_PAGE, REPORT_TEXT, TRAINING_JSON
+from compress.output.artifact import REPORT_JSON, REPORT_PAGE, REPORT_TEXT, TRAINING_JSON
 from compress.output.atomic import new_file
 from compress.output.checksums import CHECKSUMS, write_checksums
 from compress.output.html import render_comparison, render_report
@@ -31,10 +31,26 @@ MALFORMED = (
 def read_report(folder: str | Path) -> dict[str, Any]:
     """The content of a run's `report.json`. Raises OutputError."""
     path = Path(folder) / REPORT_JSON
-    if not path.exists() and (path.parent / TRAINING_JSON).is_file():
+    if is_training(folder):
         raise OutputError(
-            f"{str(folder)!r} holds a training, not a run; `compress evaluate` scores it, {MODEL} is a checkpoint."
+            f"{str(folder)!r} holds a training, whose report is {TRAINING_JSON}; `compress verify` and `export` take "
+            "the folder, and `compress FOLDER --data …` compresses the network in it."
         )
+    return read_object(path)
+
+
+def read_training(folder: str | Path) -> dict[str, Any]:
+    """The content of a training's `training.json`. Raises OutputError."""
+    return read_object(Path(folder) / TRAINING_JSON)
+
+
+def is_training(folder: str | Path) -> bool:
+    """Whether a training wrote the folder, not a run."""
+    return (Path(folder) / TRAINING_JSON).is_file() and not (Path(folder) / REPORT_JSON).exists()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises OutputError."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from compress.api.running import STATE_SUFFIX
 from compress.api.writing import RELOAD_TOLERANCE
 from compress.budget.resume import RunState
-from compress.data import Cast, DataSource, Preprocessing
+from compress.data import Cast, DataSource
 from compress.data.source import Subset, split_held_back
 from compress.errors import DataError, GateError, InterruptionError, OutputError, RecipeError
 from compress.network.architecture import (
     Architecture,
     build_architecture,
     describe_inputs,
-    find_architecture,
     with_versions,
 )
-from compress.network.checkpoint import load_checkpoint
 from compress.network.cost import count_macs, count_parameters
 from compress.network.execution import first_tensor
 from compress.output.artifact import (
@@ -34,7 +32,6 @@ from compress.output.artifact import (
     check_reload,
     computed_state,
     file_sha256,
-    read_artifact,
     stored_state,
     versions,
     write_artifact,
@@ -45,11 +42,11 @@ from compress.output.checksums import write_checksums
 from compress.output.evaluation import evaluate_networks
 from compress.output.report import evaluation_report
 from compress.preparation import (
-    build_network,
     check_all_labels,
     check_device,
     choose_preprocessing,
     make_probes,
+    open_network,
     open_sources,
     run_on_probe,
 )
@@ -119,22 +116,10 @@ def finetune(recipe: Recipe, progress: Progress | None = None, *, resume: bool =
 
 def load_start(recipe: Recipe) -> Start:
     """The network of a checkpoint file or of a written folder. Raises CompressError."""
-    if Path(recipe.checkpoint).is_dir():
-        artifact = read_artifact(recipe.checkpoint)
-        config, module = artifact.config, artifact.build()
-        known = config["architecture"]
-        recorded = (config.get("data") or {}).get("preprocessing")
-        preprocessing = None if recorded is None else Preprocessing.from_dict(recorded)
-        architecture = Architecture(
-            known["spec"], known["arguments"], tuple(known["input_shape"]), preprocessing, "recorded"
-        )
-        origin = {"file": Path(recipe.checkpoint).name, "sha256": config["hashes"]["model.safetensors"]}
-        plain = (config["shapes"], config["attributes"], config.get("kept", {}))
-        return Start(module, architecture, origin, artifact.state, *plain)
-    checkpoint = load_checkpoint(recipe.checkpoint, state_key=recipe.state_key, trust_pickle=recipe.trust_pickle)
-    architecture = find_architecture(checkpoint, recipe.arch, recipe.arch_arg)
-    origin = {"file": Path(recipe.checkpoint).name, "sha256": checkpoint.sha256}
-    return Start(build_network(checkpoint, architecture), architecture, origin, checkpoint.state)
+    opened = open_network(recipe)
+    origin = {"file": Path(recipe.checkpoint).name, "sha256": opened.checkpoint.sha256}
+    cut = (opened.shapes, opened.attributes, opened.kept)
+    return Start(opened.module, opened.architecture, origin, opened.checkpoint.state, *cut)
 
 
 def train_from(

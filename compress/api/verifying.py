@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress.api.evaluating import evaluate_artifact
 from compress.api.measuring import LATENCY_BATCHES
-from compress.api.reporting import MALFORMED, explain, read_report
+from compress.api.reporting import MALFORMED, explain, is_training, read_report, read_training
 from compress.errors import CompressError, DataError, OutputError, RecipeError
 from compress.network.cost import count_macs, count_parameters, measure_latency
 from compress.network.execution import first_tensor
@@ -23,6 +23,7 @@ from compress.preparation import check_device
 from compress.progress import Progress, SilentProgress
 
 TOLERANCE = 0.1  # points of accuracy by which another machine may differ
+ERROR_TOLERANCE = 1e-3  # of a squared error, relative
 
 
 def verify(
@@ -54,7 +55,7 @@ def verify(
     if max_drop is not None and eval_data is None:
         raise RecipeError("max_drop needs evaluation data: give eval.")
     folder = Path(folder)
-    report = read_report(folder)
+    report = read_claims(folder) if is_training(folder) else read_report(folder)
     checks = check_files(folder)
     found: dict[str, Any] = {"folder": str(folder), "evaluation": None, "latency": []}
     if not failures(checks):
@@ -65,6 +66,26 @@ def verify(
     found["passed"] = not failures(checks)
     found["checks"] = [check.as_report() for check in checks]
     return found
+
+
+def read_claims(folder: Path) -> dict[str, Any]:
+    """What a training says about its network, in the form of a run's report. Raises OutputError."""
+    training = read_training(folder)
+    try:
+        scored = training["evaluation"]
+        evaluation = None
+        if scored is not None:
+            evaluation = {"original": scored["original"], "compressed": scored["trained"]}
+            if scored.get("loss") == "squared":
+                evaluation["squared_error"] = [None, scored["trained"]["loss"]]
+        return {
+            "layers": [],
+            "cost": {name: [None, training[name]] for name in ("parameters", "macs")} | {"latency": []},
+            "evaluation": evaluation,
+            "data": training["data"],
+        }
+    except MALFORMED as error:
+        raise OutputError(f"{str(folder)!r} is damaged: {explain(error)}.") from None
 
 
 def check_files(folder: Path) -> list[Check]:
@@ -119,6 +140,7 @@ def check_network(
             "samples": evaluation.samples,
             "fingerprint": fingerprint,
             **({} if scored is None else {"top1": scored.top1, "loss": scored.loss}),
+            **({} if evaluation.squared_error is None else {"squared_error": evaluation.squared_error[1]}),
         }
         checks += check_accuracy(evaluation, fingerprint, report, max_drop, tolerance)
     progress.stage("measuring latency")
@@ -155,33 +177,34 @@ def check_widths(artifact: Artifact, report: Mapping[str, Any]) -> list[Check]:
 def check_accuracy(
     evaluation: Evaluation, fingerprint: str, report: Mapping[str, Any], max_drop: float | None, tolerance: float
 ) -> list[Check]:
-    """The accuracy against the report's, where both are of the same samples.
+    """The accuracy, or the squared error, against the report's, where both are of the same samples.
 
     Raises:
         DataError: a gate was asked for on samples that the original was not evaluated on.
     """
     recorded, own = report["evaluation"], report["data"]["evaluation"]
-    comparable = (
-        recorded is not None
-        and recorded["original"] is not None
-        and evaluation.compressed is not None
-        and own is not None
-        and own["fingerprint"] == fingerprint
-    )
-    if not comparable:
+    same = recorded is not None and own is not None and own["fingerprint"] == fingerprint
+    if same and max_drop is None and evaluation.squared_error is not None and "squared_error" in recorded:
+        return [check_squared_error(recorded["squared_error"][1], evaluation.squared_error[1])]
+    scored = evaluation.compressed is not None and same and "top1" in (recorded["compressed"] or {})
+    if not scored or (max_drop is not None and recorded["original"] is None):
         why = "The report holds no accuracy on these samples, so there is nothing to compare with"
         if max_drop is not None:
             raise DataError(f"{why}; --max-drop needs the evaluation data and labels of the run.")
         return [Check("accuracy as reported", "the report's samples", "other samples", None, why)]
     assert evaluation.compressed is not None, "checked above"
-    before, wanted, value = (
-        100 * top1
-        for top1 in (recorded["original"]["top1"], recorded["compressed"]["top1"], evaluation.compressed.top1)
-    )
+    wanted, value = (100 * top1 for top1 in (recorded["compressed"]["top1"], evaluation.compressed.top1))
     close = abs(value - wanted) <= tolerance + 1e-9
     said = f"The report says {wanted:.2f} % on these samples, {value:.2f} % was measured"
     checks = [Check("accuracy as reported", f"{wanted:.2f} ± {tolerance:g} %", f"{value:.2f} %", close, said)]
-    return checks if max_drop is None else [*checks, check_drop(before - value, max_drop)]
+    return checks if max_drop is None else [*checks, check_drop(100 * recorded["original"]["top1"] - value, max_drop)]
+
+
+def check_squared_error(wanted: float, value: float) -> Check:
+    """The squared error against the report's, which another machine may change in its fourth digit."""
+    close = abs(value - wanted) <= ERROR_TOLERANCE * wanted
+    said = f"The report says {wanted:.5g} on these samples, {value:.5g} was measured"
+    return Check("squared error as reported", f"{wanted:.5g}", f"{value:.5g}", close, said)
 
 
 def make_probe(artifact: Artifact, device: str) -> Tensor:

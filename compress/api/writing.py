@@ -30,7 +30,7 @@ from compress.output.atomic import new_folder
 from compress.output.checksums import write_checksums
 from compress.output.html import render_report
 from compress.output.report import markdown_report
-from compress.preparation import Prepared
+from compress.preparation import Opened, Prepared
 from compress.progress import Progress, Stages
 from compress.recipe import Recipe, format_recipe
 
@@ -108,9 +108,7 @@ def write_run(
     progress.stage("writing and reloading")
     config = {
         **{name: report[name] for name in ("checkpoint", "architecture", "data", "seed", "versions")},
-        "shapes": cut.narrowed.shapes,
-        "attributes": cut.narrowed.attributes,
-        "kept": {name: units.tolist() for name, units in cut.kept.items()},
+        **describe_cut(prepared.opened, cut),
         "certificates": {layer["name"]: layer["lasso"] for layer in report["layers"] if layer.get("lasso") is not None},
         "hashes": {"checkpoint": prepared.checkpoint.sha256},
     }
@@ -137,6 +135,19 @@ def write_run(
     if faults:
         reasons = " ".join(str(fault) for fault in faults)
         raise type(faults[0])(f"The compressed network was written to {str(folder)!r}, but not every export: {reasons}")
+
+
+def describe_cut(before: Opened, cut: Cut) -> dict[str, Any]:
+    """Shapes, attributes and kept units against a freshly built original, whatever was cut from it before."""
+    kept = {name: list(units) for name, units in before.kept.items()}
+    for name, units in cut.kept.items():
+        own = units.tolist()
+        kept[name] = [kept[name][unit] for unit in own] if name in kept else own
+    return {
+        "shapes": {**before.shapes, **cut.narrowed.shapes},
+        "attributes": {**before.attributes, **cut.narrowed.attributes},
+        "kept": kept,
+    }
 
 
 def export_one(kind: str, draft: Path, report: Mapping[str, Any], prepared: Prepared, cut: Cut) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from compress.recipe import Recipe, make_recipe, read_recipe
 
 INPUT, WIDTHS, HOW, OUTPUT = "Input", "How wide", "How", "Output"
 
-File = Annotated[str, Argument(help="Checkpoint: .pt, .pth, .bin, .tar or .safetensors.", show_default=False)]
+File = Annotated[
+    str, Argument(help="Checkpoint: .pt, .pth, .bin, .tar or .safetensors; or a written folder.", show_default=False)
+]
 Arch = Annotated[
     str | None,
     Option(help="torchvision:NAME, timm:NAME, compress:NAME or package.module:factory.", rich_help_panel=INPUT),

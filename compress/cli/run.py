@@ -43,7 +43,7 @@ from compress.errors import RecipeError
 
 @app.command("run")
 def run_command(
-    file: Annotated[str | None, Argument(help="Checkpoint: .pt, .pth, .bin, .tar, .safetensors.")] = None,
+    file: Annotated[str | None, Argument(help="Checkpoint: .pt, .pth, .bin, .tar, .safetensors; or a folder.")] = None,
     data: Data = None,
     eval_data: Eval = None,
     arch: Arch = None,

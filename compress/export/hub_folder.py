@@ -20,7 +20,8 @@ def write_hub_folder(artifact: Path, report: Mapping[str, Any], folder: Path) ->
     folder.mkdir()
     for name in (MODEL, CONFIG):
         shutil.copyfile(artifact / name, folder / name)
-    (folder / CARD).write_text(model_card(report), encoding="utf-8")
+    card = training_card(report) if "method" in report else model_card(report)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def model_card(report: Mapping[str, Any]) -> str:
@@ -29,23 +30,11 @@ def model_card(report: Mapping[str, Any]) -> str:
     Licence, base model and intended use are not known to this tool and are left to whoever publishes.
     """
     title = f"{Path(report['checkpoint']['file']).stem} compressed"
-    metadata: dict[str, Any] = {
-        "library_name": "compress-networks",
-        "tags": ["compressed", "structured-pruning", "pytorch", "safetensors"],
-    }
-    metric = card_metric(report)
-    if metric is not None:
-        dataset = {"name": report["data"]["evaluation"]["source"], "type": "custom"}
-        result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [metric]}
-        if len(report["architecture"]["input_shape"]) != 3:
-            result["task"] = {"type": "other"}
-        metadata["model-index"] = [{"name": title, "results": [result]}]
+    metadata = card_metadata(report, title, ["compressed", "structured-pruning"])
     rows = "\n".join(
         f"| {name} | {before} | {after} | {change} |" for name, before, after, change in summary_rows(report)
     )
-    shape = ", ".join(str(side) for side in report["architecture"]["input_shape"])
     calibration = report["data"]["calibration"]
-    dtype = report["architecture"].get("input_dtype", "float32")
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()}
 ---
@@ -59,16 +48,7 @@ retraining: units were removed and the next layer's weights refitted.
 |---|---:|---:|---:|
 {rows}
 
-## Use
-
-```python
-import compress
-
-network = compress.load("this-folder")  # inputs (batch, {shape}), {dtype}
-```
-
-Architecture: `{report["architecture"]["spec"]}`. `config.json` holds its arguments, the new shapes, the kept units and
-the preprocessing; it is not a configuration of `transformers`.
+{card_use(report)}
 
 ## How it was made and checked
 
@@ -83,9 +63,83 @@ named above only; classes and groups may have changed unevenly (see the report o
 """
 
 
+def training_card(report: Mapping[str, Any]) -> str:
+    """The model card of a network that a training wrote, as `model_card`."""
+    architecture, options = report["architecture"], report["options"]
+    title = f"{architecture['spec'].partition(':')[2]} trained by {report['method']}"
+    data, evaluation = report["data"], report["evaluation"]
+    scores = {"training": report["training"], "held back": report["validation"]}
+    if evaluation is not None:
+        scores["evaluation"] = evaluation["trained"]
+    lines = [
+        f"| {name} | {score['loss']:.4g} | {'–' if score.get('top1') is None else format(score['top1'], '.2%')} |"
+        for name, score in scores.items()
+        if score is not None
+    ]
+    rows = "\n".join(lines)
+    origin = report["origin"]
+    start = "random weights" if origin is None else f"`{origin['file']}` (SHA-256 `{origin['sha256']}`)"
+    metadata = card_metadata(report, title, [report["method"]])
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()}
+---
+
+# {title}
+
+{report["parameters"]:,} parameters, {report["nonzeros"]:,} of {report["weights"]:,} weights nonzero. Trained from
+{start}.
+
+| samples | {options["loss"]} | top-1 |
+|---|---:|---:|
+{rows}
+
+{card_use(report)}
+
+## How it was made
+
+Method {report["method"]}, best of {len(report["curve"])} epochs: {report["best_epoch"]}; λ {options["penalty"]:g},
+learning rate {options["lr"]:g}, batches of {options["batch_size"]}; {data["training"]["samples"]} samples of
+`{data["training"]["source"]}`, {data["training"]["held_back"]} held back; seed {report["seed"]}.
+
+## Limits
+
+The figures are of the data named above only.
+"""
+
+
+def card_metadata(report: Mapping[str, Any], title: str, tags: list[str]) -> dict[str, Any]:
+    """What the Hub reads at the head of a card."""
+    metadata: dict[str, Any] = {"library_name": "compress-networks", "tags": [*tags, "pytorch", "safetensors"]}
+    metric = card_metric(report)
+    if metric is not None:
+        dataset = {"name": report["data"]["evaluation"]["source"], "type": "custom"}
+        result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [metric]}
+        if len(report["architecture"]["input_shape"]) != 3:
+            result["task"] = {"type": "other"}
+        metadata["model-index"] = [{"name": title, "results": [result]}]
+    return metadata
+
+
+def card_use(report: Mapping[str, Any]) -> str:
+    """How the network in the folder is loaded."""
+    shape = ", ".join(str(side) for side in report["architecture"]["input_shape"])
+    dtype = report["architecture"].get("input_dtype", "float32")
+    return f"""## Use
+
+```python
+import compress
+
+network = compress.load("this-folder")  # inputs (batch, {shape}), {dtype}
+```
+
+Architecture: `{report["architecture"]["spec"]}`. `config.json` holds its arguments, the new shapes, the kept units and
+the preprocessing; it is not a configuration of `transformers`."""
+
+
 def card_metric(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """The accuracy as the Hub's metadata want it; None where none was measured."""
     evaluation = report["evaluation"]
-    if evaluation is None or evaluation["compressed"] is None:
+    scored = None if evaluation is None else evaluation.get("compressed", evaluation.get("trained"))
+    if scored is None or "top1" not in scored:
         return None
-    return {"type": "accuracy", "value": round(evaluation["compressed"]["top1"], 6), "name": "top-1 accuracy"}
+    return {"type": "accuracy", "value": round(scored["top1"], 6), "name": "top-1 accuracy"}

@@ -41,14 +41,6 @@ def test_every_method_learns_and_is_loaded_by_the_rest(method, tmp_path):
     assert not (tmp_path / "out.state").exists()
 
 
-def test_a_training_is_scored_by_evaluate_and_refused_by_verify_in_one_line(tmp_path, capsys):
-    report = trained(tmp_path, epochs=1)
-    assert main(["evaluate", str(tmp_path / "out"), "--eval", "digits?train=false", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["top1"] == report["evaluation"]["trained"]["top1"]
-    assert main(["verify", str(tmp_path / "out")]) == 1
-    assert "evaluate" in capsys.readouterr().err
-
-
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(tmp_path):
     command = ["train", write_recipe(tmp_path, method="pathprox", crop=1), "--epochs", "1", "--json"]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
