@@ -1,4 +1,4 @@
-"""README: the commands of its sections on CI and deployment run as they are written, in their order."""
+"""README: the commands of its sections on CI, deployment and training run as they are written, in their order."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 from compress.cli import main
 from compress.export.pt2_file import keeps_weights_raw
+from compress.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = ("In CI", "Deployment")
@@ -47,3 +50,26 @@ def test_the_commands_of_ci_and_deployment_run_as_written(
     assert capsys.readouterr().out.count("torch.Size([5, 10])") == 4
     for name in ("gate.xml", "compare.html", "digits/report.html", "digits/SHA256SUMS", "digits/hf/README.md"):
         assert (tmp_path / "build" / name).stat().st_size > 0
+
+
+def test_the_commands_of_training_run_as_written_on_shorter_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    for path in (ROOT / "recipes").glob("*-train.yaml"):
+        recipe = read_recipe(path)
+        recipe["training"] |= {"epochs": 2, "batch_size": 128, "target_tolerance": 0.4}
+        (tmp_path / "recipes" / path.name).write_text(yaml.safe_dump(recipe))
+    inputs = np.random.default_rng(0).normal(size=(60, 6))
+    np.savez(tmp_path / "mg.npz", inputs=inputs, targets=inputs[:, 0])
+    monkeypatch.chdir(tmp_path)
+    (text,) = blocks(section("Training by the theory"), "console")
+    commands = text.splitlines()
+    assert len(commands) == 6
+    for command in commands:
+        prompt, program, *words = shlex.split(command.partition("#")[0])
+        assert (prompt, program) == ("$", "compress")
+        wanted = (0, 4) if "--merge-aligned" in words else (0,)  # 4: no two units are aligned
+        assert main(words) in wanted, f"{command}\n{capsys.readouterr().err}"
+    for name in ("net", "digits-train-trained", "mg", "small", "tuned"):
+        assert (tmp_path / name / "model.safetensors").stat().st_size > 0

@@ -27,9 +27,12 @@ def test_the_shipped_trainings_are_those_that_the_readme_lists():
 def test_a_training_recipe_takes_one_step(path, tmp_path):
     recipe = make_recipe({"checkpoint": "", **read_recipe(path)}, str(path))
     shape, known = describe_inputs(recipe.arch, recipe.arch_arg)
-    height, width, channels = shape[1], shape[2], shape[0]
-    images = np.random.default_rng(0).integers(0, 256, (8, height, width, channels)).astype(np.uint8)
-    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(8))
+    generator = np.random.default_rng(0)
+    if len(shape) == 3:
+        images = generator.integers(0, 256, (8, *shape[1:], shape[0])).astype(np.uint8)
+        np.savez(tmp_path / "data.npz", images=images, labels=np.arange(8))
+    else:
+        np.savez(tmp_path / "data.npz", inputs=generator.normal(size=(8, *shape)), targets=generator.normal(size=8))
     source = open_data(str(tmp_path / "data.npz"), known or Preprocessing(mean=recipe.mean, std=recipe.std))
     options = recipe.training.completed().model_copy(update={"epochs": 1, "warmup": 0.0, "patience": None})
     module = build_architecture(recipe.arch, recipe.arch_arg, seed=recipe.seed)
