@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from compress.convex.eigen import eigen_decomposition
 from compress.convex.moments import Moments, unit_columns
 from compress.convex.refit import RIDGE, NormalEquations, factored, normal_equations
 from compress.errors import SolverError
@@ -54,10 +55,10 @@ def reduced_outputs(equations: NormalEquations, factor: Tensor) -> Tensor:
         return cross
     whitened = torch.linalg.solve_triangular(factor, cross, upper=False)  # (n, D), the projection of Ψ on range(Φ)
     if d <= n:
-        values, vectors = torch.linalg.eigh(whitened.T @ whitened)
+        values, vectors = eigen_decomposition(whitened.T @ whitened)
         kept = values > 1e-15 * values.clamp_min(0).sum()
         return cross if int(kept.sum()) > 0.9 * d else cross @ vectors[:, kept]
-    values, vectors = torch.linalg.eigh(whitened @ whitened.T)
+    values, vectors = eigen_decomposition(whitened @ whitened.T)
     kept = values > 1e-15 * values.clamp_min(0).sum()
     return torch.mm(factor, vectors[:, kept] * values[kept].sqrt())
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from compress.convex.eigen import eigen_decomposition
 from compress.convex.lasso import MultitaskLasso, relative_gap, unit_norms
 from compress.convex.moments import Moments, unit_columns
 from compress.convex.solve import solve
@@ -34,7 +35,7 @@ def solve_exact(
 
     `gap` is relative to Σc_k‖v_k‖ of the corrected point; `error` is ‖PΨ − ΦV‖/‖PΨ‖; `penalty` is 0.
     """
-    values, vectors = torch.linalg.eigh(moments.gram)
+    values, vectors = eigen_decomposition(moments.gram)
     top = float(values[-1]) if values.numel() else 0.0
     kept = values > max(range_tolerance**2, 1e-15 * values.numel()) * top
     values, vectors = values[kept], vectors[:, kept]  # (r,), (K·s, r)

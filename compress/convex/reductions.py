@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.convex.eigen import eigen_decomposition
 from compress.convex.lasso import MultitaskLasso, unit_norms
 from compress.convex.moments import unit_columns
 
@@ -112,7 +113,7 @@ def _row_space(cross: Tensor, thresholds: Tensor, s: int) -> Tensor | None:
     if d > n:
         if n > 2048:
             return None if n > 0.7 * d else torch.as_tensor(torch.linalg.qr(cross.T)[0])
-        values, left = torch.linalg.eigh(cross @ cross.T)
+        values, left = eigen_decomposition(cross @ cross.T)
         kept = values > 1e-15 * float(values[-1])
         vectors = torch.linalg.qr(cross.T @ left[:, kept])[0] if bool(kept.any()) else cross.T[:, :0]
         kept = torch.ones(vectors.shape[1], dtype=torch.bool, device=cross.device)
@@ -123,7 +124,7 @@ def _row_space(cross: Tensor, thresholds: Tensor, s: int) -> Tensor | None:
         pivots = factor.diagonal()
         if not int(info) and float(pivots.min()) > 1e-6 * float(pivots.max()):
             return None  # full rank, at a third of the price of its eigenvalues
-        values, vectors = torch.linalg.eigh(square)
+        values, vectors = eigen_decomposition(square)
         kept = values > 1e-15 * float(values[-1])
     if int(kept.sum()) > 0.7 * d or not bool(kept.any()):
         return None

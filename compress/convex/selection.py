@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from compress.convex.eigen import eigen_decomposition
 from compress.convex.elimination import backward_order, forward_order, nested_errors
 from compress.convex.factored import FactoredMoments
 from compress.convex.lasso import MultitaskLasso, unit_norms
@@ -120,7 +121,7 @@ def pivoted_order(moments: Moments, *, intercept: bool = True) -> Tensor:
         left[unit] = False
         order.append(unit)
         rows = slice(unit * s, unit * s + s)
-        values, vectors = torch.linalg.eigh(residual[rows, rows])
+        values, vectors = eigen_decomposition(residual[rows, rows])
         kept = values > 1e-12 * max(float(values[-1]), 1e-300)
         if bool(kept.any()) and float(values[-1]) > 0:
             half = residual[:, rows] @ (vectors[:, kept] / values[kept].sqrt())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from compress.convex.eigen import eigen_decomposition, eigen_values
 from compress.convex.lasso import unit_norms
 from compress.convex.moments import Moments, unit_columns
 
@@ -84,7 +85,7 @@ def checked_eigenvalues(gram: Tensor, tolerance: float) -> Tensor:
             f"`tolerance` must lie in [{smallest:.1e}, 1) for the second moments of {gram.shape[0]} columns, "
             f"got {tolerance}."
         )
-    values: Tensor = torch.linalg.eigvalsh(gram)
+    values: Tensor = eigen_values(gram)
     return values
 
 
@@ -105,7 +106,7 @@ def width_bound(moments: Moments, tolerance: float = RANK_TOLERANCE) -> WidthBou
     output_gram = moments.output_gram
     if output_gram is None:
         cross = moments.cross  # HᵀG⁺H = (ΦV)ᵀ(ΦV)/N at the least-squares V
-        values, vectors = torch.linalg.eigh(moments.gram)
+        values, vectors = eigen_decomposition(moments.gram)
         kept = values > 1e-12 * float(values[-1]) if values.numel() else values > 0
         half = (vectors[:, kept].T @ cross) / values[kept].sqrt()[:, None]
         output_gram = half.T @ half if half.shape[1] <= half.shape[0] else half @ half.T
@@ -143,7 +144,7 @@ def reduce_width(
     s = moments.group_size
     result = coefficients.to(moments.gram).clone()
     costs = torch.ones_like(moments.gram[0, : moments.unit_count]) if unit_costs is None else unit_costs.to(result)
-    values, vectors = torch.linalg.eigh(moments.gram)
+    values, vectors = eigen_decomposition(moments.gram)
     kept = values > max(tolerance**2, 1e-13) * float(values[-1]) if values.numel() else values > 0
     features = values[kept].sqrt()[:, None] * vectors[:, kept].T  # (r, K·s), Φ in an orthonormal basis of its range
     outputs = features @ result  # (r, D)

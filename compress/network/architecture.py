@@ -151,12 +151,19 @@ def build_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def build_factory(spec: str, arguments: dict[str, Any]) -> nn.Module:
-    """What a user's class or function returns. Its module is executed."""
+    """What a user's class or function returns. Its module is executed.
+
+    A class that takes one configuration and says of which type (`config_class`, the convention of the transformers
+    library) gets a configuration made of the arguments.
+    """
     factory = import_object(spec, UnknownArchitectureError)
     if isinstance(factory, nn.Module):
         raise UnsupportedError(f"{spec!r} is a module that was built already; name its class or a function.")
     if not callable(factory):
         raise UnsupportedError(f"{spec!r} is not a class or a function.")
+    configuration = getattr(factory, "config_class", None)
+    if isinstance(factory, type) and isinstance(configuration, type) and "config" not in arguments:
+        return factory(configuration(**arguments))  # type: ignore[no-any-return]
     module: nn.Module = factory(**arguments)
     return module
 
@@ -187,16 +194,32 @@ def with_versions(module: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict
 
 
 def compare(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """How a module's tensors differ from the shapes of a state dict, one entry a difference."""
+    """How a module's tensors differ from the shapes of a state dict, one entry a difference.
+
+    A tensor with several names may stand in the file under any one of them.
+    """
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if hasattr(tensor, "shape")}
+    elsewhere = {name for names in shared_names(module) if any(name in shapes for name in names) for name in names}
     faults = [
         f"`{name}` is {shapes[name]} in the file and {shape} in the network"
         for name, shape in own.items()
         if name in shapes and shapes[name] != shape
     ]
-    faults += [f"the file lacks `{name}`" for name in own if name not in shapes and not name.endswith(COUNTER)]
+    faults += [
+        f"the file lacks `{name}`"
+        for name in own
+        if name not in shapes and name not in elsewhere and not name.endswith(COUNTER)
+    ]
     faults += [f"the network has no `{name}`" for name in shapes if name not in own]
     return faults
+
+
+def shared_names(module: nn.Module) -> list[list[str]]:
+    """The names of every tensor that has several (tied weights)."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]:
+        names.setdefault(id(tensor), []).append(name)
+    return [known for known in names.values() if len(known) > 1]
 
 
 def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:

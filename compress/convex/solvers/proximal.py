@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.convex.eigen import eigen_decomposition, eigen_values
 from compress.convex.solvers.solution import Outcome, ScaledProblem
 
 ALGORITHMS = ("admm", "accelerated")
@@ -150,10 +151,10 @@ class _Batch:
             every = torch.arange(first.unit_count, device=first.cross.device)
             gram[row, :rows, :rows] = first.block(every).to(here, dtype)
         if eigen:
-            values, vectors = torch.linalg.eigh(gram.double())
+            values, vectors = eigen_decomposition(gram.double())
             values, vectors = values.clamp_min(0).to(self.dtype), vectors.to(self.dtype)
         else:
-            values = torch.linalg.eigvalsh(gram.double())[:, -1:].to(self.dtype).clamp_min(1e-12)
+            values = eigen_values(gram.double())[:, -1:].to(self.dtype).clamp_min(1e-12)
             vectors = gram[:, :0]
         # a first ρ: the curvature λc/‖v‖ of a typical active unit, with ‖v‖ about ‖H_k‖
         norms = cross.reshape(layers, units, s, width, outputs).square().sum((2, 4)).sqrt()
