@@ -14,7 +14,7 @@ def eigen_decomposition(gram: Tensor) -> tuple[Tensor, Tensor]:
     """
     try:
         values, vectors = torch.linalg.eigh(gram)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:
         values, vectors = (torch.from_numpy(part).to(gram) for part in numpy.linalg.eigh(gram.cpu().numpy()))
     return values, vectors
 
@@ -23,6 +23,6 @@ def eigen_values(gram: Tensor) -> Tensor:
     """Eigenvalues (n,) alone, rising."""
     try:
         values: Tensor = torch.linalg.eigvalsh(gram)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:
         values = torch.from_numpy(numpy.linalg.eigvalsh(gram.cpu().numpy())).to(gram)
     return values
