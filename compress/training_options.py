@@ -31,6 +31,10 @@ class TrainingOptions(BaseModel):
     nesterov: bool = False
     penalty: float = Field(1e-4, ge=0, lt=1e6, description="λ of the method")
     schedule: Literal["cosine", "constant", "step"] = "cosine"
+    clip_norm: float = Field(0.0, ge=0, lt=1e6, description="gradients are scaled down to this norm; 0: they are not")
+    ramp: float = Field(0.0, ge=0, description="epochs over which λ rises linearly from 0")
+    debias: int = Field(0, ge=0, description="epochs without penalty at the end, in which zeros stay zeros")
+    debias_lr: float | None = Field(None, gt=0, lt=1e6, description="largest learning rate of these, 0.1·lr by default")
     warmup: float = Field(0.0, ge=0, description="epochs over which the rate rises linearly")
     milestones: tuple[int, ...] = Field((), description="epochs after which `step` multiplies the rate by `gamma`")
     gamma: float = Field(0.1, gt=0, le=1)
@@ -61,6 +65,8 @@ class TrainingOptions(BaseModel):
             faults.append("milestones are epochs from 1 on, of the step schedule")
         if self.target_sparsity is not None and self.target_nonzeros is not None:
             faults.append("give one of target_sparsity and target_nonzeros")
+        if self.epochs is not None and self.ramp >= self.epochs:
+            faults.append(f"λ must have risen before the end: give ramp below epochs, {self.epochs}, got {self.ramp:g}")
         if self.searches and self.method != "l1":
             faults.append(f"a target is reached by choosing the penalty of method l1, got {self.method}")
         if self.per_layer and self.target_sparsity is None:

@@ -54,7 +54,8 @@ from compress.progress import Progress, SilentProgress, Stages
 from compress.recipe import Recipe, format_recipe
 from compress.training.loop import score
 from compress.training.losses import LOSSES, check_answers, constant_loss
-from compress.training.session import JOURNAL, describe_training, train_copy
+from compress.training.outcome import describe_training
+from compress.training.session import JOURNAL, train_copy
 from compress.training_options import TrainingOptions
 
 DEFAULT_OUTPUTS = {"train": "-trained", "finetune": "-finetuned"}
@@ -201,6 +202,9 @@ def train_from(
             "evaluation": score_networks(module, trained.module, evaluation, recipe, options, progress),
             "notes": list(getattr(progress, "notes", [])),
         }
+        if report["undebiased"] is not None and evaluation is not None:
+            scored = score_networks(module, trained.undebiased or module, evaluation, recipe, options, progress)
+            report["undebiased"]["evaluation"] = None if scored is None else scored["trained"]
         if start.origin is None and report["evaluation"] is not None:
             report["evaluation"]["original"] = None
     write_trained(folder, recipe, start, trained.module, stored, probe, report, state.folder, clock, progress)

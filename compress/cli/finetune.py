@@ -28,6 +28,7 @@ from compress.cli.options import (
 )
 from compress.cli.training_flags import (
     SECTION,
+    Debias,
     Epochs,
     Force,
     Half,
@@ -36,6 +37,7 @@ from compress.cli.training_flags import (
     Patience,
     Penalty,
     PerLayer,
+    Ramp,
     Rate,
     Resume,
     Target,
@@ -67,6 +69,8 @@ def finetune_command(
     train_batch_size: TrainBatch = None,
     lr: Rate = None,
     penalty: Penalty = None,
+    ramp: Ramp = None,
+    debias: Debias = None,
     patience: Patience = None,
     half: Half = None,
     target_sparsity: TargetSparsity = None,

@@ -11,6 +11,7 @@ from compress.cli.app import app
 from compress.cli.options import Arch, ArchArg, Data, Device, Eval, Json, Mean, Seed, Std, print_json, resolve_recipe
 from compress.cli.training_flags import (
     SECTION,
+    Debias,
     Epochs,
     Force,
     Half,
@@ -19,6 +20,7 @@ from compress.cli.training_flags import (
     Patience,
     Penalty,
     PerLayer,
+    Ramp,
     Rate,
     Resume,
     Target,
@@ -45,6 +47,8 @@ def train_command(
     train_batch_size: TrainBatch = None,
     lr: Rate = None,
     penalty: Penalty = None,
+    ramp: Ramp = None,
+    debias: Debias = None,
     patience: Patience = None,
     half: Half = None,
     target_sparsity: TargetSparsity = None,

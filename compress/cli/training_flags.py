@@ -24,6 +24,8 @@ Epochs = Annotated[int | None, Option(help="Passes over the training samples.", 
 TrainBatch = Annotated[int | None, Option("--train-batch-size", help="Samples of one step.", rich_help_panel=TRAINING)]
 Rate = Annotated[float | None, Option("--lr", help="Largest learning rate.", rich_help_panel=TRAINING)]
 Penalty = Annotated[float | None, Option(help="λ of the method.", rich_help_panel=TRAINING)]
+Debias = Annotated[int | None, Option(help="Epochs at the end without penalty, zeros held.", rich_help_panel=TRAINING)]
+Ramp = Annotated[float | None, Option(help="Epochs over which λ rises from 0.", rich_help_panel=TRAINING)]
 Patience = Annotated[
     int | None, Option(help="Stop after so many epochs without a lower validation loss.", rich_help_panel=TRAINING)
 ]
@@ -56,8 +58,8 @@ SECTION = (
 )
 NAMES = {"train_batch_size": "batch_size"}
 FLAGS = (
-    "method", "loss", "epochs", "train_batch_size", "lr", "penalty", "patience", "half", "target_sparsity",
-    "target_nonzeros", "per_layer", "trainings",
+    "method", "loss", "epochs", "train_batch_size", "lr", "penalty", "ramp", "debias", "patience", "half",
+    "target_sparsity", "target_nonzeros", "per_layer", "trainings",
 )  # fmt: skip
 
 

@@ -55,6 +55,13 @@ def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False)
 
 
+def _evaluated(score: Mapping[str, Any] | None) -> str:
+    """A score on the evaluation data, in words."""
+    if score is None:
+        return ""
+    return f", accuracy {score['top1']:.2%}" if "top1" in score else f", evaluated loss {score['loss']:.5g}"
+
+
 def show_training(found: Mapping[str, Any], folder: Path) -> None:
     """The last epochs, then losses, sparsity and where the network lies."""
     console = Console()
@@ -70,6 +77,14 @@ def show_training(found: Mapping[str, Any], folder: Path) -> None:
         f"{found['method']}, best epoch {found['best_epoch']}: training loss {found['training']['loss']:.4g}, "
         f"{found['nonzeros']:,} of {found['weights']:,} weights nonzero{units}",
     )
+    before = found.get("undebiased")
+    if before is not None:
+        kept = "" if found["best_epoch"] > found["curve"][-1]["epoch"] - found["options"]["debias"] else ", not kept"
+        _say(
+            console,
+            f"{found['options']['debias']} epochs without penalty{kept}: training loss "
+            f"{before['training']['loss']:.4g} before{_evaluated(before.get('evaluation'))}",
+        )
     search = found["penalty_search"]
     if search is not None:
         shown = ", ".join(f"{value:.4g}" for value in search["penalties"])

@@ -51,6 +51,8 @@ def fit(
     patience: int | None = None,
     transform: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     half: bool = False,
+    clip_norm: float = 0.0,
+    first_kept: int = 1,
     seed: int = 0,
     state_file: str | Path | None = None,
     progress: Progress | None = None,
@@ -63,6 +65,8 @@ def fit(
         patience: stop after so many epochs without a lower validation loss.
         transform: augmentation of a batch's inputs.
         half: run the forward pass in bfloat16 (autocast).
+        clip_norm: scale gradients down to this norm; 0: leave them.
+        first_kept: the first epoch whose weights may be kept as the best; patience counts from there.
         seed: of shuffling, augmentation and dropout (torch's own generator); epoch e's depend on seed and e alone.
         state_file: after every epoch all that is needed to go on is put there, whole or not at all; where it exists,
             the run goes on from it. The caller removes it.
@@ -80,7 +84,7 @@ def fit(
     if state_file is not None and Path(state_file).exists():
         curve, best = _restore(state_file, module, optimizer, schedule)
     batches = -(-source.sample_count // batch_size)
-    stopped = _exhausted(curve, best, patience)
+    stopped = _exhausted(curve, best, patience, first_kept)
     while len(curve) < epochs and not stopped:
         epoch = len(curve) + 1
         progress.stage(f"epoch {epoch} of {epochs}", batches)
@@ -100,6 +104,8 @@ def fit(
             if not bool(torch.isfinite(value)):
                 raise NonFiniteError(f"The loss became {value.item()} in epoch {epoch}; give a smaller learning rate.")
             value.backward()  # type: ignore[no-untyped-call]
+            if clip_norm:
+                nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
             optimizer.step()
             if schedule is not None:
                 schedule.step()
@@ -116,10 +122,10 @@ def fit(
             entry["validation_loss"], entry["validation_top1"] = score(module, validation, loss, batch_size)
         curve.append(entry)
         value_now = entry["validation_loss"] if validation is not None else -epoch
-        if value_now < best["value"]:
+        if epoch >= first_kept and value_now < best["value"]:
             state = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
             best = {"epoch": epoch, "value": value_now, "state": state}
-        stopped = _exhausted(curve, best, patience)
+        stopped = _exhausted(curve, best, patience, first_kept)
         if state_file is not None:
             _keep(state_file, module, optimizer, schedule, curve, best)
     if best["state"] is not None:
@@ -146,8 +152,8 @@ def score(
     return total / count, None if source.targets is not None else right / count
 
 
-def _exhausted(curve: list[dict[str, Any]], best: dict[str, Any], patience: int | None) -> bool:
-    return patience is not None and len(curve) - best["epoch"] >= patience and len(curve) > 0
+def _exhausted(curve: list[dict[str, Any]], best: dict[str, Any], patience: int | None, first_kept: int) -> bool:
+    return patience is not None and len(curve) - max(best["epoch"], first_kept - 1) >= patience and len(curve) > 0
 
 
 def _keep(

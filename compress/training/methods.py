@@ -18,6 +18,8 @@ from compress.training.pathprox import PathProx
 from compress.training.penalties import ProximalL1, group_lasso_term, lasso_term
 from compress.training_options import TrainingOptions
 
+PENALTIES = ("penalty", "weight_decay")
+
 
 @dataclass(frozen=True, eq=False)
 class Method:
@@ -84,17 +86,43 @@ def make_method(
         ]
         return Method(ProximalL1([*groups, {"params": rest, "penalty": 0.0}] if rest else groups, **rate))
     decay = options.penalty if options.method == "sgd" else 0.0
-    groups = [{"params": weights, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": weights, "weight_decay": decay, "penalty": options.penalty},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     descent = SGD([group for group in groups if group["params"]], **rate)
     terms = {"lasso": lasso_term, "group_lasso": group_lasso_term}
     if options.method not in terms or not weights:
         return Method(descent)
     term = terms[options.method]
-    return Method(descent, extra=lambda net: options.penalty * term(net))
+    return Method(descent, extra=lambda net: float(descent.param_groups[0]["penalty"]) * term(net))
+
+
+class RampedSchedule(LambdaLR):
+    """A schedule of the rate under which the λ of every parameter group also rises, linearly over `ramp` steps.
+
+    λ is a group's `penalty` or `weight_decay`; the full values are those it has at the start. Which units go is then
+    decided on features that were learned, not on the initial ones.
+    """
+
+    def __init__(self, optimizer: Optimizer, share: Callable[[int], float], ramp: int) -> None:
+        self.ramp = ramp
+        self.full = [{name: group[name] for name in PENALTIES if group.get(name)} for group in optimizer.param_groups]
+        super().__init__(optimizer, share)
+
+    def step(self, epoch: int | None = None) -> None:
+        """After every batch."""
+        super().step(epoch)
+        risen = min(1.0, self.last_epoch / self.ramp)
+        for group, full in zip(self.optimizer.param_groups, self.full, strict=True):
+            group.update({name: risen * value for name, value in full.items()})
 
 
 def make_schedule(optimizer: Optimizer, options: TrainingOptions, steps_per_epoch: int) -> LambdaLR:
-    """The rate after every step: a linear warm-up, then a half cosine to zero, a constant, or steps at milestones."""
+    """The rate after every step: a linear warm-up, then a half cosine to zero, a constant, or steps at milestones.
+
+    With `ramp` it makes λ rise too.
+    """
     assert options.epochs is not None, "completed options"
     total = options.epochs * steps_per_epoch
     warm = min(total, round(options.warmup * steps_per_epoch))
@@ -107,7 +135,8 @@ def make_schedule(optimizer: Optimizer, options: TrainingOptions, steps_per_epoc
         epoch = step // steps_per_epoch
         return float(options.gamma ** sum(epoch >= milestone for milestone in options.milestones))
 
-    return LambdaLR(optimizer, share)
+    ramp = round(options.ramp * steps_per_epoch)
+    return RampedSchedule(optimizer, share, ramp) if ramp else LambdaLR(optimizer, share)
 
 
 def make_augmentation(options: TrainingOptions) -> Callable[[Tensor, torch.Generator], Tensor] | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from compress.data.source import DataSource
 from compress.errors import NonFiniteError
 from compress.progress import Progress, SilentProgress
-from compress.training.couplings import find_couplings, weight_decay_objective
 from compress.training.loop import Fitted, fit, score
 from compress.training.losses import LOSSES, answers_of
 from compress.training.methods import make_augmentation, make_method, make_schedule, weight_names
@@ -33,11 +32,13 @@ class Trained:
 
     Attributes:
         choice: how the penalties were found; None where they were given.
+        undebiased: the module before the epochs without penalty; None where there were none.
     """
 
     module: nn.Module
     fitted: Fitted
     choice: Choice | None = None
+    undebiased: nn.Module | None = None
 
 
 def train_copy(
@@ -64,10 +65,14 @@ def train_copy(
     progress = progress or SilentProgress()
     if options.searches:
         choice = search_penalties(module, example, options, training, seed=seed, folder=folder, progress=progress)
-        found: Trained = choice.solution
-        return Trained(found.module, found.fitted, choice)
-    state_file = None if folder is None else folder / "training.state"
-    return train_once(module, example, options, training, validation, None, seed, state_file, progress)
+        trained = Trained(choice.solution.module, choice.solution.fitted, choice)
+    else:
+        state_file = None if folder is None else folder / "training.state"
+        trained = train_once(module, example, options, training, validation, None, seed, state_file, progress)
+    if not options.debias or (trained.choice is not None and not trained.choice.met):
+        return trained
+    state_file = None if folder is None else folder / "debias.state"
+    return debias(trained, example, options, training, validation, seed, state_file, progress)
 
 
 def train_once(
@@ -82,10 +87,32 @@ def train_once(
     progress: Progress,
 ) -> Trained:
     """Train a copy with given penalties, as `train_copy`."""
-    assert options.epochs is not None, "completed options"
+    own = trainable_copy(module)
+    fitted = fit_module(own, example, options, training, validation, penalties, seed, state_file, progress)
+    return Trained(own, fitted)
+
+
+def trainable_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parameters all take gradients."""
     own = copy.deepcopy(module)
     for parameter in own.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+    return own
+
+
+def fit_module(
+    own: nn.Module,
+    example: Tensor,
+    options: TrainingOptions,
+    training: DataSource,
+    validation: DataSource | None,
+    penalties: Sequence[float] | None,
+    seed: int,
+    state_file: Path | None,
+    progress: Progress,
+) -> Fitted:
+    """Train a module in place, as `train_copy`."""
+    assert options.epochs is not None, "completed options"
     method = make_method(own, example, options, penalties)
     steps = -(-training.sample_count // options.batch_size)
     fitted = fit(
@@ -101,13 +128,59 @@ def train_once(
         patience=options.patience,
         transform=make_augmentation(options),
         half=options.half,
+        clip_norm=options.clip_norm,
+        first_kept=math.ceil(options.ramp) + 1,
         seed=seed,
         state_file=state_file,
         progress=progress,
     )
     for parameter in own.parameters():
         parameter.grad = None
-    return Trained(own, fitted)
+    return fitted
+
+
+def debias(
+    trained: Trained,
+    example: Tensor,
+    options: TrainingOptions,
+    training: DataSource,
+    validation: DataSource | None,
+    seed: int,
+    state_file: Path | None,
+    progress: Progress,
+) -> Trained:
+    """Train on without the penalty, weights that are zero held there: what a large λ took off the others comes back.
+
+    With validation data the best of these epochs is kept if it is better than what came before, which is kept if not.
+    """
+    assert options.lr is not None, "completed options"
+    chosen = options.model_copy(
+        update={
+            "method": "sgd", "penalty": 0.0, "epochs": options.debias, "lr": options.debias_lr or 0.1 * options.lr,
+            "schedule": "cosine", "milestones": (), "warmup": 0.0, "ramp": 0.0, "patience": None,
+        }
+    )  # fmt: skip
+    module = trainable_copy(trained.module)
+    weights = [module.get_parameter(name) for name in weight_names(module)]
+    hooks = [
+        weight.register_hook((weight != 0).to(weight).mul)  # type: ignore[no-untyped-call]
+        for weight in weights
+    ]
+    found = fit_module(module, example, chosen, training, validation, None, seed, state_file, progress)
+    for hook in hooks:
+        hook.remove()
+    before = len(trained.fitted.curve)
+    rows = [{**row, "epoch": before + row["epoch"], "phase": "debias"} for row in found.curve]
+    better = True
+    if validation is not None:
+        loss = score(trained.module, validation, LOSSES[options.loss], options.batch_size)[0]
+        better = min(row["validation_loss"] for row in rows) < loss
+    fitted = Fitted(
+        (*trained.fitted.curve, *rows),
+        before + found.best_epoch if better else trained.fitted.best_epoch,
+        trained.fitted.stopped_early,
+    )
+    return Trained(module if better else trained.module, fitted, trained.choice, trained.module)
 
 
 def search_penalties(
@@ -188,45 +261,3 @@ def loss_forces(module: nn.Module, source: DataSource, options: TrainingOptions)
         if not bool(torch.isfinite(found[-1]).all()):
             raise NonFiniteError(f"The gradient of `{name}` is NaN or Inf; give a smaller learning rate.")
     return [force.detach() for force in found]
-
-
-def describe_training(
-    trained: Trained, options: TrainingOptions, training: DataSource, validation: DataSource | None, example: Tensor
-) -> dict[str, Any]:
-    """Plain data: curve, losses, objective of weight decay, nonzeros of every layer, active units, the search."""
-    module, fitted, loss = trained.module, trained.fitted, LOSSES[options.loss]
-    final = score(module, training, loss, options.batch_size)
-    held = None if validation is None else score(module, validation, loss, options.batch_size)
-    layers = {name: module.get_parameter(name).detach() for name in weight_names(module)}
-    couplings = find_couplings(module, example)
-    active = [pair.active_units() for pair in couplings.pairs]
-    return {
-        "method": options.method,
-        "options": options.model_dump(mode="json"),
-        "samples": training.sample_count,
-        "curve": list(fitted.curve),
-        "best_epoch": fitted.best_epoch,
-        "stopped_early": fitted.stopped_early,
-        "training": {"loss": final[0], "top1": final[1]},
-        "validation": None if held is None else {"loss": held[0], "top1": held[1]},
-        "weight_decay_objective": weight_decay_objective(module, final[0], options.penalty),
-        "nonzeros": sum(int(value.count_nonzero()) for value in layers.values()),
-        "weights": sum(value.numel() for value in layers.values()),
-        "layers": [
-            {"name": name, "weights": value.numel(), "nonzeros": int(value.count_nonzero())}
-            for name, value in layers.items()
-        ],
-        "couplings": [
-            {"name": pair.name, "units": pair.units, "active": count}
-            for pair, count in zip(couplings.pairs, active, strict=True)
-        ],
-        "active_fraction": couplings.fraction_active() if couplings.pairs else None,
-        "penalty_search": None
-        if trained.choice is None
-        else {
-            "met": trained.choice.met,
-            "penalties": list(trained.choice.penalties),
-            "levels": list(trained.choice.levels),
-            "trainings": len(trained.choice.history),
-        },
-    }

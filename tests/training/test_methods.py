@@ -169,3 +169,31 @@ def test_pathprox_holds_the_radius_of_the_options(radius):
         assert norms.square().sum().item() == pytest.approx(pair.output_norms().square().sum().item(), rel=1e-3)
     else:
         assert norms.tolist() == pytest.approx([radius] * pair.units, rel=1e-4)
+
+
+@pytest.mark.parametrize(("method", "name"), [("pathprox", "penalty"), ("l1", "penalty"), ("sgd", "weight_decay")])
+def test_the_penalty_rises_over_the_ramp_and_stays(method, name):
+    module = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    chosen = options(method=method, penalty=0.1, ramp=2)
+    optimizer = make_method(module, torch.zeros(2, 4), chosen).optimizer
+    schedule = make_schedule(optimizer, chosen, 4)
+    found = []
+    for _ in range(12):
+        found.append(optimizer.param_groups[0][name])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx([0.1 * min(1, step / 8) for step in range(12)])
+
+
+def test_the_terms_of_lasso_rise_too():
+    module = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    chosen = options(method="lasso", penalty=0.1, ramp=2)
+    method = make_method(module, torch.zeros(2, 4), chosen)
+    schedule = make_schedule(method.optimizer, chosen, 4)
+    assert float(method.extra(module)) == 0
+    for _ in range(8):
+        method.optimizer.step()
+        schedule.step()
+    assert float(method.extra(module)) == pytest.approx(
+        0.1 * sum(w.abs().sum().item() for w in module.parameters() if w.ndim > 1)
+    )
