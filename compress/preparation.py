@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
 from compress.errors import CheckpointError, DataError, NonFiniteError, RecipeError, TraceError
 from compress.network.architecture import Architecture, build_architecture, find_architecture, load_weights
+from compress.network.biases import missing_biases, with_biases
 from compress.network.checkpoint import Checkpoint, load_checkpoint
 from compress.network.execution import Program, first_tensor, run_pair
 from compress.network.graph import NetworkGraph, trace_network
@@ -57,6 +58,7 @@ class Prepared:
         stored: the checkpoint's tensors as they came, in their own dtypes.
         probe: one small batch of valid inputs, for tracing and for comparisons.
         groups: all groups of units, prunable or with a reason.
+        biases: state names of zero biases that `module` has and the opened network has not.
     """
 
     opened: Opened
@@ -70,6 +72,7 @@ class Prepared:
     calibration: DataSource | None
     evaluation: DataSource | None
     overlapping: int
+    biases: tuple[str, ...] = ()
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -112,8 +115,16 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     state = {name: tensor.detach() for name, tensor in state.items()}
     check_program(program, state, probe, outputs)
     groups = find_units(network, module, couple=recipe.couple)
+    biases = missing_biases(module, groups) if recipe.allow_bias else ()
+    if biases:
+        module = with_biases(module, biases)
+        network = trace_network(module, (probe,))
+        program = Program.of(network)
+        state.update({name: tensor.detach() for name, tensor in module.named_parameters() if name in biases})
+        groups = find_units(network, module, couple=recipe.couple)
     return Prepared(
         opened=opened,
+        biases=biases,
         preprocessing=preprocessing,
         module=module,
         state=state,

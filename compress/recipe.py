@@ -69,6 +69,7 @@ class Recipe(BaseModel):
     gap: float = Field(1e-6, gt=0, lt=1, description="relative duality gap at which the solver may stop")
     unit_costs: Literal["path", "one", "feature"] = "path"
     selection: Literal["best", "backward", "forward", "lasso", "adaptive", "pivoted", "magnitude"] = "best"
+    allow_bias: bool = Field(False, description="a consumer without a bias may get one")
     ridge: float = Field(1e-6, ge=0, lt=1, description="ridge of the refit, relative to the mean feature energy")
     rank_tolerance: float = Field(1e-3, gt=0, lt=1, description="relative singular value that counts towards a rank")
     refine: int = Field(

@@ -12,6 +12,7 @@ from compress.api.tuning import Tuning, finetune_module
 from compress.budget.layerwise import Layerwise, Problem
 from compress.errors import NothingToCompressError
 from compress.network.architecture import with_versions
+from compress.network.biases import without_idle_biases
 from compress.network.surgery import Narrowed, narrow, verify_narrowed
 from compress.network.units import UnitGroup
 from compress.output.artifact import computed_state, stored_state
@@ -59,6 +60,7 @@ def make_cut(
     with clock("cut"):
         progress.stage("cutting and verifying")
         narrowed, deviation = cut_network(prepared, problem.groups, kept, found.state)
+        narrowed = without_idle_biases(narrowed, prepared.biases)
         stored = round_to_stored(narrowed.module, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)

@@ -37,11 +37,11 @@ def measure_costs(
     prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor]
 ) -> tuple[Cost, Cost, list[dict[str, Any]]]:
     """Costs of the two networks and their latencies at each of `LATENCY_BATCHES`."""
-    probe, only_batch = prepared.probe, prepared.network.batch_size
+    probe, only_batch, original = prepared.probe, prepared.network.batch_size, prepared.opened.module
     latencies = []
     for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
         inputs = probe if only_batch is not None else probe[:1].expand(batch, *probe.shape[1:])
-        before, after = measure_latency((prepared.module, compressed), (inputs,))
+        before, after = measure_latency((original, compressed), (inputs,))
         latencies.append(
             {
                 "batch_size": batch,
@@ -51,9 +51,7 @@ def measure_costs(
                 "after_ms": after.milliseconds,
             }
         )
-    before_cost = Cost(
-        count_parameters(prepared.module), count_macs(prepared.module, (probe,)), tensor_bytes(prepared.stored)
-    )
+    before_cost = Cost(count_parameters(original), count_macs(original, (probe,)), tensor_bytes(prepared.stored))
     return (
         before_cost,
         Cost(count_parameters(compressed), count_macs(compressed, (probe,)), tensor_bytes(stored)),

@@ -99,6 +99,9 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
         evaluations += 1
     if not share.writes:
         return RunResult({}, None, cut.narrowed.module)
+    added = [name for name in prepared.biases if name in cut.narrowed.shapes]
+    if added:
+        progress.note(f"got a bias: {', '.join(name.rpartition('.')[0] for name in added)}")
     certified: dict[str, Any] = {}
     if searched is not None:
         with clock("compress"):
@@ -136,6 +139,7 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
         "finetune": None
         if cut.tuning is None
         else {**cut.tuning.as_report(), "evaluation_before": evaluation_report(cut.untuned)},
+        "added_biases": added,
         "verification": {"narrowed_deviation": cut.deviation},
         "notes": list(getattr(progress, "notes", [])),
         "versions": versions(),

@@ -126,6 +126,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         forward_macs=count_macs(prepared.module, (prepared.probe,)),
         memory=recipe.memory_bytes,
         seed=recipe.seed,
+        biases=prepared.biases,
         readers=()
         if recipe.layer or recipe.exclude
         else tuple(consumer for group in groups for consumer in group.consumers),

@@ -196,4 +196,4 @@ def spend_slack(
 
 def relative_costs(model: CostModel, widths: Mapping[str, int]) -> dict[str, float]:
     """Every cost as a fraction of the original's."""
-    return {cost: model.total(cost, widths) / model.total(cost, {}) for cost in model.costs}
+    return {cost: model.total(cost, widths) / model.original(cost) for cost in model.costs}

@@ -65,12 +65,14 @@ class CostModel:
         units: group name -> K.
         tensors: all parameters.
         fixed_macs: multiply-accumulates that no width changes.
+        gained: how many of the parameters the original does not have (biases that the refit may use).
         latency: predicts milliseconds from the units removed per group; None where latency was not measured.
     """
 
     units: dict[str, int]
     tensors: tuple[SizedTensor, ...]
     fixed_macs: int = 0
+    gained: int = 0
     latency: Latencies | None = None
 
     @property
@@ -84,6 +86,10 @@ class CostModel:
             assert self.latency is not None, "asked for only where it was measured"
             return self.latency.milliseconds(self.removed(widths))
         return self.macs(widths) if cost == "macs" else self.parameters(widths)
+
+    def original(self, cost: str) -> float:
+        """One cost of the original network."""
+        return self.total(cost, {}) - (self.gained if cost == "params" else 0)
 
     def profile(self, cost: str, widths: Mapping[str, int], group: str, legal: Sequence[int]) -> Tensor:
         """One cost at each legal width of `group` (L,) while the other widths stay, up to a constant."""
@@ -132,13 +138,18 @@ class CostModel:
 
 
 def cost_model(
-    program: Program, groups: Sequence[UnitGroup], parameters: Mapping[str, Tensor], forward_macs: int
+    program: Program,
+    groups: Sequence[UnitGroup],
+    parameters: Mapping[str, Tensor],
+    forward_macs: int,
+    biases: Sequence[str] = (),
 ) -> CostModel:
     """The cost model of a traced network.
 
     Args:
         parameters: state name -> parameter (no buffers).
         forward_macs: multiply-accumulates of one sample, as measured; what the maps found here do not explain is fixed.
+        biases: names of the parameters that the original does not have.
     """
     cuts: dict[tuple[str, int], list[tuple[str, int]]] = {}
     for group in groups:
@@ -155,7 +166,12 @@ def cost_model(
         for name, tensor in parameters.items()
     )
     explained = sum(tensor.uses * math.prod(tensor.shape) for tensor in tensors)
-    return CostModel({group.name: group.unit_count for group in groups}, tensors, max(0, forward_macs - explained))
+    return CostModel(
+        {group.name: group.unit_count for group in groups},
+        tensors,
+        max(0, forward_macs - explained),
+        sum(parameters[name].numel() for name in biases),
+    )
 
 
 def map_uses(program: Program) -> dict[str, int]:

@@ -70,7 +70,7 @@ def prepare_search(
         name: damage_curve(known.errors[name], known.measured[name], widths_known(known.curves[name], legal[name]))
         for name in legal
     }
-    model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs)
+    model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs, problem.biases)
     if milliseconds is not None:
         progress.stage("timing layers at several widths")
         whole = milliseconds

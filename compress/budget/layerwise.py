@@ -72,6 +72,7 @@ class Problem:
         forward_macs: multiply-accumulates of one sample through the original network.
         readers: consumers that may be refitted although none of their units goes, once their input has changed.
         share: this process's part of the batches to record.
+        biases: state names of zero biases that the original network does not have.
     """
 
     program: Program
@@ -84,6 +85,7 @@ class Problem:
     seed: int = 0
     readers: tuple[Consumer, ...] = ()
     share: Share = field(default_factory=Share)
+    biases: tuple[str, ...] = ()
 
     def schedule(self) -> tuple[Turn, ...]:
         """The turns of a sweep, front to back."""

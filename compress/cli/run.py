@@ -111,6 +111,10 @@ def run_command(
     selection: Annotated[
         str | None, Option(help="best, backward, forward, lasso, adaptive, pivoted or magnitude.", rich_help_panel=HOW)
     ] = None,
+    allow_bias: Annotated[
+        bool | None,
+        Option("--allow-bias", help="A layer without a bias that reads cut units may get one.", rich_help_panel=HOW),
+    ] = None,
     ridge: Annotated[float | None, Option(help="Relative ridge of the refit.", rich_help_panel=HOW)] = None,
     rank_tolerance: Annotated[
         float | None, Option(help="Relative singular value that counts.", rich_help_panel=HOW)

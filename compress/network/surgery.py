@@ -109,10 +109,15 @@ def _set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
 def restore_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, Any]) -> nn.Module:
     """Give a freshly built original (changed in place, and returned) the shapes and attributes of a narrowed network.
 
-    Tensors that shrink are left uninitialised, to be filled by load_state_dict. Raises SurgeryError when a name is not
-    in the module.
+    Tensors that shrink are left uninitialised, to be filled by load_state_dict. A bias that a module has a place for
+    and was built without is put there. Raises SurgeryError when a name is not in the module.
     """
-    named = named_tensors(module)
+    empty = {
+        f"{path}.bias".lstrip("."): nn.Parameter(part.weight.new_empty(0))
+        for path, part in module.named_modules()
+        if "bias" in part._parameters and part.bias is None and isinstance(part.weight, Tensor)
+    }
+    named = {**named_tensors(module), **empty}
     fresh: dict[int, Tensor] = {}
     for name, shape in shapes.items():
         old = named.get(name)

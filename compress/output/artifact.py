@@ -117,7 +117,8 @@ def stored_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dic
     """The state in the dtypes of the original checkpoint. A value that overflows half precision raises OutputError."""
     stored = {}
     for name, tensor in state.items():
-        dtype = like[name].dtype if name in like else tensor.dtype
+        known = like.get(name, like.get(f"{name.rpartition('.')[0]}.weight", tensor))  # an added bias: as its weight
+        dtype = known.dtype
         cast = tensor.detach().cpu().to(dtype).contiguous()
         if cast.is_floating_point() and not bool(torch.isfinite(cast).all()):
             raise OutputError(
