@@ -18,6 +18,7 @@ from compress.network.biases import missing_biases, with_biases
 from compress.network.checkpoint import Checkpoint, load_checkpoint
 from compress.network.execution import Program, first_tensor, run_pair
 from compress.network.graph import NetworkGraph, trace_network
+from compress.network.parametrisations import materialise
 from compress.network.units import UnitGroup, find_units
 from compress.output.artifact import MODEL, computed_state, read_artifact
 from compress.output.evaluation import is_class_scores
@@ -99,6 +100,9 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     device = check_device(recipe.device)
     progress.stage("loading")
     opened = open_network(recipe)
+    computed = materialise(opened.module)
+    if computed:
+        progress.note(f"computed weights written out as numbers: {', '.join(computed)}")
     architecture, module = opened.architecture, opened.module.to(device)
     preprocessing = choose_preprocessing(recipe, architecture)
     calibration, evaluation, common = open_sources(recipe, preprocessing, progress, needs_data=needs_data)

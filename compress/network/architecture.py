@@ -19,6 +19,7 @@ from compress.data.preprocessing import Preprocessing
 from compress.errors import CheckpointError, UnknownArchitectureError, UnsupportedError
 from compress.models import REFERENCE_NETS
 from compress.network.checkpoint import Checkpoint
+from compress.network.parametrisations import in_common_form, plain_state
 from compress.network.torchvision_index import (
     WithoutMemory,
     build_torchvision,
@@ -64,12 +65,12 @@ def find_architecture(
         UnknownArchitectureError: not named and not recognised, or a name that does not exist.
         CheckpointError: the named architecture does not fit the checkpoint.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.state.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in plain_state(checkpoint.state).items()}
     given = dict(arguments or {})
     if arch is not None:
         completed = complete_arguments(arch, given, shapes)
         module = build_architecture(arch, completed, memory=not is_known(arch))
-        check_fit(module, shapes, arch)
+        check_fit(module, in_common_form(module, checkpoint.state), arch)
         how = "named"
     else:
         found = recognise(shapes, checkpoint.path.name) or recognise_class(checkpoint, shapes)
@@ -181,8 +182,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: names or shapes differ; the first differences are listed.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_fit(module, shapes, type(module).__name__)
+    state = in_common_form(module, state)
+    check_fit(module, state, type(module).__name__)
     module.load_state_dict(with_versions(module, state), strict=False)
 
 
@@ -222,9 +223,9 @@ def shared_names(module: nn.Module) -> list[list[str]]:
     return [known for known in names.values() if len(known) > 1]
 
 
-def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+def check_fit(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Refuse a state that is not the module's. Raises CheckpointError."""
-    faults = compare(module, shapes)
+    faults = compare(module, {key: tuple(tensor.shape) for key, tensor in state.items()})
     if faults:
         more = f"; {len(faults) - SHOWN_FAULTS} more differences" if len(faults) > SHOWN_FAULTS else ""
         raise CheckpointError(f"The checkpoint does not fit {name}: {'; '.join(faults[:SHOWN_FAULTS])}{more}.")

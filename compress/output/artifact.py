@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from compress.errors import OutputError
 from compress.network.architecture import build_architecture, load_weights
+from compress.network.parametrisations import in_common_form
 from compress.network.surgery import restore_shapes
 from compress.output.atomic import current_umask
 
@@ -60,10 +61,11 @@ class Artifact:
         """
         architecture = self.config["architecture"]
         module = build_architecture(architecture["spec"], architecture["arguments"])
+        state = in_common_form(module, self.state)
         module = restore_shapes(module, self.config["shapes"], self.config["attributes"])
-        if any(tensor.dtype == torch.float64 for tensor in self.state.values()):
+        if any(tensor.dtype == torch.float64 for tensor in state.values()):
             module = module.double()
-        load_weights(module, computed_state(self.state))
+        load_weights(module, computed_state(state))
         return module.eval()
 
 
@@ -117,8 +119,11 @@ def stored_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dic
     """The state in the dtypes of the original checkpoint. A value that overflows half precision raises OutputError."""
     stored = {}
     for name, tensor in state.items():
-        known = like.get(name, like.get(f"{name.rpartition('.')[0]}.weight", tensor))  # an added bias: as its weight
-        dtype = known.dtype
+        dtype = like[name].dtype if name in like else tensor.dtype
+        if name not in like and tensor.is_floating_point():  # an added bias, a weight that was computed
+            beside = f"{name.rpartition('.')[0]}.".lstrip(".")
+            near = (each for key, each in like.items() if key.startswith(beside) and each.is_floating_point())
+            dtype = next(near, tensor).dtype
         cast = tensor.detach().cpu().to(dtype).contiguous()
         if cast.is_floating_point() and not bool(torch.isfinite(cast).all()):
             raise OutputError(
