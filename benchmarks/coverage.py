@@ -194,7 +194,8 @@ def reload_deviation(folder: Path) -> float | str:
     from safetensors.torch import load_file
 
     from compress.network.architecture import with_versions
-    from compress.network.surgery import module_outputs, relative_deviation, restore_shapes
+    from compress.network.restoring import restore_shapes
+    from compress.network.surgery import module_outputs, relative_deviation
 
     try:
         plan = json.loads((folder / "plan.json").read_text())

@@ -15,6 +15,7 @@ from compress.api.reporting import MALFORMED, explain, is_training, read_report,
 from compress.errors import CompressError, DataError, OutputError, RecipeError
 from compress.network.cost import count_macs, count_parameters, measure_latency
 from compress.network.execution import first_tensor
+from compress.network.restoring import named_tensors
 from compress.output.artifact import Artifact, read_artifact
 from compress.output.checks import Check, check_drop, failures
 from compress.output.checksums import check_checksums
@@ -122,7 +123,7 @@ def check_network(
     except CompressError as error:
         return [Check("the model loads", "a network", "a fault", False, f"The model does not load: {error}")]
     checks = [Check("the model loads", "a network", type(module).__name__, True, "The model loads")]
-    checks += check_widths(artifact, report)
+    checks += check_widths(artifact, module, report)
     probe = make_probe(artifact, device)
     with torch.inference_mode():
         finite = bool(torch.isfinite(first_tensor(module(probe))).all())
@@ -148,12 +149,13 @@ def check_network(
     return checks
 
 
-def check_widths(artifact: Artifact, report: Mapping[str, Any]) -> list[Check]:
+def check_widths(artifact: Artifact, module: nn.Module, report: Mapping[str, Any]) -> list[Check]:
     """The tensors' shapes against the manifest, and the kept units against the report."""
+    held = {**named_tensors(module), **artifact.state}  # the file, and buffers that no file holds
     wrong = [
         name
         for name, shape in artifact.config["shapes"].items()
-        if name not in artifact.state or list(artifact.state[name].shape) != list(shape)
+        if name not in held or list(held[name].shape) != list(shape)
     ]
     checks = [
         Check(

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from compress.network.surgery import Narrowed, copy_with, named_tensors
+from compress.network.restoring import named_tensors
+from compress.network.surgery import Narrowed, copy_with
 from compress.network.units import Consumer, UnitGroup
 
 _FORWARDS = tuple(

@@ -84,14 +84,20 @@ class ChannelFlow:
 
     def _placeholder(self, node: fx.Node) -> Flow:
         sizes = self.sizes(node)
-        name = self.graph.tensors.get(node.name)
+        name = self.graph.tensors.get(node.name, self.graph.buffers.get(node.name))
         value = node.meta.get("val")
         if name is None or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return self.fixed(sizes)
         name = self.graph.aliases.get(name, name)
         known = self.parameters.get(name)
         if known is None:
-            known = tuple((Factor(size, self.atoms.fresh(size) if size > 1 else None),) for size in sizes)
+            free = [size > 1 for size in sizes]
+            if node.name in self.graph.buffers:  # no file holds it: what is left of it must follow from its shape
+                content = self.graph.constants[node.name]
+                free = [one and bool((content == content.narrow(dim, 0, 1)).all()) for dim, one in enumerate(free)]
+            known = tuple(
+                (Factor(size, self.atoms.fresh(size) if one else None),) for size, one in zip(sizes, free, strict=True)
+            )
             self.parameters[name] = known
         return known
 

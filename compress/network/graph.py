@@ -33,6 +33,7 @@ class NetworkGraph:
         batch_size: None when the graph holds for every batch size, else the only one that it holds for.
         examples: the tensors that the network was traced with.
         aliases: state-dict name -> the first name of the same tensor (tied weights); names of their own are left out.
+        buffers: placeholder name -> name in the module, of those constants that are buffers outside the state dict.
     """
 
     graph: fx.Graph
@@ -43,6 +44,7 @@ class NetworkGraph:
     batch_size: int | None
     examples: tuple[Tensor, ...]
     aliases: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
 
 
 def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph:
@@ -72,6 +74,7 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
         _strip_prefix(program.graph)
     tensors: dict[str, str] = {}
     constants: dict[str, Any] = {}
+    buffers: dict[str, str] = {}
     users: list[str] = []
     state = program.state_dict
     for spec in program.graph_signature.input_specs:
@@ -82,6 +85,8 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
             users.append(name)
         else:
             constants[name] = program.constants[str(spec.target)]
+            if spec.kind is InputKind.BUFFER:
+                buffers[name] = str(spec.target).removeprefix(_PREFIX)
     for node in program.graph.nodes:
         if node.op == "get_attr":
             constants[node.name] = operator.attrgetter(node.target)(program.graph_module)
@@ -100,6 +105,7 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
         batch_size=batch_size,
         examples=wide if batch_size is None else tuple(inputs),
         aliases=_find_aliases(module),
+        buffers=buffers,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from compress.errors import SurgeryError
 from compress.network.graph import NetworkGraph, Override, output_tensors, run_graph, trace_network
+from compress.network.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
 from compress.network.units import UnitGroup
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -95,42 +96,8 @@ def new_shapes(module: nn.Module, kept: Mapping[str, Tensor], groups: Sequence[U
         yield
     finally:
         for name in shapes:
-            _set_tensor(module, name, named[name])
+            set_tensor(module, name, named[name])
         set_attributes(module, before)
-
-
-def _set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    table = owner._parameters if leaf in owner._parameters else owner._buffers
-    table[leaf] = value  # type: ignore[assignment]
-
-
-def restore_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, Any]) -> nn.Module:
-    """Give a freshly built original (changed in place, and returned) the shapes and attributes of a narrowed network.
-
-    Tensors that shrink are left uninitialised, to be filled by load_state_dict. A bias that a module has a place for
-    and was built without is put there. Raises SurgeryError when a name is not in the module.
-    """
-    empty = {
-        f"{path}.bias".lstrip("."): nn.Parameter(part.weight.new_empty(0))
-        for path, part in module.named_modules()
-        if "bias" in part._parameters and part.bias is None and isinstance(part.weight, Tensor)
-    }
-    named = {**named_tensors(module), **empty}
-    fresh: dict[int, Tensor] = {}
-    for name, shape in shapes.items():
-        old = named.get(name)
-        if old is None:
-            raise SurgeryError(f"The network has no tensor `{name}`, which should have shape {tuple(shape)}.")
-        if id(old) not in fresh:
-            value = torch.empty(tuple(shape), dtype=old.dtype, device=old.device)
-            fresh[id(old)] = (
-                nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
-            )
-        _set_tensor(module, name, fresh[id(old)])
-    set_attributes(module, attributes)
-    return module
 
 
 def verify_narrowed(
@@ -358,18 +325,6 @@ def _new_attributes(module: nn.Module, chosen: _Chosen) -> dict[str, Any]:
     return values
 
 
-def set_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> None:
-    """Write attributes by their dotted paths; a list takes the type of the sequence that it replaces."""
-    for path, value in attributes.items():
-        owner_path, _, name = path.rpartition(".")
-        try:
-            owner = module.get_submodule(owner_path)
-            old = getattr(owner, name)
-        except AttributeError as fault:
-            raise SurgeryError(f"The network has no attribute `{path}`.") from fault
-        setattr(owner, name, type(old)(value) if isinstance(old, (tuple, list)) else value)
-
-
 def copy_with(module: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:
     """A deep copy in which tensors (by id) are replaced; computed tensors kept as attributes are copied detached.
 
@@ -383,14 +338,6 @@ def copy_with(module: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:
             elif isinstance(value, dict) and "cache" in name:
                 memo[id(value)] = type(value)()
     return copy.deepcopy(module, memo)
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, tied ones under each of their names."""
-    return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _to_batch(value: Tensor, size: int) -> Tensor:

@@ -11,15 +11,8 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.network.graph import NetworkGraph
-from compress.network.surgery import (
-    copy_with,
-    masked_outputs,
-    module_outputs,
-    named_tensors,
-    narrow,
-    new_shapes,
-    relative_deviation,
-)
+from compress.network.restoring import named_tensors
+from compress.network.surgery import copy_with, masked_outputs, module_outputs, narrow, new_shapes, relative_deviation
 from compress.network.ties import tie_drafts
 from compress.network.units import USE_COUPLE, AttributeRule, UnitGroup, _Draft, with_reason
 

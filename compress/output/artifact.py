@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from compress.errors import OutputError
 from compress.network.architecture import build_architecture, load_weights
 from compress.network.parametrisations import in_common_form
-from compress.network.surgery import restore_shapes
+from compress.network.restoring import restore_shapes
 from compress.output.atomic import current_umask
 
 FORMAT = 1
