@@ -44,17 +44,24 @@ def smallest_width(held_back_error: Callable[[int], float], units: int, allowed:
     """Smallest width whose held-back error stays within what `allowed` adds to the unavoidable error, by bisection.
 
     When earlier layers were cut, even all units leave an error `floor`; a width passes when its squared error is at
-    most floor² + allowed². The error is taken to fall with the width.
+    most floor² + allowed². The error is taken to fall with the width. Where all units fit far worse than fewer do (one
+    that hardly any fitting sample reaches can throw held-back ones off), theirs is no unavoidable error: the search
+    starts again from the lowest one of some smaller widths.
 
     Args:
         held_back_error: width -> relative error after the refit.
     """
     limit = math.sqrt(allowed**2 + floor**2) * (1 + 1e-9)
-    fails, passes = 0, units
+    fails, passes, lowest = 0, units, floor
     while passes - fails > 1:
         middle = (fails + passes) // 2
-        if held_back_error(middle) <= limit:
+        error = held_back_error(middle)
+        lowest = min(lowest, error)
+        if error <= limit:
             passes = middle
         else:
             fails = middle
-    return passes
+    if lowest >= floor / 2:
+        return passes
+    others = (held_back_error(units * part // 8) for part in (4, 6, 7))
+    return smallest_width(held_back_error, units, allowed, min(lowest, *others))

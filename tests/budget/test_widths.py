@@ -31,3 +31,8 @@ def test_the_smallest_width_passes_and_one_less_does_not(drops: list[float], all
     limit = math.hypot(allowed, floor) * (1 + 1e-9)
     assert errors[width - 1] <= limit
     assert width == 1 or errors[width - 2] > limit
+
+
+def test_a_bad_fit_of_all_units_does_not_excuse_a_small_width() -> None:
+    errors = [0.64, 0.51, 0.44, 0.36, 0.17, 0.12, 0.1, 0.09, 0.09, 0.49]
+    assert smallest_width(lambda units: errors[units - 1], 10, 0.1, errors[-1]) == 6
