@@ -15,8 +15,8 @@ from compress.training import PathProx, find_couplings, group_lasso_term, lasso_
 
 FACTORIZED, PLAIN = "PathProx", "PathProx, plain network"
 PENALTIES = {
-    FACTORIZED: (4e-3, 8e-3, 1.2e-2, 1.6e-2, 2.4e-2, 3.2e-2),
-    PLAIN: (4e-3, 8e-3, 1.2e-2, 1.6e-2, 2.4e-2, 3.2e-2),
+    FACTORIZED: (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 2.4e-2),
+    PLAIN: (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 2.4e-2),
     "weight decay": (1e-3, 3e-3, 5e-3, 1e-2, 1.5e-2, 2e-2),
     "group lasso": (1e-3, 3e-3, 5e-3, 7e-3, 1e-2, 1.5e-2),
     "lasso": (2e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3),

@@ -34,7 +34,7 @@ class TrainingOptions(BaseModel):
     clip_norm: float = Field(0.0, ge=0, lt=1e6, description="gradients are scaled down to this norm; 0: they are not")
     ramp: float = Field(0.0, ge=0, description="epochs over which λ rises linearly from 0")
     debias: int = Field(0, ge=0, description="epochs without penalty at the end, in which zeros stay zeros")
-    debias_lr: float | None = Field(None, gt=0, lt=1e6, description="largest learning rate of these, 0.1·lr by default")
+    debias_lr: float | None = Field(None, gt=0, lt=1e6, description="largest learning rate of these; lr by default")
     warmup: float = Field(0.0, ge=0, description="epochs over which the rate rises linearly")
     milestones: tuple[int, ...] = Field((), description="epochs after which `step` multiplies the rate by `gamma`")
     gamma: float = Field(0.1, gt=0, le=1)

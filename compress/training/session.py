@@ -156,7 +156,7 @@ def debias(
     assert options.lr is not None, "completed options"
     chosen = options.model_copy(
         update={
-            "method": "sgd", "penalty": 0.0, "epochs": options.debias, "lr": options.debias_lr or 0.1 * options.lr,
+            "method": "sgd", "penalty": 0.0, "epochs": options.debias, "lr": options.debias_lr or options.lr,
             "schedule": "cosine", "milestones": (), "warmup": 0.0, "ramp": 0.0, "patience": None,
         }
     )  # fmt: skip
