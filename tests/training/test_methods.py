@@ -190,10 +190,10 @@ def test_the_terms_of_lasso_rise_too():
     chosen = options(method="lasso", penalty=0.1, ramp=2)
     method = make_method(module, torch.zeros(2, 4), chosen)
     schedule = make_schedule(method.optimizer, chosen, 4)
-    assert float(method.extra(module)) == 0
+    assert method.extra(module).item() == 0
     for _ in range(8):
         method.optimizer.step()
         schedule.step()
-    assert float(method.extra(module)) == pytest.approx(
+    assert method.extra(module).item() == pytest.approx(
         0.1 * sum(w.abs().sum().item() for w in module.parameters() if w.ndim > 1)
     )
