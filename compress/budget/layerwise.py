@@ -318,7 +318,6 @@ def record_turn(
             advance=progress.advance,
         )
         seconds.update(spent)
-        store.drop()
     return finished(problem, group, recorders), dict(seconds)
 
 
@@ -329,7 +328,7 @@ def score_streams(
     scores: list[CalibrationScore | None] = []
     for which, (stream, store) in enumerate(zip((problem.fitting, problem.held_back), stores, strict=True)):
         sizes = stream.sizes()
-        if which == 0 and len(store.sizes) < len(sizes):  # scoring them would cost two passes
+        if which == 0 and not all(map(store.reaches, range(len(sizes)))):  # scoring them could cost two passes
             scores.append(None)
             continue
         progress.stage("scoring calibration samples" if which == 0 else "scoring held-back samples", stream.count)

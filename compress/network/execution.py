@@ -231,9 +231,15 @@ def _resolve(argument: Any, values: Mapping[str, Pair], which: int) -> Any:
 class ActivationStore:
     """Values at one frontier of the graph, one file per batch, on disk, within a bound.
 
+    A batch that a pass had no need of stays at the frontier it had reached before.
+
     Attributes:
         folder: a private temporary folder; `close()` removes it.
         limit: bytes that may lie there; a batch that would exceed it is not kept, and is recomputed.
+        nodes: the frontier.
+        sizes: bytes of each batch that is kept.
+        generation: number of the frontier.
+        behind: of batches at an earlier frontier, its number and nodes.
     """
 
     folder: Path
@@ -241,6 +247,7 @@ class ActivationStore:
     nodes: tuple[str, ...] = ()
     sizes: dict[int, int] = field(default_factory=dict)
     generation: int = 0
+    behind: dict[int, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, limit: int, parent: str | None = None) -> ActivationStore:
@@ -279,18 +286,35 @@ class ActivationStore:
             return None
         tensors = load_file(self._path(batch), device=str(device))
         return {
-            name: (first := tensors[f"original:{name}"], tensors.get(f"current:{name}", first)) for name in self.nodes
+            name: (first := tensors[f"original:{name}"], tensors.get(f"current:{name}", first))
+            for name in self._origin(batch)[1]
         }
 
-    def drop(self, batch: int | None = None) -> None:
-        """Delete one batch's values, or all of this frontier's."""
-        for index in [batch] if batch is not None else list(self.sizes):
-            if self.sizes.pop(index, None) is not None:
-                self._path(index).unlink(missing_ok=True)
+    def reaches(self, batch: int) -> bool:
+        """Whether the batch is kept at this very frontier."""
+        return batch in self.sizes and batch not in self.behind
+
+    def inherit(self, earlier: ActivationStore) -> None:
+        """Take over what is left at an earlier frontier of the same folder, of batches that are not kept here."""
+        for batch, size in list(earlier.sizes.items()):
+            if batch in self.sizes or sum(self.sizes.values()) + size > self.limit:
+                earlier.drop(batch)
+                continue
+            self.behind[batch] = earlier._origin(batch)
+            self.sizes[batch] = earlier.sizes.pop(batch)
+
+    def drop(self, batch: int) -> None:
+        """Delete one batch's values."""
+        if self.sizes.pop(batch, None) is not None:
+            self._path(batch).unlink(missing_ok=True)
+            self.behind.pop(batch, None)
 
     def close(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _origin(self, batch: int) -> tuple[int, tuple[str, ...]]:
+        return self.behind.get(batch, (self.generation, self.nodes))
+
     def _path(self, batch: int) -> Path:
-        return self.folder / f"{self.generation}-{batch}.safetensors"
+        return self.folder / f"{self._origin(batch)[0]}-{batch}.safetensors"

@@ -297,7 +297,8 @@ def record_moments(
         sizes: samples in each batch; a batch reaches only those recorders whose plan is not yet full.
         original, current: states of the two networks; None: one network.
         store: values from which a batch can start; used up as it is read.
-        keep: where to leave the values from which the next pass can start.
+        keep: where to leave the values from which the next pass can start. What was not read, or found no room, is
+            left there at the frontier of `store`.
         advance: told the samples of each finished batch.
     """
     other = original if current is None else current
@@ -327,10 +328,11 @@ def record_moments(
             forward += time.perf_counter() - running
             for recorder in open_recorders:
                 recorder.add(values, original, other)
-            if keep is not None:
-                keep.put(number, values)
-            if store is not None:
+            kept = keep is not None and keep.put(number, values)
+            if store is not None and (kept or keep is None):
                 store.drop(number)
             if advance is not None:
                 advance(size)
+    if keep is not None and store is not None:
+        keep.inherit(store)
     return {"forward": forward, "recording": time.perf_counter() - started - forward}

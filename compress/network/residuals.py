@@ -56,17 +56,21 @@ class Residual:
             first, second: the shortcut in the original and in the current network.
             index: output positions (B, P) that are read of a convolution; None for all.
         """
-        moved = first.double() - second.double()
+        rows = self.rows(first, index, linear=linear) - self.rows(second, index, linear=linear)
+        return self.undone(rows, state)
+
+    def rows(self, value: Tensor, index: Tensor | None, *, linear: bool) -> Tensor:
+        """The sum's values (n, D) at the consumer's output positions `index` (None: all), in float64."""
         if self.order:
-            inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-            moved = moved.permute(inverse)
-        if linear:
-            rows = moved.reshape(-1, moved.shape[-1])
-        else:
-            rows = moved.flatten(2).transpose(1, 2)  # (B, positions, D)
+            value = value.permute(sorted(range(len(self.order)), key=self.order.__getitem__))
+        if not linear:
+            value = value.flatten(2).transpose(1, 2)  # (B, positions, D)
             if index is not None:
-                rows = rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
-            rows = rows.reshape(-1, rows.shape[-1])
+                value = value.gather(1, index[:, :, None].expand(-1, -1, value.shape[2]))
+        return value.reshape(-1, value.shape[-1]).double()
+
+    def undone(self, rows: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Changes of the sum (n, D) as changes of the consumer's outputs; 0 where a factor is tiny."""
         factor = self.factor(state, rows.shape[1])
         usable = factor.abs() > SMALLEST_FACTOR * factor.abs().max()
         return torch.where(usable, rows / torch.where(usable, factor, 1.0), 0.0)
@@ -175,8 +179,8 @@ class Rectifier:
             first, second: the rectifier's input in the original and in the current network.
             index: as for `Residual.correction`.
         """
-        wanted = torch.where(first > 0, first, second.clamp_max(0))
-        return self.path.correction(wanted, second, state, index, linear=linear)
+        wanted, now = (self.path.rows(value, index, linear=linear) for value in (first, second))
+        return self.path.undone(torch.where(wanted > 0, wanted, now.clamp_max(0)) - now, state)
 
 
 def find_rectifier(program: Program, consumer: Consumer) -> Rectifier | None:

@@ -155,6 +155,40 @@ def test_a_pass_that_starts_from_stored_activations_gives_the_same_moments(netwo
     assert torch.equal(first.moments(state)[0].cross, second.moments(state)[0].cross)
 
 
+def test_what_a_shorter_pass_leaves_out_is_not_run_from_the_inputs_again(network: tuple) -> None:  # type: ignore[type-arg]
+    _, program, state, groups = network
+    changed = {**state, "left.weight": state["left.weight"] * 0.5}
+    frontier = program.frontier(["hidden.weight", "head.weight"], [groups["hidden"].consumers[0].input])
+    earlier = program.frontier(["left.weight", "hidden.weight", "head.weight"], [groups["hidden"].consumers[0].input])
+    assert earlier != frontier
+
+    def unread(number: int) -> tuple[Tensor]:
+        raise AssertionError(f"batch {number} was read again")
+
+    def whole(**stores: ActivationStore) -> GroupRecorder:
+        found = recorder(groups["hidden"], state, positions=0, targets=True)
+        read = unread if "store" in stores else lambda number: batches()[number]
+        record_moments(program, [found], read, [4] * 5, state, changed, **stores)
+        return found
+
+    store = ActivationStore.open(2**26)
+    try:
+        first, second = store.advance(earlier), store.advance(earlier).advance(frontier)
+        direct = whole(keep=first)
+        short = recorder(groups["hidden"], state, positions=0, targets=True)
+        short.plan = SamplePlan(8, short.plan.positions)
+        record_moments(program, [short], unread, [4] * 5, state, changed, store=first, keep=second)
+        assert [second.reaches(batch) for batch in range(5)] == [True, True, False, False, False]
+        third = second.advance(frontier)
+        indirect = whole(store=second, keep=third)
+        assert all(map(third.reaches, range(5)))
+        assert len(list(store.folder.iterdir())) == 5
+    finally:
+        store.close()
+    assert torch.equal(direct.moments(state)[0].gram, indirect.moments(state)[0].gram)
+    assert torch.equal(direct.moments(state)[0].cross, indirect.moments(state)[0].cross)
+
+
 def test_nan_activations_name_the_layer(network: tuple) -> None:  # type: ignore[type-arg]
     _, program, state, groups = network
     broken = {**state, "hidden.bias": torch.full_like(state["hidden.bias"], float("inf"))}
