@@ -99,7 +99,7 @@ def mackey_glass(run: Run, steps: int) -> None:
 def convolutional(run: Run, per_class: int, epochs: int, tested: int) -> None:
     inputs, labels, test, test_labels = mnist(run, per_class, tested)
     inputs, test = inputs.view(-1, 1, 28, 28), test.view(-1, 1, 28, 28)
-    debiasing = max(1, epochs // 2)
+    debiasing, rate = epochs, 0.02
 
     def descend(module: nn.Module, optimizer: torch.optim.Optimizer, count: int, masks: Masks = ()) -> nn.Module:
         generator = torch.Generator().manual_seed(0)
@@ -117,11 +117,11 @@ def convolutional(run: Run, per_class: int, epochs: int, tested: int) -> None:
 
     def fit(penalties: Sequence[float], start: nn.Module | None = None) -> nn.Module:
         module = copy_of(start) if start is not None else fresh(mnist_cnn)
-        return descend(module, proximal(module, penalties, 0.02), epochs)
+        return descend(module, proximal(module, penalties, rate), epochs)
 
     def without_penalty(module: nn.Module) -> nn.Module:
         own = copy_of(module)
-        return descend(own, torch.optim.SGD(own.parameters(), lr=0.01, momentum=0.9), debiasing, zeros_of(own))
+        return descend(own, torch.optim.SGD(own.parameters(), lr=rate, momentum=0.9), debiasing, zeros_of(own))
 
     total = sum(weight.numel() for weight in weights_of(mnist_cnn()))
     run.say(
