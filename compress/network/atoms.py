@@ -147,14 +147,14 @@ class AtomSets:
         """Make first[i] and second[i] one for every i."""
         first, second = self.find(first), self.find(second)
         apart = first != second
-        pairs = np.unique(np.stack([first[apart], second[apart]], axis=1), axis=0)
-        low, high = pairs.min(axis=1), pairs.max(axis=1)
-        plain = not self._special[pairs].any()
-        if plain and len(np.unique(high)) == len(high) and not np.isin(high, low).any():
+        first, second = first[apart], second[apart]
+        low, high = np.minimum(first, second), np.maximum(first, second)
+        plain = not self._special[first].any() and not self._special[second].any()
+        if plain and len(np.unique(high)) == len(high) and not np.isin(high, low, kind="table").any():
             self._parent[high] = low
             self._changed()
             return
-        for a, b in pairs.tolist():
+        for a, b in np.unique(np.stack([first, second], axis=1), axis=0).tolist():
             self.union(a, b)
 
     def union(self, first: int, second: int) -> None:
@@ -239,3 +239,13 @@ def _without_repeats(label: Array) -> Array:
     order = np.argsort(label < 0, axis=1, kind="stable")
     label = np.take_along_axis(label, order, axis=1)
     return label[:, : max(1, int((label >= 0).sum(axis=1).max(initial=1)))]
+
+
+def row_numbers(rows: Array) -> Array:
+    """(n,) numbers of the rows of (n, m) integers, equal for equal rows alone."""
+    factors = np.random.default_rng(0).integers(1, 2**63, rows.shape[1], dtype=np.uint64) | np.uint64(1)
+    mixed = (rows.astype(np.uint64) * factors).sum(axis=1, dtype=np.uint64)
+    _, first, numbers = np.unique(mixed, return_index=True, return_inverse=True)
+    if not np.array_equal(rows[first[numbers]], rows):  # two rows that differ were mixed to one number
+        numbers = np.unique(rows, axis=0, return_inverse=True)[1]
+    return np.asarray(numbers.reshape(-1), dtype=np.int64)

@@ -106,9 +106,10 @@ def find_shape_attributes(
         unwanted = _NOT_A_SIZE if wanted is _SIZE_NAME else _NO_NAME
         sizes: dict[int, int] = {}
         for part in (dimension, *((factor,) for factor in dimension)):
-            positions = positions_in(flow, part)
+            size = dimension_size(part)
+            positions = None if size in sizes else positions_in(flow, part)
             if positions is not None:
-                sizes.setdefault(dimension_size(part), positions.shape[1])
+                sizes[size] = positions.shape[1]
         stack = node.meta.get("nn_module_stack") or {}
         paths = [str(entry[0]) for entry in stack.values() if isinstance(entry, tuple)][-2:]
         for path in paths:

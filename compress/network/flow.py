@@ -15,7 +15,7 @@ from torch import fx
 from compress.network.channels import Atoms, Dimension, Factor, Flow, dimension_size, is_tracked
 from compress.network.graph import NetworkGraph, module_path
 
-_BATCH = 7919  # stands for the symbolic batch: a prime, so that no channel count is mistaken for a multiple of it
+_BATCH = 1009  # stands for the symbolic batch: a prime, so that no channel count is mistaken for a multiple of it
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,6 +104,12 @@ def _choose_apart(drafts: Sequence[_Draft], groups: Sequence[UnitGroup], rejecte
     return sorted(chosen)
 
 
+def _profile(draft: _Draft) -> object:
+    """What two drafts have in common that are the same part of two equal blocks."""
+    parts = [(part.name.rpartition(".")[2], part.dim, tuple(part.positions.shape)) for part in draft.group.slices]
+    return draft.kind, draft.group.unit_count, draft.group.activation, sorted(parts)
+
+
 _Rules = Sequence[AttributeRule]
 _Choice = Callable[[nn.Module, _Rules], _Rules]
 
@@ -173,8 +179,10 @@ class _Trial:
             by_kind.setdefault((draft.group.coupled, draft.kind), []).append(index)
         parts = list(by_kind.values())
         if len(parts) == 1:
-            if len(indices) > 3 and self._attempt(indices[:1]) is None and self._attempt(indices[-1:]) is None:
-                return {}
+            if len(indices) > 3 and self._attempt(indices[:1]) is None:
+                alike = _profile(self.drafts[indices[0]]) == _profile(self.drafts[indices[-1]])
+                if alike or self._attempt(indices[-1:]) is None:
+                    return {}
             middle = len(indices) // 2
             parts = [indices[:middle], indices[middle:]]
         passed: dict[int, UnitGroup] = {}

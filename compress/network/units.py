@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from compress.network.atoms import row_numbers
 from compress.network.attributes import counts_its_groups, find_attributes, find_shape_attributes
 from compress.network.channels import Dimension, dimension_size
 from compress.network.flow import ChannelFlow, Contraction, argument, operation_name
@@ -122,6 +123,7 @@ class _Occurrences:
     atoms: list[int]
     places: dict[tuple[str, int], np.ndarray]
     slot: int
+    known: dict[int, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)  # by a label's identity
 
     def slices(self, flow: ChannelFlow) -> tuple[ParameterSlice, ...]:
         names: dict[str, list[str]] = {}
@@ -139,11 +141,18 @@ class _Occurrences:
         if flat.atoms is None:
             return None
         label = flow.atoms.resolve(flat.atoms)
+        if id(label) not in self.known:
+            self.known[id(label)] = label, self._positions_of(label)
+        return self.known[id(label)][1]
+
+    def _positions_of(self, label: np.ndarray) -> np.ndarray | None:
         order = np.argsort(self.atoms)
         members = np.asarray(self.atoms)[order]
-        place = np.minimum(np.searchsorted(members, label), len(members) - 1)
-        positions, slots = np.nonzero(members[place] == label)
-        units = order[place[positions, slots]]
+        near, slots = np.nonzero((label >= members[0]) & (label <= members[-1]))
+        atoms = label[near, slots]
+        place = np.searchsorted(members, atoms)  # within: no atom is larger than the last member
+        own = members[place] == atoms
+        positions, units = near[own], order[place[own]]
         counts = np.bincount(units, minlength=len(members))
         if counts.min() != counts.max() or not counts.max():
             return None
@@ -175,35 +184,52 @@ def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[
     atoms, place, position, slot = (
         np.concatenate(parts) for parts in (atom_parts, place_parts, position_parts, slot_parts)
     )
-    order = np.lexsort((slot, position, place, atoms))
+    order = np.argsort(atoms, kind="stable")  # at each atom by place, position, slot, as they were found
     atoms, place, position, slot = atoms[order], place[order], position[order], slot[order]
     starts = np.flatnonzero(np.r_[True, atoms[1:] != atoms[:-1]])
     ends = np.r_[starts[1:], len(atoms)]
-    births = flow.atoms.births(atoms[starts]).tolist()
-    sides = _padding_sides(flow)
-    groups: dict[tuple[object, ...], list[int]] = {}
-    where: dict[int, tuple[int, int]] = {}
-    for start, end, birth in zip(starts.tolist(), ends.tolist(), births, strict=True):
-        atom = int(atoms[start])
-        where[atom] = (start, end)
-        key = (birth, flow.atoms.pinned(atom), sides.get(atom), place[start:end].tobytes())
-        groups.setdefault(key, []).append(atom)
     found: list[_Occurrences] = []
     owner = np.full(int(atoms[-1]) + 2, -1, dtype=np.int64)  # the last entry stays -1: the owner of no atom
-    for members in groups.values():
-        members.sort(key=lambda atom: int(position[where[atom][0]]))
-        spans = np.array([where[atom] for atom in members])
-        rows = np.stack([position[start:end] for start, end in spans])  # (K, positions of all places)
-        row_places = place[spans[0][0] : spans[0][1]]
+    for members in _alike(flow, atoms[starts], place, starts, ends):
+        members = members[np.argsort(position[starts[members]], kind="stable")]
+        span = starts[members][:, None] + np.arange(ends[members[0]] - starts[members[0]])
+        rows, row_places = position[span], place[span[0]]  # (K, positions of all places)
         table = {places[number]: rows[:, row_places == number] for number in dict.fromkeys(row_places.tolist())}
-        owner[members] = len(found)
-        found.append(_Occurrences(members, table, int(slot[spans[:, 0]].min())))
+        own = atoms[starts[members]]
+        owner[own] = len(found)
+        found.append(_Occurrences(own.tolist(), table, int(slot[starts[members]].min())))
     shared: set[tuple[int, int]] = set()
     for label in products:
-        for row in np.unique(owner[label], axis=0).tolist():
+        rows = owner[label]
+        for row in rows[np.unique(row_numbers(rows), return_index=True)[1]].tolist():
             numbers = sorted(set(row) - {-1})
             shared.update((a, b) for place, a in enumerate(numbers) for b in numbers[place + 1 :])
     return found, shared
+
+
+def _alike(
+    flow: ChannelFlow, atoms: np.ndarray, place: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> list[np.ndarray]:
+    """Numbers of the atoms in sets: born together, in the same places equally often, held for the same reason.
+
+    Args:
+        atoms: (A,) distinct; atom i occurs at place[starts[i]:ends[i]].
+    """
+    sides = _padding_sides(flow)
+    kinds: dict[object, int] = {None: 0}
+    held = [(flow.atoms.pinned(atom), sides.get(atom)) for atom in atoms.tolist()]
+    keys = np.zeros((len(atoms), 4), dtype=np.int64)
+    keys[:, 0] = flow.atoms.births(atoms)
+    keys[:, 1] = [kinds.setdefault(kind, len(kinds)) for kind in held]
+    keys[:, 2] = lengths = ends - starts
+    for length in np.unique(lengths).tolist():
+        own = np.flatnonzero(lengths == length)
+        runs = place[starts[own][:, None] + np.arange(length)]
+        keys[own, 3] = row_numbers(runs)
+    which = row_numbers(keys)
+    order = np.argsort(which, kind="stable")
+    sets = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
+    return sorted(sets, key=lambda members: int(members[0]))
 
 
 def _padding_sides(flow: ChannelFlow) -> dict[int, tuple[int, ...]]:
