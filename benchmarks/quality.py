@@ -243,6 +243,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--levels", default=",".join(map(str, LEVELS)))
     parser.add_argument("--calibration", type=int, default=5000)
     parser.add_argument("--journal", type=Path, help="JSONL of finished cells; they are not run again")
+    parser.add_argument("--show", action="store_true", help="print what the journal holds, run nothing")
 
 
 def main() -> int:
@@ -259,7 +260,7 @@ def main() -> int:
     for name in networks:
         have = {(cell["method"], cell["share"]) for cell in cells if cell["network"] == name}
         missing = [(method, level) for level in levels for method in methods if (method, level) not in have]
-        if missing:
+        if missing and not given.show:
             bench = make_bench(name, given.checkpoints, given.data, calibration, test)
             for method, level in missing:
                 cells.append(run_cell(bench, method, level))
