@@ -158,7 +158,7 @@ class Atoms(AtomSets):
                 fixed = (grid < 0).nonzero()
                 self._pin_all(
                     np.unique(np.concatenate([rows[fixed[0]], columns[fixed[1]]])).tolist(),
-                    "is split in two dimensions with a fixed position",
+                    "is split in two dimensions together with channels that cannot be cut",
                 )
                 row, column = (grid >= 0).nonzero()
                 self.substitute_pairs(grid[row, column], rows[row], columns[column])

@@ -21,7 +21,8 @@ def _take_part(flow: ChannelFlow, node: fx.Node, dimension: Dimension, start: in
     if size > 1 and total % size == 0 and start % size == 0:
         halves = flow.atoms.split_dimension(dimension, total // size)
         if halves is not None:
-            flow.pin(halves[0], f"is one of the equal parts that {flow.where(node)} takes")
+            reason = f"is taken in equal parts by {flow.where(node)}: no cut of these tied channels leaves equal parts"
+            flow.pin(halves[0], reason)
             flow.touch_shape(node, halves[1])
             flow.touch_shape(node, dimension)
             return halves[1]
