@@ -42,11 +42,11 @@ def convergence_part(run: Run) -> None:
     width, per_class, steps = (50, 10, 100) if run.quick else (100, 50, 1500)
     rates = (0.2,) if run.quick else (0.2, 0.4)
     penalty = 3e-3
-    data = mnist(run, per_class, 1000)
+    data = mnist(run, per_class, 1000 if run.quick else 10_000)
     run.say(
         f"part 1: MLP-3-{width} factorized, {per_class} images per class, full batch, {steps} steps, λ {penalty:g}, "
         f"momentum 0.9, gradients clipped to norm 1, learning rate of {', '.join(map(str, rates))} with the lowest "
-        "final objective for each method, one seed"
+        f"final objective for each method, {len(data[2])} test images, one seed"
     )
     best = {}
     for method in (SGD, BALANCED, UNIT):
