@@ -24,7 +24,7 @@ Masks = Sequence[tuple[Tensor, Tensor]]
 
 def penalty_part(run: Run) -> None:
     mackey_glass(run, steps=60 if run.quick else 2000)
-    convolutional(run, *((20, 3, 1000) if run.quick else (100, 6, 10_000)))
+    convolutional(run, *((20, 3, 1000) if run.quick else (100, 10, 10_000)))
 
 
 def mackey_glass(run: Run, steps: int) -> None:
@@ -99,13 +99,19 @@ def mackey_glass(run: Run, steps: int) -> None:
 def convolutional(run: Run, per_class: int, epochs: int, tested: int) -> None:
     inputs, labels, test, test_labels = mnist(run, per_class, tested)
     inputs, test = inputs.view(-1, 1, 28, 28), test.view(-1, 1, 28, 28)
-    debiasing, rate = epochs, 0.02
+    debiasing, rate = max(1, epochs // 2), 0.02
 
     def descend(module: nn.Module, optimizer: torch.optim.Optimizer, count: int, masks: Masks = ()) -> nn.Module:
         generator = torch.Generator().manual_seed(0)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count * -(-len(inputs) // 64))
+        steps = count * -(-len(inputs) // 64)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        full = [group.get("penalty", 0.0) for group in optimizer.param_groups]
+        step = 0
         for _ in range(count):
             for batch in torch.randperm(len(inputs), generator=generator).split(64):
+                for group, penalty in zip(optimizer.param_groups, full, strict=True):
+                    group["penalty"] = penalty * min(1.0, 2 * step / steps)
+                step += 1
                 optimizer.zero_grad()
                 cross_entropy(module(inputs[batch]), labels[batch]).backward()
                 hold(masks)
@@ -121,13 +127,14 @@ def convolutional(run: Run, per_class: int, epochs: int, tested: int) -> None:
 
     def without_penalty(module: nn.Module) -> nn.Module:
         own = copy_of(module)
-        return descend(own, torch.optim.SGD(own.parameters(), lr=rate, momentum=0.9), debiasing, zeros_of(own))
+        return descend(own, torch.optim.SGD(own.parameters(), lr=rate / 2, momentum=0.9), debiasing, zeros_of(own))
 
     total = sum(weight.numel() for weight in weights_of(mnist_cnn()))
     run.say(
         f"MNIST CNN (three 3×3 convolutions, two linear layers, {total} weights), {per_class} images per class, "
-        f"{epochs} epochs of batches of 64 a training, momentum 0.9, all from one dense network; debiasing: "
-        f"{debiasing} epochs more without penalty, zeros held; {len(test)} test images"
+        f"{epochs} epochs of batches of 64 a training, λ rising over the first half, momentum 0.9, cosine rate of "
+        f"{rate:g}, all from one dense network; debiasing: {debiasing} epochs more at half the rate without penalty, "
+        f"zeros held; {len(test)} test images"
     )
     start = fit([0.0])
     rows: list[tuple[str | float | int, ...]] = []
