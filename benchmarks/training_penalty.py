@@ -37,7 +37,9 @@ def mackey_glass(run: Run, steps: int) -> None:
 
     def descend(module: nn.Module, optimizer: torch.optim.Optimizer, count: int, masks: Masks = ()) -> nn.Module:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count, eta_min=rate / 10)
-        for _ in range(count):
+        full = penalties_of(optimizer)
+        for step in range(count):
+            raise_penalties(optimizer, full, step / count)
             optimizer.zero_grad()
             squared_loss(module(data[0]), data[1]).backward()
             hold(masks)
@@ -58,8 +60,9 @@ def mackey_glass(run: Run, steps: int) -> None:
     total = sum(weight.numel() for weight in weights_of(mlp(WIDTHS)))
     run.say(
         f"part 3: Mackey-Glass, 1000 rows for training, 385 for test, network {'-'.join(map(str, WIDTHS))} with "
-        f"{total} weights, full batch, {steps} steps a training, momentum 0.9, rate {rate:g}, all from one dense "
-        f"network; debiasing: {debiasing} steps more at a tenth of the rate without penalty, zeros held"
+        f"{total} weights, full batch, {steps} steps a training, λ rising over the first half, momentum 0.9, "
+        f"cosine rate of {rate:g}, all from one dense network; debiasing: {debiasing} steps more at a tenth of the "
+        "rate without penalty, zeros held"
     )
     rows, dense, misses = [], [], []
     start = fit([0.0])
@@ -105,12 +108,10 @@ def convolutional(run: Run, per_class: int, epochs: int, tested: int) -> None:
         generator = torch.Generator().manual_seed(0)
         steps = count * -(-len(inputs) // 64)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        full = [group.get("penalty", 0.0) for group in optimizer.param_groups]
-        step = 0
+        full, step = penalties_of(optimizer), 0
         for _ in range(count):
             for batch in torch.randperm(len(inputs), generator=generator).split(64):
-                for group, penalty in zip(optimizer.param_groups, full, strict=True):
-                    group["penalty"] = penalty * min(1.0, 2 * step / steps)
+                raise_penalties(optimizer, full, step / steps)
                 step += 1
                 optimizer.zero_grad()
                 cross_entropy(module(inputs[batch]), labels[batch]).backward()
@@ -170,6 +171,16 @@ def copy_of(module: nn.Module) -> nn.Module:
 def zeros_of(module: nn.Module) -> Masks:
     """Every weight tensor with a mask of its nonzeros."""
     return [(weight, (weight.detach() != 0).to(weight)) for weight in weights_of(module)]
+
+
+def penalties_of(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [group.get("penalty", 0.0) for group in optimizer.param_groups]
+
+
+def raise_penalties(optimizer: torch.optim.Optimizer, full: list[float], part: float) -> None:
+    """Every group's λ after a part of the steps: it rises over the first half."""
+    for group, penalty in zip(optimizer.param_groups, full, strict=True):
+        group["penalty"] = penalty * min(1.0, 2 * part)
 
 
 def hold(masks: Masks) -> None:

@@ -49,17 +49,16 @@ def test_a_regression_is_trained_compressed_and_scored_by_its_squared_error(reci
     assert scored["squared_error"] == pytest.approx(found["trained"]["loss"], rel=1e-5)
     model = str(tmp_path / "net" / "model.safetensors")
     arguments = ["--arch", "compress:mlp", "--data", train, "--eval", test, "--keep", "0.75"]
-    tuned = ["--finetune", "sgd", "--loss", "squared", "--output", str(tmp_path / "small"), "--json"]
+    tuned = ["--finetune", "sgd", "--loss", "squared", "--dry-run", "--json"]
     assert main([model, *arguments, *tuned]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["evaluation"]["squared_error"][0] == pytest.approx(scored["squared_error"])
     assert report["finetune"]["curve"][0]["validation_top1"] is None
 
 
-@pytest.mark.parametrize("method", ["pathprox", "l1"])
-def test_counts_are_fitted_by_the_poisson_loss(method, recipe, tmp_path, capsys):
+def test_counts_are_fitted_by_the_poisson_loss(recipe, tmp_path, capsys):
     data, held = (write_data(tmp_path, name, seed, counts=True) for name, seed in (("a", 2), ("b", 3)))
-    command = ["train", recipe, "--data", data, "--eval", held, "--method", method, "--loss", "poisson"]
+    command = ["train", recipe, "--data", data, "--eval", held, "--method", "pathprox", "--loss", "poisson"]
     assert main([*command, "--output", str(tmp_path / "net")]) == 0
     shown = capsys.readouterr().out
     assert "poisson loss" in shown
