@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -115,3 +115,8 @@ class UnitGroup:
         if not self.statistics:
             return None
         return f"{len(self.statistics)} normalisation(s) over these units are computed over the kept units only"
+
+
+def with_reason(group: UnitGroup, reason: str) -> UnitGroup:
+    """The same group, not prunable."""
+    return replace(group, skip_reason=reason)

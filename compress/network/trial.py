@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 from compress.network.graph import NetworkGraph
+from compress.network.groups import with_reason
 from compress.network.restoring import named_tensors
 from compress.network.surgery import copy_with, masked_outputs, module_outputs, narrow, new_shapes, relative_deviation
 from compress.network.ties import tie_drafts
-from compress.network.units import USE_COUPLE, AttributeRule, UnitGroup, _Draft, with_reason
+from compress.network.units import USE_COUPLE, AttributeRule, UnitGroup, _Draft
 
 _BAKED = "a size in forward() is fixed in Python and no attribute changes it"
 _FAULTS = (CompressError, RuntimeError, ValueError, TypeError, AssertionError, IndexError, ArithmeticError)
@@ -224,12 +225,13 @@ class _Trial:
 
     def _equal(self, groups: list[UnitGroup]) -> bool:
         generator = torch.Generator().manual_seed(1)
-        kept = {
-            group.name: torch.randperm(group.unit_count, generator=generator)[: max(1, group.unit_count // 2)]
-            .sort()
-            .values
-            for group in groups
-        }
+        kept: dict[str, Tensor] = {}
+        for group in groups:  # equal shares of all would hide groups that must go alike: streams keep more than others
+            units = group.unit_count
+            low, high = (units // 2 + 1, 2 * units // 3 + 1) if group.coupled else (units // 3, units // 2)
+            low, high = (min(max(1, units - 1), max(1, count)) for count in (low, high))
+            count = int(torch.randint(low, high + 1, (), generator=generator))
+            kept[group.name] = torch.randperm(units, generator=generator)[:count].sort().values
         if not self._fits(kept, groups):
             return False
         if not self.state:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -100,12 +100,13 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
             skip_reason=reason,
         )
         number_of[number] = len(drafts)
-        suspicious = bool(classes) or not all(
+        homes = frozenset(module_path(node) for node, _, _ in touched.shapes[number])
+        own = [module_path(made.node) for made in touched.read[number]]  # of a functional call its caller
+        readers = frozenset([*own, *(path.rpartition(".")[0] for path in own)])
+        rank = (first, found.slot)
+        suspicious = bool(classes or readers & touched.viewing) or not all(
             counts_its_groups(modules.get(module_path(node)), count) for node, _, count in touched.counts[number]
         )
-        homes = frozenset(module_path(node) for node, _, _ in touched.shapes[number])
-        readers = frozenset(module_path(made.node).rpartition(".")[0] for made in touched.read[number])
-        rank = (first, found.slot)
         drafts.append(
             _Draft(found.atoms, group, shapes, suspicious, classes, rank, homes=homes, readers=readers - {""})
         )
@@ -257,6 +258,7 @@ class _Touched:
         self.counts: list[list[tuple[fx.Node, Dimension, int]]] = [[] for _ in range(count)]
         self.inhomogeneous: set[int] = set()
         self.sums: set[int] = set()
+        self.viewing = {module_path(touch.node) for touch in flow.touches if touch.kind == "shape"}
         for contraction in flow.contractions:
             passing = self.groups_of(contraction.input_dimension) if contraction.groups > 1 else set()
             depthwise = contraction.groups > 1 and not contraction.weight_dimension
@@ -393,8 +395,3 @@ def _find_shift(flow: ChannelFlow, contraction: Contraction) -> str | None:
         return None
     mean = argument(user, 3, "running_mean")
     return flow.parameter_name(mean) if mean is not None else None
-
-
-def with_reason(group: UnitGroup, reason: str) -> UnitGroup:
-    """The same group, not prunable."""
-    return replace(group, skip_reason=reason)
