@@ -27,18 +27,18 @@ from benchmarks.quality import Bench, First, make_bench, network_recipe, plain, 
 from benchmarks.quality_methods import bisect_to_macs, share_of_macs
 from benchmarks.reporting import Run, start
 from compress.api.widths import layer_options, make_problem
-from compress.budget.allocation import DamageCurve, allocate
-from compress.budget.costs import cost_model
-from compress.budget.distillation import distil
-from compress.budget.layerwise import compress_layers
-from compress.budget.refining import refine_layers
-from compress.budget.refitting import refit_layer
-from compress.budget.search import search_widths
-from compress.budget.widths import WidthRule
-from compress.network.surgery import narrow
-from compress.network.units import UnitGroup
+from compress.compression.allocate import DamageCurve, allocate
+from compress.compression.costs import cost_model
+from compress.compression.refine import refine_layers
+from compress.compression.refit import refit_layer
+from compress.compression.search import search_widths
+from compress.compression.sweep import compress_layers
+from compress.compression.widths import WidthRule
 from compress.preparation import prepare
 from compress.progress import SilentProgress
+from compress.training.distillation import distil
+from compress.units.find import UnitGroup
+from compress.units.surgery import narrow
 
 PARTS = ("point", "latency", "ablation", "smallest")
 POINT = {"macs": 0.45, "params": 0.15}
@@ -246,12 +246,12 @@ def lasso_alone(bench: Bench, share: float) -> float:
 VARIANTS: dict[str, Callable[[Bench, float], float]] = {
     "everything": lambda bench, share: sweep(bench, widths_of(bench, share)),
     "one sweep, nothing refitted behind the next ReLU": lambda b, share: sweep(b, widths_of(b, share), refine=0),
-    "shortcuts' errors not taken back": without_patch("compress.budget.layerwise.find_residual", lambda *_: None),
+    "shortcuts' errors not taken back": without_patch("compress.compression.sweep.find_residual", lambda *_: None),
     "consumers whose input moved not refitted": lambda b, share: sweep(b, widths_of(b, share), readers=()),
     "all layers equally sensitive": equal_sensitivities,
     "features of the original network": original_features,
     "lasso instead of elimination": lasso_alone,
-    "no swaps": without_patch("compress.budget.layers.POLISHABLE", 0),
+    "no swaps": without_patch("compress.compression.layer.POLISHABLE", 0),
     "no refit": no_refit,
 }
 

@@ -135,9 +135,9 @@ def measure_model(name: str, folder: Path) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from compress.errors import CompressError
-    from compress.network.graph import trace_network
-    from compress.network.surgery import module_outputs, narrow, verify_narrowed
-    from compress.network.units import find_units
+    from compress.graph.trace import trace_network
+    from compress.units.find import find_units
+    from compress.units.surgery import module_outputs, narrow, verify_narrowed
 
     warnings.simplefilter("ignore")
     module, inputs = build_model(name)
@@ -193,9 +193,9 @@ def reload_deviation(folder: Path) -> float | str:
     import torch
     from safetensors.torch import load_file
 
-    from compress.network.architecture import with_versions
-    from compress.network.restoring import restore_shapes
-    from compress.network.surgery import module_outputs, relative_deviation
+    from compress.checkpoint.architecture import with_versions
+    from compress.checkpoint.restoring import restore_shapes
+    from compress.units.surgery import module_outputs, relative_deviation
 
     try:
         plan = json.loads((folder / "plan.json").read_text())

@@ -23,11 +23,11 @@ import torch
 
 from benchmarks.reporting import Run, start
 from compress.api import make_problem, run
-from compress.budget.layers import LayerOptions, solve_layer
-from compress.budget.layerwise import record_all
-from compress.budget.widths import WidthRule
+from compress.compression.layer import LayerOptions, solve_layer
+from compress.compression.sweep import record_all
+from compress.compression.widths import WidthRule
 from compress.data import open_data
-from compress.network.execution import run_pair
+from compress.graph.program import run_pair
 from compress.preparation import Prepared, prepare
 from compress.progress import SilentProgress
 from compress.recipe import Recipe, make_recipe

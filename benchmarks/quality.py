@@ -35,10 +35,10 @@ from benchmarks.quality_methods import (
 from benchmarks.reporting import Run, start
 from compress.api.cutting import cut_network
 from compress.api.widths import layer_options, make_problem
-from compress.budget.curves import Search, prepare_search
-from compress.budget.layerwise import Problem, compress_layers
-from compress.budget.search import search_widths
-from compress.budget.widths import WidthRule
+from compress.compression.curves import Search, prepare_search
+from compress.compression.search import search_widths
+from compress.compression.sweep import Problem, compress_layers
+from compress.compression.widths import WidthRule
 from compress.preparation import Prepared, prepare
 from compress.progress import SilentProgress
 from compress.recipe import Recipe, make_recipe

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from compress.budget.costs import CostModel
-from compress.budget.layers import LayerOptions, layer_unit_costs
-from compress.budget.layerwise import Problem
+from compress.compression.costs import CostModel
+from compress.compression.layer import LayerOptions, layer_unit_costs
+from compress.compression.sweep import Problem
 from compress.convex import select_units
-from compress.network.layer_moments import LayerMoments
+from compress.recording.layer_moments import LayerMoments
 
 Kept = dict[str, Tensor]
 STEPS = 12  # of a bisection

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.checkpoint.architecture import Architecture, build_architecture, find_architecture, load_weights
+from compress.checkpoint.manifest import MODEL, computed_state, read_artifact
+from compress.checkpoint.parametrisations import materialise
+from compress.checkpoint.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
 from compress.errors import CheckpointError, DataError, NonFiniteError, RecipeError, TraceError
-from compress.network.architecture import Architecture, build_architecture, find_architecture, load_weights
-from compress.network.biases import missing_biases, with_biases
-from compress.network.checkpoint import Checkpoint, load_checkpoint
-from compress.network.execution import Program, first_tensor, run_pair
-from compress.network.graph import NetworkGraph, trace_network
-from compress.network.parametrisations import materialise
-from compress.network.units import UnitGroup, find_units
-from compress.output.artifact import MODEL, computed_state, read_artifact
-from compress.output.evaluation import is_class_scores
+from compress.graph.program import Program, first_tensor, run_pair
+from compress.graph.trace import NetworkGraph, trace_network
 from compress.progress import Progress
 from compress.recipe import Recipe
+from compress.report.evaluation import is_class_scores
+from compress.units.biases import missing_biases, with_biases
+from compress.units.find import UnitGroup, find_units
 
 TRACE_BATCH = 2
 FORWARD_FAULTS = (

@@ -10,7 +10,7 @@ import pytest
 import compress
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
-from compress.output.report import headline
+from compress.report.markdown import headline
 
 BASE: dict[str, Any] = {**DEMO_OPTIONS, "calibration_samples": 500}
 

@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
+from compress.checkpoint.architecture import build_architecture, find_architecture, load_weights
+from compress.checkpoint.read import load_checkpoint
 from compress.data import open_data, overlap
 from compress.demo import CHECKPOINT, DEMO_OPTIONS
 from compress.demo.train_digits import accuracy, shift_images, split_digits, train
-from compress.network.architecture import build_architecture, find_architecture, load_weights
-from compress.network.checkpoint import load_checkpoint
 
 
 def test_the_trained_file_is_small_and_recognised() -> None:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compress.artifact.checksums import write_checksums
+from compress.checkpoint.manifest import file_sha256
 from compress.cli import main
 from compress.demo import DEMO_OPTIONS
 from compress.errors import RecipeError
-from compress.output.artifact import file_sha256
-from compress.output.checksums import write_checksums
 from compress.recipe import make_recipe, parse_reduction
 
 EVALUATION = str(DEMO_OPTIONS["eval"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
+from compress.artifact.exports.pt2_file import keeps_weights_raw
 from compress.cli import main
-from compress.export.pt2_file import keeps_weights_raw
 from compress.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]

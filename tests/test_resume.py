@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import compress
-from compress.budget import layerwise
-from compress.budget.resume import RunState
+from compress.compression import sweep as layerwise
+from compress.compression.resume import RunState
 from compress.demo import DEMO_OPTIONS
 from compress.errors import RecipeError
 
@@ -57,7 +57,7 @@ def test_a_resumed_run_writes_the_same_network(
     assert (tmp_path / "out.state" / "curves.safetensors").is_file()
     assert not folder.exists()
     with monkeypatch.context() as patch:
-        patch.setattr("compress.budget.curves.record_all", None)  # curves are not made again
+        patch.setattr("compress.compression.curves.record_all", None)  # curves are not made again
         found = compress.run(recipe(folder), resume=True)
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert not (tmp_path / "out.state").exists()

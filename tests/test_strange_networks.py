@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import compress
 from compress.api import RunResult
-from compress.budget.layerwise import fit_samples
 from compress.cli import main
+from compress.compression.sweep import fit_samples
 from compress.data import open_data
 from compress.errors import CompressError, DataError, NothingToCompressError
 from tests import strange_networks

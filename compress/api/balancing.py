@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from compress.atomic import new_file
+from compress.checkpoint.architecture import load_weights
+from compress.checkpoint.manifest import computed_state
+from compress.checkpoint.read import load_checkpoint
+from compress.diagnostics.balance import Balanced, balance_units
 from compress.errors import CheckpointError, OutputError, SurgeryError
-from compress.network.architecture import load_weights
-from compress.network.balance import Balanced, balance_units
-from compress.network.checkpoint import load_checkpoint
-from compress.network.scaling import find_scalings
-from compress.network.surgery import module_outputs, relative_deviation
-from compress.output.artifact import computed_state
-from compress.output.atomic import new_file
 from compress.preparation import Prepared, prepare
 from compress.progress import Progress, SilentProgress
 from compress.recipe import Recipe
+from compress.units.scaling import find_scalings
+from compress.units.surgery import module_outputs, relative_deviation
 
 OUTPUT_TOLERANCE = 1e-5  # relative to the largest output, in the precision that the network computes in
 CHECKED_SAMPLES = 64

@@ -9,17 +9,18 @@ from torch import Tensor, nn
 
 from compress.api.measuring import evaluate_pair
 from compress.api.tuning import Tuning, finetune_module
-from compress.budget.layerwise import Layerwise, Problem
+from compress.artifact.folder import stored_state
+from compress.checkpoint.architecture import with_versions
+from compress.checkpoint.manifest import computed_state
+from compress.compression.sweep import Layerwise, Problem
 from compress.errors import NothingToCompressError
-from compress.network.architecture import with_versions
-from compress.network.biases import without_idle_biases
-from compress.network.surgery import Narrowed, narrow, verify_narrowed
-from compress.network.units import UnitGroup
-from compress.output.artifact import computed_state, stored_state
-from compress.output.evaluation import Evaluation
 from compress.preparation import Prepared
 from compress.progress import Progress, Stages
 from compress.recipe import Recipe
+from compress.report.evaluation import Evaluation
+from compress.units.biases import without_idle_biases
+from compress.units.find import UnitGroup
+from compress.units.surgery import Narrowed, narrow, verify_narrowed
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.checkpoint.manifest import Artifact, read_artifact
 from compress.data import Cast, DataSource, Preprocessing, open_data
 from compress.errors import DataError
-from compress.output.artifact import Artifact, read_artifact
-from compress.output.evaluation import Evaluation, evaluate_networks
-from compress.output.report import evaluation_report
 from compress.preparation import check_device
 from compress.progress import Progress, SilentProgress
+from compress.report.evaluation import Evaluation, evaluate_networks
+from compress.report.markdown import evaluation_report
 
 
 def evaluate(

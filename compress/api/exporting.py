@@ -14,11 +14,12 @@ from compress.api.evaluating import open_evaluation
 from compress.api.reporting import MALFORMED, explain, is_training, read_report, read_training, write_pages
 from compress.api.verifying import make_probe
 from compress.api.writing import EXPORT_SAMPLES
+from compress.artifact.checksums import CHECKSUMS, check_checksums, write_checksums
+from compress.artifact.exports import EXPORTS, check_exports, write_exports
+from compress.artifact.folder import REPORT_JSON, TRAINING_JSON, write_json
+from compress.atomic import new_file
+from compress.checkpoint.manifest import CONFIG, MODEL, read_artifact
 from compress.errors import OutputError, RecipeError
-from compress.export import EXPORTS, check_exports, write_exports
-from compress.output.artifact import CONFIG, MODEL, REPORT_JSON, TRAINING_JSON, read_artifact, write_json
-from compress.output.atomic import new_file
-from compress.output.checksums import CHECKSUMS, check_checksums, write_checksums
 from compress.progress import Progress, SilentProgress
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from compress.api.widths import check_patterns, make_problem
-from compress.budget.layerwise import record_all, select_groups
+from compress.compression.sweep import record_all, select_groups
 from compress.diagnostics.deep import describe_depth
 from compress.diagnostics.layers import describe_group, describe_moments
 from compress.diagnostics.lipschitz import jacobian_norms
-from compress.network.cost import count_macs, count_parameters
+from compress.graph.cost import count_macs, count_parameters
 from compress.preparation import prepare
 from compress.progress import Progress, SilentProgress
 from compress.recipe import Recipe

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.network.cost import Cost, count_macs, count_parameters, measure_latency
-from compress.output.evaluation import Evaluation, evaluate_networks
+from compress.graph.cost import Cost, count_macs, count_parameters, measure_latency
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
+from compress.report.evaluation import Evaluation, evaluate_networks
 
 LATENCY_BATCHES = (1, 64)
 

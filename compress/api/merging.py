@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from compress.budget.layers import LayerResult
-from compress.budget.layerwise import Layerwise, Problem, record_all
-from compress.budget.refitting import held_back_error
+from compress.compression.layer import LayerResult
+from compress.compression.refit import held_back_error
+from compress.compression.sweep import Layerwise, Problem, record_all
 from compress.convex import Moments, width_bound
 from compress.convex.moments import unit_columns
 from compress.diagnostics.forces import aligned_units
 from compress.errors import NothingToCompressError, SurgeryError
-from compress.network.execution import first_tensor
-from compress.network.layer_moments import LayerMoments, count_duplicates, dead_units
-from compress.network.surgery import relative_deviation
+from compress.graph.program import first_tensor
 from compress.preparation import Prepared
 from compress.progress import Progress
+from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
+from compress.units.surgery import relative_deviation
 
 ALIGNED = (1e-9, 1e-11, 1e-13)  # tried in turn: how far a cosine may lie below 1
 OUTPUT_TOLERANCE = 1e-5  # relative to the largest output, in the precision that the network computes in

@@ -9,12 +9,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from compress.artifact.checksums import CHECKSUMS, write_checksums
+from compress.artifact.folder import REPORT_JSON, REPORT_PAGE, REPORT_TEXT, TRAINING_JSON
+from compress.atomic import new_file
 from compress.errors import OutputError
-from compress.output.artifact import REPORT_JSON, REPORT_PAGE, REPORT_TEXT, TRAINING_JSON
-from compress.output.atomic import new_file
-from compress.output.checksums import CHECKSUMS, write_checksums
-from compress.output.html import render_comparison, render_report
-from compress.output.report import comparison, markdown_report
+from compress.report.html import render_comparison, render_report
+from compress.report.markdown import comparison, markdown_report
 
 MALFORMED = (
     KeyError,

@@ -14,19 +14,19 @@ from compress.api.measuring import loses_too_much, measure_costs
 from compress.api.tuning import check_finetuning
 from compress.api.widths import choose_widths, layer_options, make_problem
 from compress.api.writing import describe_inputs, fingerprint, write_run
-from compress.budget.resume import RunState
-from compress.budget.search import certify_widths, milder_search, search_report
+from compress.artifact.exports import check_exports
+from compress.artifact.folder import versions
+from compress.atomic import check_target
+from compress.compression.resume import RunState
+from compress.compression.search import certify_widths, milder_search, search_report
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
-from compress.export import check_exports
-from compress.network.sharing import Share, local_device, process_group
-from compress.output.artifact import versions
-from compress.output.atomic import check_target
-from compress.output.checks import check_gates, failures
-from compress.output.report import cost_report, evaluation_report
 from compress.preparation import prepare
 from compress.progress import Progress, SilentProgress, Stages
 from compress.recipe import Recipe, make_recipe
+from compress.recording.sharing import Share, local_device, process_group
+from compress.report.checks import check_gates, failures
+from compress.report.markdown import cost_report, evaluation_report
 
 STATE_SUFFIX = ".state"  # of the folder beside the output that a resumable run keeps its state in
 MOST_EVALUATIONS = 4  # an accuracy bound may step back so often when evaluation disagrees with held-back samples

@@ -15,32 +15,22 @@ from torch import Tensor, nn
 
 from compress.api.running import STATE_SUFFIX
 from compress.api.writing import RELOAD_TOLERANCE
-from compress.budget.resume import RunState
-from compress.data import Cast, DataSource
-from compress.data.source import Subset, split_held_back
-from compress.errors import DataError, GateError, InterruptionError, OutputError, RecipeError
-from compress.network.architecture import (
+from compress.artifact.checksums import write_checksums
+from compress.artifact.folder import TRAINING_JSON, check_reload, stored_state, versions, write_artifact, write_json
+from compress.atomic import check_target, new_folder
+from compress.checkpoint.architecture import (
     Architecture,
     build_architecture,
     describe_inputs,
     with_versions,
 )
-from compress.network.cost import count_macs, count_parameters
-from compress.network.execution import first_tensor
-from compress.output.artifact import (
-    TRAINING_JSON,
-    check_reload,
-    computed_state,
-    file_sha256,
-    stored_state,
-    versions,
-    write_artifact,
-    write_json,
-)
-from compress.output.atomic import check_target, new_folder
-from compress.output.checksums import write_checksums
-from compress.output.evaluation import evaluate_networks
-from compress.output.report import evaluation_report
+from compress.checkpoint.manifest import computed_state, file_sha256
+from compress.compression.resume import RunState
+from compress.data import Cast, DataSource
+from compress.data.source import Subset, split_held_back
+from compress.errors import DataError, GateError, InterruptionError, OutputError, RecipeError
+from compress.graph.cost import count_macs, count_parameters
+from compress.graph.program import first_tensor
 from compress.preparation import (
     check_all_labels,
     check_device,
@@ -52,6 +42,8 @@ from compress.preparation import (
 )
 from compress.progress import Progress, SilentProgress, Stages
 from compress.recipe import Recipe, format_recipe
+from compress.report.evaluation import evaluate_networks
+from compress.report.markdown import evaluation_report
 from compress.training.loop import score
 from compress.training.losses import LOSSES, check_answers, constant_loss
 from compress.training.outcome import describe_training

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from compress.budget.distillation import distil
-from compress.budget.layerwise import Problem
+from compress.compression.sweep import Problem
 from compress.data.source import Subset
 from compress.errors import DataError, RecipeError
-from compress.network.execution import first_tensor
+from compress.graph.program import first_tensor
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
+from compress.training.distillation import distil
 from compress.training.loop import Fitted, score
 from compress.training.losses import LOSSES, check_answers
 from compress.training.session import train_copy

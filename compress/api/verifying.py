@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from compress.api.evaluating import evaluate_artifact
 from compress.api.measuring import LATENCY_BATCHES
 from compress.api.reporting import MALFORMED, explain, is_training, read_report, read_training
+from compress.artifact.checksums import check_checksums
+from compress.checkpoint.manifest import Artifact, read_artifact
+from compress.checkpoint.restoring import named_tensors
 from compress.errors import CompressError, DataError, OutputError, RecipeError
-from compress.network.cost import count_macs, count_parameters, measure_latency
-from compress.network.execution import first_tensor
-from compress.network.restoring import named_tensors
-from compress.output.artifact import Artifact, read_artifact
-from compress.output.checks import Check, check_drop, failures
-from compress.output.checksums import check_checksums
-from compress.output.evaluation import Evaluation
+from compress.graph.cost import count_macs, count_parameters, measure_latency
+from compress.graph.program import first_tensor
 from compress.preparation import check_device
 from compress.progress import Progress, SilentProgress
+from compress.report.checks import Check, check_drop, failures
+from compress.report.evaluation import Evaluation
 
 TOLERANCE = 0.1  # points of accuracy by which another machine may differ
 ERROR_TOLERANCE = 1e-3  # of a squared error, relative

@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from compress.api.merging import merge_layers
-from compress.budget.curves import prepare_search
-from compress.budget.layers import LayerOptions
-from compress.budget.layerwise import Layerwise, Problem, compress_layers, fit_samples, select_groups
-from compress.budget.resume import RunState
-from compress.budget.search import SearchResult, search_widths
-from compress.budget.widths import WidthRule
+from compress.compression.curves import prepare_search
+from compress.compression.layer import LayerOptions
+from compress.compression.resume import RunState
+from compress.compression.search import SearchResult, search_widths
+from compress.compression.sweep import Layerwise, Problem, compress_layers, fit_samples, select_groups
+from compress.compression.widths import WidthRule
 from compress.errors import DataError, NothingToCompressError, RecipeError
-from compress.network.cost import count_macs, measure_latency
-from compress.network.surgery import narrow
-from compress.network.units import UnitGroup
+from compress.graph.cost import count_macs, measure_latency
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
+from compress.units.find import UnitGroup
+from compress.units.surgery import narrow
 
 
 def choose_widths(

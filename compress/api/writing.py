@@ -13,11 +13,9 @@ import torch
 
 from compress.api.cutting import Cut
 from compress.api.widths import describe_rule
-from compress.budget.layerwise import Problem
-from compress.errors import CompressError, OutputError, UnsupportedError
-from compress.export.writing import EXPORTS, write_export
-from compress.network.execution import first_tensor
-from compress.output.artifact import (
+from compress.artifact.checksums import write_checksums
+from compress.artifact.exports.writing import EXPORTS, write_export
+from compress.artifact.folder import (
     REPORT_JSON,
     REPORT_PAGE,
     REPORT_TEXT,
@@ -26,13 +24,15 @@ from compress.output.artifact import (
     write_artifact,
     write_json,
 )
-from compress.output.atomic import new_folder
-from compress.output.checksums import write_checksums
-from compress.output.html import render_report
-from compress.output.report import markdown_report
+from compress.atomic import new_folder
+from compress.compression.sweep import Problem
+from compress.errors import CompressError, OutputError, UnsupportedError
+from compress.graph.program import first_tensor
 from compress.preparation import Opened, Prepared
 from compress.progress import Progress, Stages
 from compress.recipe import Recipe, format_recipe
+from compress.report.html import render_report
+from compress.report.markdown import markdown_report
 
 RELOAD_TOLERANCE = 1e-5
 EXPORT_SAMPLES = 64

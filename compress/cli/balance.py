@@ -54,8 +54,8 @@ def balance_command(
         del options[name]
     resolved = resolve_recipe(options, recipe)
     from compress.api.balancing import balance
+    from compress.cli.display import StderrProgress
     from compress.cli.training_tables import show_balance
-    from compress.display import StderrProgress
 
     with StderrProgress() as progress:
         found = balance(resolved, per=per, output=output, force=force, progress=progress)

@@ -18,7 +18,7 @@ def compare_command(
 ) -> None:
     """Put runs side by side: `compress compare OUT1 OUT2 --html compare.html`."""
     from compress.api.reporting import compare
-    from compress.display import show_comparison
+    from compress.cli.display import show_comparison
 
     found = compare(folders, html)
     if as_json:

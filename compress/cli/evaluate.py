@@ -20,7 +20,7 @@ def evaluate_command(
 ) -> None:
     """Measure a written artifact again: `compress evaluate OUT --eval test.npz`."""
     from compress.api import evaluate
-    from compress.display import StderrProgress, show_evaluation
+    from compress.cli.display import StderrProgress, show_evaluation
 
     with StderrProgress() as progress:
         found = evaluate(folder, eval_data, batch_size=batch_size, device=device, progress=progress)

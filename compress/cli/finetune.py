@@ -96,8 +96,8 @@ def finetune_command(
         del options[name]
     resolved = resolve_recipe(options, recipe)
     from compress.api.training import finetune
+    from compress.cli.display import StderrProgress
     from compress.cli.training_tables import show_training
-    from compress.display import StderrProgress
 
     with StderrProgress() as progress:
         result = finetune(resolved, progress, resume=resume)

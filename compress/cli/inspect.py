@@ -67,8 +67,8 @@ def inspect_command(
         del options[name]
     resolved = resolve_recipe(options, recipe)
     from compress.api import inspect
+    from compress.cli.display import StderrProgress, show_inspection
     from compress.cli.training_tables import show_depth
-    from compress.display import StderrProgress, show_inspection
 
     with StderrProgress() as progress:
         found = inspect(resolved, progress, deep=deep)

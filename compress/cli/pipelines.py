@@ -26,7 +26,7 @@ class Outcome:
     """What a command found, filled in while it works.
 
     Attributes:
-        checks: `compress.output.checks.Check` of everything looked at.
+        checks: `compress.report.checks.Check` of everything looked at.
         headline, markdown: one sentence, and the step summary.
         outputs: name -> value for later steps.
     """
@@ -56,8 +56,8 @@ def told_to_pipelines(suite: str, github: bool, junit: str | None) -> Iterator[O
 
 def describe_run(outcome: Outcome, report: dict[str, Any], folder: Path | None) -> None:
     """Fill in the outcome of a run from its report."""
-    from compress.output.checks import check_run, failures
-    from compress.output.report import headline, markdown_report, ratio
+    from compress.report.checks import check_run, failures
+    from compress.report.markdown import headline, markdown_report, ratio
 
     outcome.checks = check_run(report)
     outcome.headline = headline(report)
@@ -75,9 +75,9 @@ def describe_run(outcome: Outcome, report: dict[str, Any], folder: Path | None) 
 
 def tell(suite: str, outcome: Outcome, github: bool, junit: str | None, fault: CompressError | None) -> None:
     """Write what was asked for. Annotations go to stderr, which the runner reads too, so that `--json` stays pure."""
-    from compress.output.checks import failures
-    from compress.output.github import annotation, write_outputs, write_summary
-    from compress.output.junit import write_junit
+    from compress.report.checks import failures
+    from compress.report.github import annotation, write_outputs, write_summary
+    from compress.report.junit import write_junit
 
     failed = failures(outcome.checks)
     unexplained = None if fault is None or failed else str(fault)

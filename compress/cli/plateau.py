@@ -45,7 +45,7 @@ def plateau_command(
     if source.targets is not None and loss == "cross_entropy":
         raise RecipeError("loss: cross_entropy wants labels, and the data has real targets; give --loss squared.")
     batch = next(iter(source.batches(min(samples, source.sample_count))))
-    from compress.display import StderrProgress
+    from compress.cli.display import StderrProgress
 
     with StderrProgress() as progress:
         found = measure_plateau(

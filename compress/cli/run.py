@@ -172,7 +172,7 @@ def run_command(
             if given is not None and not isinstance(resolved.finetune, str):
                 raise RecipeError(f"{name}: only a fine-tuning method has that; give --finetune pathprox, say.")
         from compress.api import run
-        from compress.display import StderrProgress, show_run
+        from compress.cli.display import StderrProgress, show_run
 
         with StderrProgress() as progress:
             result = run(resolved, progress, dry_run=dry_run, resume=resume is not None)

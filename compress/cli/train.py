@@ -76,8 +76,8 @@ def train_command(
         options["output"] = f"{Path(recipe).stem}-trained"
     resolved = resolve_recipe(options, recipe)
     from compress.api.training import train
+    from compress.cli.display import StderrProgress
     from compress.cli.training_tables import show_training
-    from compress.display import StderrProgress
 
     with StderrProgress() as progress:
         result = train(resolved, progress, resume=resume)

@@ -26,9 +26,9 @@ def verify_command(
     """Check an artifact again before it ships: `compress verify OUT --eval test.npz`. Exit code 3 on a mismatch."""
     with told_to_pipelines("compress verify", github, junit) as outcome:
         from compress.api.verifying import verify
-        from compress.display import StderrProgress, show_checks
+        from compress.cli.display import StderrProgress, show_checks
         from compress.errors import GateError
-        from compress.output.checks import Check, checks_markdown, failures
+        from compress.report.checks import Check, checks_markdown, failures
 
         with StderrProgress() as progress:
             found = verify(

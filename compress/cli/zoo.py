@@ -35,7 +35,7 @@ def zoo_command(
 
     Exit code 0: all passed; 3: a gate failed; 1: a model failed. The reasons are in summary.json and index.html.
     """
-    from compress.display_zoo import LiveZoo, show_zoo
+    from compress.cli.display_zoo import LiveZoo, show_zoo
     from compress.zoo import Shard, plan_zoo, run_zoo
 
     part = Shard.parse(shard) if shard else None

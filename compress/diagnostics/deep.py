@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from compress.convex import width_bound
+from compress.diagnostics.balance import input_norms
 from compress.diagnostics.forces import aligned_units, representation_cost
-from compress.network.balance import input_norms
-from compress.network.layer_moments import LayerMoments
+from compress.recording.layer_moments import LayerMoments
 
 LISTED = 64
 

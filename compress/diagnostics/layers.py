@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from compress.convex import width_bound
-from compress.network.balance import balance_ratio, input_norms, output_norms, path_norm
-from compress.network.layer_moments import LayerMoments, count_duplicates, dead_units
-from compress.network.readings import find_readings
-from compress.network.units import UnitGroup
+from compress.diagnostics.balance import balance_ratio, input_norms, output_norms, path_norm
+from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
+from compress.recording.readings import find_readings
+from compress.units.find import UnitGroup
 
 
 def describe_group(group: UnitGroup, state: Mapping[str, Tensor]) -> dict[str, Any]:

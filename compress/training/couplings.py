@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compress.network.graph import trace_network
-from compress.network.scaling import Scaling, UnitPart, find_scalings
-from compress.network.units import find_units
+from compress.graph.trace import trace_network
+from compress.units.find import find_units
+from compress.units.scaling import Scaling, UnitPart, find_scalings
 
 
 @dataclass(frozen=True, eq=False)

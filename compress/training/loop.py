@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from compress.atomic import new_file
 from compress.data.source import DataSource
 from compress.errors import NonFiniteError, OutputError
-from compress.output.atomic import new_file
 from compress.progress import Progress, SilentProgress
 from compress.training.losses import LossFunction, answers_of
 

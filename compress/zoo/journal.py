@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from compress.atomic import explain
 from compress.errors import OutputError
-from compress.output.atomic import explain
 
 JOURNAL = "journal"
 LOCK = ".lock"

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from compress.atomic import explain, new_folder
 from compress.errors import CompressError, InterruptionError, OutputError
-from compress.output.atomic import explain, new_folder
 from compress.recipe import Recipe, parse_bytes
 from compress.zoo.backends.protocol import Backend, Event, failure
 from compress.zoo.execution import COMPLETE, DONE

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from compress.output.atomic import new_file
+from compress.atomic import new_file
 from compress.zoo.execution import DONE, FAILED, GATE
 from compress.zoo.plan import LOGS, MODELS, Job
 
@@ -73,7 +73,7 @@ def csv_safe(value: Any) -> Any:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=ChoiceLoader([PackageLoader("compress.zoo"), PackageLoader("compress.output.html")]),
+        loader=ChoiceLoader([PackageLoader("compress.zoo"), PackageLoader("compress.report.html")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -83,7 +83,7 @@ def _environment() -> Environment:
 
 def render_index(found: Mapping[str, Any], output: Path) -> str:
     """The page of a zoo: a row for every model, linked to its report or its log."""
-    style = resources.files("compress.output.html").joinpath("templates/style.css").read_text("utf-8").strip()
+    style = resources.files("compress.report.html").joinpath("templates/style.css").read_text("utf-8").strip()
     counts = found["counts"]
     verdict = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no models"
     return (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from compress.checkpoint.architecture import build_architecture, describe_inputs
 from compress.data import Preprocessing, open_data
-from compress.network.architecture import build_architecture, describe_inputs
 from compress.recipe import make_recipe, read_recipe
 from compress.training.session import train_copy
 

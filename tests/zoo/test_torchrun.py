@@ -26,9 +26,9 @@ from dataclasses import replace
 import torch
 from compress.api.running import run
 from compress.api.widths import make_problem
-from compress.budget.layerwise import record_all
-from compress.network import recording
-from compress.network.sharing import Share, process_group
+from compress.compression.sweep import record_all
+from compress.recording import record as recording
+from compress.recording.sharing import Share, process_group
 from compress.preparation import prepare
 from compress.progress import SilentProgress
 from compress.recipe import Recipe
@@ -89,7 +89,7 @@ def test_two_processes_record_the_moments_of_one(shared: Path) -> None:
 
 
 def test_two_processes_keep_the_units_of_one_and_write_once(shared: Path, tmp_path: Path) -> None:
-    from compress.network import recording
+    from compress.recording import record as recording
 
     patch = pytest.MonkeyPatch()
     patch.setattr(recording, "COST_SHARE", 0.0)
@@ -106,7 +106,7 @@ def test_two_processes_keep_the_units_of_one_and_write_once(shared: Path, tmp_pa
 
 
 def test_one_process_has_everything() -> None:
-    from compress.network.sharing import Share, process_group
+    from compress.recording.sharing import Share, process_group
 
     with process_group() as share:
         assert share == Share(0, 1)

@@ -1,0 +1,47 @@
+"""SHA256SUMS: the hashes of everything in an artifact folder, in the form that `sha256sum --check` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.atomic import new_file
+from compress.checkpoint.manifest import file_sha256
+from compress.errors import OutputError
+
+CHECKSUMS = "SHA256SUMS"
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the hash of every file in `folder` and below, sorted by name."""
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in file_names(folder)]
+    with new_file(folder / CHECKSUMS) as draft:
+        draft.write_text("".join(lines), encoding="utf-8")
+
+
+def check_checksums(folder: Path) -> dict[str, str]:
+    """File name -> "same", "changed", "missing" or "unlisted", of every file in `folder` or on its list.
+
+    Raises:
+        OutputError: there is no list, or it cannot be read.
+    """
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        names = file_names(folder)
+        found = dict.fromkeys((*listed, *names), "same")
+        for name in found:
+            if name not in listed:
+                found[name] = "unlisted"
+            elif name not in names:
+                found[name] = "missing"
+            elif file_sha256(folder / name) != listed[name]:
+                found[name] = "changed"
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"{str(folder / CHECKSUMS)!r} cannot be read: {error}.") from None
+    return dict(sorted(found.items()))
+
+
+def file_names(folder: Path) -> list[str]:
+    """Files in `folder` and below, the list itself left out, with forward slashes, sorted."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != CHECKSUMS and not Path(name).name.startswith("."))

@@ -1,0 +1,158 @@
+"""write_exports(): the artifact in further formats, each loaded again and compared before it counts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.artifact.exports.hub_folder import write_hub_folder
+from compress.artifact.exports.onnx_file import NEEDED, OnnxNetwork, need, write_onnx
+from compress.artifact.exports.pt2_file import keeps_weights_raw, load_pt2, write_pt2
+from compress.artifact.folder import check_reload
+from compress.artifact.folder import load as load_artifact
+from compress.checkpoint.manifest import file_sha256
+from compress.errors import OutputError, RecipeError, UnsupportedError
+from compress.graph.cost import measure_latency
+from compress.graph.program import first_tensor
+
+EXPORTS = {"onnx": "model.onnx", "pt2": "model.pt2", "hf": "hf"}
+BATCHES = (1, 3)  # batch sizes at which a file is compared with the network
+LATENCY_BATCHES = (1, 64)
+TOLERANCE = 1e-4  # relative deviation that another runtime's rounding may make
+PLACES = {
+    "onnx": "onnxruntime",
+    "pt2": "torch.export, in a fresh process",
+    "hf": "torch, in a fresh process",
+}
+
+
+def check_exports(kinds: Sequence[str]) -> None:
+    """Refuse unknown kinds, and those whose packages are missing, before any work. Raises CompressError."""
+    unknown = [kind for kind in kinds if kind not in EXPORTS]
+    if unknown:
+        raise RecipeError(f"export: {unknown[0]!r} is not one of {', '.join(EXPORTS)}.")
+    if "onnx" in kinds:
+        need(*NEEDED)
+    if "pt2" in kinds and not keeps_weights_raw():
+        raise UnsupportedError(
+            f"torch {torch.__version__} keeps the weights of a .pt2 file as a pickle, which compress neither writes "
+            "nor reads; install a newer torch, or export to onnx."
+        )
+
+
+def write_export(
+    kind: str,
+    folder: Path,
+    report: Mapping[str, Any],
+    module: nn.Module,
+    samples: Tensor,
+    *,
+    only_batch: int | None = None,
+) -> dict[str, Any]:
+    """Write one export of the artifact in `folder` beside it, load it again and compare.
+
+    Args:
+        module: the compressed network, on the CPU.
+        samples: real inputs (N, …) to compare on.
+        only_batch: the one batch size that the network runs on.
+
+    Returns:
+        Plain data: kind, file, sha256, bytes, what it was checked with, and the deviation at every batch size.
+
+    Raises:
+        UnsupportedError: the network has no such form.
+        OutputError: the file gives other outputs.
+    """
+    target = folder / EXPORTS[kind]
+    batches = [first_samples(samples, size) for size in ((only_batch,) if only_batch else BATCHES)]
+    found: dict[str, Any] = {"kind": kind, "file": target.name, "checked_with": PLACES[kind]}
+    if kind == "onnx":
+        found |= write_onnx(module, traced(samples, only_batch), target, dynamic=only_batch is None)
+        deviations = [compare(OnnxNetwork(target), module, batch) for batch in batches]
+    else:
+        if kind == "pt2":
+            write_pt2(module, traced(samples, only_batch), target, dynamic=only_batch is None)
+            reader: Callable[[Path], nn.Module] = load_pt2
+        else:
+            write_hub_folder(folder, report, target)
+            reader = load_artifact
+        deviations = [compare(reader(target), module, batch) for batch in batches[:-1]]
+        deviations.append(reload(target, module, batches[-1]))
+    found["checks"] = [
+        {"batch_size": len(batch), "deviation": deviation} for batch, deviation in zip(batches, deviations, strict=True)
+    ]
+    if kind == "hf":
+        return found
+    found |= {"sha256": file_sha256(target), "bytes": target.stat().st_size}
+    if kind == "onnx":
+        found["latency"] = measure(OnnxNetwork(target), module, samples, only_batch)
+    return found
+
+
+def write_exports(
+    kinds: Sequence[str],
+    folder: Path,
+    report: Mapping[str, Any],
+    module: nn.Module,
+    samples: Tensor,
+    *,
+    only_batch: int | None = None,
+) -> list[dict[str, Any]]:
+    """Write several exports; see `write_export`."""
+    return [write_export(kind, folder, report, module, samples, only_batch=only_batch) for kind in kinds]
+
+
+def first_samples(samples: Tensor, count: int) -> Tensor:
+    """The first `count` samples (count, …), again from the start where there are fewer."""
+    return samples[torch.arange(count) % len(samples)]
+
+
+def traced(samples: Tensor, only_batch: int | None) -> Tensor:
+    """The batch that a network is traced with; two, so that no size is taken for a constant."""
+    return first_samples(samples, only_batch or 2)
+
+
+def compare(exported: nn.Module, module: nn.Module, batch: Tensor) -> float:
+    """Largest deviation of the outputs, relative to the largest magnitude. Raises OutputError above the tolerance."""
+    with torch.inference_mode():
+        expected = first_tensor(module(batch)).double()
+        found = first_tensor(exported(batch)).double()
+    scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
+    same = found.shape == expected.shape
+    deviation = float((found - expected).abs().max()) / scale if same else float("inf")
+    if not deviation <= TOLERANCE:
+        raise OutputError(
+            f"The exported file gives other outputs at batch size {len(batch)}: relative deviation {deviation:.1e}, "
+            f"at most {TOLERANCE:.0e} was expected."
+        )
+    return deviation
+
+
+def reload(target: Path, module: nn.Module, batch: Tensor) -> float:
+    """The same of a fresh process that loads the file or folder."""
+    with torch.inference_mode():
+        expected = first_tensor(module(batch))
+    with tempfile.TemporaryDirectory() as scratch:
+        return check_reload(target, batch, expected, TOLERANCE, Path(scratch))
+
+
+def measure(exported: nn.Module, module: nn.Module, samples: Tensor, only_batch: int | None) -> list[dict[str, Any]]:
+    """Latencies of the network in torch and of the exported file, their passes interleaved."""
+    found = []
+    for size in (only_batch,) if only_batch else LATENCY_BATCHES:
+        inputs = first_samples(samples, size)
+        direct, other = measure_latency((module, exported), (inputs,), seconds=1.0)
+        found.append(
+            {
+                "batch_size": size,
+                "threads": direct.threads,
+                "torch_ms": direct.milliseconds,
+                "exported_ms": other.milliseconds,
+            }
+        )
+    return found

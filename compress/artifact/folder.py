@@ -1,0 +1,127 @@
+"""The folder a run writes: a safetensors file, a manifest, and load(), which needs no pickle and no tracing."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from compress.atomic import current_umask
+from compress.checkpoint.manifest import CONFIG, FORMAT, MODEL, file_sha256, read_artifact
+from compress.errors import OutputError
+
+TRAINING_JSON = "training.json"  # of a training, in place of a run's report
+RECIPE, REPORT_JSON, REPORT_TEXT = "recipe.yaml", "report.json", "report.md"
+REPORT_PAGE = "report.html"
+NUMBERS = re.compile(r"\[\n\s*(?:(?:-?[\d.eE+-]+|null)(?:,\n\s*)?)+\n\s*\]")  # no string holds a line break
+LISTED = ("compress-networks", "torch", "torchvision", "safetensors", "numpy", "cvxpy", "scs", "clarabel")
+
+
+def load(folder: str | Path) -> nn.Module:
+    """The compressed network in a folder that a run wrote: the original class with smaller tensors, in eval mode.
+
+    Only `config.json` and `model.safetensors` are read; nothing is unpickled. An architecture that was given as
+    `package.module:factory` is imported again, so that module must be importable.
+
+    Raises:
+        OutputError: the folder is not a complete, unaltered artifact.
+    """
+    return read_artifact(folder).build()
+
+
+def stored_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state in the dtypes of the original checkpoint. A value that overflows half precision raises OutputError."""
+    stored = {}
+    for name, tensor in state.items():
+        dtype = like[name].dtype if name in like else tensor.dtype
+        if name not in like and tensor.is_floating_point():  # an added bias, a weight that was computed
+            beside = f"{name.rpartition('.')[0]}.".lstrip(".")
+            near = (each for key, each in like.items() if key.startswith(beside) and each.is_floating_point())
+            dtype = next(near, tensor).dtype
+        cast = tensor.detach().cpu().to(dtype).contiguous()
+        if cast.is_floating_point() and not bool(torch.isfinite(cast).all()):
+            raise OutputError(
+                f"`{name}` does not fit into {str(dtype).removeprefix('torch.')}: a refitted value overflows."
+            )
+        stored[name] = cast.clone()
+    return stored
+
+
+def write_artifact(
+    folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], texts: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write tensors, manifest and further text files into `folder`; returns the manifest with the hashes filled in."""
+    save_file(dict(state), folder / MODEL, metadata={"format": "pt"})
+    (folder / MODEL).chmod(0o666 & ~current_umask())
+    manifest = {"format": FORMAT, **config}
+    manifest["hashes"] = {**config.get("hashes", {}), MODEL: file_sha256(folder / MODEL)}
+    write_json(folder / CONFIG, manifest)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return manifest
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON, two spaces deep, lists of numbers on one line, with a final newline; NaN is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(NUMBERS.sub(lambda match: " ".join(match[0].split()), text) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose arithmetic enters a result."""
+    found = {"python": platform.python_version()}
+    for name in LISTED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+RELOAD = """
+import sys, numpy, torch, compress
+folder, probe, found, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+with torch.inference_mode():
+    outputs = compress.load(folder)(torch.from_numpy(numpy.load(probe)))
+numpy.save(found, compress.first_tensor(outputs).double().numpy())
+"""
+
+
+def check_reload(folder: Path, probe: Tensor, expected: Tensor, tolerance: float, scratch: Path) -> float:
+    """Load `folder` in a fresh process, run `probe` (B, …) and compare with `expected`.
+
+    Returns:
+        The largest deviation, relative to the largest expected magnitude.
+
+    Raises:
+        OutputError: the process failed or the outputs differ by more than `tolerance`.
+    """
+    np.save(scratch / "probe.npy", probe.cpu().numpy())
+    arguments = [str(folder.resolve()), str(scratch / "probe.npy"), str(scratch / "found.npy")]
+    command = [sys.executable, "-c", RELOAD, *arguments, str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        reason = lines[-1].partition(": ")[2] or lines[-1]
+        raise OutputError(f"The written model does not load in a fresh process: {reason}")
+    found = torch.from_numpy(np.load(scratch / "found.npy"))
+    scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
+    deviation = float((found - expected.double().cpu()).abs().max()) / scale
+    if not deviation <= tolerance:
+        raise OutputError(
+            f"The written model gives other outputs in a fresh process: relative deviation {deviation:.1e}, "
+            f"at most {tolerance:.0e} was expected."
+        )
+    return deviation

@@ -1,0 +1,389 @@
+"""Which nn.Module a state dict belongs to: as named by the user, or recognised by parameter names and shapes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.checkpoint.parametrisations import in_common_form, plain_state
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.torchvision_index import (
+    WithoutMemory,
+    build_torchvision,
+    classifier_names,
+    names_digest,
+    read_index,
+)
+from compress.data.importing import import_object
+from compress.data.preprocessing import Preprocessing
+from compress.errors import CheckpointError, UnknownArchitectureError, UnsupportedError
+from compress.models import REFERENCE_NETS
+
+COUNTER = "num_batches_tracked"
+SHOWN_FAULTS = 3
+BUILD_FAULTS = (
+    TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError, AssertionError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """A network without weights.
+
+    Attributes:
+        spec: "torchvision:vgg19", "compress:vgg19_cifar10", "timm:NAME" or "package.module:factory".
+        arguments: its keyword arguments, plain data.
+        input_shape: shape of one sample, without the batch; None where it is not known.
+        preprocessing: as published with the architecture; None where it is not known.
+        how: whether it was named or recognised, in words.
+    """
+
+    spec: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    input_shape: tuple[int, ...] | None = None
+    preprocessing: Preprocessing | None = None
+    how: str = "named"
+
+
+def find_architecture(
+    checkpoint: Checkpoint, arch: str | None = None, arguments: Mapping[str, object] | None = None
+) -> Architecture:
+    """The architecture the user named, or the one whose names and shapes are those of the checkpoint.
+
+    A named one is completed from the shapes: the number of classes, and the widths of the project's reference nets.
+
+    Raises:
+        UnknownArchitectureError: not named and not recognised, or a name that does not exist.
+        CheckpointError: the named architecture does not fit the checkpoint.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in plain_state(checkpoint.state).items()}
+    given = dict(arguments or {})
+    if arch is not None:
+        completed = complete_arguments(arch, given, shapes)
+        module = build_architecture(arch, completed, memory=not is_known(arch))
+        check_fit(module, in_common_form(module, checkpoint.state), arch)
+        how = "named"
+    else:
+        found = recognise(shapes, checkpoint.path.name) or recognise_class(checkpoint, shapes)
+        if found is None:
+            raise UnknownArchitectureError(unknown_message(checkpoint, shapes))
+        arch, completed, how = found
+        if given:
+            raise UnknownArchitectureError(
+                f"--arch-arg was given without --arch; this file was recognised as --arch {arch}, name it too."
+            )
+    shape, preprocessing = describe_inputs(arch, completed)
+    return Architecture(arch, completed, shape, preprocessing, how)
+
+
+def is_known(spec: str) -> bool:
+    """Whether a spec names a catalogue, not a user's module (which is built for real, as it may not know `meta`)."""
+    return spec.partition(":")[0] in BUILDERS
+
+
+def build_architecture(spec: str, arguments: Mapping[str, Any], *, memory: bool = True, seed: int = 0) -> nn.Module:
+    """The module of a spec with random weights of a seed; nothing is downloaded. The global random state stays.
+
+    Without `memory` the parameters are on the meta device: names and shapes only.
+
+    Raises:
+        UnknownArchitectureError: the name does not exist.
+        UnsupportedError: it cannot be built with these arguments.
+    """
+    scheme, _, name = spec.partition(":")
+    if not name:
+        raise UnknownArchitectureError(
+            f"--arch {spec!r} is not understood; expected torchvision:NAME, compress:NAME, timm:NAME or "
+            f"package.module:factory{suggestion(spec)}."
+        )
+    build = BUILDERS.get(scheme)
+    place = nullcontext() if memory else WithoutMemory()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), place:
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        try:
+            module = build(name, dict(arguments)) if build else build_factory(spec, dict(arguments))
+        except BUILD_FAULTS as error:
+            shown = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise UnsupportedError(f"{spec!r} cannot be built with {shown}: {reason}.") from error
+    if not isinstance(module, nn.Module):
+        raise UnsupportedError(f"{spec!r} gives {type(module).__name__}; an nn.Module was expected.")
+    return module
+
+
+def build_named_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """A torchvision classifier."""
+    if name not in classifier_names():
+        raise UnknownArchitectureError(
+            f"torchvision has no classifier {name!r}{close_names(name, classifier_names())}."
+        )
+    return build_torchvision(name, arguments)
+
+
+def build_reference(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """One of the project's reference nets."""
+    if name not in REFERENCE_NETS:
+        raise UnknownArchitectureError(f"compress.models has no {name!r}; it has {', '.join(REFERENCE_NETS)}.")
+    return REFERENCE_NETS[name].build(**arguments)
+
+
+def build_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """A timm model, without its weights."""
+    try:
+        import timm
+    except ImportError:
+        raise UnknownArchitectureError(
+            f"timm:{name} needs the timm package: pip install 'compress-networks[timm]'."
+        ) from None
+    if not timm.is_model(name):
+        raise UnknownArchitectureError(f"timm has no model {name!r}{close_names(name, timm.list_models())}.")
+    module: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    return module
+
+
+def build_factory(spec: str, arguments: dict[str, Any]) -> nn.Module:
+    """What a user's class or function returns. Its module is executed.
+
+    A class that takes one configuration and says of which type (`config_class`, the convention of the transformers
+    library) gets a configuration made of the arguments.
+    """
+    factory = import_object(spec, UnknownArchitectureError)
+    if isinstance(factory, nn.Module):
+        raise UnsupportedError(f"{spec!r} is a module that was built already; name its class or a function.")
+    if not callable(factory):
+        raise UnsupportedError(f"{spec!r} is not a class or a function.")
+    configuration = getattr(factory, "config_class", None)
+    if isinstance(factory, type) and isinstance(configuration, type) and "config" not in arguments:
+        return factory(configuration(**arguments))  # type: ignore[no-any-return]
+    module: nn.Module = factory(**arguments)
+    return module
+
+
+BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
+    "torchvision": build_named_torchvision,
+    "compress": build_reference,
+    "timm": build_timm,
+}
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a state into a module of exactly these names and shapes; BatchNorm's batch counters may be missing.
+
+    Raises:
+        CheckpointError: names or shapes differ; the first differences are listed.
+    """
+    state = in_common_form(module, state)
+    check_fit(module, state, type(module).__name__)
+    module.load_state_dict(with_versions(module, state), strict=False)
+
+
+def with_versions(module: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The state with the format versions of the module's own state dict, which some modules refuse to load without."""
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    return versioned
+
+
+def compare(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """How a module's tensors differ from the shapes of a state dict, one entry a difference.
+
+    A tensor with several names may stand in the file under any one of them.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if hasattr(tensor, "shape")}
+    elsewhere = {name for names in shared_names(module) if any(name in shapes for name in names) for name in names}
+    faults = [
+        f"`{name}` is {shapes[name]} in the file and {shape} in the network"
+        for name, shape in own.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    faults += [
+        f"the file lacks `{name}`"
+        for name in own
+        if name not in shapes and name not in elsewhere and not name.endswith(COUNTER)
+    ]
+    faults += [f"the network has no `{name}`" for name in shapes if name not in own]
+    return faults
+
+
+def shared_names(module: nn.Module) -> list[list[str]]:
+    """The names of every tensor that has several (tied weights)."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]:
+        names.setdefault(id(tensor), []).append(name)
+    return [known for known in names.values() if len(known) > 1]
+
+
+def check_fit(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Refuse a state that is not the module's. Raises CheckpointError."""
+    faults = compare(module, {key: tuple(tensor.shape) for key, tensor in state.items()})
+    if faults:
+        more = f"; {len(faults) - SHOWN_FAULTS} more differences" if len(faults) > SHOWN_FAULTS else ""
+        raise CheckpointError(f"The checkpoint does not fit {name}: {'; '.join(faults[:SHOWN_FAULTS])}{more}.")
+
+
+def complete_arguments(arch: str, given: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The user's arguments, and those that follow from the shapes where the user gave none."""
+    scheme, _, name = arch.partition(":")
+    if scheme == "compress" and name in REFERENCE_NETS:
+        return {**infer_reference(name, shapes), **given}
+    if scheme == "torchvision" and name in classifier_names():
+        for candidate, arguments, head in read_index().get(names_digest(shapes), []):
+            if candidate == name and head in shapes and shapes[head]:
+                return {**arguments, "num_classes": shapes[head][0], **given}
+    if scheme == "timm" and "num_classes" not in given:
+        heads = [key for key in shapes if key.endswith(("head.weight", "fc.weight", "classifier.weight"))]
+        if heads and len(shapes[heads[-1]]) in (2, 4):
+            return {**given, "num_classes": shapes[heads[-1]][0]}
+    return given
+
+
+def infer_reference(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arguments of a reference net read off the shapes; none where they cannot be."""
+    try:
+        return REFERENCE_NETS[name].infer(shapes) or {}
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
+        return {}
+
+
+def recognise(shapes: Mapping[str, tuple[int, ...]], file_name: str) -> tuple[str, dict[str, Any], str] | None:
+    """Spec, arguments and words for the known network with exactly these names and shapes; None if there is none.
+
+    Where several fit, the one whose name is in the file's name, else the first.
+    """
+    matches: list[tuple[str, dict[str, Any]]] = []
+    for name in REFERENCE_NETS:
+        arguments = infer_reference(name, shapes)
+        if arguments and fits(f"compress:{name}", arguments, shapes):
+            matches.append((f"compress:{name}", arguments))
+    for name, fixed, head in read_index().get(names_digest(shapes), []):
+        if shapes.get(head):
+            arguments = {**fixed, "num_classes": shapes[head][0]}
+            if fits(f"torchvision:{name}", arguments, shapes):
+                matches.append((f"torchvision:{name}", arguments))
+    if not matches:
+        return None
+    plain = re.sub(r"[^a-z0-9]", "", file_name.lower())
+    hints = [match for match in matches if re.sub(r"[^a-z0-9]", "", match[0].partition(":")[2].lower()) in plain]
+    chosen = (hints or matches)[0]
+    others = ", ".join(spec for spec, _ in matches if spec != chosen[0])
+    words = "recognised by names and shapes" + (f"; {others} would fit too" if others else "")
+    return *chosen, words
+
+
+def fits(spec: str, arguments: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the network, built without memory, has exactly these names and shapes."""
+    try:
+        return not compare(build_architecture(spec, arguments, memory=False), shapes)
+    except (UnsupportedError, OverflowError, MemoryError):
+        return False
+
+
+def recognise_class(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, dict[str, Any], str] | None:
+    """The class of a trusted pickled module, where it can be built without arguments and fits."""
+    if checkpoint.module is None or checkpoint.class_name is None or "<locals>" in checkpoint.class_name:
+        return None
+    kind = type(checkpoint.module)
+    if kind.__module__ == "__main__":
+        return None
+    spec = f"{kind.__module__}:{kind.__qualname__}"
+    try:
+        if compare(build_architecture(spec, {}), shapes):
+            return None
+    except UnsupportedError:
+        return None
+    return spec, {}, "the class the trusted file names"
+
+
+def describe_inputs(spec: str, arguments: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, Preprocessing | None]:
+    """Shape of one sample and the published preprocessing, where known."""
+    scheme, _, name = spec.partition(":")
+    if scheme == "compress":
+        net = REFERENCE_NETS[name]
+        shape = net.input_shape(arguments)
+        mean, std = net.normalisation.mean, net.normalisation.std
+        fitting = len(shape) == 3 and len(mean) in (1, shape[0])
+        return shape, Preprocessing(mean=mean, std=std) if fitting else None
+    if scheme == "torchvision":
+        return describe_torchvision(name)
+    if scheme == "timm":
+        return describe_timm(name)
+    return None, None
+
+
+def describe_torchvision(name: str) -> tuple[tuple[int, ...], Preprocessing | None]:
+    """Input shape and transforms of a torchvision model's default weights (only their description is read)."""
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT
+    transforms = weights.transforms()
+    side = transforms.crop_size[0]
+    preprocessing = Preprocessing(
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        resize=transforms.resize_size[0] if len(transforms.resize_size) == 1 else tuple(transforms.resize_size),
+        crop=side if len(transforms.crop_size) == 1 else tuple(transforms.crop_size),
+        interpolation=transforms.interpolation.value,
+    )
+    return (3, side, side), preprocessing
+
+
+def describe_timm(name: str) -> tuple[tuple[int, ...] | None, Preprocessing | None]:
+    """Input shape and transforms of a timm model's default weights (only their description is read)."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        return None, None
+    shape = tuple(config.input_size)
+    side = int(shape[-1])
+    preprocessing = Preprocessing(
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        resize=int(side / (config.crop_pct or 1.0)),
+        crop=side,
+        interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
+    )
+    return shape, preprocessing
+
+
+def suggestion(spec: str) -> str:
+    """`torchvision:` in front of a bare name, if there is such a model."""
+    if spec in REFERENCE_NETS:
+        return f": did you mean compress:{spec}?"
+    return f": did you mean torchvision:{spec}?" if spec in classifier_names() else ""
+
+
+def close_names(name: str, names: list[str]) -> str:
+    """The nearest existing names, in words."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, names, 3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def unknown_message(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Why no architecture was found, and a complete command that names one."""
+    file = shlex.quote(str(checkpoint.path))
+    first = [f"{name} {shape}" for name, shape in list(shapes.items())[:2]]
+    last = [f"{name} {shape}" for name, shape in list(shapes.items())[-1:]]
+    name = (checkpoint.class_name or "Net").rpartition(".")[2]
+    trust = " --trust-pickle" if checkpoint.trusted else ""
+    key = f" --state-key {checkpoint.state_key}" if checkpoint.state_key else ""
+    return (
+        f"The architecture of {checkpoint.path.name!r} is not known: its {len(shapes)} tensors ({', '.join(first)}, …, "
+        f"{', '.join(last)}) belong to no network of torchvision or compress.models. Put the class that made it into a "
+        f"file here, say mynet.py, and name it: compress {file}{trust}{key} --arch mynet:{name} --data folder:train "
+        f"(constructor arguments: --arch-arg num_classes=10)."
+    )

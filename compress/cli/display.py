@@ -1,0 +1,223 @@
+"""What the command line shows: progress on stderr, tables on stdout. The only room, with cli, that knows rich."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from compress.report.checks import Check
+from compress.report.markdown import decimals, headline, summary_rows
+
+QUIET_SECONDS = 2.0  # without a terminal, a stage is named once it has lasted this long
+
+
+class StderrProgress:
+    """A live bar on a terminal; elsewhere one line for each stage that lasts more than two seconds."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.console = Console(stderr=True)
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._title, self._started = "", time.monotonic()
+
+    def __enter__(self) -> StderrProgress:
+        if self.console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self._close_stage()
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        """Open a stage."""
+        if self._live is not None:
+            if self._task is not None:
+                self._live.remove_task(self._task)
+            self._task = self._live.add_task(title, total=total)
+        else:
+            self._close_stage()
+            self._title, self._started = title, time.monotonic()
+
+    def advance(self, steps: int = 1) -> None:
+        """Count finished steps."""
+        if self._live is not None and self._task is not None:
+            self._live.advance(self._task, steps)
+
+    def note(self, message: str) -> None:
+        """Say a line now, and keep it for the report."""
+        self.notes.append(message)
+        self.console.print(message, style="yellow", markup=False, highlight=False)
+
+    def _close_stage(self) -> None:
+        lasted = time.monotonic() - self._started
+        if self._title and lasted > QUIET_SECONDS:
+            print(f"{self._title}: {lasted:.1f} s", file=sys.stderr, flush=True)
+        self._title = ""
+
+
+def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
+    """The layer table, the summary and where the artifact lies."""
+    console = Console()
+    table = Table("layer", "units", "rank Φ · Ψ", "error", "held back", "gap", box=SIMPLE_HEAD)
+    for column in table.columns:
+        column.no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    skipped = []
+    for layer in report["layers"]:
+        if "skipped" in layer:
+            skipped.append(layer)
+            continue
+        lasso = layer["lasso"]
+        table.add_row(
+            layer["name"],
+            f"{layer['units']} → {layer['kept']}",
+            f"{layer['rank_features']} · {layer['rank_outputs']}",
+            decimals(layer["error"]),
+            decimals(layer["held_back_error"]),
+            f"{lasso['relative_duality_gap']:.0e}" if lasso else "–",
+        )
+    console.print(table)
+    for layer in skipped:
+        console.print(
+            f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}", highlight=False, markup=False
+        )
+    summary = Table("", "before", "after", "change", box=SIMPLE_HEAD)
+    for column in summary.columns[1:]:
+        column.justify = "right"
+    for row in summary_rows(report):
+        summary.add_row(*row)
+    console.print(summary)
+    console.print(headline(report), highlight=False, markup=False)
+    if folder is not None:
+        show_exports(str(folder), report.get("exports") or [])
+        console.print(f"written to {folder}", highlight=False, markup=False)
+
+
+def show_inspection(found: Mapping[str, Any]) -> None:
+    """What could be compressed, layer by layer."""
+    console = Console()
+    console.print(f"{found['file']}: {found['architecture']}", highlight=False, markup=False)
+    recorded = any("rank_features" in layer for layer in found["layers"])
+    columns = ("dead", "dupl.", "rank Φ · Ψ", "bound") if recorded else ()
+    table = Table(
+        "layer", "units", "activation", *columns, "‖w‖/‖v‖", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    table.columns[0].overflow = "fold"
+    for column in (table.columns[1], *table.columns[3:]):
+        column.justify = "right"
+    skipped, inhomogeneous = [], False
+    for layer in found["layers"]:
+        if layer["skipped"]:
+            skipped.append(layer)
+            continue
+        inhomogeneous = inhomogeneous or not layer["homogeneous"]
+        own = []
+        if recorded:
+            own = [str(layer[key]) for key in ("dead", "duplicates")]
+            own += [f"{layer['rank_features']} · {layer['rank_outputs']}", str(layer["bound"])]
+        table.add_row(
+            layer["name"],
+            str(layer["units"]),
+            f"{layer['activation'] or '–'}{'' if layer['homogeneous'] else ' *'}",
+            *own,
+            "–" if layer.get("balance") is None else f"{layer['balance']:.3g}",
+        )
+    if table.row_count:
+        console.print(table)
+    if inhomogeneous:
+        console.print("* not positively homogeneous: the reconstruction holds, the theory's bound and balance do not.")
+    for layer in skipped:
+        console.print(
+            f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}", highlight=False, markup=False
+        )
+
+
+def show_evaluation(found: Mapping[str, Any]) -> None:
+    """One network's scores."""
+    table = Table("", "value", box=SIMPLE_HEAD)
+    table.columns[1].justify = "right"
+    for name, value in found.items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def show_comparison(found: Mapping[str, Any]) -> None:
+    """Runs as columns: their figures, then the units each layer kept."""
+    console = Console()
+    for number, run in enumerate(found["runs"], 1):
+        console.print(f"{number}  {run['name']}", highlight=False, markup=False)
+    table = Table("", *(str(number) for number in range(1, len(found["runs"]) + 1)), box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in found["rows"]:
+        table.add_row(*row)
+    table.add_section()
+    for layer in found["layers"]:
+        kept = ("–" if units is None else f"{units} of {layer['units']}" for units in layer["kept"])
+        table.add_row(layer["name"], *kept)
+    console.print(table)
+
+
+def show_checks(checks: Sequence[Check], latencies: Sequence[Mapping[str, Any]]) -> None:
+    """Checks with their verdicts, then the latency measured here beside the recorded one."""
+    console = Console()
+    table = Table("check", "wanted", "measured", "", box=SIMPLE_HEAD)
+    for check in checks:
+        verdict = "passed" if check.passed else "not judged" if check.passed is None else "FAILED"
+        table.add_row(check.name, check.wanted, check.measured, verdict)
+    console.print(table)
+    for one in latencies:
+        recorded = one["recorded_milliseconds"]
+        beside = "" if recorded is None else f" (the report says {recorded:.2f} ms)"
+        console.print(
+            f"latency, batch {one['batch_size']}, {one['threads']} threads, {one['device']}: "
+            f"{one['milliseconds']:.2f} ms{beside}",
+            highlight=False,
+            markup=False,
+        )
+
+
+def show_exports(folder: str, exports: Sequence[Mapping[str, Any]]) -> None:
+    """What was exported, how far it deviates, and how fast it is."""
+    console = Console()
+    for one in exports:
+        checks = ", ".join(f"{check['deviation']:.0e} at batch {check['batch_size']}" for check in one["checks"])
+        console.print(
+            f"{folder}/{one['file']}: relative deviation {checks} ({one['checked_with']})",
+            highlight=False,
+            markup=False,
+        )
+        for latency in one.get("latency", ()):
+            console.print(
+                f"  batch {latency['batch_size']}, {latency['threads']} threads: {latency['exported_ms']:.2f} ms, "
+                f"torch {latency['torch_ms']:.2f} ms",
+                highlight=False,
+                markup=False,
+            )

@@ -1,0 +1,194 @@
+"""What the network costs at given widths, without building it: parameters, multiply-accumulates, latency.
+
+Every tensor's size is a product over its dimensions, each shrinking linearly with the groups cut along it; so each cost
+is multilinear in the widths, and exact for parameters and for the multiply-accumulates of linear maps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, fx
+
+from compress.graph.program import Program
+from compress.units.find import UnitGroup
+
+MAPS = {
+    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "matmul", "mm"), 0),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), 0),
+    "addmm": 1,
+}  # operations that multiply by a weight -> which argument is the input; the weight comes next
+
+
+KNOTS = 9  # widths at which latency is evaluated along one group
+
+
+class Latencies(Protocol):
+    """Predicts latency."""
+
+    def milliseconds(self, removed: Mapping[str, int], group: str | None = None) -> float:
+        """Time when so many units of each group are removed; with `group`, of what it has a part in."""
+
+
+@dataclass(frozen=True)
+class SizedTensor:
+    """One tensor's extent as a function of the widths.
+
+    Attributes:
+        shape: full extents.
+        cuts: for each dimension the groups that cut it, as (group name, positions per unit).
+        uses: multiply-accumulates per sample and element: output positions of the map it belongs to, 0 for none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    cuts: tuple[tuple[tuple[str, int], ...], ...]
+    uses: int
+
+    def elements(self, removed: Mapping[str, int]) -> float:
+        """Elements left when so many units of each group are removed."""
+        return math.prod(
+            extent - sum(each * removed.get(group, 0) for group, each in cuts)
+            for extent, cuts in zip(self.shape, self.cuts, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs of a network by the widths of its groups.
+
+    Attributes:
+        units: group name -> K.
+        tensors: all parameters.
+        fixed_macs: multiply-accumulates that no width changes.
+        gained: how many of the parameters the original does not have (biases that the refit may use).
+        latency: predicts milliseconds from the units removed per group; None where latency was not measured.
+    """
+
+    units: dict[str, int]
+    tensors: tuple[SizedTensor, ...]
+    fixed_macs: int = 0
+    gained: int = 0
+    latency: Latencies | None = None
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Names of the costs that are known."""
+        return ("macs", "params") if self.latency is None else ("macs", "params", "latency")
+
+    def total(self, cost: str, widths: Mapping[str, int]) -> float:
+        """One cost at the given widths."""
+        if cost == "latency":
+            assert self.latency is not None, "asked for only where it was measured"
+            return self.latency.milliseconds(self.removed(widths))
+        return self.macs(widths) if cost == "macs" else self.parameters(widths)
+
+    def original(self, cost: str) -> float:
+        """One cost of the original network."""
+        return self.total(cost, {}) - (self.gained if cost == "params" else 0)
+
+    def profile(self, cost: str, widths: Mapping[str, int], group: str, legal: Sequence[int]) -> Tensor:
+        """One cost at each legal width of `group` (L,) while the other widths stay, up to a constant."""
+        places = torch.tensor(legal, dtype=torch.float64)
+        if cost != "latency":
+            return self.slope(cost, widths, group) * places
+        knots = (
+            legal if len(legal) <= KNOTS else [legal[(len(legal) - 1) * step // (KNOTS - 1)] for step in range(KNOTS)]
+        )
+        assert self.latency is not None, "asked for only where it was measured"
+        removed = self.removed(widths)
+        values = [self.latency.milliseconds({**removed, group: self.units[group] - width}, group) for width in knots]
+        at = torch.tensor(knots, dtype=torch.float64)
+        right = torch.searchsorted(at, places).clamp(1, max(1, len(knots) - 1))
+        if len(knots) == 1:
+            return torch.tensor(values, dtype=torch.float64)
+        heights = torch.tensor(values, dtype=torch.float64)
+        share = (places - at[right - 1]) / (at[right] - at[right - 1])
+        return heights[right - 1] + share * (heights[right] - heights[right - 1])
+
+    def removed(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Units removed per group; a group that is not named keeps all."""
+        return {name: count - widths.get(name, count) for name, count in self.units.items()}
+
+    def parameters(self, widths: Mapping[str, int]) -> float:
+        """Scalars in parameters."""
+        removed = self.removed(widths)
+        return sum(tensor.elements(removed) for tensor in self.tensors)
+
+    def macs(self, widths: Mapping[str, int]) -> float:
+        """Multiply-accumulates of one sample."""
+        removed = self.removed(widths)
+        return self.fixed_macs + sum(tensor.uses * tensor.elements(removed) for tensor in self.tensors if tensor.uses)
+
+    def slope(self, cost: str, widths: Mapping[str, int], group: str) -> float:
+        """What one unit of `group` costs while the other widths stay: exact where no tensor is cut twice by it."""
+        removed = self.removed(widths)
+        more = {**removed, group: removed[group] + 1}
+        total = 0.0
+        for tensor in self.tensors:
+            if any(name == group for cuts in tensor.cuts for name, _ in cuts):
+                factor = 1 if cost == "params" else tensor.uses
+                if factor:
+                    total += factor * (tensor.elements(removed) - tensor.elements(more))
+        return total
+
+
+def cost_model(
+    program: Program,
+    groups: Sequence[UnitGroup],
+    parameters: Mapping[str, Tensor],
+    forward_macs: int,
+    biases: Sequence[str] = (),
+) -> CostModel:
+    """The cost model of a traced network.
+
+    Args:
+        parameters: state name -> parameter (no buffers).
+        forward_macs: multiply-accumulates of one sample, as measured; what the maps found here do not explain is fixed.
+        biases: names of the parameters that the original does not have.
+    """
+    cuts: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    for group in groups:
+        for part in group.slices:
+            cuts.setdefault((part.name, part.dim), []).append((group.name, part.positions.shape[1]))
+    uses = map_uses(program)
+    tensors = tuple(
+        SizedTensor(
+            name,
+            tuple(tensor.shape),
+            tuple(tuple(cuts.get((name, dim), ())) for dim in range(tensor.ndim)),
+            uses.get(name, 0),
+        )
+        for name, tensor in parameters.items()
+    )
+    explained = sum(tensor.uses * math.prod(tensor.shape) for tensor in tensors)
+    return CostModel(
+        {group.name: group.unit_count for group in groups},
+        tensors,
+        max(0, forward_macs - explained),
+        sum(parameters[name].numel() for name in biases),
+    )
+
+
+def map_uses(program: Program) -> dict[str, int]:
+    """State name of each weight of a linear map -> how often one sample multiplies each of its elements."""
+    nodes = {node.name: node for node in program.network.graph.nodes}
+    found: dict[str, int] = {}
+    for step in program.steps:
+        name = getattr(step.target, "__name__", "").split(".")[0]
+        if name not in MAPS:
+            continue
+        source, weight = (node for node in nodes[step.name].args[MAPS[name] : MAPS[name] + 2])
+        leaf = program.leaves.get(getattr(weight, "name", ""))
+        if leaf is None or leaf[0] != "tensor" or not isinstance(source, fx.Node):
+            continue
+        at = source if name.startswith("conv_transpose") else nodes[step.name]
+        shape = at.meta["val"].shape
+        inner = shape[2:] if name.startswith("conv") else shape[1:-1]
+        positions = math.prod(int(size) for size in inner) if len(inner) else 1
+        found[leaf[1]] = found.get(leaf[1], 0) + positions
+    return found

@@ -1,0 +1,123 @@
+"""What is known before any width is chosen: per layer the selection, its errors, and what errors do to the output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compress.compression.allocate import DamageCurve, damage_curve, legal_widths
+from compress.compression.costs import CostModel, cost_model
+from compress.compression.damage import measure_divergences, probe_widths
+from compress.compression.latency import measure_latency_model
+from compress.compression.layer import LayerFacts, LayerOptions, layer_unit_costs
+from compress.compression.resume import KnownCurves, RunState
+from compress.compression.sweep import Problem, record_all
+from compress.convex import SelectionCurve, select_units
+from compress.progress import Progress
+from compress.recording.layer_moments import LayerMoments
+
+SENSITIVITY_SAMPLES = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Everything known before the widths are chosen; one pass over the data, plus the sensitivities.
+
+    Attributes:
+        moments: per group, of the original network; empty where the curves came from an earlier run.
+        curves: selection curve per group.
+        damages: predicted damage per group and width.
+        facts: what the moments of all units say, per group.
+        kept_state: where what is found is kept for a run that goes on from here.
+    """
+
+    problem: Problem
+    model: CostModel
+    moments: dict[str, LayerMoments]
+    curves: dict[str, SelectionCurve]
+    damages: dict[str, DamageCurve]
+    facts: dict[str, LayerFacts]
+    kept_state: RunState | None = None
+
+
+def prepare_search(
+    problem: Problem,
+    options: LayerOptions,
+    parameters: Mapping[str, Tensor],
+    progress: Progress,
+    *,
+    milliseconds: float | None = None,
+    kept_state: RunState | None = None,
+) -> Search:
+    """Record all layers once, select along all widths, measure what errors do to the output.
+
+    Args:
+        milliseconds: measured latency of the whole network on one sample, where latency is to be predicted.
+        kept_state: where curves and sensitivities are kept for a later run, and taken from.
+    """
+    known = None if kept_state is None else kept_state.read_curves()
+    legal = {group.name: legal_widths(group.unit_count, group.blocks, options.round_to) for group in problem.groups}
+    moments: dict[str, LayerMoments] = {}
+    if known is None or set(known.curves) != set(legal):
+        moments = record_all(problem, progress)
+        known = find_curves(problem, moments, options, legal, progress)
+        if kept_state is not None:
+            kept_state.write_curves(known)
+    damages = {
+        name: damage_curve(known.errors[name], known.measured[name], widths_known(known.curves[name], legal[name]))
+        for name in legal
+    }
+    model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs, problem.biases)
+    if milliseconds is not None:
+        progress.stage("timing layers at several widths")
+        whole = milliseconds
+        latency = problem.share.from_first(
+            lambda: measure_latency_model(problem.program, model.tensors, problem.state, whole)
+        )
+        model = replace(model, latency=latency)
+    return Search(problem, model, moments, known.curves, damages, known.facts, kept_state)
+
+
+def find_curves(
+    problem: Problem,
+    moments: Mapping[str, LayerMoments],
+    options: LayerOptions,
+    legal: Mapping[str, tuple[int, ...]],
+    progress: Progress,
+) -> KnownCurves:
+    """Selection curves of all groups, and the divergences at a few widths of each."""
+    curves: dict[str, SelectionCurve] = {}
+    errors: dict[str, Tensor] = {}
+    facts: dict[str, LayerFacts] = {}
+    progress.stage("selecting units", len(problem.groups))
+    for group in problem.groups:
+        own = moments[group.name]
+        joint = own.for_selection(problem.state)
+        costs = layer_unit_costs(options.unit_costs, own, problem.state, joint)
+        curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
+        curves[group.name] = curve
+        facts[group.name] = LayerFacts.of(own.joint(), options.rank_tolerance)
+        errors[group.name] = errors_by_width(curve.errors, group.unit_count)
+        progress.advance()
+    widths = {name: probe_widths(errors[name], widths_known(curves[name], legal[name])) for name in curves}
+    samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
+    progress.stage("measuring sensitivities", samples)
+    measured = measure_divergences(problem, moments, curves, widths, options, samples=samples, advance=progress.advance)
+    return KnownCurves(curves, errors, measured, facts)
+
+
+def widths_known(curve: SelectionCurve, legal: Sequence[int]) -> tuple[int, ...]:
+    """Legal widths that the curve has units for; the layer as it is, with all units, is always one."""
+    listed = len(curve.order)  # fewer than all where memory is short
+    return tuple(width for width in legal if width <= listed or width == legal[-1])
+
+
+def errors_by_width(errors: Tensor, units: int) -> Tensor:
+    """Relative errors (K + 1,) where they are known for the first widths only: no fall between, none with all units."""
+    missing = units + 1 - len(errors)
+    if not missing:
+        return errors
+    return torch.cat([errors, errors[-1:].expand(missing - 1), errors.new_zeros(1)])

@@ -1,0 +1,167 @@
+"""Latency by the widths: a table of every linear map's time, measured here at a few widths and interpolated between.
+
+What the maps do not explain of the whole network's time (normalisations, activations, copies) is spread over them by
+the elements they put out, and shrinks with those. The prediction is then checked on the network cut to the widths in
+question, and corrected by what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from compress.compression.costs import MAPS, SizedTensor
+from compress.graph.program import Program
+
+FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)  # of a map's input and output channels
+PASSES = 7
+MOST_SECONDS = 0.15  # of measuring one shape
+
+
+@dataclass(frozen=True)
+class TimedMap:
+    """Milliseconds of one linear map.
+
+    Attributes:
+        sides: for output and input channels the full extent and the groups that cut it, as (group, channels per unit).
+        times: [output fraction][input fraction] -> milliseconds, at `FRACTIONS`.
+        rest: milliseconds of what follows it, at full width; shrinks with the output channels.
+    """
+
+    sides: tuple[tuple[int, tuple[tuple[str, int], ...]], tuple[int, tuple[tuple[str, int], ...]]]
+    times: tuple[tuple[float, ...], ...]
+    rest: float = 0.0
+
+    def depends_on(self, group: str) -> bool:
+        """Whether the group cuts the map."""
+        return any(name == group for _, cuts in self.sides for name, _ in cuts)
+
+    def milliseconds(self, removed: Mapping[str, int]) -> float:
+        """Time when so many units of each group are removed."""
+        out, into = (
+            1 - sum(each * removed.get(group, 0) for group, each in cuts) / extent for extent, cuts in self.sides
+        )
+        rows = [interpolate(row, into) for row in self.times]
+        return interpolate(rows, out) + self.rest * out
+
+
+def interpolate(values: Sequence[float], at: float) -> float:
+    """Piecewise linear through `values` at `FRACTIONS`; proportional to nothing below the first, which it keeps."""
+    if at <= FRACTIONS[0]:
+        return values[0]
+    place = min(bisect_right(FRACTIONS, at), len(FRACTIONS) - 1)
+    low, high = FRACTIONS[place - 1], FRACTIONS[place]
+    share = (at - low) / (high - low)
+    return values[place - 1] + share * (values[place] - values[place - 1])
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Predicted latency of one sample, or of the only batch that the network runs on.
+
+    Attributes:
+        fixed: milliseconds that no width changes.
+        scale: measured over predicted time of the cut network last looked at.
+    """
+
+    maps: tuple[TimedMap, ...]
+    fixed: float
+    scale: float = 1.0
+
+    def milliseconds(self, removed: Mapping[str, int], group: str | None = None) -> float:
+        """Time when so many units of each group are removed; with `group`, of the maps alone that it cuts."""
+        own = self.maps if group is None else tuple(each for each in self.maps if each.depends_on(group))
+        found = self.fixed + sum(each.milliseconds(removed) for each in own)
+        return found * (self.scale if any(removed.values()) else 1.0)
+
+
+def measure_latency_model(
+    program: Program, tensors: Sequence[SizedTensor], state: Mapping[str, Tensor], whole: float
+) -> LatencyModel:
+    """Time every linear map at the widths of the table.
+
+    Args:
+        tensors: the cost model's tensors, with the groups that cut them.
+        whole: milliseconds of the whole network, measured on one sample, or on the batch that alone it runs on.
+    """
+    nodes = {node.name: node for node in program.network.graph.nodes}
+    sized = {tensor.name: tensor for tensor in tensors}
+    measured: dict[tuple[Any, ...], tuple[tuple[float, ...], ...]] = {}
+    found: list[tuple[TimedMap, int]] = []
+    for step in program.steps:
+        name = getattr(step.target, "__name__", "").split(".")[0]
+        if name not in ("conv1d", "conv2d", "conv3d", "linear"):
+            continue
+        source, weight = (node for node in nodes[step.name].args[MAPS[name] : MAPS[name] + 2])
+        leaf = program.leaves.get(getattr(weight, "name", ""))
+        if leaf is None or leaf[0] != "tensor" or not isinstance(source, fx.Node) or leaf[1] not in sized:
+            continue
+        shape = program.shape(source.name)
+        if program.network.batch_size is None:
+            shape = (1, *shape[1:])
+        window = tuple(nodes[step.name].args[3:]) if name != "linear" else ()
+        key = (name, shape, tuple(state[leaf[1]].shape), str(window))
+        if key not in measured:
+            measured[key] = time_map(step.target, name, shape, state[leaf[1]], window)
+        own = sized[leaf[1]]
+        sides = ((own.shape[0], own.cuts[0]), (own.shape[1], own.cuts[1]))
+        elements = math.prod(program.shape(step.name)[1:])
+        found.append((TimedMap(sides, measured[key]), elements))
+    explained = sum(timed.times[-1][-1] for timed, _ in found)
+    rest = max(0.0, whole - explained)
+    total = max(1, sum(elements for _, elements in found))
+    shrink = min(1.0, whole / explained) if explained > 0 else 1.0  # maps alone never take more than the network
+    maps = tuple(
+        TimedMap(
+            timed.sides, tuple(tuple(shrink * value for value in row) for row in timed.times), rest * elements / total
+        )
+        for timed, elements in found
+    )
+    return LatencyModel(maps, 0.0 if found else whole)
+
+
+def time_map(
+    target: Any, name: str, shape: tuple[int, ...], weight: Tensor, window: tuple[Any, ...]
+) -> tuple[tuple[float, ...], ...]:
+    """Milliseconds of one map at every pair of output and input fractions; grouped maps are scaled from full width."""
+    groups = int(window[3]) if len(window) > 3 else 1
+    channels = shape[-1] if name == "linear" else shape[1]
+    whole = time_once(target, shape, weight, window)
+    if groups > 1:
+        return tuple(tuple(whole * out for _ in FRACTIONS) for out in FRACTIONS)
+    rows = []
+    for out in FRACTIONS:
+        row = []
+        for into in FRACTIONS:
+            size = max(1, round(into * channels))
+            part = weight[: max(1, round(out * weight.shape[0])), :size].contiguous()
+            narrow = (*shape[:-1], size) if name == "linear" else (shape[0], size, *shape[2:])
+            row.append(whole if out == into == 1 else time_once(target, narrow, part, window))
+        rows.append(tuple(row))
+    return tuple(rows)
+
+
+def time_once(target: Any, shape: tuple[int, ...], weight: Tensor, window: tuple[Any, ...]) -> float:
+    """Median milliseconds of one map on inputs of `shape`."""
+    inputs = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+    times: list[float] = []
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for attempt in range(PASSES + 1):
+            start = time.perf_counter()
+            target(inputs, weight, None, *window)
+            if weight.is_cuda:
+                torch.cuda.synchronize(weight.device)
+            if attempt:
+                times.append(1e3 * (time.perf_counter() - start))
+            if len(times) >= 3 and time.perf_counter() - began > MOST_SECONDS:
+                break
+    return statistics.median(times)

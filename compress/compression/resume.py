@@ -1,0 +1,199 @@
+"""What a run that may be killed leaves on disk, and how the next one goes on from there.
+
+The state lies in a folder beside the output and goes when the run ends well. It holds the selection curves with the
+sensitivities (what the recording of all layers was for; the moments themselves would take gigabytes) and, for every
+sweep, the new weights of each settled turn. Every file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compress.compression.layer import LayerFacts
+from compress.convex import SelectionCurve, WidthBound
+from compress.errors import OutputError, RecipeError
+
+FINGERPRINT = "fingerprint.json"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredLayer:
+    """What a report and the surgery need of a layer that an earlier run settled."""
+
+    name: str
+    units: int
+    kept: Tensor
+    report: dict[str, Any]
+
+    def as_report(self) -> dict[str, Any]:
+        """Plain data, as the earlier run had it."""
+        return self.report
+
+
+@dataclass(frozen=True, eq=False)
+class SettledTurn:
+    """One turn of a sweep: its new tensors by state name, and the layer where units were chosen."""
+
+    weights: dict[str, Tensor]
+    layer: StoredLayer | None
+
+
+@dataclass(frozen=True, eq=False)
+class KnownCurves:
+    """Selection curves, error curves, measured divergences and facts by group, as `prepare_search` finds them."""
+
+    curves: dict[str, SelectionCurve]
+    errors: dict[str, Tensor]
+    measured: dict[str, list[tuple[int, float]]]
+    facts: dict[str, LayerFacts]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The folder that a resumable run keeps its state in.
+
+    Attributes:
+        sweep: name of the sweep whose turns are read and written.
+    """
+
+    folder: Path
+    sweep: str = "sweep"
+
+    @classmethod
+    def open(cls, folder: Path, fingerprint: Mapping[str, Any]) -> RunState:
+        """State in `folder`, new or of an earlier run of the same thing.
+
+        Args:
+            fingerprint: what the run depends on, as plain data.
+
+        Raises:
+            RecipeError: the state there belongs to another model, other data or options; what differs is named.
+            OutputError: the folder cannot be written or read.
+        """
+        path = folder / FINGERPRINT
+        wanted = json.loads(json.dumps(fingerprint))
+        try:
+            if path.is_file():
+                found = json.loads(path.read_text(encoding="utf-8"))
+                differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+                if differing:
+                    raise RecipeError(
+                        f"The state in {str(folder)!r} is of a run with other {', '.join(differing)}; give the same "
+                        "options and files again, or another --resume."
+                    )
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                draft = path.with_suffix(".new")
+                draft.write_text(json.dumps(wanted), encoding="utf-8")
+                draft.replace(path)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"The state in {str(folder)!r} cannot be used: {error}. Remove that folder.") from None
+        return cls(folder)
+
+    def of_sweep(self, rule: str, widths: Mapping[str, int] | None) -> RunState:
+        """The state of one sweep of the run."""
+        text = json.dumps([rule, sorted((widths or {}).items())])
+        return RunState(self.folder, f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
+
+    def read_turn(self, number: int) -> SettledTurn | None:
+        """What an earlier run settled in a turn, or None."""
+        found = self._read(f"{self.sweep}-{number}")
+        if found is None:
+            return None
+        tensors, about = found
+        tensors.pop("empty", None)
+        kept = tensors.pop("kept", None)
+        layer = None if kept is None else StoredLayer(about["name"], about["units"], kept, about["report"])
+        return SettledTurn({name.removeprefix("weight:"): tensor for name, tensor in tensors.items()}, layer)
+
+    def write_turn(self, number: int, weights: Mapping[str, Tensor], layer: Any = None) -> None:
+        """Keep what a turn settled. `layer` has name, units, kept and as_report()."""
+        tensors = {f"weight:{name}": tensor for name, tensor in weights.items()}
+        about: dict[str, Any] = {}
+        if layer is not None:
+            tensors["kept"] = layer.kept
+            about = {"name": layer.name, "units": layer.units, "report": layer.as_report()}
+        self._write(f"{self.sweep}-{number}", tensors, about)
+
+    def read_curves(self) -> KnownCurves | None:
+        """Curves and sensitivities of an earlier run, or None."""
+        found = self._read("curves")
+        if found is None:
+            return None
+        tensors, about = found
+        curves, errors, facts = {}, {}, {}
+        for name, own in about.items():
+            orders = {method: tensors[f"{name}:order:{method}"] for method in own["orders"]}
+            polished = {int(width): tensors[f"{name}:polished:{width}"] for width in own["polished"]}
+            curves[name] = SelectionCurve(
+                tensors[f"{name}:order"], tensors[f"{name}:curve"], tuple(own["methods"]), orders, polished
+            )
+            errors[name] = tensors[f"{name}:errors"]
+            rank_features, rank_outputs, units, group_size, tolerance = own["bound"]
+            spectra = tensors[f"{name}:features"], tensors[f"{name}:outputs"]
+            bound = WidthBound(rank_features, rank_outputs, units, group_size, tolerance, *spectra)
+            facts[name] = LayerFacts(bound, own["dead"], own["duplicates"])
+        measured = {name: [(int(at), float(value)) for at, value in own["measured"]] for name, own in about.items()}
+        return KnownCurves(curves, errors, measured, facts)
+
+    def write_curves(self, known: KnownCurves) -> None:
+        """Keep curves and sensitivities."""
+        tensors: dict[str, Tensor] = {}
+        about: dict[str, Any] = {}
+        for name, curve in known.curves.items():
+            tensors |= {
+                f"{name}:order": curve.order,
+                f"{name}:curve": curve.errors,
+                f"{name}:errors": known.errors[name],
+                f"{name}:features": known.facts[name].bound.feature_spectrum,
+                f"{name}:outputs": known.facts[name].bound.output_spectrum,
+            }
+            tensors |= {f"{name}:order:{method}": order for method, order in curve.orders.items()}
+            tensors |= {f"{name}:polished:{width}": units for width, units in curve.polished.items()}
+            bound = known.facts[name].bound
+            about[name] = {
+                "bound": [bound.rank_features, bound.rank_outputs, bound.units, bound.group_size, bound.tolerance],
+                "dead": known.facts[name].dead,
+                "duplicates": known.facts[name].duplicates,
+                "methods": list(curve.methods),
+                "orders": list(curve.orders),
+                "polished": list(curve.polished),
+                "measured": known.measured[name],
+            }
+        self._write("curves", tensors, about)
+
+    def remove(self) -> None:
+        """Delete the state."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        path = self.folder / f"{name}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("about", "{}"))
+                return {key: file.get_tensor(key) for key in file.keys()}, about  # noqa: SIM118
+        except (OSError, ValueError, SafetensorError):
+            return None  # a damaged file is recomputed
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        draft, path = self.folder / f"{name}.new", self.folder / f"{name}.safetensors"
+        own = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+        try:
+            save_file(own or {"empty": torch.zeros(0)}, draft, metadata={"about": json.dumps(about)})
+            draft.replace(path)
+        except (OSError, SafetensorError) as error:
+            draft.unlink(missing_ok=True)
+            raise OutputError(f"Cannot keep the run's state in {str(self.folder)!r}: {error}.") from None

@@ -1,0 +1,146 @@
+"""Operations that act on every value alone: they keep channels apart and couple the channels of their operands."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from compress.graph.channels import UNIFORM, Factor, Flow, dimension_size, is_tracked
+from compress.graph.flow import ChannelFlow, argument, operation_name
+
+HOMOGENEOUS = ("relu", "leaky_relu", "rrelu", "abs")
+OTHER_ACTIVATIONS = (
+    *("gelu", "silu", "sigmoid", "tanh", "hardtanh", "relu6", "hardswish", "hardsigmoid", "elu", "selu", "celu"),
+    *("mish", "softplus", "logsigmoid", "log_sigmoid", "softsign", "exp", "log", "log1p", "sqrt", "rsqrt"),
+    *(
+        "square",
+        "reciprocal",
+        "sin",
+        "cos",
+        "tan",
+        "atan",
+        "erf",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "clip",
+        "pow",
+    ),
+    *("sign", "floor", "ceil", "round", "zero", "fill"),
+    *("threshold", "hardshrink", "softshrink", "tanhshrink", "expm1", "nan_to_num"),
+)
+IDENTITY = (
+    *("clone", "contiguous", "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "to", "_to_copy"),
+    *("detach", "alias", "lift_fresh_copy", "lift_fresh", "neg", "type_as", "float", "double", "half", "positive"),
+    *("native_dropout", "logical_not", "bitwise_not", "isnan", "isinf", "real", "detach_", "_assert_tensor_metadata"),
+)
+BINARY = (
+    *("add", "sub", "rsub", "maximum", "minimum", "fmod", "remainder", "floor_divide", "atan2", "lerp", "where"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or"),
+    *("masked_fill", "addcmul", "addcdiv"),
+)
+CREATION = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
+
+
+def map_identity(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """The output has its argument's channels."""
+    return flow.of(node.args[0]) if node.args else ()
+
+
+def map_activation(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """A function of every value alone."""
+    name = operation_name(node).removesuffix("_")
+    if len(node.all_input_nodes) > 1:
+        return map_binary(flow, node)
+    source = flow.of(node.args[0])
+    flow.touch_flow(node, source, "activation", name, name in HOMOGENEOUS)
+    return source
+
+
+def map_binary(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """Operands are broadcast against each other; dimensions of the same size lose the same positions."""
+    flows = [flow.of(value) for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node)]
+    name = operation_name(node).removesuffix("_")
+    if name in ("add", "sub"):
+        mark_sums(flow, node)
+    result = flow.broadcast([one for one in flows if one], node)
+    shifts = any(isinstance(value, (int, float)) and value for value in node.args[:2])
+    if shifts or name not in ("add", "sub", "rsub", "where", "masked_fill", "maximum", "minimum"):
+        flow.touch_flow(node, result, "other", name, False)
+    return result
+
+
+def mark_sums(flow: ChannelFlow, node: fx.Node) -> None:
+    """Record where two activations of different origin are added: their units become one residual stream."""
+    operands = [value for value in node.args[:2] if isinstance(value, fx.Node) and flow.parameter_name(value) is None]
+    if len(operands) < 2:
+        return
+    if not all(value in flow.active for value in operands):  # a shift computed from parameters
+        for value in operands:
+            flow.touch_flow(node, flow.of(value), "other", "add", False)
+        return
+    for one, other in zip(reversed(flow.of(operands[0])), reversed(flow.of(operands[1])), strict=False):
+        if dimension_size(one) == dimension_size(other) and is_tracked(one) and is_tracked(other):
+            left, right = flow.atoms.flatten(one).atoms, flow.atoms.flatten(other).atoms
+            if left is not None and right is not None:
+                a, b = flow.atoms.resolve(left), flow.atoms.resolve(right)
+                if a.shape != b.shape or (a != b).any():
+                    flow.touch(node, one, "sum", "add")
+
+
+def map_product(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """mul and div: homogeneous as long as only one operand depends on the units (the other scales them)."""
+    flows = [flow.of(value) for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node)]
+    result = flow.broadcast([one for one in flows if one], node)
+    operands = [value for value in node.args[:2] if isinstance(value, fx.Node)]
+    active = [
+        value
+        for value in operands
+        if any(is_tracked(dimension) for dimension in flow.of(value)) and flow.parameter_name(value) is None
+    ]
+    divides = operation_name(node).startswith("div") and len(operands) == 2 and operands[1] in active
+    if len(active) > 1 or divides:
+        flow.touch_flow(node, result, "other", "gate", False)
+    return result
+
+
+def map_prelu(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """Its slopes belong to the channels of dimension 1."""
+    source, slopes = flow.of(node.args[0]), flow.of(node.args[1])
+    flow.touch_flow(node, source, "activation", "prelu")
+    if slopes and dimension_size(slopes[0]) > 1 and len(source) > 1:
+        joined = flow.join(source[1], slopes[0], node)
+        return (source[0], joined, *source[2:])
+    return source
+
+
+def map_creation(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """A constant of its argument's shape: any of its positions may go."""
+    return tuple((Factor(dimension_size(dimension), UNIFORM),) for dimension in flow.of(node.args[0]))
+
+
+def map_new(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """A constant of a shape given by numbers, which may have been read off another tensor's shape."""
+    return tuple((Factor(size, UNIFORM),) if size > 1 else (Factor(size),) for size in flow.sizes(node))
+
+
+def map_copy(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """copy_: the source is broadcast into the destination."""
+    return flow.broadcast([flow.of(node.args[0]), flow.of(argument(node, 1, "src"))], node)
+
+
+def _with_in_place(names: tuple[str, ...]) -> list[str]:
+    return [name + suffix for name in names for suffix in ("", "_")]
+
+
+RULES = {
+    **dict.fromkeys(_with_in_place(IDENTITY), map_identity),
+    **dict.fromkeys(_with_in_place((*HOMOGENEOUS, *OTHER_ACTIVATIONS)), map_activation),
+    **dict.fromkeys(_with_in_place(BINARY), map_binary),
+    **dict.fromkeys(_with_in_place(("mul", "div", "multiply", "divide", "true_divide")), map_product),
+    **dict.fromkeys(CREATION, map_creation),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full", "zeros", "ones", "empty", "full"), map_new),
+    "prelu": map_prelu,
+    "_prelu_kernel": map_prelu,
+    "copy": map_copy,
+    "copy_": map_copy,
+}

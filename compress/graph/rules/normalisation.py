@@ -1,0 +1,154 @@
+"""Normalisations and reductions: per-channel ones keep channels apart, others compute statistics over channels."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from compress.graph.channels import Dimension, Factor, Flow, dimension_size, is_tracked
+from compress.graph.flow import ChannelFlow, Statistic, argument, operation_name
+
+
+def record_statistic(flow: ChannelFlow, node: fx.Node, dims: list[int], *, keeps_shape: bool) -> None:
+    """Note that the node's result depends on all positions of the given dimensions of its first argument."""
+    source = flow.of(node.args[0])
+    tracked = tuple((dim, source[dim]) for dim in dims if is_tracked(source[dim]))
+    if tracked:
+        flow.statistics.append(Statistic(node, 0, tracked, keeps_shape))
+        for _, dimension in tracked:
+            flow.touch(node, dimension, "other", operation_name(node), False)
+
+
+def _join_affine(flow: ChannelFlow, node: fx.Node, dimension: Dimension, values: list[object]) -> Dimension:
+    for value in values:
+        affine = flow.of(value)
+        if affine:
+            dimension = flow.join(dimension, affine[0], node)
+    return dimension
+
+
+def map_batch_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """Scale, shift and running statistics belong to the channels of dimension 1."""
+    x = flow.of(node.args[0])
+    training = bool(argument(node, 5, "training", False))
+    if training:
+        for dim in (0, *range(2, len(x))):
+            flow.pin(x[dim], f"is averaged over by {flow.where(node)}")
+        flow.touch(node, x[1], "other", "batch_norm in training mode", False)
+    channels = _join_affine(flow, node, x[1], list(node.args[1:5]))
+    return (x[0], channels, *x[2:])
+
+
+def map_layer_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """Statistics over the last dimensions (layer_norm and rms_norm)."""
+    x = flow.of(node.args[0])
+    count = len(node.args[1])  # type: ignore[arg-type]
+    record_statistic(flow, node, list(range(len(x) - count, len(x))), keeps_shape=True)
+    result = list(x)
+    for value in (argument(node, 2, "weight"), argument(node, 3, "bias")):
+        affine = flow.of(value)
+        for offset, dimension in enumerate(affine):
+            at = len(x) - len(affine) + offset
+            if dimension_size(dimension) > 1:
+                result[at] = flow.join(result[at], dimension, node)
+    for dimension in result[len(x) - count :]:
+        flow.touch(node, dimension, "shape", operation_name(node))
+    return tuple(result)
+
+
+def map_group_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """Channels = (groups, channels per group): whole groups go exactly, channels within change the statistics."""
+    x = flow.of(node.args[0])
+    groups = int(node.args[1])  # type: ignore[arg-type]
+    channels = x[1]
+    halves = flow.atoms.split_dimension(channels, groups)
+    if halves is None:
+        flow.pin(channels, f"does not divide into the groups of {flow.where(node)}")
+        return x
+    if groups > 1:
+        flow.touch(node, halves[0], "groups", str(groups))
+    if is_tracked(halves[1]):
+        flow.statistics.append(Statistic(node, 0, ((1, (Factor(groups), *halves[1])),), True))
+        flow.touch(node, halves[1], "other", "group_norm", False)
+    flow.touch(node, channels, "shape", "group_norm")
+    channels = _join_affine(
+        flow, node, (*halves[0], *halves[1]), [argument(node, 2, "weight"), argument(node, 3, "bias")]
+    )
+    return (x[0], channels, *x[2:])
+
+
+def map_instance_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """Every channel of dimension 1 is normalised alone."""
+    x = flow.of(node.args[0])
+    channels = _join_affine(flow, node, x[1], list(node.args[1:5]))
+    flow.touch(node, channels, "other", "instance_norm", False)
+    return (x[0], channels, *x[2:])
+
+
+def _reduced_dims(node: fx.Node, rank: int) -> tuple[list[int], bool]:
+    dims = argument(node, 1, "dim")
+    keep = argument(node, 2, "keepdim", False)
+    if operation_name(node) in ("var", "std", "var_mean", "std_mean"):
+        keep = node.kwargs.get("keepdim", argument(node, 3, "keepdim", False))
+        if isinstance(dims, bool):
+            dims = None
+    if operation_name(node) == "linalg_vector_norm":
+        dims, keep = argument(node, 2, "dim"), argument(node, 3, "keepdim", False)
+    if operation_name(node) == "norm":
+        dims, keep = argument(node, 2, "dim"), argument(node, 3, "keepdim", False)
+    if dims is None or dims == []:
+        return list(range(rank)), bool(keep)
+    chosen = [dims] if isinstance(dims, int) else list(dims)
+    return [dim % rank for dim in chosen], bool(keep)
+
+
+def _reduce(flow: ChannelFlow, x: Flow, dims: list[int], keep: bool) -> Flow:
+    if keep:
+        return tuple((Factor(1),) if index in dims else dimension for index, dimension in enumerate(x))
+    return tuple(dimension for index, dimension in enumerate(x) if index not in dims)
+
+
+def map_mean(flow: ChannelFlow, node: fx.Node) -> object:
+    """Means, variances and norms: over channels they become statistics of the kept channels."""
+    x = flow.of(node.args[0])
+    dims, keep = _reduced_dims(node, len(x))
+    record_statistic(flow, node, dims, keeps_shape=False)
+    result = _reduce(flow, x, dims, keep)
+    if operation_name(node) not in ("mean",):
+        flow.touch_flow(node, result, "other", operation_name(node), False)
+    return (result, result) if operation_name(node) in ("var_mean", "std_mean") else result
+
+
+def map_reduction(flow: ChannelFlow, node: fx.Node) -> object:
+    """Sums, extrema and orderings: units must not be among what is reduced."""
+    x = flow.of(node.args[0])
+    dims, keep = _reduced_dims(node, len(x))
+    for dim in dims:
+        flow.pin(x[dim], f"is reduced over by {flow.where(node)}")
+    result = _reduce(flow, x, dims, keep)
+    if operation_name(node) not in ("sum", "amax", "amin", "max", "min"):
+        flow.touch_flow(node, result, "other", operation_name(node), False)
+    value = node.meta.get("val")
+    return tuple(result for _ in value) if isinstance(value, (tuple, list)) else result
+
+
+def map_softmax(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """Normalised over one dimension, whose positions compete and cannot be cut; the others pass."""
+    x = flow.of(node.args[0])
+    dim = int(node.args[1]) % len(x)  # type: ignore[arg-type]
+    flow.pin(x[dim], f"competes in {flow.where(node)}")
+    flow.touch_flow(node, x, "other", operation_name(node), False)
+    return x
+
+
+RULES = {
+    "batch_norm": map_batch_norm,
+    "layer_norm": map_layer_norm,
+    "rms_norm": map_layer_norm,
+    "group_norm": map_group_norm,
+    "instance_norm": map_instance_norm,
+    **dict.fromkeys(("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm"), map_mean),
+    **dict.fromkeys(
+        ("sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "any", "all", "logsumexp"), map_reduction
+    ),
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "cumsum"), map_softmax),
+}

@@ -1,0 +1,289 @@
+"""From a module to the graph of ATen operations that torch.export sees, and running that graph on any weights."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, export
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree
+
+from compress.errors import TraceError
+from compress.graph.inlining import inline_regions
+
+Override = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkGraph:
+    """The operations of a network in evaluation mode, with its parameters and buffers as inputs of the graph.
+
+    Attributes:
+        graph: ATen operations as torch.export gives them, without decomposition; `node.meta["val"]` holds fake tensors.
+        tensors: placeholder name -> name in the state dict, for parameters and persistent buffers.
+        constants: placeholder or attribute name -> constant tensor (or sub-graph) that is not in the state dict.
+        inputs: placeholder names of the network's inputs, in call order.
+        outputs: the output values that the network returns, in flattened order (None where it returns no tensor).
+        batch_size: None when the graph holds for every batch size, else the only one that it holds for.
+        examples: the tensors that the network was traced with.
+        aliases: state-dict name -> the first name of the same tensor (tied weights); names of their own are left out.
+        buffers: placeholder name -> name in the module, of those constants that are buffers outside the state dict.
+    """
+
+    graph: fx.Graph
+    tensors: dict[str, str]
+    constants: dict[str, Any]
+    inputs: tuple[str, ...]
+    outputs: tuple[fx.Node | None, ...]
+    batch_size: int | None
+    examples: tuple[Tensor, ...]
+    aliases: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
+
+
+def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph:
+    """Export `module` (in evaluation mode, left as it was) on `inputs`, whose first dimension is the batch.
+
+    The batch is symbolic where the network allows it, otherwise the graph is valid for the batch of `inputs` only.
+    Raises TraceError with the exporter's first line when the network cannot be exported.
+    """
+    if not isinstance(inputs, tuple) or not all(isinstance(value, Tensor) for value in inputs):
+        raise ValueError(f"`inputs` must be a tuple of tensors, got {type(inputs).__name__}.")
+    wide = tuple(
+        value.repeat(2, *[1] * (value.dim() - 1)) if value.dim() and len(value) == 1 else value for value in inputs
+    )
+    own = set(module.state_dict())
+    before = _plain_attributes(module)
+    module.eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program, batch_size = _export(module, inputs, wide)
+    finally:
+        _restore(before)
+    inline_regions(program.graph_module)
+    wrapped = not any(target in own for target in program.state_dict) and bool(own)
+    prefix = _PREFIX if wrapped else ""
+    if wrapped:
+        _strip_prefix(program.graph)
+    tensors: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    buffers: dict[str, str] = {}
+    users: list[str] = []
+    state = program.state_dict
+    for spec in program.graph_signature.input_specs:
+        name = spec.arg.name
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in state:
+            tensors[name] = str(spec.target).removeprefix(prefix)
+        elif spec.kind is InputKind.USER_INPUT:
+            users.append(name)
+        else:
+            constants[name] = program.constants[str(spec.target)]
+            if spec.kind is InputKind.BUFFER:
+                buffers[name] = str(spec.target).removeprefix(_PREFIX)
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            constants[node.name] = operator.attrgetter(node.target)(program.graph_module)
+    (returned,) = next(node for node in program.graph.nodes if node.op == "output").args
+    outputs = [
+        value if isinstance(value, fx.Node) else None
+        for spec, value in zip(program.graph_signature.output_specs, returned, strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT
+    ]
+    return NetworkGraph(
+        graph=program.graph,
+        tensors=tensors,
+        constants=constants,
+        inputs=tuple(users),
+        outputs=tuple(outputs),
+        batch_size=batch_size,
+        examples=wide if batch_size is None else tuple(inputs),
+        aliases=_find_aliases(module),
+        buffers=buffers,
+    )
+
+
+def _plain_attributes(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every module's attributes and every dictionary among them, each with a copy: forward() may store into them."""
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for part in module.modules():
+        attributes = vars(part)
+        kept += [(value, dict(value)) for value in attributes.values() if type(value) is dict]
+        kept.append((attributes, dict(attributes)))
+    return kept
+
+
+def _restore(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    for current, old in kept:
+        if len(current) != len(old) or any(value is not old.get(key) for key, value in current.items()):
+            current.clear()
+            current.update(old)
+
+
+def _export(module: nn.Module, inputs: tuple[Tensor, ...], wide: tuple[Tensor, ...]) -> tuple[Any, int | None]:
+    batch = Dim("batch")
+    dynamic = tuple({0: batch} if value.dim() else {} for value in wide)
+    try:
+        return export(module, wide, dynamic_shapes=(dynamic,) if _takes_list(module) else dynamic, strict=False), None
+    except Exception:  # the exporter raises many kinds; tensors alone, then a fixed batch, are the further tries
+        pass
+    plain = _TensorsOnly(module)
+    try:
+        return export(plain, wide, dynamic_shapes=(dynamic,), strict=False), None
+    except Exception:
+        pass
+    size = len(inputs[0]) if inputs[0].dim() else 1
+    try:
+        return export(module, inputs, strict=False), size
+    except Exception:
+        pass
+    try:
+        return export(plain, inputs, strict=False), size
+    except Exception as fault:
+        first = next((line for line in str(fault).splitlines() if line.strip()), "")
+        raise TraceError(
+            f"torch.export cannot turn {type(module).__name__} into a graph: {type(fault).__name__}: {first.strip()}"
+        ) from fault
+
+
+class _TensorsOnly(nn.Module):
+    """A module called with positional tensors whose outputs are cut down to tensors, caches left out."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.traced = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return output_tensors(self.traced(*inputs))
+
+
+_PREFIX = "traced."
+
+
+def output_tensors(outputs: object) -> tuple[Tensor, ...]:
+    """The tensors that a network returned, in flattened order; key-value caches are no output of the network."""
+    leaves = _pytree.tree_leaves(outputs, is_leaf=lambda value: type(value).__name__.endswith("Cache"))
+    return tuple(value for value in leaves if isinstance(value, Tensor))
+
+
+def _strip_prefix(graph: fx.Graph) -> None:
+    """Module paths as the network itself has them, not as `_TensorsOnly` has."""
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            node.meta["nn_module_stack"] = {
+                key: (entry[0].removeprefix(_PREFIX), *entry[1:]) if isinstance(entry, tuple) else entry
+                for key, entry in stack.items()
+                if not (isinstance(entry, tuple) and entry[0] + "." == _PREFIX)
+            }
+
+
+def _takes_list(module: nn.Module) -> bool:
+    code = getattr(type(module).forward, "__code__", None)
+    return bool(code and code.co_flags & 0x04 and code.co_argcount == 1)  # forward(self, *inputs)
+
+
+def _find_aliases(module: nn.Module) -> dict[str, str]:
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        owner = first.setdefault(id(tensor), name)
+        if owner != name:
+            aliases[name] = owner
+    return aliases
+
+
+def run_graph(
+    graph: NetworkGraph,
+    state: Mapping[str, Tensor],
+    inputs: tuple[Tensor, ...],
+    *,
+    observe: Mapping[str, Callable[[Tensor], None]] | None = None,
+    override: Mapping[str, Override] | None = None,
+) -> tuple[Any, ...]:
+    """Interpret the graph with the weights of `state`, operation by operation, and return its flattened outputs.
+
+    `observe` maps node names to functions that see that node's value as it is computed; `override` maps node names to
+    functions (node, arguments, keywords) that are called instead of the node's operation. Values are freed after their
+    last use; `inputs` are not written to. With weights in another precision than the traced ones, precisions written
+    down in the graph change likewise.
+    """
+    if len(inputs) != len(graph.inputs):
+        raise ValueError(f"The graph takes {len(graph.inputs)} inputs, got {len(inputs)}.")
+    values: dict[fx.Node, Any] = {}
+    given = dict(zip(graph.inputs, inputs, strict=True))
+    last_use: dict[fx.Node, fx.Node] = {}
+    for node in graph.graph.nodes:
+        for source in node.all_input_nodes:
+            last_use[source] = node
+    dying: dict[fx.Node, list[fx.Node]] = {}
+    for source, node in last_use.items():
+        dying.setdefault(node, []).append(source)
+    recast = _precision_change(graph, state)
+    with torch.no_grad():
+        for node in graph.graph.nodes:
+            if node.op == "placeholder" or node.op == "get_attr":
+                if node.name in graph.tensors:
+                    values[node] = state[graph.tensors[node.name]]
+                elif node.name in given:
+                    values[node] = given[node.name].clone()
+                else:
+                    values[node] = _constant(graph.constants[node.name], state)
+            elif node.op == "output":
+                return tuple(None if value is None else values[value] for value in graph.outputs)
+            else:
+                if "_assert_tensor_metadata" in str(node.target):
+                    continue
+                arguments = fx.node.map_arg(node.args, values.__getitem__)
+                keywords = fx.node.map_arg(node.kwargs, values.__getitem__)
+                if recast is not None:
+                    arguments, keywords = (
+                        _pytree.tree_map(lambda value: recast[1] if value is recast[0] else value, part)
+                        for part in (arguments, keywords)
+                    )
+                if override is not None and node.name in override:
+                    values[node] = override[node.name](node, arguments, keywords)
+                else:
+                    values[node] = node.target(*arguments, **keywords)
+                for source in dying.get(node, ()):
+                    if source not in graph.outputs:
+                        del values[source]
+            if observe is not None and node.name in observe:
+                observe[node.name](values[node])
+    raise ValueError("The graph has no output node.")
+
+
+def _precision_change(graph: NetworkGraph, state: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.dtype] | None:
+    """(traced, used) precision when the weights are not in the one that the graph was traced in."""
+    for node in graph.graph.nodes:
+        name = graph.tensors.get(node.name)
+        if name is not None and node.meta["val"].is_floating_point():
+            traced, used = node.meta["val"].dtype, state[name].dtype
+            return None if traced == used else (traced, used)
+    return None
+
+
+def _constant(value: Any, state: Mapping[str, Tensor]) -> Any:
+    """A lifted constant on the weights' device, and in their precision where it is floating point."""
+    if not isinstance(value, Tensor):
+        return value
+    reference = next((tensor for tensor in state.values() if tensor.is_floating_point()), None)
+    if reference is None:
+        return value
+    if value.is_floating_point() and value.dtype in (torch.float32, torch.float64):
+        return value.to(reference.device, reference.dtype)
+    return value.to(reference.device)
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the innermost module whose forward() ran the node; "" for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] if isinstance(entry, tuple) else str(entry) for entry in stack.values()]
+    return str(paths[-1]) if paths else ""

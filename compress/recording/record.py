@@ -1,0 +1,338 @@
+"""record_moments(): streams calibration batches into the moments of every consumer of a group of units.
+
+Each reading has moments of its own. A conv consumer's rows are the patches under a seeded sample of output positions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulator, Moments
+from compress.errors import NonFiniteError
+from compress.graph.program import ActivationStore, Program, run_pair
+from compress.recording.layer_moments import ROWS_PER_COLUMN
+from compress.recording.readings import Reading, constant_of, own_columns, read_rows, sample_positions
+from compress.recording.residuals import Rectifier, Residual
+from compress.recording.sharing import Share
+from compress.units.find import UnitGroup
+
+FEWEST_ROWS = 20_000
+COST_SHARE = 0.02  # of a forward pass, what one layer's moments may cost before positions are sampled
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """How much of the calibration data one group's moments see.
+
+    Attributes:
+        samples: the first so many samples of the shuffled calibration set.
+        positions: output positions drawn per sample, for each reading; 0 for a linear one (all rows are taken).
+    """
+
+    samples: int
+    positions: tuple[int, ...]
+
+    def describe(self) -> str:
+        """What is taken, in words."""
+        drawn = sorted({count for count in self.positions if count})
+        if not drawn:
+            return f"all rows of {self.samples} samples"
+        return f"{'/'.join(str(count) for count in drawn)} positions of each of {self.samples} samples"
+
+
+def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples: int, forward_macs: int) -> SamplePlan:
+    """How many samples, and positions per sample, a group's moments take.
+
+    Every linear row is taken. A conv reading takes as many positions as cost at most `COST_SHARE` of a forward pass,
+    but at least those that give `ROWS_PER_COLUMN`·K·s rows; and no more samples than that many rows need.
+
+    Args:
+        positions: output positions that each reading has per sample (1 for linear).
+        samples: calibration samples there are.
+        forward_macs: multiply-accumulates of the whole network for one sample.
+    """
+    needed = 1
+    drawn: list[int] = []
+    for reading, available in zip(readings, positions, strict=True):
+        if not reading.kernel:
+            needed = samples
+            drawn.append(0)
+            continue
+        rows = max(ROWS_PER_COLUMN * reading.columns, FEWEST_ROWS)
+        affordable = int(COST_SHARE * forward_macs / reading.columns**2)
+        count = min(available, max(1, affordable, math.ceil(rows / samples)))
+        needed = max(needed, min(samples, math.ceil(rows / count)))
+        drawn.append(count)
+    return SamplePlan(needed, tuple(drawn))
+
+
+SQUARE_COPIES = 6  # matrices of the size of one square moment matrix that recording and solving hold at once
+
+
+def make_accumulators(
+    readings: Sequence[Reading], memory: int, seed: int
+) -> list[MomentAccumulator | FactorAccumulator]:
+    """Square moments where all readings' columns side by side fit `memory`, else thin factors of as many rows."""
+    columns = sum(reading.columns for reading in readings)
+    if SQUARE_COPIES * 8 * columns**2 <= memory:
+        return [MomentAccumulator(reading.group_size) for reading in readings]
+    rows = max(256, memory // 3 // (8 * columns))
+    side = math.isqrt(memory // (2 * SQUARE_COPIES * 8))  # columns whose square matrices fit half of the memory
+    units = max(1, side // sum(reading.group_size for reading in readings))
+    return [FactorAccumulator(reading.group_size, rows=rows, seed=seed, memory_units=units) for reading in readings]
+
+
+class GroupRecorder:
+    """Accumulates one group's moments over batches; float64, streamed.
+
+    Args:
+        memory: bytes that the moments of all readings may take; square matrices that need more become factors.
+        targets: record Ψ from the original network; else Ψ = ΦV follows from the moments of Φ.
+        residuals: consumer's node -> the addition behind it, whose error so far the targets take back.
+        rectifiers: consumer's node -> the ReLU behind it. The targets then are what the units give now, moved so that
+            the rectified values become the original's; in a network that is cut and refitted already.
+        share: which batches this process adds; the processes' sums are added up. Factors are not shared out: there
+            every process adds all batches.
+        units: unit numbers (m,), sorted, whose features alone are recorded; the outputs are still those of all units.
+            None: all.
+    """
+
+    def __init__(
+        self,
+        group: UnitGroup,
+        readings: Sequence[Reading],
+        plan: SamplePlan,
+        *,
+        seed: int,
+        memory: int,
+        targets: bool = False,
+        residuals: Mapping[str, Residual] | None = None,
+        rectifiers: Mapping[str, Rectifier] | None = None,
+        share: Share | None = None,
+        units: Tensor | None = None,
+    ) -> None:
+        self.group = group
+        self.whole = tuple(readings)
+        self.readings = restrict_readings(readings, units)
+        self.units = units
+        self.plan = plan
+        targets = targets or units is not None  # the outputs of units that are not recorded follow from no moments
+        self.targets = targets
+        self.residuals = dict(residuals or {}) if targets else {}
+        self.rectifiers = dict(rectifiers or {}) if targets else {}
+        self.rows = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._sums = make_accumulators(self.readings, memory, seed)
+        dense = all(isinstance(sums, MomentAccumulator) for sums in self._sums)
+        self.share = share if share is not None and dense else Share()
+
+    @property
+    def wanted(self) -> set[str]:
+        """Names of the nodes whose values `add` reads."""
+        inputs = {name for reading in self.readings for name in reading.inputs}
+        behind = {rectifier.source for rectifier in self.rectifiers.values()}
+        return inputs | behind | {residual.other for residual in self.residuals.values()}
+
+    def add(
+        self,
+        values: Mapping[str, tuple[Tensor, Tensor]],
+        original: Mapping[str, Tensor],
+        current: Mapping[str, Tensor],
+    ) -> None:
+        """Add one batch. `values` holds the `wanted` nodes in the original and the current network.
+
+        Raises:
+            NonFiniteError: an activation is NaN or Inf.
+        """
+        parts = zip(self.readings, self.whole, self.plan.positions, self._sums, strict=True)
+        for reading, whole, count, sums in parts:
+            for place, site in enumerate(reading.sites):
+                first, second = values[site.input]
+                index = sample_positions(reading, site, first, count, self._generator)
+                patches = read_rows(reading, site, second, index)  # (n, I·taps), all input channels as they are now
+                features = own_columns(reading, patches)  # (n, K·s)
+                if not bool(torch.isfinite(features.sum())):
+                    raise NonFiniteError(
+                        f"NaN or Inf in the activations that `{self.group.name}` hands on; "
+                        "check the weights up to there and the preprocessing."
+                    )
+                if self.targets or isinstance(sums, FactorAccumulator):
+                    source = patches if second is first else read_rows(reading, site, first, index)
+                    outputs = self._targets(whole, source, patches, original, current)
+                    outputs = self._with_residuals(outputs, reading, place, values, index, current)
+                    outputs = self._rectified(outputs, reading, place, values, index, features, original, current)
+                else:
+                    outputs = features.new_zeros(features.shape[0], 0)
+                sums.add(features, outputs)
+            self.rows = max(self.rows, int(sums.count))
+
+    def skip(self, size: int, program: Program) -> None:
+        """Leave a batch of `size` samples to another process; the positions drawn for the next one stay the same."""
+        traced = program.network.examples[0].shape[0]
+        for reading, count in zip(self.readings, self.plan.positions, strict=True):
+            for site in reading.sites:
+                shape = program.shape(site.input)
+                inputs = torch.empty(shape[0] * size // traced, *shape[1:], device="meta")
+                sample_positions(reading, site, inputs, count, self._generator)
+
+    def moments(self, original: Mapping[str, Tensor]) -> tuple[Moments | FactoredMoments, ...]:
+        """One Moments per reading; without recorded targets Ψ is ΦV for the original weights, exactly."""
+        found = []
+        for sums, reading in zip(self._sums, self.readings, strict=True):
+            if self.share.count > 1 and isinstance(sums, MomentAccumulator):
+                sums.all_reduce(next(iter(original.values())).device)
+                self.rows = max(self.rows, int(sums.count))
+            part = sums.moments()
+            if isinstance(part, Moments) and not self.targets:
+                part = part.with_outputs(reading.weights(original))
+            found.append(part)
+        return tuple(found)
+
+    def _targets(
+        self,
+        reading: Reading,
+        source: Tensor,
+        patches: Tensor,
+        original: Mapping[str, Tensor],
+        current: Mapping[str, Tensor],
+    ) -> Tensor:
+        """What all the group's units must give (n, D): the original output less what the other channels give now."""
+        blocks = []
+        others = reading.columns < patches.shape[1]
+        features = own_columns(reading, patches) if others else patches
+        for consumer in reading.consumers:
+            before = reading.whole_matrix(consumer, original[consumer.weight])  # (I·taps, D)
+            wanted = source.double() @ before
+            if others:
+                now = current[consumer.weight]
+                wanted -= patches.double() @ reading.whole_matrix(consumer, now)
+                wanted += features.double() @ reading.matrix(consumer, now)
+            blocks.append(wanted)
+        return torch.cat(blocks, 1)
+
+    def _with_residuals(
+        self,
+        outputs: Tensor,
+        reading: Reading,
+        place: int,
+        values: Mapping[str, tuple[Tensor, Tensor]],
+        index: Tensor | None,
+        current: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The targets (n, D) with what the shortcuts behind the consumers lost so far."""
+        first = 0
+        for applied in reading.places:
+            part = reading.outputs(applied[place], current)
+            own = slice(first, first + part.stop - part.start)
+            first = own.stop
+            residual = self.residuals.get(applied[place].node)
+            if residual is None or values[residual.other][0] is values[residual.other][1]:
+                continue
+            missing = residual.correction(*values[residual.other], current, index, linear=not reading.kernel)
+            outputs[:, own] += missing[:, part]
+        return outputs
+
+    def _rectified(
+        self,
+        outputs: Tensor,
+        reading: Reading,
+        place: int,
+        values: Mapping[str, tuple[Tensor, Tensor]],
+        index: Tensor | None,
+        features: Tensor,
+        original: Mapping[str, Tensor],
+        current: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The targets (n, D), in front of a ReLU what changes least of what the units give now."""
+        first = 0
+        for applied in reading.places:
+            consumer = applied[place]
+            part = reading.outputs(consumer, current)
+            own = slice(first, first + part.stop - part.start)
+            first = own.stop
+            rectifier = self.rectifiers.get(consumer.node)
+            if rectifier is None:
+                continue
+            change = rectifier.correction(*values[rectifier.source], current, index, linear=not reading.kernel)
+            now = features.double() @ reading.matrix(consumer, current[consumer.weight])
+            if reading.takes_constant:
+                name, sign = constant_of(consumer)
+                now += sign * (current[name][part].double() - original[name][part].double())
+            outputs[:, own] = now + change[:, part]
+        return outputs
+
+
+def restrict_readings(readings: Sequence[Reading], units: Tensor | None) -> tuple[Reading, ...]:
+    """The readings of the given units (m,) alone; None: of all."""
+    if units is None:
+        return tuple(readings)
+    return tuple(replace(reading, positions=reading.positions[units]) for reading in readings)
+
+
+def record_moments(
+    program: Program,
+    recorders: Sequence[GroupRecorder],
+    read: Callable[[int], Sequence[Tensor]],
+    sizes: Sequence[int],
+    original: Mapping[str, Tensor],
+    current: Mapping[str, Tensor] | None = None,
+    *,
+    store: ActivationStore | None = None,
+    keep: ActivationStore | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """One pass over the batches for all `recorders`, in one or two networks at once.
+
+    Returns:
+        Wall seconds: "forward" of reading data and running the networks, "recording" of everything else.
+
+    Args:
+        read: batch number -> inputs; not called for a batch that can start from `store`.
+        sizes: samples in each batch; a batch reaches only those recorders whose plan is not yet full.
+        original, current: states of the two networks; None: one network.
+        store: values from which a batch can start; used up as it is read.
+        keep: where to leave the values from which the next pass can start. What was not read, or found no room, is
+            left there at the frontier of `store`.
+        advance: told the samples of each finished batch.
+    """
+    other = original if current is None else current
+    changed = program.downstream(name for name, tensor in original.items() if other[name] is not tensor)
+    device = next(iter(original.values())).device
+    seen = 0
+    forward, started = 0.0, time.perf_counter()
+    with torch.inference_mode():
+        for number, size in enumerate(sizes):
+            open_recorders = [recorder for recorder in recorders if recorder.plan.samples > seen]
+            if not open_recorders:
+                break
+            for recorder in open_recorders:
+                if not recorder.share.owns(number):
+                    recorder.skip(size, program)
+            open_recorders = [recorder for recorder in open_recorders if recorder.share.owns(number)]
+            seen += size
+            if not open_recorders:
+                continue
+            wanted = {name for recorder in open_recorders for name in recorder.wanted}
+            further = keep.nodes if keep is not None else ()
+            start = store.get(number, device) if store is not None else None
+            names = list(dict.fromkeys([*sorted(wanted), *further]))
+            running = time.perf_counter()
+            inputs = [] if start is not None else [tensor.to(device) for tensor in read(number)]
+            values = run_pair(program, original, other, inputs, names, changed=changed, start=start)
+            forward += time.perf_counter() - running
+            for recorder in open_recorders:
+                recorder.add(values, original, other)
+            kept = keep is not None and keep.put(number, values)
+            if store is not None and (kept or keep is None):
+                store.drop(number)
+            if advance is not None:
+                advance(size)
+    if keep is not None and store is not None:
+        keep.inherit(store)
+    return {"forward": forward, "recording": time.perf_counter() - started - forward}

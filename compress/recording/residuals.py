@@ -1,0 +1,201 @@
+"""Where a consumer's output is added to something else: what it should give so that the *sum* is the original's.
+
+Behind a residual connection the compressed network's shortcut already carries the errors of earlier layers. The
+consumer that is refitted may take them back: its target is the original sum less the shortcut as it is now (He, Zhang
+and Sun 2017), divided by the per-channel factors (batch norm, layer scale) between the consumer and the addition.
+Behind a ReLU an error counts only where it comes through; a second refit may take that into account.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.graph.program import Program, Step
+from compress.units.find import Consumer
+
+IDENTITIES = ("dropout", "dropout_", "clone", "contiguous", "alias", "detach", "feature_dropout")
+SMALLEST_FACTOR = 1e-2  # relative to the largest channel's; a channel below takes no correction
+
+
+@dataclass(frozen=True)
+class Residual:
+    """An addition behind a consumer.
+
+    Attributes:
+        other: name of the node whose value is added.
+        factors: (state name of the scale or None, state name of the variance or None, eps) of each affine map between.
+        order: permutation of the dimensions between the consumer's output and the sum; () for none.
+    """
+
+    other: str
+    factors: tuple[tuple[str | None, str | None, float], ...] = ()
+    order: tuple[int, ...] = ()
+
+    def factor(self, state: Mapping[str, Tensor], channels: int) -> Tensor:
+        """What a change of the consumer's output is multiplied by on its way to the sum (D,), float64."""
+        device = next(iter(state.values())).device
+        product = torch.ones(channels, dtype=torch.float64, device=device)
+        for scale, variance, eps in self.factors:
+            if scale is not None:
+                product = product * state[scale].double().flatten()
+            if variance is not None:
+                product = product / (state[variance].double() + eps).sqrt()
+        return product
+
+    def correction(
+        self, first: Tensor, second: Tensor, state: Mapping[str, Tensor], index: Tensor | None, *, linear: bool
+    ) -> Tensor:
+        """What must be added to the consumer's outputs (n, D) to make up for another shortcut.
+
+        Args:
+            first, second: the shortcut in the original and in the current network.
+            index: output positions (B, P) that are read of a convolution; None for all.
+        """
+        rows = self.rows(first, index, linear=linear) - self.rows(second, index, linear=linear)
+        return self.undone(rows, state)
+
+    def rows(self, value: Tensor, index: Tensor | None, *, linear: bool) -> Tensor:
+        """The sum's values (n, D) at the consumer's output positions `index` (None: all), in float64."""
+        if self.order:
+            value = value.permute(sorted(range(len(self.order)), key=self.order.__getitem__))
+        if not linear:
+            value = value.flatten(2).transpose(1, 2)  # (B, positions, D)
+            if index is not None:
+                value = value.gather(1, index[:, :, None].expand(-1, -1, value.shape[2]))
+        return value.reshape(-1, value.shape[-1]).double()
+
+    def undone(self, rows: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Changes of the sum (n, D) as changes of the consumer's outputs; 0 where a factor is tiny."""
+        factor = self.factor(state, rows.shape[1])
+        usable = factor.abs() > SMALLEST_FACTOR * factor.abs().max()
+        return torch.where(usable, rows / torch.where(usable, factor, 1.0), 0.0)
+
+
+def find_residual(program: Program, consumer: Consumer) -> Residual | None:
+    """The addition that alone reads the consumer's output, over per-channel maps; None where there is none."""
+    for point in follow_output(program, consumer):
+        if point.operation == "add":
+            other = point.arguments[1 - point.arguments.index(point.source)]
+            assert isinstance(other, str), "the walk passes additions of two values alone"
+            return Residual(other, point.factors, point.order)
+    return None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One reader on the way behind a consumer.
+
+    Attributes:
+        source: node whose value it reads; on the way from the consumer.
+        operation: name of its operation, without overload.
+        arguments: its arguments, node names for nodes.
+        factors, order: as of `Residual`, between the consumer and `source`.
+    """
+
+    source: str
+    operation: str
+    arguments: list[object]
+    factors: tuple[tuple[str | None, str | None, float], ...]
+    order: tuple[int, ...]
+
+
+def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
+    """What reads the consumer's output, one behind the other, as long as each value has one reader alone.
+
+    The walk passes per-channel maps (a batch norm, a scale), permutations, identities, and additions of two values of
+    one shape; it ends with the first reader that is none of these, which is given too.
+    """
+    if consumer.kind not in ("linear", "linear_transposed", "conv"):
+        return
+    readers: dict[str, list[Step]] = {}
+    for step in program.steps:
+        for name in step.inputs:
+            readers.setdefault(name, []).append(step)
+    shape = program.shape(consumer.node)
+    channel = 1 if consumer.kind == "conv" else len(shape) - 1
+    whole = tuple(range(len(shape)))
+    order = whole
+    factors: list[tuple[str | None, str | None, float]] = []
+    name = consumer.node
+    while len(readers.get(name, ())) == 1 and name != program.output:
+        step = readers[name][0]
+        operation = getattr(step.target, "__name__", "").split(".")[0]
+        arguments: list[object] = [getattr(part, "name", part) for part in step.args]
+        here = Point(name, operation, arguments, tuple(factors), () if order == whole else order)
+        if operation in IDENTITIES:
+            pass
+        elif operation == "permute" and arguments[0] == name:
+            order = tuple(order[dim] for dim in step.args[1])
+        elif operation == "batch_norm" and arguments[0] == name and order.index(channel) == 1:
+            scale, variance = (program.leaves.get(str(each), ("", None))[1] if each else None for each in
+                               (arguments[1], arguments[4]))  # fmt: skip
+            if variance is None or arguments[5]:
+                return
+            factors.append((scale, variance, float(step.args[7])))
+        elif operation == "mul" and (leaf := _other_leaf(program, arguments, name)) is not None:
+            extent = program.shape(leaf)
+            wanted = [1] * len(shape)
+            wanted[order.index(channel)] = shape[channel]
+            if list(extent) != wanted[len(wanted) - len(extent) :] or math.prod(extent) != shape[channel]:
+                return
+            factors.append((program.leaves[leaf][1], None, 0.0))
+        elif operation == "add" and not step.kwargs and len(arguments) == 2 and arguments.count(name) == 1:
+            other = arguments[1 - arguments.index(name)]
+            if not isinstance(other, str) or other in program.leaves or program.shape(other) != program.shape(name):
+                return
+            yield here
+        else:
+            yield here
+            return
+        name = step.name
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """A ReLU behind a consumer: errors of its input matter only where they come through.
+
+    Attributes:
+        source: node whose value it rectifies.
+        path: factors and order between the consumer and `source`, additions passed.
+    """
+
+    source: str
+    path: Residual
+
+    def correction(
+        self, first: Tensor, second: Tensor, state: Mapping[str, Tensor], index: Tensor | None, *, linear: bool
+    ) -> Tensor:
+        """What must be added to the consumer's outputs (n, D) so that the rectified values become the original's.
+
+        The least change: nothing where both are cut off, up to zero where only the original is (Zhang, Zou, He and Sun
+        2015 alternate this step with least squares).
+
+        Args:
+            first, second: the rectifier's input in the original and in the current network.
+            index: as for `Residual.correction`.
+        """
+        wanted, now = (self.path.rows(value, index, linear=linear) for value in (first, second))
+        return self.path.undone(torch.where(wanted > 0, wanted, now.clamp_max(0)) - now, state)
+
+
+def find_rectifier(program: Program, consumer: Consumer) -> Rectifier | None:
+    """The ReLU that alone reads the consumer's output, over per-channel maps and additions; None without one."""
+    for point in follow_output(program, consumer):
+        if point.operation == "relu":
+            return Rectifier(point.source, Residual(point.source, point.factors, point.order))
+    return None
+
+
+def _other_leaf(program: Program, arguments: list[object], name: str) -> str | None:
+    """The state tensor that `name` is multiplied by."""
+    if len(arguments) != 2 or arguments.count(name) != 1:
+        return None
+    other = arguments[1 - arguments.index(name)]
+    if not isinstance(other, str) or program.leaves.get(other, ("",))[0] != "tensor":
+        return None
+    return other

@@ -1,0 +1,135 @@
+"""Numbers that forward() reads from its modules and that must follow when units are removed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from torch import fx, nn
+
+from compress.graph.channels import Dimension, dimension_size
+from compress.graph.flow import ChannelFlow, Contraction, operation_name
+from compress.graph.trace import module_path
+from compress.units.groups import AttributeRule
+
+PositionsIn = Callable[[ChannelFlow, Dimension], "np.ndarray | None"]
+
+_OUTPUT_NAMES = (
+    "out_channels",
+    "out_features",
+    "num_features",
+    "num_channels",
+    "num_parameters",
+    "embedding_dim",
+    "nf",
+)
+_INPUT_NAMES = ("in_channels", "in_features", "nx")
+
+
+def find_attributes(
+    flow: ChannelFlow,
+    modules: Mapping[str, nn.Module],
+    readers: Iterable[Contraction],
+    counts: Iterable[tuple[fx.Node, Dimension, int]],
+    places: Mapping[tuple[str, int], np.ndarray],
+    positions_in: PositionsIn,
+) -> tuple[AttributeRule, ...]:
+    """Sizes that the modules which own the shrinking tensors keep as numbers, and counts of groups."""
+    rules: dict[tuple[str, str], AttributeRule] = {}
+    reads = {contraction.weight: contraction for contraction in readers}
+    for (name, dim), positions in places.items():
+        path = name.rpartition(".")[0]
+        owner = modules.get(path)
+        if owner is None:
+            continue
+        size = dimension_size(flow.parameters[name][dim])
+        per_unit = positions.shape[1]
+        contraction = reads.get(name)
+        wanted = _INPUT_NAMES if contraction is not None and contraction.weight_dim == dim else _OUTPUT_NAMES
+        if contraction is not None and contraction.weight_dim == dim and contraction.groups > 1:
+            size, per_unit = size * contraction.groups, per_unit * contraction.groups
+        for attribute in wanted:
+            if _integer(owner, attribute) == size:
+                rules[path, attribute] = AttributeRule(path, attribute, per_unit)
+        shape = getattr(owner, "normalized_shape", None)
+        if isinstance(shape, tuple) and dim < len(shape) and shape[dim] == size:
+            rules[path, "normalized_shape"] = AttributeRule(path, "normalized_shape", per_unit, dim)
+    for node, dimension, count in counts:
+        counted = positions_in(flow, dimension)
+        if counted is None:
+            continue
+        path = module_path(node)
+        owner = modules.get(path)
+        for attribute in ("groups", "num_groups"):
+            if owner is not None and _integer(owner, attribute) == count:
+                rules[path, attribute] = AttributeRule(path, attribute, counted.shape[1])
+        if owner is not None and _integer(owner, "in_channels") is not None and operation_name(node).startswith("conv"):
+            size = _integer(owner, "in_channels") or 0
+            if size % count == 0:
+                rules[path, "in_channels"] = AttributeRule(path, "in_channels", counted.shape[1] * (size // count))
+    return tuple(rules.values())
+
+
+def counts_its_groups(owner: nn.Module | None, count: int) -> bool:
+    """Whether the module is one of torch's own, whose forward() reads its number of groups from an attribute."""
+    return (
+        owner is not None
+        and type(owner).__module__.startswith("torch.nn.modules.")
+        and count in (_integer(owner, "groups"), _integer(owner, "num_groups"))
+    )
+
+
+_SIZE_NAME = re.compile(r"head|dim|chan|width|feat|hidden|inner|embed|size|planes|group|split|mid|inter|shape")
+_NOT_A_SIZE = re.compile(
+    r"window|kernel|patch|stride|pad|layer|depth|index(?!es)|seq|token|position|vocab|max_|grid|img|image"
+)
+
+_NO_NAME = re.compile(r"(?!)")
+_PADDING_NAMES = {
+    "pad": _NO_NAME,
+    "pad before": re.compile(r"before|left|front|first|low"),
+    "pad after": re.compile(r"after|right|back|last|high"),
+}
+
+
+def find_shape_attributes(
+    modules: Mapping[str, nn.Module],
+    shapes: Sequence[tuple[fx.Node, Dimension, str]],
+    positions_in: PositionsIn,
+    flow: ChannelFlow,
+) -> tuple[tuple[AttributeRule, ...], tuple[str, ...]]:
+    """Numbers in the modules around a view (or a padding) that equal its sizes: candidates, to be tried."""
+    rules: dict[tuple[str, str, int | None], AttributeRule] = {}
+    for node, dimension, operation in shapes:
+        wanted = _PADDING_NAMES.get(operation, _SIZE_NAME)
+        unwanted = _NOT_A_SIZE if wanted is _SIZE_NAME else _NO_NAME
+        sizes: dict[int, int] = {}
+        for part in (dimension, *((factor,) for factor in dimension)):
+            size = dimension_size(part)
+            positions = None if size in sizes else positions_in(flow, part)
+            if positions is not None:
+                sizes[size] = positions.shape[1]
+        stack = node.meta.get("nn_module_stack") or {}
+        paths = [str(entry[0]) for entry in stack.values() if isinstance(entry, tuple)][-2:]
+        for path in paths:
+            owner = modules.get(path)
+            for name, value in vars(owner).items() if owner is not None else ():
+                if name.startswith("_") or not wanted.search(name) or unwanted.search(name):
+                    continue
+                entries = enumerate(value) if isinstance(value, (tuple, list)) else [(None, value)]
+                for index, entry in entries:
+                    if isinstance(entry, int) and not isinstance(entry, bool) and entry in sizes:
+                        rules.setdefault((path, name, index), AttributeRule(path, name, sizes[entry], index))
+    classes = {_class_name(node) for node, _, _ in shapes}
+    return tuple(rules.values()), tuple(sorted(classes))
+
+
+def _class_name(node: fx.Node) -> str:
+    entries = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(entries[-1][1]) if entries and isinstance(entries[-1], tuple) else ""
+
+
+def _integer(owner: nn.Module, name: str) -> int | None:
+    value = getattr(owner, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

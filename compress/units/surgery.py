@@ -1,0 +1,346 @@
+"""Cutting units out: a new, smaller network, rebuilt from plain numbers, equal to the masked original."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from compress.checkpoint.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
+from compress.errors import SurgeryError
+from compress.graph.trace import NetworkGraph, Override, output_tensors, run_graph, trace_network
+from compress.units.find import UnitGroup
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+@dataclass(frozen=True, eq=False)
+class Narrowed:
+    """A smaller network and the plain data that turns a freshly built original into its shape.
+
+    Attributes:
+        module: the smaller network; shares no tensor with the original.
+        shapes: state-dict name -> new shape, for every tensor that shrank.
+        attributes: "path.to.module.attribute" -> new value, a number or a list of numbers.
+    """
+
+    module: nn.Module
+    shapes: dict[str, list[int]]
+    attributes: dict[str, Any]
+
+
+def narrow(
+    module: nn.Module,
+    kept: Mapping[str, Tensor],
+    groups: Sequence[UnitGroup],
+    weights: Mapping[str, Tensor] | None = None,
+) -> Narrowed:
+    """A copy of `module` without the units that are not in `kept` (group name -> indices of kept units).
+
+    `weights` replaces tensors by name, in their original shape; removed positions of them are ignored. Raises
+    ValueError for an unknown or unprunable group, or indices that are not a nonempty subset of its units.
+    """
+    chosen = _check_kept(kept, groups)
+    masks = kept_positions(module, chosen)
+    replacements = dict(weights or {})
+    named = named_tensors(module)
+    unknown = [name for name in replacements if name not in named]
+    if unknown:
+        raise ValueError(f"`weights` names tensors that the network does not have: {', '.join(unknown)}.")
+    replaced: dict[int, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, old in named.items():
+        if id(old) not in replaced:
+            value = replacements.get(name, old).detach()
+            if value.shape != old.shape:
+                raise ValueError(
+                    f"`weights[{name!r}]` must have the original shape {tuple(old.shape)}, got {tuple(value.shape)}."
+                )
+            value = value.to(old.device, old.dtype)
+            fresh = value
+            for dim in range(old.dim()):
+                mask = masks.get((name, dim))
+                if mask is not None:
+                    fresh = fresh.index_select(dim, mask.nonzero()[:, 0].to(value.device))
+            fresh = fresh.clone() if fresh is value else fresh
+            replaced[id(old)] = (
+                nn.Parameter(fresh, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else fresh
+            )
+        if replaced[id(old)].shape != old.shape:
+            shapes[name] = list(replaced[id(old)].shape)
+    result = copy_with(module, replaced)
+    attributes = _new_attributes(module, chosen)
+    set_attributes(result, attributes)
+    return Narrowed(result, shapes, attributes)
+
+
+@contextmanager
+def new_shapes(module: nn.Module, kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]) -> Iterator[None]:
+    """Within it the module itself has the narrowed shapes and attributes, its shrunk tensors uninitialised."""
+    chosen = _check_kept(kept, groups)
+    named = named_tensors(module)
+    shapes = {name: list(tensor.shape) for name, tensor in named.items()}
+    for (name, dim), mask in kept_positions(module, chosen).items():
+        shapes[name][dim] = int(mask.sum())
+    shapes = {name: shape for name, shape in shapes.items() if shape != list(named[name].shape)}
+    attributes = _new_attributes(module, chosen)
+    before = {path: operator.attrgetter(path)(module) for path in attributes}
+    try:
+        restore_shapes(module, shapes, attributes)
+        yield
+    finally:
+        for name in shapes:
+            set_tensor(module, name, named[name])
+        set_attributes(module, before)
+
+
+def verify_narrowed(
+    graph: NetworkGraph,
+    module: nn.Module,
+    kept: Mapping[str, Tensor],
+    groups: Sequence[UnitGroup],
+    narrowed: Narrowed,
+    inputs: tuple[Tensor, ...],
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
+) -> float:
+    """Largest relative deviation of the narrowed network from the masked original, on `inputs` and on one sample more.
+
+    The masked original runs the traced graph with the columns of removed units zeroed in every consumer (and with
+    `weights`); normalisations over the units take their statistics over the kept ones. Raises SurgeryError above the
+    tolerance: 1e-4 in float32, 1e-9 in float64. `dtype` computes in another precision; a forward() that itself names a
+    precision is then compared through a graph of the narrowed network.
+    """
+    chosen = _check_kept(kept, groups)
+    state = {name: tensor.detach() for name, tensor in named_tensors(module).items()}
+    state.update({name: tensor.detach() for name, tensor in (weights or {}).items()})
+    smaller = narrowed.module
+    if dtype is not None:
+        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        inputs = tuple(value.to(dtype) if value.is_floating_point() else value for value in inputs)
+        smaller = copy.deepcopy(smaller).to(dtype)
+    used = dtype or next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
+    limit = tolerance if tolerance is not None else TOLERANCES.get(used, 1e-2)
+    batches = [inputs]
+    if graph.batch_size is None:
+        batches.append(tuple(torch.cat([value, value[:1].flip(-1)]) if value.dim() else value for value in inputs))
+    else:
+        batches = [tuple(_to_batch(value, graph.batch_size) for value in inputs)]
+    worst = 0.0
+    traced: NetworkGraph | None = None
+    for batch in batches:
+        wanted = masked_outputs(graph, state, kept, chosen, batch)
+        try:
+            deviation = relative_deviation(wanted, module_outputs(smaller, batch))
+        except RuntimeError as fault:
+            if dtype is None:
+                raise SurgeryError(f"The narrowed network does not run: {str(fault).splitlines()[0]}") from fault
+            deviation = float("inf")
+        if deviation > limit and dtype is not None:  # its forward() may name a precision: compare its graph instead
+            traced = traced or trace_network(narrowed.module, graph.examples)
+            tensors = {name: tensor.detach() for name, tensor in named_tensors(smaller).items()}
+            deviation = relative_deviation(wanted, run_graph(traced, tensors, batch))
+        worst = max(worst, deviation)
+    if not worst <= limit:
+        raise SurgeryError(
+            f"The narrowed network deviates from the masked original by {worst:.2e}, more than {limit:.0e} allowed."
+        )
+    return worst
+
+
+def masked_outputs(
+    graph: NetworkGraph,
+    state: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    groups: Sequence[UnitGroup],
+    inputs: tuple[Tensor, ...],
+) -> tuple[Any, ...]:
+    """Outputs of the original graph with removed units masked: what a narrowed network must reproduce."""
+    masked = dict(state)
+    removed = {group.name: _removed(kept[group.name], group.unit_count) for group in groups if group.name in kept}
+    cloned: set[str] = set()
+    statistics: dict[str, dict[int, Tensor]] = {}
+    shape_kept: dict[str, bool] = {}
+    for group in groups:
+        if group.name not in removed:
+            continue
+        gone = removed[group.name]
+        weights = {consumer.weight for consumer in group.consumers}
+        dims = {(consumer.weight, 1 if consumer.kind in ("linear", "conv") else 0) for consumer in group.consumers}
+        same = {part.name for part in group.slices} if weights else set()
+        for part in group.slices:
+            original = graph.aliases.get(part.name, part.name)
+            if (original, part.dim) in dims and part.name in same:
+                if part.name not in cloned:
+                    masked[part.name] = masked[part.name].clone()
+                    cloned.add(part.name)
+                masked[part.name].index_fill_(part.dim, part.positions[gone].flatten().to(masked[part.name].device), 0)
+        for statistic in group.statistics:
+            keep = statistics.setdefault(statistic.node, {}).setdefault(
+                statistic.dim, torch.ones(statistic.size, dtype=torch.bool)
+            )
+            keep[statistic.positions[gone].flatten()] = False
+            shape_kept[statistic.node] = statistic.keeps_shape
+    override = {name: _over_kept(masks, shape_kept[name]) for name, masks in statistics.items()}
+    return run_graph(graph, masked, inputs, override=override)
+
+
+def _over_kept(masks: dict[int, Tensor], keeps_shape: bool) -> Override:
+    """The node's operation on the kept positions only; the removed ones of its result are zero."""
+
+    def call(node: fx.Node, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        source = arguments[0]
+        device = source.device
+        kept = {dim: mask.nonzero()[:, 0].to(device) for dim, mask in masks.items()}
+        rank = source.dim()
+
+        def select(value: Any, first: int) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            for dim, index in kept.items():
+                at = dim - first
+                if 0 <= at < value.dim() and value.shape[at] == len(masks[dim]):
+                    value = value.index_select(at, index)
+            return value
+
+        small = select(source, 0)
+        rest = list(arguments[1:])
+        if keeps_shape and rest and isinstance(rest[0], (list, tuple)):  # layer_norm, rms_norm: the normalised shape
+            count = len(rest[0])
+            rest = [list(small.shape[rank - count :]), *(select(value, rank - count) for value in rest[1:])]
+        elif keeps_shape:  # group_norm: scale and shift belong to dimension 1
+            rest = [rest[0], *(select(value, 1) for value in rest[1:])]
+        result = node.target(small, *rest, **keywords)  # type: ignore[operator]
+        if not keeps_shape:
+            return result
+        full = torch.zeros_like(source)
+        for dim, index in kept.items():
+            shape = list(result.shape)
+            shape[dim] = source.shape[dim]
+            grown = torch.zeros(shape, dtype=result.dtype, device=device)
+            result = grown.index_copy(dim, index, result)
+        return full + result
+
+    return call
+
+
+def module_outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Flattened outputs of a module in evaluation mode, without gradients; the module is left in that mode."""
+    module.eval()
+    with torch.no_grad():
+        return output_tensors(module(*(value.clone() for value in inputs)))
+
+
+def relative_deviation(wanted: Sequence[Any], got: Sequence[Any]) -> float:
+    """max |wanted − got| / max |wanted| over the outputs' tensors, the worst of them; infinite where shapes differ."""
+    one = [value for value in wanted if isinstance(value, Tensor) and value.is_floating_point()]
+    other = [value for value in got if isinstance(value, Tensor) and value.is_floating_point()]
+    if len(one) != len(other) or any(a.shape != b.shape for a, b in zip(one, other, strict=True)):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(one, other, strict=True):
+        if a.numel() == 0:
+            continue
+        difference = float((a.double() - b.double()).abs().max())
+        scale = float(a.double().abs().max())
+        ratio = difference / scale if scale > 0 else (0.0 if difference == 0 else float("inf"))
+        worst = max(worst, ratio) if ratio == ratio else float("inf")
+    return worst
+
+
+def kept_positions(module: nn.Module, chosen: _Chosen) -> dict[tuple[str, int], Tensor]:
+    """(state-dict name, dim) -> boolean mask of the positions that stay."""
+    named = named_tensors(module)
+    masks: dict[tuple[str, int], Tensor] = {}
+    for group in chosen:
+        gone = _removed(chosen.kept[group.name], group.unit_count)
+        for part in group.slices:
+            mask = masks.setdefault(
+                (part.name, part.dim), torch.ones(named[part.name].shape[part.dim], dtype=torch.bool)
+            )
+            mask[part.positions[gone].flatten()] = False
+    return masks
+
+
+class _Chosen(list[UnitGroup]):
+    """The groups that are cut, with the units that stay."""
+
+    kept: dict[str, Tensor]
+
+
+def _check_kept(kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]) -> _Chosen:
+    by_name = {group.name: group for group in groups}
+    chosen = _Chosen()
+    chosen.kept = {}
+    for name, indices in kept.items():
+        group = by_name.get(name)
+        if group is None:
+            raise ValueError(
+                f"`kept` names the group {name!r}; the network's groups are {', '.join(by_name) or 'none'}."
+            )
+        if group.skip_reason is not None:
+            raise ValueError(f"The group {name!r} cannot be cut: {group.skip_reason}.")
+        values = torch.as_tensor(indices, dtype=torch.int64).cpu()
+        if values.dim() != 1 or not len(values) or len(set(values.tolist())) != len(values):
+            raise ValueError(f"`kept[{name!r}]` must be a nonempty vector of distinct unit indices.")
+        if int(values.min()) < 0 or int(values.max()) >= group.unit_count:
+            raise ValueError(
+                f"`kept[{name!r}]` must lie in 0…{group.unit_count - 1}, got {int(values.min())}…{int(values.max())}."
+            )
+        if group.blocks > 1:
+            counts = torch.bincount(values * group.blocks // group.unit_count, minlength=group.blocks)
+            if int(counts.min()) != int(counts.max()):
+                raise ValueError(f"`kept[{name!r}]` must keep equally many units in each of {group.blocks} blocks.")
+        chosen.append(group)
+        chosen.kept[name] = values
+    return chosen
+
+
+def _removed(kept: Tensor, count: int) -> Tensor:
+    gone = torch.ones(count, dtype=torch.bool)
+    gone[torch.as_tensor(kept).cpu()] = False
+    return gone
+
+
+def _new_attributes(module: nn.Module, chosen: _Chosen) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for group in chosen:
+        lost = group.unit_count - len(chosen.kept[group.name])
+        for rule in group.attributes:
+            if rule.path not in values:
+                value = getattr(module.get_submodule(rule.module), rule.name)
+                values[rule.path] = list(value) if isinstance(value, (tuple, list)) else value
+            if rule.index is None:
+                values[rule.path] -= rule.per_unit * lost
+            else:
+                values[rule.path][rule.index] -= rule.per_unit * lost
+    return values
+
+
+def copy_with(module: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:
+    """A deep copy in which tensors (by id) are replaced; computed tensors kept as attributes are copied detached.
+
+    Dictionaries with `cache` in their name are emptied in the copy: what they hold was computed from old weights.
+    """
+    memo: dict[int, Any] = dict(replaced)
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+            elif isinstance(value, dict) and "cache" in name:
+                memo[id(value)] = type(value)()
+    return copy.deepcopy(module, memo)
+
+
+def _to_batch(value: Tensor, size: int) -> Tensor:
+    if not value.dim() or len(value) == size:
+        return value
+    return torch.cat([value] * -(-size // len(value)))[:size]

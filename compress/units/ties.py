@@ -1,0 +1,109 @@
+"""Groups that can only be cut together: one unit of the tie is the same share of every group in it.
+
+An attention whose forward() takes the width of its heads from the width of the stream (torch's MultiheadAttention,
+torchvision's Swin) can lose neither a head nor a channel of the stream alone. Cut together it works: with n heads in
+every layer, unit j of n is head j of every layer and the j-th n-th of the stream's channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from compress.units.find import _Draft
+from compress.units.groups import AttributeRule, UnitGroup
+
+
+def tie_drafts(drafts: Sequence[_Draft], refused: Iterable[int]) -> list[_Draft]:
+    """One draft for every set of refused drafts that meet in a module whose forward() writes their sizes down.
+
+    The drafts of a set are folded to the greatest common divisor of their unit counts; sets in which that is below 2
+    are left out.
+    """
+    tied: list[_Draft] = []
+    for members in _meeting(drafts, sorted(refused)):
+        count = math.gcd(*(drafts[index].group.unit_count for index in members))
+        if len(members) < 2 or count < 2:
+            continue
+        parts = [drafts[index] for index in members]
+        shapes = _common(
+            [rule for part in parts for rule in _folded_rules(part.shapes, part.group.unit_count // count)]
+        )
+        tied.append(
+            _Draft(
+                atoms=[atom for part in parts for atom in part.atoms],
+                group=_join([part.group for part in parts], count),
+                shapes=shapes,
+                suspicious=True,
+                kind=tuple(sorted({name for part in parts for name in part.kind})),
+                rank=parts[0].rank,
+                siblings=set(members).union(*(part.siblings for part in parts)),
+                homes=frozenset().union(*(part.homes for part in parts)),
+                readers=frozenset().union(*(part.readers for part in parts)),
+            )
+        )
+    return tied
+
+
+def _meeting(drafts: Sequence[_Draft], indices: Sequence[int]) -> list[list[int]]:
+    """The indices in connected sets, in ascending order: a home of one is a home of the other, or holds its reader."""
+    sets: list[list[int]] = []
+    for index in indices:
+        near = [known for known in sets if any(_meet(drafts[index], drafts[other]) for other in known)]
+        sets = [known for known in sets if known not in near]
+        sets.append(sorted([index, *(other for known in near for other in known)]))
+    return sorted(sets)
+
+
+def _meet(one: _Draft, other: _Draft) -> bool:
+    return bool(one.homes & (other.homes | other.readers) or other.homes & one.readers)
+
+
+def _join(groups: Sequence[UnitGroup], count: int) -> UnitGroup:
+    folds = [group.unit_count // count for group in groups]
+    activations = [group.activation for group in groups if group.activation is not None]
+    return replace(
+        groups[0],
+        producers=tuple(dict.fromkeys(producer for group in groups for producer in group.producers)),
+        unit_count=count,
+        slices=tuple(
+            replace(part, positions=_fold(part.positions, count)) for group in groups for part in group.slices
+        ),
+        consumers=tuple(
+            replace(consumer, positions=_fold(consumer.positions, count))
+            for group in groups
+            for consumer in group.consumers
+        ),
+        attributes=_common(
+            [rule for group, fold in zip(groups, folds, strict=True) for rule in _folded_rules(group.attributes, fold)]
+        ),
+        statistics=tuple(
+            replace(part, positions=_fold(part.positions, count)) for group in groups for part in group.statistics
+        ),
+        activation="+".join(dict.fromkeys(activations)) or None,
+        homogeneous=all(group.homogeneous for group in groups),
+        coupled=True,
+    )
+
+
+def _fold(positions: Tensor, count: int) -> Tensor:
+    """(K, m) positions of K units as those of `count` units, K / count neighbours each."""
+    return positions.reshape(count, -1)
+
+
+def _folded_rules(rules: Iterable[AttributeRule], fold: int) -> list[AttributeRule]:
+    return [replace(rule, per_unit=rule.per_unit * fold) for rule in rules]
+
+
+def _common(rules: Iterable[AttributeRule]) -> tuple[AttributeRule, ...]:
+    """One rule for each number; where two disagree on how fast it falls there is none."""
+    found: dict[tuple[str, str, int | None], AttributeRule | None] = {}
+    for rule in rules:
+        key = (rule.module, rule.name, rule.index)
+        known = found.setdefault(key, rule)
+        if known is not None and known.per_unit != rule.per_unit:
+            found[key] = None
+    return tuple(rule for rule in found.values() if rule is not None)

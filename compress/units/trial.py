@@ -1,0 +1,276 @@
+"""Which drafts can really be cut: views written down in Python are tried on a small copy with random weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from compress.checkpoint.restoring import named_tensors
+from compress.errors import CompressError
+from compress.graph.trace import NetworkGraph
+from compress.units.find import USE_COUPLE, AttributeRule, UnitGroup, _Draft
+from compress.units.groups import with_reason
+from compress.units.surgery import copy_with, masked_outputs, module_outputs, narrow, new_shapes, relative_deviation
+from compress.units.ties import tie_drafts
+
+_BAKED = "a size in forward() is fixed in Python and no attribute changes it"
+_FAULTS = (CompressError, RuntimeError, ValueError, TypeError, AssertionError, IndexError, ArithmeticError)
+_PERIOD = 65537
+_TOLERANCE = 2e-3  # float32, random weights: a wrong view is wrong by its whole size
+
+
+def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[_Draft]) -> tuple[UnitGroup, ...]:
+    """The drafts' groups; of groups that share positions one stays prunable, and none that fails its trial."""
+    drafts, own = list(drafts), len(drafts)
+    groups = [draft.group for draft in drafts]
+    rejected: set[int] = set()
+    accepted: dict[int, UnitGroup] = {}
+    trial: _Trial | None = None
+    while True:
+        chosen = _choose_apart(drafts, groups, rejected)
+        waiting = [index for index in chosen if drafts[index].suspicious and index not in accepted]
+        if not waiting:
+            if len(drafts) > own:
+                break
+            for draft in tie_drafts(drafts, rejected):
+                for index in draft.siblings:
+                    drafts[index].siblings.add(len(drafts))
+                drafts.append(draft)
+                groups.append(draft.group)
+            if len(drafts) == own:
+                break
+            continue
+        trial = trial or _Trial(graph, module, drafts)
+        accepted.update(trial.search(waiting))
+        rejected.update(index for index in waiting if index not in accepted)
+    result: dict[int, UnitGroup] = {}
+    final = set(chosen)
+    for index, group in enumerate(groups):
+        if group.skip_reason is not None or index in final:
+            result[index] = accepted.get(index, group)
+        elif index < own and index in rejected:
+            result[index] = with_reason(group, _BAKED + _stream_hint(drafts[:own], index))
+        elif index < own:
+            taken = next(other for other in sorted(drafts[index].siblings) if other in final)
+            result[index] = with_reason(group, f"its weights are cut as part of {groups[taken].name.partition('#')[0]}")
+    return _without_repeats(drafts, result)
+
+
+def _without_repeats(drafts: Sequence[_Draft], groups: Mapping[int, UnitGroup]) -> tuple[UnitGroup, ...]:
+    """In topological order; skipped groups that are another view of a listed group's positions are left out."""
+    listed: set[int] = set()
+    for index in sorted(groups, key=lambda index: (_rank(groups[index]), index)):
+        if groups[index].skip_reason is None or not drafts[index].siblings & listed:
+            listed.add(index)
+    shown = [groups[index] for index in sorted(listed, key=lambda index: (drafts[index].rank, index))]
+    taken: set[str] = set()
+    names: dict[int, str] = {}
+    for place in sorted(range(len(shown)), key=lambda place: (shown[place].skip_reason is not None, place)):
+        base = shown[place].name.partition("#")[0]
+        count = 1
+        while (name := base if count == 1 else f"{base}#{count}") in taken:
+            count += 1
+        taken.add(name)
+        names[place] = name
+    return tuple(replace(group, name=names[place]) for place, group in enumerate(shown))
+
+
+def _rank(group: UnitGroup) -> int:
+    """Prunable groups first, then those that failed their trial, then the rest."""
+    if group.skip_reason is None:
+        return 0
+    return 1 if group.skip_reason.startswith(_BAKED) else 2
+
+
+def _stream_hint(drafts: Sequence[_Draft], index: int) -> str:
+    """What to try when a residual stream that was left alone meets the refused draft in one module."""
+    homes = drafts[index].homes
+    for draft in drafts:
+        if (draft.homes | draft.readers) & homes and (draft.group.skip_reason or "").endswith(USE_COUPLE):
+            return f", perhaps with the residual stream {draft.group.producers[0]}: {USE_COUPLE}"
+    return ""
+
+
+def _choose_apart(drafts: Sequence[_Draft], groups: Sequence[UnitGroup], rejected: set[int]) -> list[int]:
+    """Prunable groups of which no two share a position: outermost first."""
+    chosen: set[int] = set()
+    order = sorted(range(len(drafts)), key=lambda index: (drafts[index].rank[1], drafts[index].rank[0], index))
+    for index in order:
+        if groups[index].skip_reason is None and index not in rejected and not drafts[index].siblings & chosen:
+            chosen.add(index)
+    return sorted(chosen)
+
+
+def _profile(draft: _Draft) -> object:
+    """What two drafts have in common that are the same part of two equal blocks."""
+    parts = [(part.name.rpartition(".")[2], part.dim, tuple(part.positions.shape)) for part in draft.group.slices]
+    return draft.kind, draft.group.unit_count, draft.group.activation, sorted(parts)
+
+
+_Rules = Sequence[AttributeRule]
+_Choice = Callable[[nn.Module, _Rules], _Rules]
+
+
+def _one_of_equals(counts: bool) -> _Choice:
+    """Of numbers of one module that are equal and would fall alike, those named as a count, or those that are not."""
+
+    def choose(module: nn.Module, rules: _Rules) -> _Rules:
+        def key(rule: AttributeRule) -> tuple[str, object, int]:
+            value = getattr(module.get_submodule(rule.module), rule.name)
+            return rule.module, value if rule.index is None else value[rule.index], rule.per_unit
+
+        names: dict[object, set[bool]] = {}
+        for rule in rules:
+            names.setdefault(key(rule), set()).add(bool(_COUNT_NAME.search(rule.name)))
+        return [rule for rule in rules if len(names[key(rule)]) == 1 or bool(_COUNT_NAME.search(rule.name)) == counts]
+
+    return choose
+
+
+_COUNT_NAME = re.compile(r"^n_|^num|^n[a-z]?head|heads$|groups$|count")
+_COUNTS_FIRST, _WIDTHS_FIRST = _one_of_equals(True), _one_of_equals(False)
+
+
+def _every(module: nn.Module, rules: _Rules) -> _Rules:
+    return rules
+
+
+def _heads(module: nn.Module, rules: _Rules) -> _Rules:
+    return [rule for rule in rules if "head" in rule.name]
+
+
+class _Trial:
+    """Narrows a copy with random weights and compares it with the masked graph."""
+
+    def __init__(self, graph: NetworkGraph, module: nn.Module, drafts: Sequence[_Draft]) -> None:
+        self.graph, self.drafts, self.original = graph, drafts, module
+        self.state: dict[str, Tensor] = {}
+        self.module = _copy_of(module, {})
+
+    def _randomise(self) -> None:
+        """Replace the copy's weights, which are the network's own until a comparison needs others."""
+        pools: dict[tuple[int, int], Tensor] = {}
+        replaced: dict[int, Tensor] = {}
+        persistent = set(self.original.state_dict())
+        for name, tensor in named_tensors(self.original).items():
+            if id(tensor) not in replaced and name in persistent:
+                replaced[id(tensor)] = _random_like(tensor, pools, len(replaced))
+        self.module = _copy_of(self.original, replaced)
+        self.state = {name: tensor.detach() for name, tensor in named_tensors(self.module).items()}
+
+    def search(self, indices: Sequence[int]) -> dict[int, UnitGroup]:
+        """The groups among `indices` that can be cut together, with the attributes that make it work."""
+        return self._search(list(indices), {})
+
+    def _search(self, indices: list[int], accepted: dict[int, UnitGroup]) -> dict[int, UnitGroup]:
+        if not indices:
+            return {}
+        found = self._attempt(indices)
+        if found is not None:
+            return found
+        if len(indices) == 1:
+            return {}
+        by_kind: dict[object, list[int]] = {}
+        for index in indices:
+            draft = self.drafts[index]
+            by_kind.setdefault((draft.group.coupled, draft.kind), []).append(index)
+        parts = list(by_kind.values())
+        if len(parts) == 1:
+            if len(indices) > 3 and self._attempt(indices[:1]) is None:
+                alike = _profile(self.drafts[indices[0]]) == _profile(self.drafts[indices[-1]])
+                if alike or self._attempt(indices[-1:]) is None:
+                    return {}
+            middle = len(indices) // 2
+            parts = [indices[:middle], indices[middle:]]
+        passed: dict[int, UnitGroup] = {}
+        for part in parts:
+            passed.update(self._search(part, accepted))
+        return passed
+
+    def _attempt(self, indices: list[int]) -> dict[int, UnitGroup] | None:
+        options = [
+            {index: self._with(index, wanted) for index in indices}
+            for wanted in (_COUNTS_FIRST, _WIDTHS_FIRST, _every, _heads)
+            if any(self.drafts[index].shapes for index in indices)
+        ]
+        options.append({index: self.drafts[index].group for index in indices})
+        tried: set[object] = set()
+        for groups in options:
+            content = tuple(rule for group in groups.values() for rule in group.attributes)
+            if content in tried:
+                continue
+            tried.add(content)
+            if self._equal(list(groups.values())):
+                return groups
+        return None
+
+    def _with(self, index: int, choose: _Choice) -> UnitGroup:
+        draft = self.drafts[index]
+        rules = {(rule.module, rule.name, rule.index): rule for rule in choose(self.module, draft.shapes)}
+        rules.update({(rule.module, rule.name, rule.index): rule for rule in draft.group.attributes})
+        return replace(draft.group, attributes=tuple(rules.values()))
+
+    def _fits(self, kept: Mapping[str, Tensor], groups: list[UnitGroup]) -> bool:
+        """Whether forward() runs at all with tensors of the new shapes, whatever they hold: most attempts fail here."""
+        try:
+            with new_shapes(self.module, kept, groups):
+                module_outputs(self.module, self.graph.examples)
+        except _FAULTS:
+            return False
+        return True
+
+    def _equal(self, groups: list[UnitGroup]) -> bool:
+        generator = torch.Generator().manual_seed(1)
+        kept: dict[str, Tensor] = {}
+        for group in groups:  # equal shares of all would hide groups that must go alike: streams keep more than others
+            units = group.unit_count
+            low, high = (units // 2 + 1, 2 * units // 3 + 1) if group.coupled else (units // 3, units // 2)
+            low, high = (min(max(1, units - 1), max(1, count)) for count in (low, high))
+            count = int(torch.randint(low, high + 1, (), generator=generator))
+            kept[group.name] = torch.randperm(units, generator=generator)[:count].sort().values
+        if not self._fits(kept, groups):
+            return False
+        if not self.state:
+            self._randomise()
+        try:
+            narrowed = narrow(self.module, kept, groups)
+            got = module_outputs(narrowed.module, self.graph.examples)
+        except _FAULTS:
+            return False
+        wanted = masked_outputs(self.graph, self.state, kept, groups, self.graph.examples)
+        return relative_deviation(wanted, got) <= _TOLERANCE
+
+
+def _copy_of(module: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:
+    """A copy in evaluation mode with those tensors (by id) replaced; other parameters are shared, buffers copied."""
+    tensors: dict[int, Tensor] = {}
+    for tensor in named_tensors(module).values():
+        value = replaced.get(id(tensor))
+        if isinstance(tensor, nn.Parameter):
+            tensors[id(tensor)] = nn.Parameter(tensor.detach() if value is None else value, requires_grad=False)
+        else:
+            tensors[id(tensor)] = tensor.detach().clone() if value is None else value
+    return copy_with(module, tensors).eval()
+
+
+def _random_like(tensor: Tensor, pools: dict[tuple[int, int], Tensor], number: int) -> Tensor:
+    """A random tensor of that shape: a part of a pool of its scale, since large networks have gigabytes of weights.
+
+    A pool repeats a period whose length is a prime, so that no two rows repeat in step.
+    """
+    if not tensor.is_floating_point():
+        return tensor.detach().clone()
+    shape, size, start = tuple(tensor.shape), tensor.numel(), number * 977 % (_PERIOD // 2)
+    vector = sum(extent > 1 for extent in shape) < 2
+    fan = 0 if vector else max(1, size // shape[0])
+    length = 1 << (start + size).bit_length()
+    pool = pools.get((fan, length))
+    if pool is None:
+        period = torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0))
+        period = period.abs().clamp(max=2.0) * 0.4 + 0.2 if vector else period / fan**0.5
+        pool = pools[fan, length] = period.repeat(-(-length // _PERIOD))
+    return pool[start : start + size].reshape(shape).to(device=tensor.device, dtype=tensor.dtype)

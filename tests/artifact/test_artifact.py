@@ -1,0 +1,75 @@
+"""The written folder: what load() accepts and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress.artifact.folder import load, stored_state, write_artifact
+from compress.checkpoint.architecture import build_architecture
+from compress.checkpoint.manifest import read_artifact
+from compress.errors import OutputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small multilayer perceptron as an artifact, nothing cut."""
+    module = build_architecture("compress:mlp", {"widths": [4, 6, 3]})
+    config = {"architecture": {"spec": "compress:mlp", "arguments": {"widths": [4, 6, 3]}, "input_shape": [4]}}
+    write_artifact(tmp_path, module.state_dict(), {**config, "shapes": {}, "attributes": {}}, {"recipe.yaml": ""})
+    return tmp_path
+
+
+def test_what_was_written_is_what_is_loaded(folder: Path) -> None:
+    state = load(folder).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in read_artifact(folder).state.items())
+
+
+def test_changed_weights_are_noticed(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(OutputError, match="was changed"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"format": 2}, "format 2"), ({"shapes": None}, "lacks shapes"), ({"hashes": None}, "lacks hashes")],
+)
+def test_a_foreign_or_damaged_manifest_is_refused(folder: Path, change: dict[str, object], words: str) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    with pytest.raises(OutputError, match=words):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\x00", "[" * 100_000])
+def test_a_manifest_that_is_no_object_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(OutputError, match=r"config\.json"):
+        load(folder)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OutputError, match="cannot be read"):
+        load(folder)
+    with pytest.raises(OutputError, match="not a folder written by compress"):
+        load(tmp_path / "nowhere")
+
+
+def test_values_return_to_the_dtype_they_came_in() -> None:
+    like = {"a": torch.zeros(2, dtype=torch.float16), "b": torch.zeros(1, dtype=torch.int64)}
+    stored = stored_state({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3])}, like)
+    assert {name: tensor.dtype for name, tensor in stored.items()} == {"a": torch.float16, "b": torch.int64}
+
+
+def test_a_value_that_overflows_half_precision_is_refused() -> None:
+    with pytest.raises(OutputError, match="overflows"):
+        stored_state({"a": torch.tensor([1e6])}, {"a": torch.zeros(1, dtype=torch.float16)})

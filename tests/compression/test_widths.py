@@ -1,0 +1,38 @@
+"""Width rules."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compress.compression.widths import count_to_keep, round_up, smallest_width
+
+
+@given(st.floats(1e-3, 5000), st.integers(1, 4096))
+def test_a_count_to_keep_is_always_possible(keep: float, units: int) -> None:
+    assert 1 <= count_to_keep(keep, units) <= units
+
+
+@given(st.integers(1, 512), st.integers(1, 64), st.integers(1, 512))
+def test_rounding_never_narrows_and_never_exceeds_all_units(width: int, multiple: int, units: int) -> None:
+    width = min(width, units)
+    rounded = round_up(width, multiple, units)
+    assert width <= rounded <= units
+    assert rounded == units or rounded % multiple == 0
+
+
+@given(st.lists(st.floats(0.001, 1), min_size=1, max_size=40), st.floats(0.001, 0.9), st.floats(0, 0.5))
+def test_the_smallest_width_passes_and_one_less_does_not(drops: list[float], allowed: float, floor: float) -> None:
+    errors = sorted((floor + drop for drop in drops), reverse=True)
+    errors[-1] = floor  # with all units, only the unavoidable error is left
+    width = smallest_width(lambda units: errors[units - 1], len(errors), allowed, floor)
+    limit = math.hypot(allowed, floor) * (1 + 1e-9)
+    assert errors[width - 1] <= limit
+    assert width == 1 or errors[width - 2] > limit
+
+
+def test_a_bad_fit_of_all_units_does_not_excuse_a_small_width() -> None:
+    errors = [0.64, 0.51, 0.44, 0.36, 0.17, 0.12, 0.1, 0.09, 0.09, 0.49]
+    assert smallest_width(lambda units: errors[units - 1], 10, 0.1, errors[-1]) == 6

@@ -1,0 +1,225 @@
+"""Recording: moments of what the consumers really read, in one network or two."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress.convex import Moments
+from compress.errors import NonFiniteError
+from compress.graph.program import ActivationStore, Program, run_pair
+from compress.graph.trace import trace_network
+from compress.recording.readings import find_readings, read_rows
+from compress.recording.record import (
+    GroupRecorder,
+    SamplePlan,
+    plan_samples,
+    record_moments,
+)
+from compress.units.find import UnitGroup, find_units
+
+MEMORY = 2**30
+
+
+class Branches(nn.Module):
+    """Convs with stride, padding and dilation, a shortcut inside, a flatten and a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.left = nn.Conv2d(6, 4, 3, stride=2, padding=1)
+        self.right = nn.Conv2d(6, 4, 3, stride=2, padding=2, dilation=2)
+        self.hidden = nn.Linear(4 * 16, 10)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.first(x)))
+        x = functional.relu(self.left(x)) + functional.relu(self.right(x))
+        return self.head(functional.relu(self.hidden(x.flatten(1))))
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[Branches, Program, dict[str, Tensor], dict[str, UnitGroup]]:
+    torch.manual_seed(0)
+    module = Branches().eval()
+    graph = trace_network(module, (torch.randn(2, 2, 8, 8),))
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    state = {name: tensor.detach() for name, tensor in state.items()}
+    return module, Program.of(graph), state, {group.name: group for group in find_units(graph, module)}
+
+
+def batches(count: int = 5, size: int = 4) -> list[tuple[Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(size, 2, 8, 8, generator=generator),) for _ in range(count)]
+
+
+def recorder(group: UnitGroup, state: dict[str, Tensor], positions: int, targets: bool = False) -> GroupRecorder:
+    readings = find_readings(group, state)
+    plan = SamplePlan(1000, tuple(positions if reading.kernel else 0 for reading in readings))
+    return GroupRecorder(group, readings, plan, seed=0, memory=MEMORY, targets=targets)
+
+
+def test_conv_rows_are_the_patches_that_the_convolution_multiplies(network: tuple) -> None:  # type: ignore[type-arg]
+    module, program, state, groups = network
+    found = recorder(groups["first"], state, positions=10**6)
+    record_moments(program, [found], lambda number: batches()[number], [4] * 5, state)
+    inputs = torch.cat([batch[0] for batch in batches()])
+    with torch.no_grad():
+        features = functional.relu(module.norm(module.first(inputs)))
+        wanted = [
+            (functional.unfold(features, 3, padding=1, stride=2), module.left),
+            (functional.unfold(features, 3, padding=2, stride=2, dilation=2), module.right),
+        ]
+    for part, (patches, conv) in zip(found.moments(state), wanted, strict=True):
+        rows = patches.transpose(1, 2).reshape(-1, 6 * 9)
+        outputs = rows.double() @ conv.weight.detach().double().reshape(4, -1).T
+        expected = Moments.of(rows, outputs, group_size=9)
+        torch.testing.assert_close(part.gram, expected.gram, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(part.cross, expected.cross, rtol=1e-5, atol=1e-7)
+        assert part.energy == pytest.approx(expected.energy, rel=1e-5)
+
+
+def test_consumers_of_one_window_share_a_reading_and_others_do_not(network: tuple) -> None:  # type: ignore[type-arg]
+    _, _, state, groups = network
+    assert len(find_readings(groups["first"], state)) == 2
+
+
+def test_sampled_positions_are_a_subset_and_repeat_with_the_seed(network: tuple) -> None:  # type: ignore[type-arg]
+    _, program, state, groups = network
+    grams = []
+    for _ in range(2):
+        found = recorder(groups["first"], state, positions=3)
+        record_moments(program, [found], lambda number: batches()[number], [4] * 5, state)
+        assert found.rows == 5 * 4 * 3
+        grams.append(found.moments(state)[0].gram)
+    assert torch.equal(grams[0], grams[1])
+
+
+def test_units_behind_a_flatten_own_their_positions(network: tuple) -> None:  # type: ignore[type-arg]
+    _, _, state, groups = network
+    group = next(group for group in groups.values() if any(c.weight == "hidden.weight" for c in group.consumers))
+    reading = find_readings(group, state)[0]
+    assert reading.group_size == 16
+    consumer = reading.consumers[0]
+    matrix = reading.matrix(consumer, state["hidden.weight"])
+    assert torch.equal(reading.with_matrix(consumer, state["hidden.weight"] * 0, matrix), state["hidden.weight"])
+
+
+def test_targets_are_the_original_outputs_and_features_those_of_the_changed_network(
+    network: tuple,  # type: ignore[type-arg]
+) -> None:
+    module, program, state, groups = network
+    changed = {**state, "first.weight": state["first.weight"] * 0.5}
+    found = recorder(groups["hidden"], state, positions=0, targets=True)
+    record_moments(program, [found], lambda number: batches()[number], [4] * 5, state, changed)
+    inputs = torch.cat([batch[0] for batch in batches()])
+    nodes = [groups["hidden"].consumers[0].input]
+    values = run_pair(program, state, changed, (inputs,), nodes)[nodes[0]]
+    expected = Moments.of(values[1], values[0].double() @ state["head.weight"].double().T)
+    part = found.moments(state)[0]
+    torch.testing.assert_close(part.cross, expected.cross, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(part.gram, expected.gram, rtol=1e-6, atol=1e-8)
+    with torch.no_grad():
+        torch.testing.assert_close(values[0], functional.relu(module.hidden(nodes_input(module, inputs))))
+
+
+def nodes_input(module: Branches, inputs: Tensor) -> Tensor:
+    x = functional.relu(module.norm(module.first(inputs)))
+    return (functional.relu(module.left(x)) + functional.relu(module.right(x))).flatten(1)
+
+
+def test_a_pass_that_starts_from_stored_activations_gives_the_same_moments(network: tuple) -> None:  # type: ignore[type-arg]
+    _, program, state, groups = network
+    changed = {**state, "left.weight": state["left.weight"] * 0.5}
+    frontier = program.frontier(["hidden.weight", "head.weight"], [groups["hidden"].consumers[0].input])
+    store = ActivationStore.open(2**26)
+    try:
+        kept = store.advance(frontier)
+        first = recorder(groups["hidden"], state, positions=0, targets=True)
+        record_moments(program, [first], lambda number: batches()[number], [4] * 5, state, changed, keep=kept)
+        assert len(kept.sizes) == 5
+
+        def unread(number: int) -> tuple[Tensor]:
+            raise AssertionError(f"batch {number} was read again")
+
+        second = recorder(groups["hidden"], state, positions=0, targets=True)
+        record_moments(program, [second], unread, [4] * 5, state, changed, store=kept)
+        assert not kept.sizes
+    finally:
+        store.close()
+    assert not store.folder.exists()
+    assert torch.equal(first.moments(state)[0].gram, second.moments(state)[0].gram)
+    assert torch.equal(first.moments(state)[0].cross, second.moments(state)[0].cross)
+
+
+def test_what_a_shorter_pass_leaves_out_is_not_run_from_the_inputs_again(network: tuple) -> None:  # type: ignore[type-arg]
+    _, program, state, groups = network
+    changed = {**state, "left.weight": state["left.weight"] * 0.5}
+    frontier = program.frontier(["hidden.weight", "head.weight"], [groups["hidden"].consumers[0].input])
+    earlier = program.frontier(["left.weight", "hidden.weight", "head.weight"], [groups["hidden"].consumers[0].input])
+    assert earlier != frontier
+
+    def unread(number: int) -> tuple[Tensor]:
+        raise AssertionError(f"batch {number} was read again")
+
+    def whole(**stores: ActivationStore) -> GroupRecorder:
+        found = recorder(groups["hidden"], state, positions=0, targets=True)
+        read = unread if "store" in stores else lambda number: batches()[number]
+        record_moments(program, [found], read, [4] * 5, state, changed, **stores)
+        return found
+
+    store = ActivationStore.open(2**26)
+    try:
+        first, second = store.advance(earlier), store.advance(earlier).advance(frontier)
+        direct = whole(keep=first)
+        short = recorder(groups["hidden"], state, positions=0, targets=True)
+        short.plan = SamplePlan(8, short.plan.positions)
+        record_moments(program, [short], unread, [4] * 5, state, changed, store=first, keep=second)
+        assert [second.reaches(batch) for batch in range(5)] == [True, True, False, False, False]
+        third = second.advance(frontier)
+        indirect = whole(store=second, keep=third)
+        assert all(map(third.reaches, range(5)))
+        assert len(list(store.folder.iterdir())) == 5
+    finally:
+        store.close()
+    assert torch.equal(direct.moments(state)[0].gram, indirect.moments(state)[0].gram)
+    assert torch.equal(direct.moments(state)[0].cross, indirect.moments(state)[0].cross)
+
+
+def test_nan_activations_name_the_layer(network: tuple) -> None:  # type: ignore[type-arg]
+    _, program, state, groups = network
+    broken = {**state, "hidden.bias": torch.full_like(state["hidden.bias"], float("inf"))}
+    found = recorder(groups["hidden"], state, positions=0)
+    with pytest.raises(NonFiniteError, match="hidden"):
+        record_moments(program, [found], lambda number: batches()[number], [4], broken)
+
+
+def test_every_linear_row_is_taken_and_conv_positions_follow_the_cost(network: tuple) -> None:  # type: ignore[type-arg]
+    _, _, state, groups = network
+    readings = find_readings(groups["first"], state)
+    assert plan_samples(readings, [16, 16], 10_000, 10**9).positions == (16, 16)
+    assert plan_samples(readings, [16, 16], 30_000, 1000).positions == (1, 1)
+    linear = find_readings(groups["hidden"], state)
+    assert plan_samples(linear, [1], 123, 1000) == SamplePlan(123, (0,))
+
+
+@pytest.mark.parametrize(("width", "dilation"), [(4, 1), (2, 3), (3, 1)])
+def test_a_same_padded_window_is_read_at_every_output_position(width: int, dilation: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, width, padding="same", dilation=dilation, bias=False)
+    ).eval()
+    images = torch.randn(2, 2, 6, 5)
+    graph = trace_network(module, (images,))
+    (reading,) = find_readings(find_units(graph, module)[0], dict(module.state_dict()))
+    (consumer,) = reading.consumers
+    with torch.no_grad():
+        hidden = module[:2](images)
+        wanted = module[2](hidden).permute(0, 2, 3, 1).reshape(-1, 3).double()
+    rows = read_rows(reading, reading.sites[0], hidden, None).double()
+    torch.testing.assert_close(
+        rows @ reading.whole_matrix(consumer, module.state_dict()["2.weight"]), wanted, atol=1e-6, rtol=1e-5
+    )
