@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save_file
 import compress
 from compress.cli import app, main
 from compress.demo import DEMO_OPTIONS
-from compress.recipe import Recipe
-from compress.training_options import TrainingOptions
+from compress.recipe import Recipe, TrainingOptions
 
 CHECKPOINT = str(DEMO_OPTIONS["checkpoint"])
 QUICK = ["--data", "digits", "--calibration-samples", "300", "--keep", "0.5"]

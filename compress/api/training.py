@@ -41,14 +41,13 @@ from compress.preparation import (
     run_on_probe,
 )
 from compress.progress import Progress, SilentProgress, Stages
-from compress.recipe import Recipe, format_recipe
+from compress.recipe import Recipe, TrainingOptions, format_recipe
 from compress.report.evaluation import evaluate_networks
 from compress.report.markdown import evaluation_report
 from compress.training.loop import score
 from compress.training.losses import LOSSES, check_answers, constant_loss
 from compress.training.outcome import describe_training
 from compress.training.session import JOURNAL, train_copy
-from compress.training_options import TrainingOptions
 
 DEFAULT_OUTPUTS = {"train": "-trained", "finetune": "-finetuned"}
 

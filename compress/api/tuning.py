@@ -14,12 +14,11 @@ from compress.errors import DataError, RecipeError
 from compress.graph.program import first_tensor
 from compress.preparation import Prepared
 from compress.progress import Progress
-from compress.recipe import Recipe
+from compress.recipe import Recipe, TrainingOptions
 from compress.training.distillation import distil
 from compress.training.loop import Fitted, score
 from compress.training.losses import LOSSES, check_answers
 from compress.training.session import train_copy
-from compress.training_options import TrainingOptions
 
 
 class Tuning(Protocol):

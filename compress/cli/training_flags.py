@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from compress.cli.options import OUTPUT
-from compress.training_options import TrainingOptions
+from compress.recipe import TrainingOptions
 
 TRAINING = "Training"
 

@@ -13,10 +13,10 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from compress.recipe import TrainingOptions
 from compress.training.couplings import Couplings, find_couplings
 from compress.training.pathprox import PathProx
 from compress.training.penalties import ProximalL1, group_lasso_term, lasso_term
-from compress.training_options import TrainingOptions
 
 PENALTIES = ("penalty", "weight_decay")
 

@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.data.source import DataSource
+from compress.recipe import TrainingOptions
 from compress.training.couplings import find_couplings, weight_decay_objective
 from compress.training.loop import score
 from compress.training.losses import LOSSES
 from compress.training.methods import weight_names
 from compress.training.session import Trained
-from compress.training_options import TrainingOptions
 
 
 def describe_scores(

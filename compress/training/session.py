@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from compress.data.source import DataSource
 from compress.errors import NonFiniteError
 from compress.progress import Progress, SilentProgress
+from compress.recipe import TrainingOptions
 from compress.training.loop import Fitted, fit, score
 from compress.training.losses import LOSSES, answers_of
 from compress.training.methods import make_augmentation, make_method, make_schedule, weight_names
 from compress.training.sparsity import Choice, Minimiser, choose_penalties, l1_forces
-from compress.training_options import TrainingOptions
 
 JOURNAL = "journal.jsonl"
 SMALLEST = 1e-6  # the search's bracket begins at this part of its upper end

@@ -17,11 +17,10 @@ from compress.cli import main
 from compress.data import open_data
 from compress.errors import InterruptionError
 from compress.progress import SilentProgress
-from compress.recipe import make_recipe
+from compress.recipe import TrainingOptions, make_recipe
 from compress.training.loop import fit
 from compress.training.losses import squared_loss
 from compress.training.session import train_copy
-from compress.training_options import TrainingOptions
 
 
 @pytest.fixture

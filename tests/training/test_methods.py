@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from compress.recipe import TrainingOptions
 from compress.training import ProximalL1
 from compress.training.methods import make_augmentation, make_method, make_schedule, random_crop
 from compress.training.penalties import soft_threshold
-from compress.training_options import TrainingOptions
 
 
 def options(**given):

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compress.errors import RecipeError
-from compress.training_options import METHODS, TrainingOptions
+from compress.recipe.training import METHODS, TrainingOptions
 
 REDUCIBLE = ("params", "macs", "bytes", "latency")
 MOST_CHARACTERS, MOST_NODES = 1 << 20, 100_000  # of a recipe file

@@ -1,0 +1,17 @@
+"""Every option of a run and of a training: defined once, validated, read from YAML and written to it."""
+
+from __future__ import annotations
+
+from compress.recipe.recipe import Recipe, format_recipe, make_recipe, parse_bytes, parse_reduction, read_recipe
+from compress.recipe.training import METHODS, TrainingOptions
+
+__all__ = [
+    "METHODS",
+    "Recipe",
+    "TrainingOptions",
+    "format_recipe",
+    "make_recipe",
+    "parse_bytes",
+    "parse_reduction",
+    "read_recipe",
+]
