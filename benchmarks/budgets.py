@@ -37,7 +37,7 @@ from compress.compression.widths import WidthRule
 from compress.preparation import prepare
 from compress.progress import SilentProgress
 from compress.training.distillation import distil
-from compress.units.find import UnitGroup
+from compress.units.groups import UnitGroup
 from compress.units.surgery import narrow
 
 PARTS = ("point", "latency", "ablation", "smallest")

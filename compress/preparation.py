@@ -23,7 +23,8 @@ from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.report.evaluation import is_class_scores
 from compress.units.biases import missing_biases, with_biases
-from compress.units.find import UnitGroup, find_units
+from compress.units.find import find_units
+from compress.units.groups import UnitGroup
 
 TRACE_BATCH = 2
 FORWARD_FAULTS = (

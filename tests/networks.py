@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.graph.trace import trace_network
-from compress.units.find import UnitGroup, find_units
+from compress.units.find import find_units
+from compress.units.groups import UnitGroup
 from compress.units.surgery import narrow, verify_narrowed
 
 

@@ -19,7 +19,7 @@ from compress.progress import Progress, Stages
 from compress.recipe import Recipe
 from compress.report.evaluation import Evaluation
 from compress.units.biases import without_idle_biases
-from compress.units.find import UnitGroup
+from compress.units.groups import UnitGroup
 from compress.units.surgery import Narrowed, narrow, verify_narrowed
 
 

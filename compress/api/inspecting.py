@@ -33,7 +33,7 @@ def inspect(recipe: Recipe, progress: Progress | None = None, *, deep: bool = Fa
     check_patterns(prepared.groups, recipe.layer)
     selected = select_groups(prepared.groups, recipe.layer, recipe.exclude)
     layers = {group.name: describe_group(group, prepared.state) for group in selected}
-    usable = tuple(group for group in selected if group.skip_reason is None)
+    usable = tuple(group for group in selected if group.prunable)
     if prepared.calibration is not None and usable:
         problem = make_problem(prepared, recipe)
         for name, moments in record_all(problem, progress).items():

@@ -121,7 +121,7 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
             *(
                 {"name": group.name, "units": group.unit_count, "skipped": group.skip_reason}
                 for group in prepared.groups
-                if group.skip_reason is not None
+                if not group.prunable
             ),
         ],
         "search": None if searched is None else search_report(searched),

@@ -18,7 +18,7 @@ from compress.graph.cost import count_macs, measure_latency
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
-from compress.units.find import UnitGroup
+from compress.units.groups import UnitGroup
 from compress.units.surgery import narrow
 
 
@@ -101,7 +101,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
     groups = prepared.groups
     check_patterns(groups, recipe.layer)
     selected = select_groups(groups, recipe.layer, recipe.exclude)
-    usable = tuple(group for group in selected if group.skip_reason is None)
+    usable = tuple(group for group in selected if group.prunable)
     if not usable:
         reasons = "; ".join(f"{group.name}: {group.skip_reason}" for group in selected) or "no layers were found"
         raise NothingToCompressError(f"No selected layer can be compressed. {reasons}.")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from compress.graph.program import Program
-from compress.units.find import UnitGroup
+from compress.units.groups import UnitGroup
 
 MAPS = {
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "matmul", "mm"), 0),

@@ -28,7 +28,7 @@ from compress.convex import (
 )
 from compress.diagnostics.balance import input_norms
 from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
-from compress.units.find import UnitGroup
+from compress.units.groups import UnitGroup
 
 CURVE_POINTS = 200  # of a curve or spectrum, in the report
 POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units

@@ -24,7 +24,7 @@ from compress.recording.readings import Reading, find_readings, output_positions
 from compress.recording.record import GroupRecorder, SamplePlan, plan_samples, record_moments, restrict_readings
 from compress.recording.residuals import Rectifier, Residual, find_rectifier, find_residual
 from compress.recording.sharing import Share
-from compress.units.find import Consumer, UnitGroup
+from compress.units.groups import Consumer, UnitGroup
 
 FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against
 CACHE_BYTES = 8 * 2**30  # on disk, for activations between two layers

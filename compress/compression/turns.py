@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compress.graph.program import Program
-from compress.units.find import Consumer, UnitGroup
+from compress.units.groups import Consumer, UnitGroup
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compress.recording.readings import Reading
-from compress.units.find import UnitGroup
+from compress.units.groups import UnitGroup
 from compress.units.scaling import Scaling
 
 SETTLED = 1e-9

@@ -11,7 +11,7 @@ from compress.convex import width_bound
 from compress.diagnostics.balance import balance_ratio, input_norms, output_norms, path_norm
 from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
 from compress.recording.readings import find_readings
-from compress.units.find import UnitGroup
+from compress.units.groups import UnitGroup
 
 
 def describe_group(group: UnitGroup, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def describe_group(group: UnitGroup, state: Mapping[str, Tensor]) -> dict[str, A
         "consumers": [consumer.weight.removesuffix(".weight") for consumer in group.consumers],
         "skipped": group.skip_reason,
     }
-    if group.skip_reason is None:
+    if group.prunable:
         inputs, outputs = input_norms(group, state), output_norms(find_readings(group, state), state)
         found["balance"] = balance_ratio(inputs, outputs)
         found["path_norm"] = path_norm(inputs, outputs)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 
@@ -47,21 +48,35 @@ class Statistic:
 
 @dataclass(frozen=True, eq=False)
 class Touch:
-    """Atoms that pass an operation: an activation, a normalisation, or a shape written down in Python."""
+    """Atoms that pass an operation.
+
+    Attributes:
+        name: of the operation, or what of it matters ("pad before").
+        homogeneous: whether scaling the atoms by γ > 0 scales the result by γ.
+        count: of groups, where the kind is GROUPS.
+    """
+
+    class Kind(Enum):
+        """What the operation does with them."""
+
+        ACTIVATION = "a function of every value alone"
+        OTHER = "a normalisation, a product, a pooling"
+        SUM = "streams of different origin meet"
+        SHAPE = "a size that may be written down in Python"
+        GROUPS = "counted as groups"
 
     node: fx.Node
     dimension: Dimension
-    kind: str  # "activation", "other", "sum" (streams meet), "shape" (written in Python), "groups" (counted)
+    kind: Kind
     name: str
     homogeneous: bool = True
+    count: int = 0
 
 
 class ChannelFlow:
     """Runs the rules over a graph once; afterwards holds every node's flow and what the rules recorded."""
 
-    def __init__(self, graph: NetworkGraph) -> None:
-        from compress.graph.rules import RULES
-
+    def __init__(self, graph: NetworkGraph, rules: Mapping[str, Callable[..., Any]]) -> None:
         self.graph = graph
         self.atoms = Atoms()
         self.values: dict[fx.Node, Any] = {}
@@ -80,7 +95,7 @@ class ChannelFlow:
                     if value is not None:
                         self.pin_flow(self.of(value), "is an output of the network")
             elif node.op == "call_function":
-                self.values[node] = self._apply(RULES, node)
+                self.values[node] = self._apply(rules, node)
 
     def _placeholder(self, node: fx.Node) -> Flow:
         sizes = self.sizes(node)
@@ -101,7 +116,7 @@ class ChannelFlow:
             self.parameters[name] = known
         return known
 
-    def _apply(self, rules: dict[str, Any], node: fx.Node) -> Any:
+    def _apply(self, rules: Mapping[str, Callable[..., Any]], node: fx.Node) -> Any:
         if node.target is operator.getitem:
             whole = self.values.get(node.args[0])  # type: ignore[arg-type]
             if isinstance(whole, tuple) and whole and isinstance(node.args[1], int):
@@ -203,19 +218,28 @@ class ChannelFlow:
             result.append(joined)
         return tuple(result)
 
-    def touch(self, node: fx.Node, dimension: Dimension, kind: str, name: str, homogeneous: bool = True) -> None:
+    def touch(
+        self,
+        node: fx.Node,
+        dimension: Dimension,
+        kind: Touch.Kind,
+        name: str,
+        homogeneous: bool = True,
+        *,
+        count: int = 0,
+    ) -> None:
         """Record that the dimension's atoms pass an operation."""
         if is_tracked(dimension):
-            self.touches.append(Touch(node, dimension, kind, name, homogeneous))
+            self.touches.append(Touch(node, dimension, kind, name, homogeneous, count))
 
-    def touch_flow(self, node: fx.Node, flow: Flow, kind: str, name: str, homogeneous: bool = True) -> None:
+    def touch_flow(self, node: fx.Node, flow: Flow, kind: Touch.Kind, name: str, homogeneous: bool = True) -> None:
         """`touch` for every dimension."""
         for dimension in flow:
             self.touch(node, dimension, kind, name, homogeneous)
 
     def touch_shape(self, node: fx.Node, dimension: Dimension) -> None:
         """Record that a size which may be written down in Python involves the dimension's atoms."""
-        self.touch(node, dimension, "shape", operation_name(node))
+        self.touch(node, dimension, Touch.Kind.SHAPE, operation_name(node))
 
     def parameter_name(self, value: Any) -> str | None:
         """State-dict name when the argument is a parameter or buffer itself (tied weights: the first name)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from compress.convex import FactoredMoments, Moments, relative_error, shrink_moments, stack_consumers
 from compress.convex.moments import unit_columns
 from compress.recording.readings import Reading
-from compress.units.find import UnitGroup
+from compress.units.groups import UnitGroup
 
 ROWS_PER_COLUMN = 8  # rows of Φ wanted for each of its K·s columns, so that a refit does not fit noise
 DEAD = 1e-12  # second moment, relative to the layer's largest, below which a unit never fires

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.graph.program import Program
-from compress.units.find import Consumer, UnitGroup
+from compress.units.groups import Consumer, UnitGroup
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from compress.recording.layer_moments import ROWS_PER_COLUMN
 from compress.recording.readings import Reading, constant_of, own_columns, read_rows, sample_positions
 from compress.recording.residuals import Rectifier, Residual
 from compress.recording.sharing import Share
-from compress.units.find import UnitGroup
+from compress.units.groups import UnitGroup
 
 FEWEST_ROWS = 20_000
 COST_SHARE = 0.02  # of a forward pass, what one layer's moments may cost before positions are sampled

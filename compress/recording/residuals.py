@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from compress.graph.program import Program, Step
-from compress.units.find import Consumer
+from compress.units.groups import Consumer
 
 IDENTITIES = ("dropout", "dropout_", "clone", "contiguous", "alias", "detach", "feature_dropout")
 SMALLEST_FACTOR = 1e-2  # relative to the largest channel's; a channel below takes no correction

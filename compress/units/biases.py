@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from compress.checkpoint.restoring import named_tensors
-from compress.units.find import Consumer, UnitGroup
+from compress.units.groups import Consumer, UnitGroup
 from compress.units.surgery import Narrowed, copy_with
 
 _FORWARDS = tuple(

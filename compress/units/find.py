@@ -1,39 +1,19 @@
-"""Groups of units: what is removed together, who makes it, who reads it, and why a group cannot be cut."""
+"""Which units a network has, and which can be cut: drafts from the channel flow, of which the unsure are tried."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import numpy as np
-import torch
-from torch import fx, nn
+from torch import nn
 
-from compress.graph.atoms import row_numbers
-from compress.graph.channels import Dimension, dimension_size
-from compress.graph.flow import ChannelFlow, Contraction, argument, operation_name
-from compress.graph.trace import NetworkGraph, module_path
-from compress.units.attributes import counts_its_groups, find_attributes, find_shape_attributes
-from compress.units.groups import AttributeRule, Consumer, ParameterSlice, StatisticSlice, UnitGroup
-
-__all__ = ["AttributeRule", "Consumer", "ParameterSlice", "StatisticSlice", "UnitGroup", "find_units"]
-
-USE_COUPLE = "use --couple"
-
-
-@dataclass(eq=False)
-class _Draft:
-    """A group while it is put together."""
-
-    atoms: list[int]
-    group: UnitGroup
-    shapes: tuple[AttributeRule, ...]
-    suspicious: bool
-    kind: tuple[str, ...]
-    rank: tuple[int, int]
-    siblings: set[int] = field(default_factory=set)
-    homes: frozenset[str] = frozenset()  # modules whose forward() may write the group's sizes down
-    readers: frozenset[str] = frozenset()  # modules that hold a layer which reads the group
+from compress.graph.flow import ChannelFlow
+from compress.graph.rules import RULES
+from compress.graph.trace import NetworkGraph
+from compress.units.drafts import Draft, draft_groups
+from compress.units.groups import Skip, SkipKind, UnitGroup
+from compress.units.ties import tie_drafts
+from compress.units.trial import Trial
 
 
 def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) -> tuple[UnitGroup, ...]:
@@ -43,355 +23,89 @@ def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) 
     written down in Python are tried on a copy with random weights, and refused when it does not compute what the masked
     network computes. No two prunable groups share a position of a tensor.
     """
-    from compress.units.trial import choose_prunable
-
-    flow = ChannelFlow(graph)
-    return choose_prunable(graph, module, draft_groups(flow, module, couple=couple))
+    return choose_prunable(graph, module, draft_groups(ChannelFlow(graph, RULES), module, couple=couple))
 
 
-def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[_Draft]:
-    """Groups as the flow alone determines them."""
-    occurrences, sharing = _find_occurrences(flow)
-    modules = dict(module.named_modules())
-    owner = {atom: number for number, atoms in enumerate(occurrences) for atom in atoms.atoms}
-    touched = _Touched(flow, owner, len(occurrences))
-    drafts: list[_Draft] = []
-    number_of: dict[int, int] = {}
-    order = {node: place for place, node in enumerate(flow.graph.graph.nodes)}
-    entries = []
-    for number, found in enumerate(occurrences):
-        made = touched.produced[number]
-        if made:
-            entries.append((min(order[contraction.node] for contraction in made), number, found, made))
-    for first, number, found, made in sorted(entries, key=lambda entry: entry[:2]):
-        producers = tuple(dict.fromkeys(_module_name(flow, contraction) for contraction in made))
-        name = f"{producers[0]}#{number}"
-        joined = number in touched.sums
-        reason = flow.atoms.pinned(found.atoms[0])
-        consumers = _find_consumers(flow, touched.read[number], found)
-        if reason is not None:
-            reason = f"it {reason}" if not reason.startswith("it ") else reason
-        elif len(found.atoms) < 2:
-            reason = "it has a single unit"
-        elif not consumers:
-            reason = "no weight of the network reads it"
-        elif joined and not couple:
-            reason = f"residual stream shared by {len(producers)} producers; {USE_COUPLE}"
-        shapes, classes = (
-            find_shape_attributes(modules, touched.shapes[number], found.positions_in, flow)
-            if reason is None
-            else ((), ())
-        )
-        group = UnitGroup(
-            name=name,
-            producers=producers,
-            unit_count=len(found.atoms),
-            slices=found.slices(flow),
-            consumers=consumers,
-            attributes=find_attributes(
-                flow, modules, touched.read[number], touched.counts[number], found.places, found.positions_in
-            )
-            if reason is None
-            else (),
-            statistics=touched.statistic_slices(number, found) if reason is None else (),
-            activation="+".join(dict.fromkeys(touched.activations[number])) or None,
-            homogeneous=number not in touched.inhomogeneous,
-            coupled=joined,
-            skip_reason=reason,
-        )
-        number_of[number] = len(drafts)
-        homes = frozenset(module_path(node) for node, _, _ in touched.shapes[number])
-        own = [module_path(made.node) for made in touched.read[number]]  # of a functional call its caller
-        readers = frozenset([*own, *(path.rpartition(".")[0] for path in own)])
-        rank = (first, found.slot)
-        suspicious = bool(classes or readers & touched.viewing) or not all(
-            counts_its_groups(modules.get(module_path(node)), count) for node, _, count in touched.counts[number]
-        )
-        drafts.append(
-            _Draft(found.atoms, group, shapes, suspicious, classes, rank, homes=homes, readers=readers - {""})
-        )
-    for one, other in sharing:
-        if one in number_of and other in number_of:
-            drafts[number_of[one]].siblings.add(number_of[other])
-            drafts[number_of[other]].siblings.add(number_of[one])
-    return drafts
-
-
-@dataclass(eq=False)
-class _Occurrences:
-    """Where the atoms of one group occur: (parameter, dim) -> (K, m) positions."""
-
-    atoms: list[int]
-    places: dict[tuple[str, int], np.ndarray]
-    slot: int
-    known: dict[int, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)  # by a label's identity
-
-    def slices(self, flow: ChannelFlow) -> tuple[ParameterSlice, ...]:
-        names: dict[str, list[str]] = {}
-        for alias, name in flow.graph.aliases.items():
-            names.setdefault(name, []).append(alias)
-        found: list[ParameterSlice] = []
-        for (name, dim), positions in self.places.items():
-            for each in (name, *names.get(name, ())):
-                found.append(ParameterSlice(each, dim, torch.from_numpy(positions.copy())))
-        return tuple(found)
-
-    def positions_in(self, flow: ChannelFlow, dimension: Dimension) -> np.ndarray | None:
-        """(K, m) positions of the atoms in any dimension; None where they are missing or unevenly spread."""
-        flat = flow.atoms.flatten(dimension)
-        if flat.atoms is None:
-            return None
-        label = flow.atoms.resolve(flat.atoms)
-        if id(label) not in self.known:
-            self.known[id(label)] = label, self._positions_of(label)
-        return self.known[id(label)][1]
-
-    def _positions_of(self, label: np.ndarray) -> np.ndarray | None:
-        order = np.argsort(self.atoms)
-        members = np.asarray(self.atoms)[order]
-        near, slots = np.nonzero((label >= members[0]) & (label <= members[-1]))
-        atoms = label[near, slots]
-        place = np.searchsorted(members, atoms)  # within: no atom is larger than the last member
-        own = members[place] == atoms
-        positions, units = near[own], order[place[own]]
-        counts = np.bincount(units, minlength=len(members))
-        if counts.min() != counts.max() or not counts.max():
-            return None
-        by_unit = np.lexsort((positions, units))
-        return np.asarray(positions[by_unit].reshape(len(members), -1), dtype=np.int64)
-
-
-def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[int, int]]]:
-    """Atoms grouped by where they occur, and the pairs of groups that share positions."""
-    atom_parts, place_parts, position_parts, slot_parts = [], [], [], []
-    places: list[tuple[str, int]] = []
-    products: list[np.ndarray] = []
-    for name, dims in flow.parameters.items():
-        for dim, dimension in enumerate(dims):
-            label = dimension[0].atoms
-            if label is None:
-                continue
-            resolved = flow.atoms.resolve(label)
-            position, slot = np.nonzero(resolved >= 0)
-            atom_parts.append(resolved[position, slot])
-            position_parts.append(position)
-            place_parts.append(np.full(len(position), len(places), dtype=np.int64))
-            slot_parts.append(slot)
-            if resolved.shape[1] > 1:
-                products.append(resolved)
-            places.append((name, dim))
-    if not atom_parts:
-        return [], set()
-    atoms, place, position, slot = (
-        np.concatenate(parts) for parts in (atom_parts, place_parts, position_parts, slot_parts)
-    )
-    order = np.argsort(atoms, kind="stable")  # at each atom by place, position, slot, as they were found
-    atoms, place, position, slot = atoms[order], place[order], position[order], slot[order]
-    starts = np.flatnonzero(np.r_[True, atoms[1:] != atoms[:-1]])
-    ends = np.r_[starts[1:], len(atoms)]
-    found: list[_Occurrences] = []
-    owner = np.full(int(atoms[-1]) + 2, -1, dtype=np.int64)  # the last entry stays -1: the owner of no atom
-    for members in _alike(flow, atoms[starts], place, starts, ends):
-        members = members[np.argsort(position[starts[members]], kind="stable")]
-        span = starts[members][:, None] + np.arange(ends[members[0]] - starts[members[0]])
-        rows, row_places = position[span], place[span[0]]  # (K, positions of all places)
-        table = {places[number]: rows[:, row_places == number] for number in dict.fromkeys(row_places.tolist())}
-        own = atoms[starts[members]]
-        owner[own] = len(found)
-        found.append(_Occurrences(own.tolist(), table, int(slot[starts[members]].min())))
-    shared: set[tuple[int, int]] = set()
-    for label in products:
-        rows = owner[label]
-        for row in rows[np.unique(row_numbers(rows), return_index=True)[1]].tolist():
-            numbers = sorted(set(row) - {-1})
-            shared.update((a, b) for place, a in enumerate(numbers) for b in numbers[place + 1 :])
-    return found, shared
-
-
-def _alike(
-    flow: ChannelFlow, atoms: np.ndarray, place: np.ndarray, starts: np.ndarray, ends: np.ndarray
-) -> list[np.ndarray]:
-    """Numbers of the atoms in sets: born together, in the same places equally often, held for the same reason.
-
-    Args:
-        atoms: (A,) distinct; atom i occurs at place[starts[i]:ends[i]].
-    """
-    sides = _padding_sides(flow)
-    kinds: dict[object, int] = {None: 0}
-    held = [(flow.atoms.pinned(atom), sides.get(atom)) for atom in atoms.tolist()]
-    keys = np.zeros((len(atoms), 4), dtype=np.int64)
-    keys[:, 0] = flow.atoms.births(atoms)
-    keys[:, 1] = [kinds.setdefault(kind, len(kinds)) for kind in held]
-    keys[:, 2] = lengths = ends - starts
-    for length in np.unique(lengths).tolist():
-        own = np.flatnonzero(lengths == length)
-        runs = place[starts[own][:, None] + np.arange(length)]
-        keys[own, 3] = row_numbers(runs)
-    which = row_numbers(keys)
-    order = np.argsort(which, kind="stable")
-    sets = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
-    return sorted(sets, key=lambda members: int(members[0]))
-
-
-def _padding_sides(flow: ChannelFlow) -> dict[int, tuple[int, ...]]:
-    """atom -> the sides of paddings that it is a zero of: each side has a width of its own."""
-    sides: dict[int, tuple[int, ...]] = {}
-    for number, touch in enumerate(flow.touches):
-        if touch.name in ("pad before", "pad after"):
-            for factor in touch.dimension:
-                if factor.atoms is not None:
-                    for atom in np.unique(flow.atoms.resolve(factor.atoms)).tolist():
-                        sides[atom] = (*sides.get(atom, ()), number)
-    return sides
-
-
-class _Touched:
-    """For every group: who makes it, who reads it, and which operations it passes."""
-
-    def __init__(self, flow: ChannelFlow, owner: dict[int, int], count: int) -> None:
-        self.flow, self.owner = flow, owner
-        self.known: dict[int, tuple[np.ndarray, set[int]]] = {}  # by the identity of a label: the label, its groups
-        self.produced: list[list[Contraction]] = [[] for _ in range(count)]
-        self.read: list[list[Contraction]] = [[] for _ in range(count)]
-        self.activations: list[list[str]] = [[] for _ in range(count)]
-        self.shapes: list[list[tuple[fx.Node, Dimension, str]]] = [[] for _ in range(count)]
-        self.counts: list[list[tuple[fx.Node, Dimension, int]]] = [[] for _ in range(count)]
-        self.inhomogeneous: set[int] = set()
-        self.sums: set[int] = set()
-        self.viewing = {module_path(touch.node) for touch in flow.touches if touch.kind == "shape"}
-        for contraction in flow.contractions:
-            passing = self.groups_of(contraction.input_dimension) if contraction.groups > 1 else set()
-            depthwise = contraction.groups > 1 and not contraction.weight_dimension
-            for number in self.groups_of(contraction.output_dimension):
-                if (
-                    not depthwise and number not in passing and contraction.weight is not None
-                ) or contraction.weight is None:
-                    self.produced[number].append(contraction)
-            for number in self.groups_of(contraction.weight_dimension):
-                self.read[number].append(contraction)
-        for touch in flow.touches:
-            for number in self.groups_of(touch.dimension):
-                if touch.kind == "activation":
-                    self.activations[number].append(touch.name)
-                elif touch.kind == "shape":
-                    self.shapes[number].append((touch.node, touch.dimension, touch.name))
-                elif touch.kind == "groups":
-                    self.counts[number].append((touch.node, touch.dimension, int(touch.name)))
-                elif touch.kind == "sum":
-                    self.sums.add(number)
-                if not touch.homogeneous:
-                    self.inhomogeneous.add(number)
-
-    def groups_of(self, dimension: Dimension) -> set[int]:
-        found: set[int] = set()
-        for factor in dimension:
-            if factor.atoms is not None:
-                known = self.known.get(id(factor.atoms))
-                if known is None:
-                    unique = np.unique(self.flow.atoms.resolve(factor.atoms)).tolist()
-                    known = (factor.atoms, {self.owner[atom] for atom in unique if atom in self.owner})
-                    self.known[id(factor.atoms)] = known
-                found |= known[1]
-        return found
-
-    def statistic_slices(self, number: int, found: _Occurrences) -> tuple[StatisticSlice, ...]:
-        slices: list[StatisticSlice] = []
-        for statistic in self.flow.statistics:
-            for dim, dimension in statistic.dims:
-                if number not in self.groups_of(dimension):
-                    continue
-                positions = found.positions_in(self.flow, dimension)
-                if positions is not None:
-                    size = dimension_size(dimension)
-                    slices.append(
-                        StatisticSlice(
-                            statistic.node.name, dim, size, torch.from_numpy(positions), statistic.keeps_shape
-                        )
-                    )
-        return tuple(slices)
-
-
-def _module_name(flow: ChannelFlow, contraction: Contraction) -> str:
-    if contraction.weight is None:
-        return module_path(contraction.node) or contraction.node.name
-    return parameter_module(contraction.weight)
-
-
-def parameter_module(name: str) -> str:
-    """`classifier.4` for `classifier.4.weight`."""
-    prefix = name.rpartition(".")[0]
-    return prefix.removesuffix(".parametrizations.weight") if prefix else name
-
-
-def _find_consumers(
-    flow: ChannelFlow, contractions: Iterable[Contraction], found: _Occurrences
-) -> tuple[Consumer, ...]:
-    consumers: list[Consumer] = []
-    for contraction in contractions:
-        positions = found.positions_in(flow, contraction.input_dimension)
-        if contraction.weight is None or positions is None:
+def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[Draft]) -> tuple[UnitGroup, ...]:
+    """The drafts' groups; of groups that share positions one stays prunable, and none that fails its trial."""
+    drafts, own = list(drafts), len(drafts)
+    groups = [draft.group for draft in drafts]
+    rejected: set[int] = set()
+    accepted: dict[int, UnitGroup] = {}
+    trial: Trial | None = None
+    while True:
+        chosen = _choose_apart(drafts, groups, rejected)
+        waiting = [index for index in chosen if drafts[index].suspicious and index not in accepted]
+        if not waiting:
+            if len(drafts) > own:
+                break
+            for draft in tie_drafts(drafts, rejected):
+                for index in draft.siblings:
+                    drafts[index].siblings.add(len(drafts))
+                drafts.append(draft)
+                groups.append(draft.group)
+            if len(drafts) == own:
+                break
             continue
-        stride, padding, dilation, trailing = _window(contraction)
-        consumers.append(
-            Consumer(
-                node=contraction.node.name,
-                weight=contraction.weight,
-                bias=contraction.bias,
-                kind="linear_transposed" if contraction.kind == "matmul" else contraction.kind,
-                positions=torch.from_numpy(positions),
-                taps=contraction.taps,
-                input=contraction.input.name,
-                shift=_find_shift(flow, contraction),
-                stride=stride,
-                padding=padding,
-                dilation=dilation,
-                trailing=trailing,
-                groups=contraction.groups,
-            )
-        )
-    return tuple(consumers)
+        trial = trial or Trial(graph, module, drafts)
+        accepted.update(trial.search(waiting))
+        rejected.update(index for index in waiting if index not in accepted)
+    result: dict[int, UnitGroup] = {}
+    final = set(chosen)
+    for index, group in enumerate(groups):
+        if not group.prunable or index in final:
+            result[index] = accepted.get(index, group)
+        elif index < own and index in rejected:
+            message = SkipKind.BAKED.value + _stream_hint(drafts[:own], index)
+            result[index] = group.skipped(Skip(SkipKind.BAKED, message))
+        elif index < own:
+            taken = next(other for other in sorted(drafts[index].siblings) if other in final)
+            name = groups[taken].name.partition("#")[0]
+            result[index] = group.skipped(Skip(SkipKind.TAKEN, f"its weights are cut as part of {name}"))
+    return _without_repeats(drafts, result)
 
 
-def _window(contraction: Contraction) -> tuple[tuple[int, ...], ...]:
-    """Stride, padding, dilation and the padding's surplus behind the last pixel."""
-    if not contraction.kind.startswith("conv"):
-        return (), (), (), ()
-    node = contraction.node
-    weight = node.args[1]
-    kernel = tuple(int(size) for size in weight.meta["val"].shape[2:])  # type: ignore[union-attr]
-    rank = len(kernel)
-
-    def spread(value: object, default: int) -> tuple[int, ...]:
-        if value is None:
-            return (default,) * rank
-        if isinstance(value, int):
-            return (value,) * rank
-        sizes = tuple(int(size) for size in value)  # type: ignore[attr-defined]
-        return sizes * rank if len(sizes) == 1 else sizes
-
-    transposed = contraction.kind == "conv_transpose" and operation_name(node) != "convolution"
-    stride = spread(argument(node, 3, "stride"), 1)
-    dilation = spread(argument(node, 7 if transposed else 5, "dilation"), 1)
-    given = argument(node, 4, "padding")
-    trailing = (0,) * rank
-    if given == "valid":
-        given = 0
-    elif given == "same":
-        totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-        given = [total // 2 for total in totals]
-        trailing = tuple(total % 2 for total in totals)
-    return stride, spread(given, 0), dilation, trailing
+def _without_repeats(drafts: Sequence[Draft], groups: Mapping[int, UnitGroup]) -> tuple[UnitGroup, ...]:
+    """In topological order; skipped groups that are another view of a listed group's positions are left out."""
+    listed: set[int] = set()
+    for index in sorted(groups, key=lambda index: (_rank(groups[index]), index)):
+        if groups[index].prunable or not drafts[index].siblings & listed:
+            listed.add(index)
+    shown = [groups[index] for index in sorted(listed, key=lambda index: (drafts[index].rank, index))]
+    taken: set[str] = set()
+    names: dict[int, str] = {}
+    for place in sorted(range(len(shown)), key=lambda place: (not shown[place].prunable, place)):
+        base = shown[place].name.partition("#")[0]
+        count = 1
+        while (name := base if count == 1 else f"{base}#{count}") in taken:
+            count += 1
+        taken.add(name)
+        names[place] = name
+    return tuple(replace(group, name=names[place]) for place, group in enumerate(shown))
 
 
-def _find_shift(flow: ChannelFlow, contraction: Contraction) -> str | None:
-    if contraction.bias is not None or len(contraction.node.users) != 1:
-        return None
-    (user,) = contraction.node.users
-    if (
-        operation_name(user) != "batch_norm"
-        or user.args[0] is not contraction.node
-        or bool(argument(user, 5, "training"))
-    ):
-        return None
-    mean = argument(user, 3, "running_mean")
-    return flow.parameter_name(mean) if mean is not None else None
+def _rank(group: UnitGroup) -> int:
+    """Prunable groups first, then those that failed their trial, then the rest."""
+    if group.skip is None:
+        return 0
+    return 1 if group.skip.kind is SkipKind.BAKED else 2
+
+
+def _stream_hint(drafts: Sequence[Draft], index: int) -> str:
+    """What to try when a residual stream that was left alone meets the refused draft in one module."""
+    homes = drafts[index].homes
+    for draft in drafts:
+        skip = draft.group.skip
+        if (draft.homes | draft.readers) & homes and skip is not None and skip.kind is SkipKind.STREAM:
+            return f", perhaps with the residual stream {draft.group.producers[0]}: use --couple"
+    return ""
+
+
+def _choose_apart(drafts: Sequence[Draft], groups: Sequence[UnitGroup], rejected: set[int]) -> list[int]:
+    """Prunable groups of which no two share a position: outermost first."""
+    chosen: set[int] = set()
+    order = sorted(range(len(drafts)), key=lambda index: (drafts[index].rank[1], drafts[index].rank[0], index))
+    for index in order:
+        if groups[index].prunable and index not in rejected and not drafts[index].siblings & chosen:
+            chosen.add(index)
+    return sorted(chosen)

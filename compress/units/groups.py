@@ -3,8 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from torch import Tensor
+
+
+class SkipKind(Enum):
+    """Why a group of units is left whole."""
+
+    PINNED = "the network needs every unit"
+    SINGLE = "it has a single unit"
+    UNREAD = "no weight of the network reads it"
+    STREAM = "residual stream shared by several producers; use --couple"
+    BAKED = "a size in forward() is fixed in Python and no attribute changes it"
+    TAKEN = "its weights are cut as part of another group"
+
+
+@dataclass(frozen=True)
+class Skip:
+    """That a group cannot be cut: the kind of reason, and the sentence that tells it."""
+
+    kind: SkipKind
+    message: str
+
+    @classmethod
+    def of(cls, kind: SkipKind, message: str | None = None) -> Skip:
+        """A reason in the kind's own words, or in `message`."""
+        return cls(kind, message or kind.value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +101,11 @@ class StatisticSlice:
 class UnitGroup:
     """K units that are removed one by one, each with everything that belongs to it.
 
+    For `Conv2d(3, 8, 3) -> BatchNorm2d(8) -> ReLU -> Conv2d(8, 4, 3)` in an `nn.Sequential` the group "0" has K = 8
+    units: unit k is position k of dimension 0 of `0.weight`, `0.bias` and the four tensors of the BatchNorm, and of
+    dimension 1 of `3.weight`, whose node is the only consumer and reads 3·3 = 9 taps of every unit. Keeping units 0, 2
+    and 5 makes the first convolution (3, 3, 3, 3) and the second (4, 3, 3, 3).
+
     Attributes:
         name: module of the first producer; unique in the network. `producers`: modules of all of them.
         unit_count: K.
@@ -88,7 +118,7 @@ class UnitGroup:
         homogeneous: whether scaling a unit's producers by γ > 0 scales all that its consumers read by γ.
         coupled: whether several layers add into the units (a residual stream).
         blocks: the units are this many equal, contiguous blocks of which each must keep the same number.
-        skip_reason: None when the group can be cut, else why not.
+        skip: None when the group can be cut, else why not.
     """
 
     name: str
@@ -102,21 +132,18 @@ class UnitGroup:
     homogeneous: bool = True
     coupled: bool = False
     blocks: int = 1
-    skip_reason: str | None = None
+    skip: Skip | None = None
 
     @property
     def prunable(self) -> bool:
         """Whether units can be removed."""
-        return self.skip_reason is None
+        return self.skip is None
 
     @property
-    def note(self) -> str | None:
-        """What a reader must know about the reference that the narrowed network equals."""
-        if not self.statistics:
-            return None
-        return f"{len(self.statistics)} normalisation(s) over these units are computed over the kept units only"
+    def skip_reason(self) -> str | None:
+        """Why not, as a sentence; None when the group can be cut."""
+        return None if self.skip is None else self.skip.message
 
-
-def with_reason(group: UnitGroup, reason: str) -> UnitGroup:
-    """The same group, not prunable."""
-    return replace(group, skip_reason=reason)
+    def skipped(self, skip: Skip) -> UnitGroup:
+        """The same group, not prunable."""
+        return replace(self, skip=skip)

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from compress.checkpoint.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
 from compress.errors import SurgeryError
 from compress.graph.trace import NetworkGraph, Override, output_tensors, run_graph, trace_network
-from compress.units.find import UnitGroup
+from compress.units.groups import UnitGroup
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -137,7 +137,7 @@ def verify_narrowed(
     worst = 0.0
     traced: NetworkGraph | None = None
     for batch in batches:
-        wanted = masked_outputs(graph, state, kept, chosen, batch)
+        wanted = masked_outputs(graph, state, kept, chosen.groups, batch)
         try:
             deviation = relative_deviation(wanted, module_outputs(smaller, batch))
         except RuntimeError as fault:
@@ -173,12 +173,10 @@ def masked_outputs(
         if group.name not in removed:
             continue
         gone = removed[group.name]
-        weights = {consumer.weight for consumer in group.consumers}
         dims = {(consumer.weight, 1 if consumer.kind in ("linear", "conv") else 0) for consumer in group.consumers}
-        same = {part.name for part in group.slices} if weights else set()
         for part in group.slices:
             original = graph.aliases.get(part.name, part.name)
-            if (original, part.dim) in dims and part.name in same:
+            if (original, part.dim) in dims:
                 if part.name not in cloned:
                     masked[part.name] = masked[part.name].clone()
                     cloned.add(part.name)
@@ -260,7 +258,7 @@ def kept_positions(module: nn.Module, chosen: _Chosen) -> dict[tuple[str, int], 
     """(state-dict name, dim) -> boolean mask of the positions that stay."""
     named = named_tensors(module)
     masks: dict[tuple[str, int], Tensor] = {}
-    for group in chosen:
+    for group in chosen.groups:
         gone = _removed(chosen.kept[group.name], group.unit_count)
         for part in group.slices:
             mask = masks.setdefault(
@@ -270,23 +268,25 @@ def kept_positions(module: nn.Module, chosen: _Chosen) -> dict[tuple[str, int], 
     return masks
 
 
-class _Chosen(list[UnitGroup]):
-    """The groups that are cut, with the units that stay."""
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """The groups that are cut, and the units (m,) of each that stay, by name."""
 
+    groups: tuple[UnitGroup, ...]
     kept: dict[str, Tensor]
 
 
 def _check_kept(kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]) -> _Chosen:
     by_name = {group.name: group for group in groups}
-    chosen = _Chosen()
-    chosen.kept = {}
+    chosen: list[UnitGroup] = []
+    checked: dict[str, Tensor] = {}
     for name, indices in kept.items():
         group = by_name.get(name)
         if group is None:
             raise ValueError(
                 f"`kept` names the group {name!r}; the network's groups are {', '.join(by_name) or 'none'}."
             )
-        if group.skip_reason is not None:
+        if not group.prunable:
             raise ValueError(f"The group {name!r} cannot be cut: {group.skip_reason}.")
         values = torch.as_tensor(indices, dtype=torch.int64).cpu()
         if values.dim() != 1 or not len(values) or len(set(values.tolist())) != len(values):
@@ -300,8 +300,8 @@ def _check_kept(kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]) -> _Cho
             if int(counts.min()) != int(counts.max()):
                 raise ValueError(f"`kept[{name!r}]` must keep equally many units in each of {group.blocks} blocks.")
         chosen.append(group)
-        chosen.kept[name] = values
-    return chosen
+        checked[name] = values
+    return _Chosen(tuple(chosen), checked)
 
 
 def _removed(kept: Tensor, count: int) -> Tensor:
@@ -312,7 +312,7 @@ def _removed(kept: Tensor, count: int) -> Tensor:
 
 def _new_attributes(module: nn.Module, chosen: _Chosen) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for group in chosen:
+    for group in chosen.groups:
         lost = group.unit_count - len(chosen.kept[group.name])
         for rule in group.attributes:
             if rule.path not in values:

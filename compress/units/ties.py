@@ -13,17 +13,17 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from compress.units.find import _Draft
+from compress.units.drafts import Draft
 from compress.units.groups import AttributeRule, UnitGroup
 
 
-def tie_drafts(drafts: Sequence[_Draft], refused: Iterable[int]) -> list[_Draft]:
+def tie_drafts(drafts: Sequence[Draft], refused: Iterable[int]) -> list[Draft]:
     """One draft for every set of refused drafts that meet in a module whose forward() writes their sizes down.
 
     The drafts of a set are folded to the greatest common divisor of their unit counts; sets in which that is below 2
     are left out.
     """
-    tied: list[_Draft] = []
+    tied: list[Draft] = []
     for members in _meeting(drafts, sorted(refused)):
         count = math.gcd(*(drafts[index].group.unit_count for index in members))
         if len(members) < 2 or count < 2:
@@ -33,7 +33,7 @@ def tie_drafts(drafts: Sequence[_Draft], refused: Iterable[int]) -> list[_Draft]
             [rule for part in parts for rule in _folded_rules(part.shapes, part.group.unit_count // count)]
         )
         tied.append(
-            _Draft(
+            Draft(
                 atoms=[atom for part in parts for atom in part.atoms],
                 group=_join([part.group for part in parts], count),
                 shapes=shapes,
@@ -48,7 +48,7 @@ def tie_drafts(drafts: Sequence[_Draft], refused: Iterable[int]) -> list[_Draft]
     return tied
 
 
-def _meeting(drafts: Sequence[_Draft], indices: Sequence[int]) -> list[list[int]]:
+def _meeting(drafts: Sequence[Draft], indices: Sequence[int]) -> list[list[int]]:
     """The indices in connected sets, in ascending order: a home of one is a home of the other, or holds its reader."""
     sets: list[list[int]] = []
     for index in indices:
@@ -58,7 +58,7 @@ def _meeting(drafts: Sequence[_Draft], indices: Sequence[int]) -> list[list[int]
     return sorted(sets)
 
 
-def _meet(one: _Draft, other: _Draft) -> bool:
+def _meet(one: Draft, other: Draft) -> bool:
     return bool(one.homes & (other.homes | other.readers) or other.homes & one.readers)
 
 

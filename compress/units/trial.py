@@ -1,4 +1,4 @@
-"""Which drafts can really be cut: views written down in Python are tried on a small copy with random weights."""
+"""Trying drafts: views written down in Python are narrowed on a small copy with random weights, and compared."""
 
 from __future__ import annotations
 
@@ -12,100 +12,16 @@ from torch import Tensor, nn
 from compress.checkpoint.restoring import named_tensors
 from compress.errors import CompressError
 from compress.graph.trace import NetworkGraph
-from compress.units.find import USE_COUPLE, AttributeRule, UnitGroup, _Draft
-from compress.units.groups import with_reason
+from compress.units.drafts import Draft
+from compress.units.groups import AttributeRule, UnitGroup
 from compress.units.surgery import copy_with, masked_outputs, module_outputs, narrow, new_shapes, relative_deviation
-from compress.units.ties import tie_drafts
 
-_BAKED = "a size in forward() is fixed in Python and no attribute changes it"
 _FAULTS = (CompressError, RuntimeError, ValueError, TypeError, AssertionError, IndexError, ArithmeticError)
 _PERIOD = 65537
 _TOLERANCE = 2e-3  # float32, random weights: a wrong view is wrong by its whole size
 
 
-def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[_Draft]) -> tuple[UnitGroup, ...]:
-    """The drafts' groups; of groups that share positions one stays prunable, and none that fails its trial."""
-    drafts, own = list(drafts), len(drafts)
-    groups = [draft.group for draft in drafts]
-    rejected: set[int] = set()
-    accepted: dict[int, UnitGroup] = {}
-    trial: _Trial | None = None
-    while True:
-        chosen = _choose_apart(drafts, groups, rejected)
-        waiting = [index for index in chosen if drafts[index].suspicious and index not in accepted]
-        if not waiting:
-            if len(drafts) > own:
-                break
-            for draft in tie_drafts(drafts, rejected):
-                for index in draft.siblings:
-                    drafts[index].siblings.add(len(drafts))
-                drafts.append(draft)
-                groups.append(draft.group)
-            if len(drafts) == own:
-                break
-            continue
-        trial = trial or _Trial(graph, module, drafts)
-        accepted.update(trial.search(waiting))
-        rejected.update(index for index in waiting if index not in accepted)
-    result: dict[int, UnitGroup] = {}
-    final = set(chosen)
-    for index, group in enumerate(groups):
-        if group.skip_reason is not None or index in final:
-            result[index] = accepted.get(index, group)
-        elif index < own and index in rejected:
-            result[index] = with_reason(group, _BAKED + _stream_hint(drafts[:own], index))
-        elif index < own:
-            taken = next(other for other in sorted(drafts[index].siblings) if other in final)
-            result[index] = with_reason(group, f"its weights are cut as part of {groups[taken].name.partition('#')[0]}")
-    return _without_repeats(drafts, result)
-
-
-def _without_repeats(drafts: Sequence[_Draft], groups: Mapping[int, UnitGroup]) -> tuple[UnitGroup, ...]:
-    """In topological order; skipped groups that are another view of a listed group's positions are left out."""
-    listed: set[int] = set()
-    for index in sorted(groups, key=lambda index: (_rank(groups[index]), index)):
-        if groups[index].skip_reason is None or not drafts[index].siblings & listed:
-            listed.add(index)
-    shown = [groups[index] for index in sorted(listed, key=lambda index: (drafts[index].rank, index))]
-    taken: set[str] = set()
-    names: dict[int, str] = {}
-    for place in sorted(range(len(shown)), key=lambda place: (shown[place].skip_reason is not None, place)):
-        base = shown[place].name.partition("#")[0]
-        count = 1
-        while (name := base if count == 1 else f"{base}#{count}") in taken:
-            count += 1
-        taken.add(name)
-        names[place] = name
-    return tuple(replace(group, name=names[place]) for place, group in enumerate(shown))
-
-
-def _rank(group: UnitGroup) -> int:
-    """Prunable groups first, then those that failed their trial, then the rest."""
-    if group.skip_reason is None:
-        return 0
-    return 1 if group.skip_reason.startswith(_BAKED) else 2
-
-
-def _stream_hint(drafts: Sequence[_Draft], index: int) -> str:
-    """What to try when a residual stream that was left alone meets the refused draft in one module."""
-    homes = drafts[index].homes
-    for draft in drafts:
-        if (draft.homes | draft.readers) & homes and (draft.group.skip_reason or "").endswith(USE_COUPLE):
-            return f", perhaps with the residual stream {draft.group.producers[0]}: {USE_COUPLE}"
-    return ""
-
-
-def _choose_apart(drafts: Sequence[_Draft], groups: Sequence[UnitGroup], rejected: set[int]) -> list[int]:
-    """Prunable groups of which no two share a position: outermost first."""
-    chosen: set[int] = set()
-    order = sorted(range(len(drafts)), key=lambda index: (drafts[index].rank[1], drafts[index].rank[0], index))
-    for index in order:
-        if groups[index].skip_reason is None and index not in rejected and not drafts[index].siblings & chosen:
-            chosen.add(index)
-    return sorted(chosen)
-
-
-def _profile(draft: _Draft) -> object:
+def _profile(draft: Draft) -> object:
     """What two drafts have in common that are the same part of two equal blocks."""
     parts = [(part.name.rpartition(".")[2], part.dim, tuple(part.positions.shape)) for part in draft.group.slices]
     return draft.kind, draft.group.unit_count, draft.group.activation, sorted(parts)
@@ -143,10 +59,10 @@ def _heads(module: nn.Module, rules: _Rules) -> _Rules:
     return [rule for rule in rules if "head" in rule.name]
 
 
-class _Trial:
+class Trial:
     """Narrows a copy with random weights and compares it with the masked graph."""
 
-    def __init__(self, graph: NetworkGraph, module: nn.Module, drafts: Sequence[_Draft]) -> None:
+    def __init__(self, graph: NetworkGraph, module: nn.Module, drafts: Sequence[Draft]) -> None:
         self.graph, self.drafts, self.original = graph, drafts, module
         self.state: dict[str, Tensor] = {}
         self.module = _copy_of(module, {})

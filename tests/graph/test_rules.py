@@ -144,14 +144,14 @@ def test_a_normalisation_over_units_is_taken_over_the_kept_ones(norm: nn.Module,
     network = Function(lambda m, x: m["b"](m["n"](m["a"](x))), a=nn.Linear(5, 6), n=norm, b=nn.Linear(6, 2))
     group = analyse(network, ROWS)["layers.a"]
     assert group.unit_count == units
-    assert group.note is not None
+    assert group.statistics
     assert not group.homogeneous
 
 
 def test_group_norm_loses_whole_groups() -> None:
     network = Function(lambda m, x: m["b"](m["n"](m["a"](x))), a=conv(3, 8), n=nn.GroupNorm(4, 8), b=conv(8, 2, 1))
     group = analyse(network, IMAGE)["layers.a"]
-    assert (group.unit_count, group.note) == (4, None)
+    assert (group.unit_count, group.statistics) == (4, ())
 
 
 def test_a_depthwise_convolution_passes_the_units_on() -> None:

@@ -18,7 +18,8 @@ from compress.recording.record import (
     plan_samples,
     record_moments,
 )
-from compress.units.find import UnitGroup, find_units
+from compress.units.find import find_units
+from compress.units.groups import UnitGroup
 
 MEMORY = 2**30
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from compress.graph.channels import Dimension, Flow, dimension_size, is_tracked
-from compress.graph.flow import ChannelFlow, Contraction, argument, operation_name
+from compress.graph.flow import ChannelFlow, Contraction, Touch, argument, operation_name
 
 
 def contract(
@@ -116,7 +116,7 @@ def _contract_groups(
         flow.pin(per_group_input, f"is read by {flow.where(node)}, whose weight is computed and not a parameter")
     if bias is not None and flow.of(bias):
         made = flow.join(made, flow.of(bias)[0], node)
-    flow.touch(node, which, "groups", str(groups))
+    flow.touch(node, which, Touch.Kind.GROUPS, "groups", count=groups)
     reads = dimension_size(per_group_input) > 1
     flow.contractions.append(
         Contraction(
@@ -151,7 +151,7 @@ def map_matmul(flow: ChannelFlow, node: fx.Node) -> Flow:
     flow.pin(b[-2], reason)
     batch = flow.broadcast([a[:-2], b[:-2]], node)
     result = (*batch, a[-2], b[-1])
-    flow.touch_flow(node, result, "other", "matmul", False)
+    flow.touch_flow(node, result, Touch.Kind.OTHER, "matmul", False)
     return result
 
 
@@ -198,7 +198,7 @@ def map_einsum(flow: ChannelFlow, node: fx.Node) -> Flow:
         if letter not in right:
             flow.pin(dimension, f"is summed over in {flow.where(node)}")
     result = tuple(letters[letter] for letter in right)
-    flow.touch_flow(node, result, "other", "einsum", False)
+    flow.touch_flow(node, result, Touch.Kind.OTHER, "einsum", False)
     return result
 
 
@@ -226,7 +226,7 @@ def map_attention(flow: ChannelFlow, node: fx.Node) -> Flow:
     if len(mask) > 2:
         flow.broadcast([batch, mask[:-2]], node)
     result = (*batch, query[-2], value[-1])
-    flow.touch_flow(node, result, "other", "attention", False)
+    flow.touch_flow(node, result, Touch.Kind.OTHER, "attention", False)
     return result
 
 

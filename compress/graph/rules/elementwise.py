@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from compress.graph.channels import UNIFORM, Factor, Flow, dimension_size, is_tracked
-from compress.graph.flow import ChannelFlow, argument, operation_name
+from compress.graph.flow import ChannelFlow, Touch, argument, operation_name
 
 HOMOGENEOUS = ("relu", "leaky_relu", "rrelu", "abs")
 OTHER_ACTIVATIONS = (
@@ -52,7 +52,7 @@ def map_activation(flow: ChannelFlow, node: fx.Node) -> Flow:
     if len(node.all_input_nodes) > 1:
         return map_binary(flow, node)
     source = flow.of(node.args[0])
-    flow.touch_flow(node, source, "activation", name, name in HOMOGENEOUS)
+    flow.touch_flow(node, source, Touch.Kind.ACTIVATION, name, name in HOMOGENEOUS)
     return source
 
 
@@ -65,7 +65,7 @@ def map_binary(flow: ChannelFlow, node: fx.Node) -> Flow:
     result = flow.broadcast([one for one in flows if one], node)
     shifts = any(isinstance(value, (int, float)) and value for value in node.args[:2])
     if shifts or name not in ("add", "sub", "rsub", "where", "masked_fill", "maximum", "minimum"):
-        flow.touch_flow(node, result, "other", name, False)
+        flow.touch_flow(node, result, Touch.Kind.OTHER, name, False)
     return result
 
 
@@ -76,7 +76,7 @@ def mark_sums(flow: ChannelFlow, node: fx.Node) -> None:
         return
     if not all(value in flow.active for value in operands):  # a shift computed from parameters
         for value in operands:
-            flow.touch_flow(node, flow.of(value), "other", "add", False)
+            flow.touch_flow(node, flow.of(value), Touch.Kind.OTHER, "add", False)
         return
     for one, other in zip(reversed(flow.of(operands[0])), reversed(flow.of(operands[1])), strict=False):
         if dimension_size(one) == dimension_size(other) and is_tracked(one) and is_tracked(other):
@@ -84,7 +84,7 @@ def mark_sums(flow: ChannelFlow, node: fx.Node) -> None:
             if left is not None and right is not None:
                 a, b = flow.atoms.resolve(left), flow.atoms.resolve(right)
                 if a.shape != b.shape or (a != b).any():
-                    flow.touch(node, one, "sum", "add")
+                    flow.touch(node, one, Touch.Kind.SUM, "add")
 
 
 def map_product(flow: ChannelFlow, node: fx.Node) -> Flow:
@@ -99,14 +99,14 @@ def map_product(flow: ChannelFlow, node: fx.Node) -> Flow:
     ]
     divides = operation_name(node).startswith("div") and len(operands) == 2 and operands[1] in active
     if len(active) > 1 or divides:
-        flow.touch_flow(node, result, "other", "gate", False)
+        flow.touch_flow(node, result, Touch.Kind.OTHER, "gate", False)
     return result
 
 
 def map_prelu(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Its slopes belong to the channels of dimension 1."""
     source, slopes = flow.of(node.args[0]), flow.of(node.args[1])
-    flow.touch_flow(node, source, "activation", "prelu")
+    flow.touch_flow(node, source, Touch.Kind.ACTIVATION, "prelu")
     if slopes and dimension_size(slopes[0]) > 1 and len(source) > 1:
         joined = flow.join(source[1], slopes[0], node)
         return (source[0], joined, *source[2:])

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from compress.graph.channels import Dimension, Factor, Flow, dimension_size, is_tracked
-from compress.graph.flow import ChannelFlow, argument, concrete, operation_name
+from compress.graph.flow import ChannelFlow, Touch, argument, concrete, operation_name
 
 
 def _take_part(flow: ChannelFlow, node: fx.Node, dimension: Dimension, start: int, size: int) -> Dimension:
@@ -61,7 +61,7 @@ def map_glu(flow: ChannelFlow, node: fx.Node) -> Flow:
     half = dimension_size(x[dim]) // 2
     value, gate = _parts(flow, node, dim, [half, half])
     result = (*x[:dim], flow.join(value[dim], gate[dim], node), *x[dim + 1 :])
-    flow.touch_flow(node, result, "activation", "glu", False)
+    flow.touch_flow(node, result, Touch.Kind.ACTIVATION, "glu", False)
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from compress.graph.channels import Dimension, Factor, Flow, dimension_size, is_tracked
-from compress.graph.flow import ChannelFlow, Statistic, argument, operation_name
+from compress.graph.flow import ChannelFlow, Statistic, Touch, argument, operation_name
 
 
 def record_statistic(flow: ChannelFlow, node: fx.Node, dims: list[int], *, keeps_shape: bool) -> None:
@@ -15,7 +15,7 @@ def record_statistic(flow: ChannelFlow, node: fx.Node, dims: list[int], *, keeps
     if tracked:
         flow.statistics.append(Statistic(node, 0, tracked, keeps_shape))
         for _, dimension in tracked:
-            flow.touch(node, dimension, "other", operation_name(node), False)
+            flow.touch(node, dimension, Touch.Kind.OTHER, operation_name(node), False)
 
 
 def _join_affine(flow: ChannelFlow, node: fx.Node, dimension: Dimension, values: list[object]) -> Dimension:
@@ -33,7 +33,7 @@ def map_batch_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     if training:
         for dim in (0, *range(2, len(x))):
             flow.pin(x[dim], f"is averaged over by {flow.where(node)}")
-        flow.touch(node, x[1], "other", "batch_norm in training mode", False)
+        flow.touch(node, x[1], Touch.Kind.OTHER, "batch_norm in training mode", False)
     channels = _join_affine(flow, node, x[1], list(node.args[1:5]))
     return (x[0], channels, *x[2:])
 
@@ -51,7 +51,7 @@ def map_layer_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
             if dimension_size(dimension) > 1:
                 result[at] = flow.join(result[at], dimension, node)
     for dimension in result[len(x) - count :]:
-        flow.touch(node, dimension, "shape", operation_name(node))
+        flow.touch(node, dimension, Touch.Kind.SHAPE, operation_name(node))
     return tuple(result)
 
 
@@ -65,11 +65,11 @@ def map_group_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
         flow.pin(channels, f"does not divide into the groups of {flow.where(node)}")
         return x
     if groups > 1:
-        flow.touch(node, halves[0], "groups", str(groups))
+        flow.touch(node, halves[0], Touch.Kind.GROUPS, "groups", count=groups)
     if is_tracked(halves[1]):
         flow.statistics.append(Statistic(node, 0, ((1, (Factor(groups), *halves[1])),), True))
-        flow.touch(node, halves[1], "other", "group_norm", False)
-    flow.touch(node, channels, "shape", "group_norm")
+        flow.touch(node, halves[1], Touch.Kind.OTHER, "group_norm", False)
+    flow.touch(node, channels, Touch.Kind.SHAPE, "group_norm")
     channels = _join_affine(
         flow, node, (*halves[0], *halves[1]), [argument(node, 2, "weight"), argument(node, 3, "bias")]
     )
@@ -80,7 +80,7 @@ def map_instance_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Every channel of dimension 1 is normalised alone."""
     x = flow.of(node.args[0])
     channels = _join_affine(flow, node, x[1], list(node.args[1:5]))
-    flow.touch(node, channels, "other", "instance_norm", False)
+    flow.touch(node, channels, Touch.Kind.OTHER, "instance_norm", False)
     return (x[0], channels, *x[2:])
 
 
@@ -114,7 +114,7 @@ def map_mean(flow: ChannelFlow, node: fx.Node) -> object:
     record_statistic(flow, node, dims, keeps_shape=False)
     result = _reduce(flow, x, dims, keep)
     if operation_name(node) not in ("mean",):
-        flow.touch_flow(node, result, "other", operation_name(node), False)
+        flow.touch_flow(node, result, Touch.Kind.OTHER, operation_name(node), False)
     return (result, result) if operation_name(node) in ("var_mean", "std_mean") else result
 
 
@@ -126,7 +126,7 @@ def map_reduction(flow: ChannelFlow, node: fx.Node) -> object:
         flow.pin(x[dim], f"is reduced over by {flow.where(node)}")
     result = _reduce(flow, x, dims, keep)
     if operation_name(node) not in ("sum", "amax", "amin", "max", "min"):
-        flow.touch_flow(node, result, "other", operation_name(node), False)
+        flow.touch_flow(node, result, Touch.Kind.OTHER, operation_name(node), False)
     value = node.meta.get("val")
     return tuple(result for _ in value) if isinstance(value, (tuple, list)) else result
 
@@ -136,7 +136,7 @@ def map_softmax(flow: ChannelFlow, node: fx.Node) -> Flow:
     x = flow.of(node.args[0])
     dim = int(node.args[1]) % len(x)  # type: ignore[arg-type]
     flow.pin(x[dim], f"competes in {flow.where(node)}")
-    flow.touch_flow(node, x, "other", operation_name(node), False)
+    flow.touch_flow(node, x, Touch.Kind.OTHER, operation_name(node), False)
     return x
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from compress.graph.channels import Factor, Flow, is_tracked
-from compress.graph.flow import ChannelFlow, argument, operation_name
+from compress.graph.flow import ChannelFlow, Touch, argument, operation_name
 
 
 def map_spatial(flow: ChannelFlow, node: fx.Node) -> object:
@@ -18,7 +18,7 @@ def map_spatial(flow: ChannelFlow, node: fx.Node) -> object:
     sizes = flow.sizes(node) or tuple(value[0].shape)
     result = (*source[: len(source) - rank], *flow.fixed(int(size) for size in sizes[len(source) - rank :]))
     if "bicubic" in name:
-        flow.touch_flow(node, result, "other", name, True)
+        flow.touch_flow(node, result, Touch.Kind.OTHER, name, True)
     return tuple(result for _ in value) if isinstance(value, (tuple, list)) else result
 
 
@@ -43,12 +43,12 @@ def map_pad(flow: ChannelFlow, node: fx.Node) -> Flow:
             result[dim] = flow.fixed([sizes[dim]])[0]
             continue
         sides = [(Factor(width, flow.atoms.fresh(width)),) if width else () for width in (before, after)]
-        flow.touch(node, x[dim], "shape", "pad")
+        flow.touch(node, x[dim], Touch.Kind.SHAPE, "pad")
         for side, name in zip(sides, ("before", "after"), strict=True):
-            flow.touch(node, side, "shape", f"pad {name}")
+            flow.touch(node, side, Touch.Kind.SHAPE, f"pad {name}")
         result[dim] = flow.atoms.concatenate([part for part in (sides[0], x[dim], sides[1]) if part])
     if any(isinstance(value, (int, float)) and value for value in node.args[2:]):
-        flow.touch_flow(node, tuple(result), "other", "pad", False)
+        flow.touch_flow(node, tuple(result), Touch.Kind.OTHER, "pad", False)
     return tuple(result)
 
 

@@ -1,0 +1,378 @@
+"""Drafts of groups: what the channel flow alone says is removed together, who makes it, who reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from compress.graph.atoms import row_numbers
+from compress.graph.channels import Dimension, dimension_size
+from compress.graph.flow import ChannelFlow, Contraction, Touch, argument, operation_name
+from compress.graph.trace import module_path
+from compress.units.attributes import counts_its_groups, find_attributes, find_shape_attributes
+from compress.units.groups import AttributeRule, Consumer, ParameterSlice, Skip, SkipKind, StatisticSlice, UnitGroup
+
+
+@dataclass(eq=False)
+class Draft:
+    """A group while it is put together."""
+
+    atoms: list[int]
+    group: UnitGroup
+    shapes: tuple[AttributeRule, ...]
+    suspicious: bool
+    kind: tuple[str, ...]
+    rank: tuple[int, int]
+    siblings: set[int] = field(default_factory=set)
+    homes: frozenset[str] = frozenset()  # modules whose forward() may write the group's sizes down
+    readers: frozenset[str] = frozenset()  # modules that hold a layer which reads the group
+
+
+def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[Draft]:
+    """Groups as the flow alone determines them."""
+    occurrences, sharing = _find_occurrences(flow)
+    modules = dict(module.named_modules())
+    owner = {atom: number for number, atoms in enumerate(occurrences) for atom in atoms.atoms}
+    touched = _Touched(flow, owner, len(occurrences))
+    drafts: list[Draft] = []
+    number_of: dict[int, int] = {}
+    order = {node: place for place, node in enumerate(flow.graph.graph.nodes)}
+    entries = []
+    for number, found in enumerate(occurrences):
+        made = touched.produced[number]
+        if made:
+            entries.append((min(order[contraction.node] for contraction in made), number, found, made))
+    for first, number, found, made in sorted(entries, key=lambda entry: entry[:2]):
+        producers = tuple(dict.fromkeys(_module_name(flow, contraction) for contraction in made))
+        name = f"{producers[0]}#{number}"
+        joined = number in touched.sums
+        consumers = _find_consumers(flow, touched.read[number], found)
+        skip: Skip | None = None
+        if (pin := flow.atoms.pinned(found.atoms[0])) is not None:
+            skip = Skip(SkipKind.PINNED, f"it {pin}")
+        elif len(found.atoms) < 2:
+            skip = Skip.of(SkipKind.SINGLE)
+        elif not consumers:
+            skip = Skip.of(SkipKind.UNREAD)
+        elif joined and not couple:
+            skip = Skip(SkipKind.STREAM, f"residual stream shared by {len(producers)} producers; use --couple")
+        shapes, classes = (
+            find_shape_attributes(modules, touched.shapes[number], found.positions_in, flow)
+            if skip is None
+            else ((), ())
+        )
+        group = UnitGroup(
+            name=name,
+            producers=producers,
+            unit_count=len(found.atoms),
+            slices=found.slices(flow),
+            consumers=consumers,
+            attributes=find_attributes(
+                flow, modules, touched.read[number], touched.counts[number], found.places, found.positions_in
+            )
+            if skip is None
+            else (),
+            statistics=touched.statistic_slices(number, found) if skip is None else (),
+            activation="+".join(dict.fromkeys(touched.activations[number])) or None,
+            homogeneous=number not in touched.inhomogeneous,
+            coupled=joined,
+            skip=skip,
+        )
+        number_of[number] = len(drafts)
+        homes = frozenset(module_path(node) for node, _, _ in touched.shapes[number])
+        own = [module_path(made.node) for made in touched.read[number]]  # of a functional call its caller
+        readers = frozenset([*own, *(path.rpartition(".")[0] for path in own)])
+        rank = (first, found.slot)
+        suspicious = bool(classes or readers & touched.viewing) or not all(
+            counts_its_groups(modules.get(module_path(node)), count) for node, _, count in touched.counts[number]
+        )
+        drafts.append(Draft(found.atoms, group, shapes, suspicious, classes, rank, homes=homes, readers=readers - {""}))
+    for one, other in sharing:
+        if one in number_of and other in number_of:
+            drafts[number_of[one]].siblings.add(number_of[other])
+            drafts[number_of[other]].siblings.add(number_of[one])
+    return drafts
+
+
+@dataclass(eq=False)
+class _Occurrences:
+    """Where the atoms of one group occur: (parameter, dim) -> (K, m) positions."""
+
+    atoms: list[int]
+    places: dict[tuple[str, int], np.ndarray]
+    slot: int
+    known: dict[int, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)  # by a label's identity
+
+    def slices(self, flow: ChannelFlow) -> tuple[ParameterSlice, ...]:
+        names: dict[str, list[str]] = {}
+        for alias, name in flow.graph.aliases.items():
+            names.setdefault(name, []).append(alias)
+        found: list[ParameterSlice] = []
+        for (name, dim), positions in self.places.items():
+            for each in (name, *names.get(name, ())):
+                found.append(ParameterSlice(each, dim, torch.from_numpy(positions.copy())))
+        return tuple(found)
+
+    def positions_in(self, flow: ChannelFlow, dimension: Dimension) -> np.ndarray | None:
+        """(K, m) positions of the atoms in any dimension; None where they are missing or unevenly spread."""
+        flat = flow.atoms.flatten(dimension)
+        if flat.atoms is None:
+            return None
+        label = flow.atoms.resolve(flat.atoms)
+        if id(label) not in self.known:
+            self.known[id(label)] = label, self._positions_of(label)
+        return self.known[id(label)][1]
+
+    def _positions_of(self, label: np.ndarray) -> np.ndarray | None:
+        order = np.argsort(self.atoms)
+        members = np.asarray(self.atoms)[order]
+        near, slots = np.nonzero((label >= members[0]) & (label <= members[-1]))
+        atoms = label[near, slots]
+        place = np.searchsorted(members, atoms)  # within: no atom is larger than the last member
+        own = members[place] == atoms
+        positions, units = near[own], order[place[own]]
+        counts = np.bincount(units, minlength=len(members))
+        if counts.min() != counts.max() or not counts.max():
+            return None
+        by_unit = np.lexsort((positions, units))
+        return np.asarray(positions[by_unit].reshape(len(members), -1), dtype=np.int64)
+
+
+def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[int, int]]]:
+    """Atoms grouped by where they occur, and the pairs of groups that share positions."""
+    atom_parts, place_parts, position_parts, slot_parts = [], [], [], []
+    places: list[tuple[str, int]] = []
+    products: list[np.ndarray] = []
+    for name, dims in flow.parameters.items():
+        for dim, dimension in enumerate(dims):
+            label = dimension[0].atoms
+            if label is None:
+                continue
+            resolved = flow.atoms.resolve(label)
+            position, slot = np.nonzero(resolved >= 0)
+            atom_parts.append(resolved[position, slot])
+            position_parts.append(position)
+            place_parts.append(np.full(len(position), len(places), dtype=np.int64))
+            slot_parts.append(slot)
+            if resolved.shape[1] > 1:
+                products.append(resolved)
+            places.append((name, dim))
+    if not atom_parts:
+        return [], set()
+    atoms, place, position, slot = (
+        np.concatenate(parts) for parts in (atom_parts, place_parts, position_parts, slot_parts)
+    )
+    order = np.argsort(atoms, kind="stable")  # at each atom by place, position, slot, as they were found
+    atoms, place, position, slot = atoms[order], place[order], position[order], slot[order]
+    starts = np.flatnonzero(np.r_[True, atoms[1:] != atoms[:-1]])
+    ends = np.r_[starts[1:], len(atoms)]
+    found: list[_Occurrences] = []
+    owner = np.full(int(atoms[-1]) + 2, -1, dtype=np.int64)  # the last entry stays -1: the owner of no atom
+    for members in _alike(flow, atoms[starts], place, starts, ends):
+        members = members[np.argsort(position[starts[members]], kind="stable")]
+        span = starts[members][:, None] + np.arange(ends[members[0]] - starts[members[0]])
+        rows, row_places = position[span], place[span[0]]  # (K, positions of all places)
+        table = {places[number]: rows[:, row_places == number] for number in dict.fromkeys(row_places.tolist())}
+        own = atoms[starts[members]]
+        owner[own] = len(found)
+        found.append(_Occurrences(own.tolist(), table, int(slot[starts[members]].min())))
+    shared: set[tuple[int, int]] = set()
+    for label in products:
+        rows = owner[label]
+        for row in rows[np.unique(row_numbers(rows), return_index=True)[1]].tolist():
+            numbers = sorted(set(row) - {-1})
+            shared.update((a, b) for place, a in enumerate(numbers) for b in numbers[place + 1 :])
+    return found, shared
+
+
+def _alike(
+    flow: ChannelFlow, atoms: np.ndarray, place: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> list[np.ndarray]:
+    """Numbers of the atoms in sets: born together, in the same places equally often, held for the same reason.
+
+    Args:
+        atoms: (A,) distinct; atom i occurs at place[starts[i]:ends[i]].
+    """
+    sides = _padding_sides(flow)
+    kinds: dict[object, int] = {None: 0}
+    held = [(flow.atoms.pinned(atom), sides.get(atom)) for atom in atoms.tolist()]
+    keys = np.zeros((len(atoms), 4), dtype=np.int64)
+    keys[:, 0] = flow.atoms.births(atoms)
+    keys[:, 1] = [kinds.setdefault(kind, len(kinds)) for kind in held]
+    keys[:, 2] = lengths = ends - starts
+    for length in np.unique(lengths).tolist():
+        own = np.flatnonzero(lengths == length)
+        runs = place[starts[own][:, None] + np.arange(length)]
+        keys[own, 3] = row_numbers(runs)
+    which = row_numbers(keys)
+    order = np.argsort(which, kind="stable")
+    sets = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
+    return sorted(sets, key=lambda members: int(members[0]))
+
+
+def _padding_sides(flow: ChannelFlow) -> dict[int, tuple[int, ...]]:
+    """atom -> the sides of paddings that it is a zero of: each side has a width of its own."""
+    sides: dict[int, tuple[int, ...]] = {}
+    for number, touch in enumerate(flow.touches):
+        if touch.name in ("pad before", "pad after"):
+            for factor in touch.dimension:
+                if factor.atoms is not None:
+                    for atom in np.unique(flow.atoms.resolve(factor.atoms)).tolist():
+                        sides[atom] = (*sides.get(atom, ()), number)
+    return sides
+
+
+class _Touched:
+    """For every group: who makes it, who reads it, and which operations it passes."""
+
+    def __init__(self, flow: ChannelFlow, owner: dict[int, int], count: int) -> None:
+        self.flow, self.owner = flow, owner
+        self.known: dict[int, tuple[np.ndarray, set[int]]] = {}  # by the identity of a label: the label, its groups
+        self.produced: list[list[Contraction]] = [[] for _ in range(count)]
+        self.read: list[list[Contraction]] = [[] for _ in range(count)]
+        self.activations: list[list[str]] = [[] for _ in range(count)]
+        self.shapes: list[list[tuple[fx.Node, Dimension, str]]] = [[] for _ in range(count)]
+        self.counts: list[list[tuple[fx.Node, Dimension, int]]] = [[] for _ in range(count)]
+        self.inhomogeneous: set[int] = set()
+        self.sums: set[int] = set()
+        self.viewing = {module_path(touch.node) for touch in flow.touches if touch.kind is Touch.Kind.SHAPE}
+        for contraction in flow.contractions:
+            passing = self.groups_of(contraction.input_dimension) if contraction.groups > 1 else set()
+            depthwise = contraction.groups > 1 and not contraction.weight_dimension
+            for number in self.groups_of(contraction.output_dimension):
+                if (
+                    not depthwise and number not in passing and contraction.weight is not None
+                ) or contraction.weight is None:
+                    self.produced[number].append(contraction)
+            for number in self.groups_of(contraction.weight_dimension):
+                self.read[number].append(contraction)
+        for touch in flow.touches:
+            for number in self.groups_of(touch.dimension):
+                if touch.kind is Touch.Kind.ACTIVATION:
+                    self.activations[number].append(touch.name)
+                elif touch.kind is Touch.Kind.SHAPE:
+                    self.shapes[number].append((touch.node, touch.dimension, touch.name))
+                elif touch.kind is Touch.Kind.GROUPS:
+                    self.counts[number].append((touch.node, touch.dimension, touch.count))
+                elif touch.kind is Touch.Kind.SUM:
+                    self.sums.add(number)
+                if not touch.homogeneous:
+                    self.inhomogeneous.add(number)
+
+    def groups_of(self, dimension: Dimension) -> set[int]:
+        found: set[int] = set()
+        for factor in dimension:
+            if factor.atoms is not None:
+                known = self.known.get(id(factor.atoms))
+                if known is None:
+                    unique = np.unique(self.flow.atoms.resolve(factor.atoms)).tolist()
+                    known = (factor.atoms, {self.owner[atom] for atom in unique if atom in self.owner})
+                    self.known[id(factor.atoms)] = known
+                found |= known[1]
+        return found
+
+    def statistic_slices(self, number: int, found: _Occurrences) -> tuple[StatisticSlice, ...]:
+        slices: list[StatisticSlice] = []
+        for statistic in self.flow.statistics:
+            for dim, dimension in statistic.dims:
+                if number not in self.groups_of(dimension):
+                    continue
+                positions = found.positions_in(self.flow, dimension)
+                if positions is not None:
+                    size = dimension_size(dimension)
+                    slices.append(
+                        StatisticSlice(
+                            statistic.node.name, dim, size, torch.from_numpy(positions), statistic.keeps_shape
+                        )
+                    )
+        return tuple(slices)
+
+
+def _module_name(flow: ChannelFlow, contraction: Contraction) -> str:
+    if contraction.weight is None:
+        return module_path(contraction.node) or contraction.node.name
+    return parameter_module(contraction.weight)
+
+
+def parameter_module(name: str) -> str:
+    """`classifier.4` for `classifier.4.weight`."""
+    prefix = name.rpartition(".")[0]
+    return prefix.removesuffix(".parametrizations.weight") if prefix else name
+
+
+def _find_consumers(
+    flow: ChannelFlow, contractions: Iterable[Contraction], found: _Occurrences
+) -> tuple[Consumer, ...]:
+    consumers: list[Consumer] = []
+    for contraction in contractions:
+        positions = found.positions_in(flow, contraction.input_dimension)
+        if contraction.weight is None or positions is None:
+            continue
+        stride, padding, dilation, trailing = _window(contraction)
+        consumers.append(
+            Consumer(
+                node=contraction.node.name,
+                weight=contraction.weight,
+                bias=contraction.bias,
+                kind="linear_transposed" if contraction.kind == "matmul" else contraction.kind,
+                positions=torch.from_numpy(positions),
+                taps=contraction.taps,
+                input=contraction.input.name,
+                shift=_find_shift(flow, contraction),
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                trailing=trailing,
+                groups=contraction.groups,
+            )
+        )
+    return tuple(consumers)
+
+
+def _window(contraction: Contraction) -> tuple[tuple[int, ...], ...]:
+    """Stride, padding, dilation and the padding's surplus behind the last pixel."""
+    if not contraction.kind.startswith("conv"):
+        return (), (), (), ()
+    node = contraction.node
+    weight = node.args[1]
+    kernel = tuple(int(size) for size in weight.meta["val"].shape[2:])  # type: ignore[union-attr]
+    rank = len(kernel)
+
+    def spread(value: object, default: int) -> tuple[int, ...]:
+        if value is None:
+            return (default,) * rank
+        if isinstance(value, int):
+            return (value,) * rank
+        sizes = tuple(int(size) for size in value)  # type: ignore[attr-defined]
+        return sizes * rank if len(sizes) == 1 else sizes
+
+    transposed = contraction.kind == "conv_transpose" and operation_name(node) != "convolution"
+    stride = spread(argument(node, 3, "stride"), 1)
+    dilation = spread(argument(node, 7 if transposed else 5, "dilation"), 1)
+    given = argument(node, 4, "padding")
+    trailing = (0,) * rank
+    if given == "valid":
+        given = 0
+    elif given == "same":
+        totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        given = [total // 2 for total in totals]
+        trailing = tuple(total % 2 for total in totals)
+    return stride, spread(given, 0), dilation, trailing
+
+
+def _find_shift(flow: ChannelFlow, contraction: Contraction) -> str | None:
+    if contraction.bias is not None or len(contraction.node.users) != 1:
+        return None
+    (user,) = contraction.node.users
+    if (
+        operation_name(user) != "batch_norm"
+        or user.args[0] is not contraction.node
+        or bool(argument(user, 5, "training"))
+    ):
+        return None
+    mean = argument(user, 3, "running_mean")
+    return flow.parameter_name(mean) if mean is not None else None
