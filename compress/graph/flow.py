@@ -13,7 +13,7 @@ import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 
-from compress.graph.channels import Atoms, Dimension, Factor, Flow, dimension_size, is_tracked
+from compress.graph.atoms import Atoms, Dimension, Factor, Flow, dimension_size, is_tracked
 from compress.graph.trace import NetworkGraph, module_path
 
 _BATCH = 1009  # stands for the symbolic batch: a prime, so that no channel count is mistaken for a multiple of it

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from torch import fx, nn
 
-from compress.graph.channels import Dimension, dimension_size
+from compress.graph.atoms import Dimension, dimension_size
 from compress.graph.flow import ChannelFlow, Contraction, operation_name
 from compress.graph.trace import module_path
 from compress.units.groups import AttributeRule

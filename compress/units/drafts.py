@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from compress.graph.atoms import row_numbers
-from compress.graph.channels import Dimension, dimension_size
+from compress.graph.atoms import Dimension, dimension_size, row_numbers
 from compress.graph.flow import ChannelFlow, Contraction, Touch, argument, operation_name
 from compress.graph.trace import module_path
 from compress.units.attributes import counts_its_groups, find_attributes, find_shape_attributes

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from compress.graph.channels import Dimension, Flow, dimension_size, is_tracked
+from compress.graph.atoms import Dimension, Flow, dimension_size, is_tracked
 from compress.graph.flow import ChannelFlow, Contraction, Touch, argument, operation_name
 
 

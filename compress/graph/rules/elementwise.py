@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from compress.graph.channels import UNIFORM, Factor, Flow, dimension_size, is_tracked
+from compress.graph.atoms import UNIFORM, Factor, Flow, dimension_size, is_tracked
 from compress.graph.flow import ChannelFlow, Touch, argument, operation_name
 
 HOMOGENEOUS = ("relu", "leaky_relu", "rrelu", "abs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from compress.graph.channels import Dimension, Factor, Flow, dimension_size, is_tracked
+from compress.graph.atoms import Dimension, Factor, Flow, dimension_size, is_tracked
 from compress.graph.flow import ChannelFlow, Statistic, Touch, argument, operation_name
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from compress.graph.channels import UNIFORM, Dimension, Factor, Flow, dimension_size, is_tracked
+from compress.graph.atoms import UNIFORM, Dimension, Factor, Flow, dimension_size, is_tracked
 from compress.graph.flow import ChannelFlow, argument, operation_name
 
 

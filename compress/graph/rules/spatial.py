@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from compress.graph.channels import Factor, Flow, is_tracked
+from compress.graph.atoms import Factor, Flow, is_tracked
 from compress.graph.flow import ChannelFlow, Touch, argument, operation_name
 
 
