@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,8 +50,8 @@ def refit_layer(
     for reading, part, check, intercept in zip(
         moments.readings, moments.fitting, moments.held_back, moments.intercepts, strict=True
     ):
-        rows = unit_columns(own.to(part.gram.device), reading.group_size)
-        before = reading.weights(current).to(part.gram)[rows]
+        rows = unit_columns(own.to(part.covariance.device), reading.group_size)
+        before = reading.weights(current).to(part.covariance)[rows]
         found = refit_change(part.subset(kept), check.subset(kept), before, ridge, intercept=intercept)
         errors.append(found.error)
         held.append(found.held_back_error)
@@ -80,13 +80,13 @@ def held_back_error(
     errors = []
     own = moments.units[kept.cpu()]
     for reading, check, intercept in zip(moments.readings, moments.held_back, moments.intercepts, strict=True):
-        rows = unit_columns(own.to(check.gram.device), reading.group_size)
-        before = reading.weights(current).to(check.gram)[rows]
+        rows = unit_columns(own.to(check.covariance.device), reading.group_size)
+        before = reading.weights(current).to(check.covariance)[rows]
         moved = []
         for consumer in reading.consumers if intercept else ():
             (name, sign), target = constant_of(consumer), reading.outputs(consumer, current)
             moved.append(sign * (current[name][target].double() - original[name][target].double()))
-        errors.append(reading_error(check.subset(kept), before, torch.cat(moved).to(check.gram) if moved else None))
+        errors.append(reading_error(check.subset(kept), before, torch.cat(moved).to(check.covariance) if moved else None))
     return root_mean_square(errors)
 
 
@@ -110,15 +110,8 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
         part, check: fitting and held-back moments of the kept units alone.
         before: V (|S|·s, D).
     """
-    product = part.gram @ before
-    rest = replace(
-        part,
-        cross=part.cross - product,
-        energy=max(0.0, part.energy - float((before * (2 * part.cross - product)).sum())),
-        output_mean=part.output_mean - before.T @ part.feature_mean,
-        output_gram=None,
-    )
-    scarce = part.count < ROWS_PER_COLUMN * part.gram.shape[0]
+    rest = part.residual(before)
+    scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
     best: ReadingRefit | None = None
     for strength in (ridge, *SCARCE_RIDGES) if scarce else (ridge,):
         change = refit(rest, ridge=strength, intercept=intercept)

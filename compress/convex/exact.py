@@ -41,7 +41,15 @@ def solve_exact(
     values, vectors = values[kept], vectors[:, kept]  # (r,), (K·s, r)
     half = vectors.T @ moments.cross  # (r, D)
     weights = vectors @ (half / values[:, None])  # W₀ (K·s, D): ΦW₀ = PΨ
-    ranged = replace(moments, gram=(vectors * values) @ vectors.T, output_gram=None)
+    ranged = Moments(  # about zero, whatever `moments` are about
+        covariance=(vectors * values) @ vectors.T,
+        cross_covariance=moments.cross,
+        centred_energy=moments.energy,
+        feature_mean=torch.zeros_like(moments.feature_mean),
+        output_mean=torch.zeros_like(moments.output_mean),
+        count=moments.count,
+        group_size=moments.group_size,
+    )
     target = ranged.with_outputs(weights)
     if not target.energy > 0:
         zero = torch.zeros_like(moments.cross)

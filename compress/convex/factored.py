@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.convex.moments import Moments, unit_columns
+from compress.convex.moments import Moments, unit_columns, unit_index
+from compress.convex.sums import as_rows, rounding_of, settled_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,8 @@ class FactoredMoments:
         targets: T (R, D), centred.
         feature_mean: mean row of Φ (K·s,).
         output_mean: mean row of Ψ (D,).
-        energy: ‖Ψ‖²_F/N, exact.
+        output_squares: mean squares (D,) of the centred outputs, exact.
+        rounding: relative rounding of Φ and of Ψ as they came.
         count: N.
         group_size: s.
         exact: whether no row was sketched away.
@@ -33,7 +36,8 @@ class FactoredMoments:
     targets: Tensor
     feature_mean: Tensor
     output_mean: Tensor
-    energy: float
+    output_squares: Tensor
+    rounding: tuple[float, float]
     count: float
     group_size: int
     exact: bool
@@ -41,10 +45,10 @@ class FactoredMoments:
 
     @classmethod
     def of(
-        cls, features: Tensor, outputs: Tensor, *, group_size: int = 1, rows: int | None = None, seed: int = 0
+        cls, features: Any, outputs: Any, *, group_size: int = 1, rows: int | None = None, seed: int = 0
     ) -> FactoredMoments:
         """Factored moments of Φ (N, K·s) and Ψ (N, D) with at most `rows` rows (default: all, exact)."""
-        accumulator = FactorAccumulator(group_size, rows=features.shape[0] if rows is None else rows, seed=seed)
+        accumulator = FactorAccumulator(group_size, rows=len(features) if rows is None else rows, seed=seed)
         accumulator.add(features, outputs)
         return accumulator.moments()
 
@@ -65,19 +69,22 @@ class FactoredMoments:
         kind = "all rows, exact" if self.exact else f"a seeded count sketch of {self.count:.0f} rows"
         return f"{columns} feature columns held as {rows} rows ({kind}) instead of a square moment matrix"
 
-    def subset(self, units: Tensor) -> Moments:
-        """Ordinary moments of these units (|S|,): what solvers, refit and selection work on."""
-        index = unit_columns(units.to(self.factor.device), self.group_size)
+    def subset(self, units: Any) -> Moments:
+        """Ordinary moments of these units (|S|,), or a mask (K,): what solvers, refit and selection work on."""
+        index = unit_columns(unit_index(units, self.unit_count).to(self.factor.device), self.group_size)
         part = self.factor.index_select(1, index)
-        mean = self.feature_mean[index]
         return Moments(
-            gram=torch.addr(part.T @ part, mean, mean),
-            cross=torch.addr(part.T @ self.targets, mean, self.output_mean),
-            energy=self.energy,
-            feature_mean=mean,
-            output_mean=self.output_mean,
-            count=self.count,
-            group_size=self.group_size,
+            **settled_parts(
+                covariance=part.T @ part,
+                cross_covariance=part.T @ self.targets,
+                output_squares=self.output_squares,
+                feature_mean=self.feature_mean[index],
+                output_mean=self.output_mean,
+                count=self.count,
+                group_size=self.group_size,
+                output_covariance=None,
+                rounding=self.rounding,
+            )
         )
 
     def shortlist(self) -> Tensor:
@@ -135,25 +142,34 @@ class FactorAccumulator:
         self._generator = torch.Generator().manual_seed(seed)
         self._stored: tuple[Tensor, Tensor] | None = None
         self._signs = torch.zeros(0)
-        self._sums: tuple[Tensor, Tensor] | None = None
-        self._energy = 0.0
+        self._origins: list[Tensor] = []  # the first batch's means: everything is held about them
+        self._sums: list[Tensor] = []
+        self._output_squares = torch.zeros(0)
+        self._rounding = [torch.finfo(torch.float64).eps] * 2
 
-    def add(self, features: Tensor, outputs: Tensor) -> None:
+    def add(self, features: Any, outputs: Any) -> None:
         """Add the rows of Φ (n, K·s) and Ψ (n, D)."""
-        if features.ndim != 2 or outputs.ndim != 2 or features.shape[0] != outputs.shape[0]:
+        phi, psi = as_rows(features, "features"), as_rows(outputs, "outputs")
+        if phi.shape[0] != psi.shape[0]:
             raise ValueError(
                 "`features` (n, K·s) and `outputs` (n, D) must be matrices of equally many rows, "
-                f"got {tuple(features.shape)} and {tuple(outputs.shape)}."
+                f"got {tuple(phi.shape)} and {tuple(psi.shape)}."
             )
-        phi = features.detach().to("cpu", torch.float64)
-        psi = outputs.detach().to("cpu", torch.float64)
-        if self._stored is None or self._sums is None:
+        n = phi.shape[0]
+        if n == 0:
+            return
+        for place, value in enumerate((phi, psi)):
+            self._rounding[place] = max(self._rounding[place], rounding_of(value.dtype))
+        phi, psi = phi.to("cpu", torch.float64), psi.to("cpu", torch.float64)
+        if self._stored is None:
             if phi.shape[1] % self.group_size:
                 raise ValueError(f"`features` must have a multiple of {self.group_size} columns, got {phi.shape[1]}.")
             self._stored = (phi.new_zeros(self.rows, phi.shape[1]), psi.new_zeros(self.rows, psi.shape[1]))
-            self._sums = (phi.new_zeros(phi.shape[1]), psi.new_zeros(psi.shape[1]))
+            self._origins = [phi.mean(0), psi.mean(0)]
+            self._sums = [torch.zeros_like(origin) for origin in self._origins]
+            self._output_squares = torch.zeros_like(self._origins[1])
             self._signs = phi.new_zeros(self.rows)
-        n = phi.shape[0]
+        phi, psi = phi - self._origins[0], psi - self._origins[1]
         direct = min(n, max(0, self.rows - self.count))
         places = torch.arange(self.count, self.count + direct)
         signs = torch.ones(n, dtype=torch.float64)
@@ -165,27 +181,28 @@ class FactorAccumulator:
         self._signs.index_add_(0, places, signs)
         self._sums[0].add_(phi.sum(0))
         self._sums[1].add_(psi.sum(0))
-        self._energy += float(psi.square().sum())
+        self._output_squares.add_(psi.square().sum(0))
         self.count += n
 
     def moments(self) -> FactoredMoments:
         """The factored moments of everything added so far."""
-        if self._stored is None or self._sums is None or not self.count:
+        if self._stored is None or not self.count:
             raise ValueError("no samples were added, so there are no moments.")
         n = self.count
         used = min(self.rows, n)
-        mean, target = self._sums[0] / n, self._sums[1] / n
+        drift, target = self._sums[0] / n, self._sums[1] / n
         signs = self._signs[:used]  # S·1: sketching the centred rows = sketch − (S·1)·mean
-        factor = torch.addr(self._stored[0][:used], signs, mean, alpha=-1).div_(n**0.5)
+        factor = torch.addr(self._stored[0][:used], signs, drift, alpha=-1).div_(n**0.5)
         targets = torch.addr(self._stored[1][:used], signs, target, alpha=-1).div_(n**0.5)
         units = factor.shape[1] // self.group_size
         fits = max(64, used // self.group_size) if self.memory_units is None else self.memory_units
         return FactoredMoments(
             factor=factor,
             targets=targets,
-            feature_mean=mean,
-            output_mean=target,
-            energy=self._energy / n,
+            feature_mean=self._origins[0] + drift,
+            output_mean=self._origins[1] + target,
+            output_squares=(self._output_squares / n - target.square()).clamp_min(0),
+            rounding=(self._rounding[0], self._rounding[1]),
             count=float(n),
             group_size=self.group_size,
             exact=n <= self.rows,

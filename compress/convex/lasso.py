@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.convex.moments import Moments
+from compress.convex.moments import Moments, unit_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,24 +54,23 @@ class MultitaskLasso:
 
     def objective(self, coefficients: Tensor) -> float:
         """½‖Ψ − ΦV‖²_F/N + λΣc_k‖v_k‖."""
-        correlation = self.correlation(coefficients)
-        return self.residual_energy(coefficients, correlation) / 2 + self.penalty * self.weighted_norm(coefficients)
+        return certificate(self, coefficients).objective
 
     def weighted_norm(self, coefficients: Tensor) -> float:
         """Σc_k‖v_k‖_F."""
         return float((self.costs * unit_norms(coefficients, self.moments.group_size)).sum())
 
     def correlation(self, coefficients: Tensor) -> Tensor:
-        """ΦᵀR/N = H − GV (K·s, D)."""
-        return self.moments.cross - self.moments.gram @ coefficients
-
-    def gradient(self, coefficients: Tensor) -> Tensor:
-        """Gradient GV − H (K·s, D) of the smooth part."""
-        return -self.correlation(coefficients)
+        """ΦᵀR/N = H − GV (K·s, D), from the active rows of V alone."""
+        active = active_columns(coefficients, self.moments.group_size)
+        if 2 * active.numel() > coefficients.shape[0]:
+            return self.moments.cross - self.moments.gram @ coefficients
+        rows = self.moments.gram.index_select(0, active)  # G is symmetric, and its rows lie side by side
+        return torch.addmm(self.moments.cross, rows.T, coefficients.index_select(0, active), alpha=-1)
 
     def duality_gap(self, coefficients: Tensor) -> float:
         """Relative duality gap (P(V) − D(θ))/P(V) ≥ (P(V) − min P)/P(V), for any V; see `certificate`."""
-        return certificate(self, coefficients)[1]
+        return certificate(self, coefficients).gap
 
     def residual_energy(self, coefficients: Tensor, correlation: Tensor) -> float:
         """‖Ψ − ΦV‖²_F/N, never negative, from V and its `correlation`."""
@@ -79,7 +78,24 @@ class MultitaskLasso:
         return 0.0 if fit < 0 else fit  # NaN stays NaN
 
 
-def certificate(problem: MultitaskLasso, coefficients: Tensor) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Certificate:
+    """What a point V is worth, from V and the moments alone.
+
+    Attributes:
+        objective: ½‖Ψ − ΦV‖²_F/N + λΣc_k‖v_k‖.
+        gap: relative duality gap, `rounding` counted in.
+        rounding: the part of it that rounding in the moments may hide; no point is certified below it.
+        residual: ‖Ψ − ΦV‖²_F/N.
+    """
+
+    objective: float
+    gap: float
+    rounding: float
+    residual: float
+
+
+def certificate(problem: MultitaskLasso, coefficients: Tensor) -> Certificate:
     """Objective and relative duality gap of any V, from (G, H, energy) alone.
 
     With R = Ψ − ΦV, C = ΦᵀR/N and t = min(1, λ/max_k(‖C_k‖/c_k)), θ = tR is dual feasible and
@@ -89,13 +105,47 @@ def certificate(problem: MultitaskLasso, coefficients: Tensor) -> tuple[float, f
     s = problem.moments.group_size
     correlation = problem.correlation(coefficients)
     fit = problem.residual_energy(coefficients, correlation)
-    penalised = problem.penalty * problem.weighted_norm(coefficients)
+    norms = unit_norms(coefficients, s)
+    penalised = problem.penalty * float((problem.costs * norms).sum())
     objective = fit / 2 + penalised
-    norms = unit_norms(correlation, s)
-    largest = float((norms / problem.costs).max()) if norms.numel() else 0.0
+    ratios = unit_norms(correlation, s)
+    largest = float((ratios / problem.costs).max()) if ratios.numel() else 0.0
     t = 1.0 if largest <= problem.penalty else problem.penalty / largest
     gap = (1 - t) ** 2 * fit / 2 + penalised - t * float((coefficients * correlation).sum())
-    return objective, relative_gap(gap, objective)
+    rounding = _rounding(problem, norms, penalised)
+    return Certificate(
+        objective=objective,
+        gap=relative_gap(max(0.0, gap) + rounding, objective),
+        rounding=relative_gap(rounding, objective),
+        residual=fit,
+    )
+
+
+def _rounding(problem: MultitaskLasso, norms: Tensor, penalised: float) -> float:
+    """How far float64 may have moved the gap of a V with these unit `norms` (K,), in units of the objective.
+
+    Errors of sums grow with the root of their length (Higham and Mary 2019): C_k is off by eps times
+    g_k(‖Ψ‖ + ‖(g_j‖v_j‖)_j‖), g_k the root mean square of unit k's features, and by what the rows lost when their means
+    were taken away, eps times a mean for each of N rows. That moves ⟨V, C⟩, and the dual point by as much as the
+    constraint it breaks.
+    """
+    moments = problem.moments
+    assert moments.feature_energy is not None, "filled in by Moments"
+    own = _unit_sizes(moments.gram.diagonal(), moments.group_size)
+    recorded = torch.maximum(own, _unit_sizes(moments.feature_energy, moments.group_size))
+    output = max(0.0, moments.energy) ** 0.5
+    reach = output + float(torch.linalg.vector_norm(own * norms))
+    lost = min(1.0, 4 / max(1.0, moments.count) ** 0.5)
+    shift = float(torch.linalg.vector_norm(recorded * norms))
+    off = own * reach + lost * (recorded * output + own * shift)  # (K,)
+    moved = reach**2 + float(torch.linalg.vector_norm(norms * off))
+    if penalised > 0:
+        moved += penalised * float((off / problem.costs).max()) / problem.penalty
+    return torch.finfo(torch.float64).eps * moved
+
+
+def _unit_sizes(squares: Tensor, group_size: int) -> Tensor:
+    return squares.reshape(-1, group_size).sum(1).clamp_min(0).sqrt()
 
 
 def relative_gap(gap: float, objective: float) -> float:
@@ -110,3 +160,9 @@ def unit_norms(matrix: Tensor, group_size: int) -> Tensor:
     rows = matrix if group_size == 1 else matrix.reshape(matrix.shape[0] // group_size, -1)
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return norms
+
+
+def active_columns(coefficients: Tensor, group_size: int) -> Tensor:
+    """Columns (n,) of the units whose rows of V (K·s, D) are not all zero."""
+    active = (unit_norms(coefficients, group_size) != 0).nonzero()[:, 0]  # NaN counts as active
+    return unit_columns(active, group_size)

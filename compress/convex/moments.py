@@ -4,101 +4,141 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from compress.convex.sums import CentredSums, as_tensor
 from compress.errors import NonFiniteError
-
-_BLOCK = 512  # columns of one block row of the accumulated triangle
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Uncentred second moments of Φ (N, K·s) and Ψ (N, D), in float64; they add over shards of the samples.
+    """Second moments of Φ (N, K·s) and Ψ (N, D), in float64; shards of the samples merge exactly.
+
+    What is stored are moments about the mean row, so no spread is lost under a large mean; the moments about zero,
+    `gram`, `cross` and `energy`, are put together from them. Problems read those three: as they are for a fit without
+    an intercept, or those of `centred()` for a fit with one.
 
     Columns of Φ are unit-major: column k·s + j is tap j of unit k.
 
     Attributes:
-        gram: ΦᵀΦ/N (K·s, K·s).
-        cross: ΦᵀΨ/N (K·s, D).
-        energy: ‖Ψ‖²_F/N.
-        feature_mean: mean row of Φ (K·s,).
-        output_mean: mean row of Ψ (D,).
+        covariance: (Φ − 1φ̄ᵀ)ᵀ(Φ − 1φ̄ᵀ)/N (K·s, K·s). Rows and columns of constant features are exactly zero.
+        cross_covariance: (Φ − 1φ̄ᵀ)ᵀ(Ψ − 1ψ̄ᵀ)/N (K·s, D).
+        centred_energy: ‖Ψ − 1ψ̄ᵀ‖²_F/N.
+        feature_mean: mean row φ̄ of Φ (K·s,).
+        output_mean: mean row ψ̄ of Ψ (D,).
         count: N, or the sum of the sample weights.
         group_size: s, columns per unit.
-        output_gram: ΨᵀΨ/N (D, D) when it was recorded; else None.
+        output_covariance: (Ψ − 1ψ̄ᵀ)ᵀ(Ψ − 1ψ̄ᵀ)/N (D, D) when it was recorded; else None.
+        feature_energy: mean square (K·s,) of every column as recorded, which `centred` leaves alone: its rounding says
+            how small a spread means anything. Default: diagonal of `gram`.
     """
 
-    gram: Tensor
-    cross: Tensor
-    energy: float
+    covariance: Tensor
+    cross_covariance: Tensor
+    centred_energy: float
     feature_mean: Tensor
     output_mean: Tensor
     count: float
     group_size: int = 1
-    output_gram: Tensor | None = None
+    output_covariance: Tensor | None = None
+    feature_energy: Tensor | None = None
 
     def __post_init__(self) -> None:
-        n = self.gram.shape[0]
-        if self.gram.ndim != 2 or self.gram.shape[1] != n:
-            raise ValueError(f"`gram` must be square (K·s, K·s), got {tuple(self.gram.shape)}.")
-        if self.cross.ndim != 2 or self.cross.shape[0] != n:
+        n = self.covariance.shape[0]
+        if self.covariance.ndim != 2 or self.covariance.shape[1] != n:
+            raise ValueError(f"`covariance` must be square (K·s, K·s), got {tuple(self.covariance.shape)}.")
+        if self.cross_covariance.ndim != 2 or self.cross_covariance.shape[0] != n:
             raise ValueError(
-                f"`cross` must have shape (K·s, D) = ({n}, D) to match `gram`, got {tuple(self.cross.shape)}."
+                f"`cross_covariance` must have shape (K·s, D) = ({n}, D) to match `covariance`, "
+                f"got {tuple(self.cross_covariance.shape)}."
             )
-        d = self.cross.shape[1]
-        if tuple(self.feature_mean.shape) != (n,):
-            raise ValueError(f"`feature_mean` must have shape ({n},), got {tuple(self.feature_mean.shape)}.")
-        if tuple(self.output_mean.shape) != (d,):
-            raise ValueError(f"`output_mean` must have shape ({d},), got {tuple(self.output_mean.shape)}.")
-        if self.output_gram is not None and tuple(self.output_gram.shape) != (d, d):
-            raise ValueError(f"`output_gram` must have shape ({d}, {d}), got {tuple(self.output_gram.shape)}.")
+        d = self.cross_covariance.shape[1]
         if self.group_size < 1 or n % self.group_size:
             raise ValueError(f"`group_size` must divide the {n} columns of Φ, got {self.group_size}.")
-        for name in ("gram", "cross", "feature_mean", "output_mean", "output_gram"):
+        if self.feature_energy is None:
+            energy = self.covariance.diagonal() + self.feature_mean.square()
+            object.__setattr__(self, "feature_energy", energy)
+        shapes = {
+            "feature_mean": (n,),
+            "output_mean": (d,),
+            "output_covariance": (d, d),
+            "feature_energy": (n,),
+            "covariance": (n, n),
+            "cross_covariance": (n, d),
+        }
+        total = self.centred_energy
+        for name, shape in shapes.items():
             value: Tensor | None = getattr(self, name)
-            if value is not None and value.dtype != torch.float64:
+            if value is None:
+                continue
+            if tuple(value.shape) != shape:
+                raise ValueError(f"`{name}` must have shape {shape}, got {tuple(value.shape)}.")
+            if value.dtype != torch.float64:
                 raise ValueError(f"`{name}` must be float64, got {value.dtype}.")
-        finite = bool(torch.isfinite(self.gram.sum() + self.cross.sum() + self.feature_mean.sum()))
-        if not finite or self.energy != self.energy or self.energy in (float("inf"), float("-inf")):
+            total += float(value.sum())
+        if not total - total == 0:
             raise NonFiniteError("moments hold NaN or Inf: check the activations they were recorded from.")
 
     @classmethod
     def of(
         cls,
-        features: Tensor,
-        outputs: Tensor,
+        features: Any,
+        outputs: Any,
         *,
         group_size: int = 1,
-        weights: Tensor | None = None,
+        weights: Any = None,
         output_gram: bool = True,
     ) -> Moments:
-        """Moments of Φ (N, K·s) and Ψ (N, D), optionally with sample weights (N,); cost O(N·(K·s)²)."""
-        accumulator = MomentAccumulator(group_size, output_gram=output_gram)
-        accumulator.add(features, outputs, weights)
-        return accumulator.moments()
+        """Moments of Φ (N, K·s) and Ψ (N, D), optionally with sample weights (N,); cost O(N·(K·s)²).
+
+        Tensors or numpy arrays; any real dtype.
+        """
+        sums = CentredSums(group_size, output_gram=output_gram)
+        sums.add(features, outputs, weights)
+        return cls(**sums.parts())
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """ΦᵀΦ/N (K·s, K·s)."""
+        return _about_zero(self.covariance, self.feature_mean, self.feature_mean)
+
+    @cached_property
+    def cross(self) -> Tensor:
+        """ΦᵀΨ/N (K·s, D)."""
+        return _about_zero(self.cross_covariance, self.feature_mean, self.output_mean)
+
+    @cached_property
+    def output_gram(self) -> Tensor | None:
+        """ΨᵀΨ/N (D, D) when it was recorded; else None."""
+        if self.output_covariance is None:
+            return None
+        return _about_zero(self.output_covariance, self.output_mean, self.output_mean)
+
+    @property
+    def energy(self) -> float:
+        """‖Ψ‖²_F/N."""
+        return self.centred_energy + float(self.output_mean @ self.output_mean)
 
     @property
     def unit_count(self) -> int:
         """K."""
-        return self.gram.shape[0] // self.group_size
+        return self.covariance.shape[0] // self.group_size
 
     @property
     def output_count(self) -> int:
         """D."""
-        return self.cross.shape[1]
-
-    @property
-    def centred_energy(self) -> float:
-        """‖Ψ − mean(Ψ)‖²_F/N, never negative."""
-        return max(0.0, self.energy - float(self.output_mean @ self.output_mean))
+        return self.cross_covariance.shape[1]
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both shards of samples together: the count-weighted average."""
-        if self.gram.shape != other.gram.shape or self.cross.shape != other.cross.shape:
+        """The moments of both shards of samples together (Chan, Golub and LeVeque 1983)."""
+        if self.covariance.shape != other.covariance.shape or self.output_count != other.output_count:
             raise ValueError(
-                f"shards must have equal shapes, got cross {tuple(self.cross.shape)} and {tuple(other.cross.shape)}."
+                "shards must have equal shapes, got cross "
+                f"{tuple(self.cross_covariance.shape)} and {tuple(other.cross_covariance.shape)}."
             )
         if self.group_size != other.group_size:
             raise ValueError(f"shards must have equal `group_size`, got {self.group_size} and {other.group_size}.")
@@ -106,163 +146,104 @@ class Moments:
         if total <= 0:
             return self
         a, b = self.count / total, other.count / total
-        output_gram = None
-        if self.output_gram is not None and other.output_gram is not None:
-            output_gram = a * self.output_gram + b * other.output_gram
+        features, outputs = other.feature_mean - self.feature_mean, other.output_mean - self.output_mean
+        output_covariance = None
+        if self.output_covariance is not None and other.output_covariance is not None:
+            output_covariance = a * self.output_covariance + b * other.output_covariance
+            output_covariance.addr_(outputs, outputs, alpha=a * b)
+        assert self.feature_energy is not None and other.feature_energy is not None, "filled in by __post_init__"
         return Moments(
-            gram=a * self.gram + b * other.gram,
-            cross=a * self.cross + b * other.cross,
-            energy=a * self.energy + b * other.energy,
-            feature_mean=a * self.feature_mean + b * other.feature_mean,
-            output_mean=a * self.output_mean + b * other.output_mean,
+            covariance=(a * self.covariance).add_(other.covariance, alpha=b).addr_(features, features, alpha=a * b),
+            cross_covariance=(a * self.cross_covariance)
+            .add_(other.cross_covariance, alpha=b)
+            .addr_(features, outputs, alpha=a * b),
+            centred_energy=a * self.centred_energy + b * other.centred_energy + a * b * float(outputs @ outputs),
+            feature_mean=self.feature_mean + b * features,
+            output_mean=self.output_mean + b * outputs,
             count=total,
             group_size=self.group_size,
-            output_gram=output_gram,
+            output_covariance=output_covariance,
+            feature_energy=a * self.feature_energy + b * other.feature_energy,
         )
 
     def centred(self) -> Moments:
         """Moments of Φ and Ψ with their means taken away: an unpenalised intercept is solved by this, exactly."""
-        mean, target = self.feature_mean, self.output_mean
-        return replace(
-            self,
-            gram=torch.addr(self.gram, mean, mean, alpha=-1.0),
-            cross=torch.addr(self.cross, mean, target, alpha=-1.0),
-            energy=self.centred_energy,
-            feature_mean=torch.zeros_like(mean),
-            output_mean=torch.zeros_like(target),
-            output_gram=None if self.output_gram is None else torch.addr(self.output_gram, target, target, alpha=-1.0),
-        )
+        zero, target = torch.zeros_like(self.feature_mean), torch.zeros_like(self.output_mean)
+        return replace(self, feature_mean=zero, output_mean=target)
 
-    def columns(self, units: Tensor) -> Tensor:
-        """Column numbers (|S|·s,) of the given units (|S|,), in their order."""
-        return unit_columns(units.to(self.gram.device), self.group_size)
+    def columns(self, units: Any) -> Tensor:
+        """Column numbers (|S|·s,) of the given units, in their order: numbers (|S|,) or a boolean mask (K,)."""
+        index = unit_index(units, self.unit_count).to(self.covariance.device)
+        return unit_columns(index, self.group_size)
 
-    def subset(self, units: Tensor) -> Moments:
-        """The moments of these units (|S|,) alone, in the given order; nothing is recomputed."""
+    def subset(self, units: Any) -> Moments:
+        """The moments of these units alone, in the given order: numbers (|S|,) or a mask (K,); nothing is recomputed."""
         index = self.columns(units)
+        assert self.feature_energy is not None, "filled in by __post_init__"
         return replace(
             self,
-            gram=self.gram.index_select(0, index).index_select(1, index),
-            cross=self.cross.index_select(0, index),
+            covariance=self.covariance.index_select(0, index).index_select(1, index),
+            cross_covariance=self.cross_covariance.index_select(0, index),
             feature_mean=self.feature_mean.index_select(0, index),
+            feature_energy=self.feature_energy.index_select(0, index),
         )
 
     def with_outputs(self, weights: Tensor) -> Moments:
-        """Moments of the same Φ and of Ψ = ΦV for V = `weights` (K·s, D), exactly, from `gram` alone."""
-        weights = weights.to(self.gram)
-        cross = self.gram @ weights
-        output_gram = weights.T @ cross  # (D, D)
-        output_gram = (output_gram + output_gram.T) / 2
+        """Moments of the same Φ and of Ψ = ΦV for V = `weights` (K·s, D), exactly, from `covariance` alone."""
+        weights = weights.to(self.covariance)
+        cross = self.covariance @ weights
+        output_covariance = weights.T @ cross  # (D, D)
+        output_covariance = (output_covariance + output_covariance.T) / 2
         return replace(
             self,
-            cross=cross,
-            energy=float(output_gram.trace()),
+            cross_covariance=cross,
+            centred_energy=max(0.0, float(output_covariance.trace())),
             output_mean=weights.T @ self.feature_mean,
-            output_gram=output_gram,
+            output_covariance=output_covariance,
+        )
+
+    def residual(self, weights: Tensor) -> Moments:
+        """Moments of the same Φ and of Ψ − ΦV for V = `weights` (K·s, D)."""
+        weights = weights.to(self.covariance)
+        product = self.covariance @ weights
+        fitted = float((weights * (2 * self.cross_covariance - product)).sum())
+        return replace(
+            self,
+            cross_covariance=self.cross_covariance - product,
+            centred_energy=max(0.0, self.centred_energy - fitted),
+            output_mean=self.output_mean - weights.T @ self.feature_mean,
+            output_covariance=None,
         )
 
     def rotated(self, rotation: Tensor) -> Moments:
         """Moments for the outputs ΨQ, Q = `rotation` (D, d) with orthonormal columns spanning the rows of Ψ."""
+        covariance = self.output_covariance
+        mean = rotation.T @ self.output_mean
+        lost = float(self.output_mean @ self.output_mean) - float(mean @ mean)
         return replace(
             self,
-            cross=self.cross @ rotation,
-            output_mean=rotation.T @ self.output_mean,
-            output_gram=None if self.output_gram is None else rotation.T @ self.output_gram @ rotation,
+            cross_covariance=self.cross_covariance @ rotation,
+            centred_energy=self.centred_energy + max(0.0, lost),  # `energy` stays that of all outputs
+            output_mean=mean,
+            output_covariance=None if covariance is None else rotation.T @ covariance @ rotation,
         )
 
     def to(self, device: torch.device | str) -> Moments:
         """The same moments on another device."""
+        assert self.feature_energy is not None, "filled in by __post_init__"
         return replace(
             self,
-            gram=self.gram.to(device),
-            cross=self.cross.to(device),
+            covariance=self.covariance.to(device),
+            cross_covariance=self.cross_covariance.to(device),
             feature_mean=self.feature_mean.to(device),
             output_mean=self.output_mean.to(device),
-            output_gram=None if self.output_gram is None else self.output_gram.to(device),
-        )
-
-    def all_reduce(self) -> Moments:
-        """The moments over all ranks of the default torch.distributed group; unchanged when there is none."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self
-        scalars = self.gram.new_tensor([self.count, self.energy * self.count])
-        sums = [self.gram, self.cross, self.feature_mean, self.output_mean]
-        if self.output_gram is not None:
-            sums.append(self.output_gram)
-        sums = [value * self.count for value in sums]
-        for value in [scalars, *sums]:
-            torch.distributed.all_reduce(value)
-        count = float(scalars[0])
-        gram, cross, feature_mean, output_mean, *rest = [value / count for value in sums]
-        return Moments(
-            gram=gram,
-            cross=cross,
-            energy=float(scalars[1]) / count,
-            feature_mean=feature_mean,
-            output_mean=output_mean,
-            count=count,
-            group_size=self.group_size,
-            output_gram=rest[0] if rest else None,
+            output_covariance=None if self.output_covariance is None else self.output_covariance.to(device),
+            feature_energy=self.feature_energy.to(device),
         )
 
 
-class MomentAccumulator:
-    """Streams batches of Φ and Ψ into `Moments`, in place: memory O((K·s)² + K·s·D), no (K·s)² temporary per batch.
-
-    Args:
-        group_size: s, columns of Φ per unit.
-        output_gram: record ΨᵀΨ (D, D) as well, so that D can be replaced by rank(Ψ).
-        device: where the sums live; default: where the first batch is.
-    """
-
-    def __init__(
-        self, group_size: int = 1, output_gram: bool = False, device: torch.device | str | None = None
-    ) -> None:
-        self.group_size = group_size
-        self.records_output_gram = output_gram
-        self.device = device
-        self.count = 0.0
-        self._energy: Tensor | None = None
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, features: Tensor, outputs: Tensor, weights: Tensor | None = None) -> None:
-        """Add the rows of Φ (n, K·s) and Ψ (n, D), with optional sample weights (n,) ≥ 0; any float dtype."""
-        if features.ndim != 2 or outputs.ndim != 2 or features.shape[0] != outputs.shape[0]:
-            raise ValueError(
-                "`features` (n, K·s) and `outputs` (n, D) must be matrices of equally many rows, "
-                f"got {tuple(features.shape)} and {tuple(outputs.shape)}."
-            )
-        device = self.device if self.device is not None else features.device
-        phi = features.detach().to(device=device, dtype=torch.float64)
-        psi = outputs.detach().to(device=device, dtype=torch.float64)
-        if not self._sums:
-            self._allocate(phi, psi)
-        sums = self._sums
-        if phi.shape[1] != sums["gram"].shape[0] or psi.shape[1] != sums["cross"].shape[1]:
-            raise ValueError(
-                f"expected {sums['gram'].shape[0]} feature and {sums['cross'].shape[1]} output columns as before, "
-                f"got {phi.shape[1]} and {psi.shape[1]}."
-            )
-        if weights is None:
-            self.count += phi.shape[0]
-        else:
-            if tuple(weights.shape) != (phi.shape[0],):
-                raise ValueError(f"`weights` must have shape ({phi.shape[0]},), got {tuple(weights.shape)}.")
-            if bool((weights < 0).any()):
-                raise ValueError("`weights` must not be negative.")
-            root = weights.detach().to(phi).sqrt()
-            self.count += float(root.square().sum())
-            sums["feature_mean"].addmv_(phi.T, root.square())
-            sums["output_mean"].addmv_(psi.T, root.square())
-            phi, psi = phi * root[:, None], psi * root[:, None]
-        if weights is None:
-            sums["feature_mean"].add_(phi.sum(0))
-            sums["output_mean"].add_(psi.sum(0))
-        _add_upper(sums["gram"], phi)
-        sums["cross"].addmm_(phi.T, psi)
-        if self.records_output_gram:
-            _add_upper(sums["output_gram"], psi)
-        sums["energy"].add_(psi.square().sum())
+class MomentAccumulator(CentredSums):
+    """Streams batches of Φ and Ψ into `Moments`."""
 
     def moments(self) -> Moments:
         """The moments of everything added so far.
@@ -271,50 +252,7 @@ class MomentAccumulator:
             ValueError: nothing was added.
             NonFiniteError: NaN or Inf came in.
         """
-        if not self._sums or self.count <= 0:
-            raise ValueError("no samples were added, so there are no moments.")
-        sums, n = self._sums, self.count
-        return Moments(
-            gram=_symmetric(sums["gram"]).div_(n),
-            cross=sums["cross"] / n,
-            energy=float(sums["energy"]) / n,
-            feature_mean=sums["feature_mean"] / n,
-            output_mean=sums["output_mean"] / n,
-            count=n,
-            group_size=self.group_size,
-            output_gram=_symmetric(sums["output_gram"]).div_(n) if self.records_output_gram else None,
-        )
-
-    def all_reduce(self, device: torch.device | str = "cpu") -> None:
-        """Take in what the other ranks of the default torch.distributed group added; without a group, nothing.
-
-        A rank that added nothing takes part all the same. `device`: where such a rank holds its sums.
-        """
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return
-        if self._sums:
-            device = self._sums["gram"].device
-        own = [self._sums["gram"].shape[0], self._sums["cross"].shape[1]] if self._sums else [0, 0]
-        shape = torch.tensor(own, device=device)
-        torch.distributed.all_reduce(shape, torch.distributed.ReduceOp.MAX)
-        features, outputs = (int(size) for size in shape)
-        if not self._sums and features:
-            empty = torch.zeros(0, max(features, outputs), dtype=torch.float64, device=device)
-            self._allocate(empty[:, :features], empty[:, :outputs])
-        count = torch.tensor([self.count], dtype=torch.float64, device=device)
-        for value in (count, *self._sums.values()):
-            if value.numel():
-                torch.distributed.all_reduce(value)
-        self.count = float(count)
-
-    def _allocate(self, phi: Tensor, psi: Tensor) -> None:
-        k, d = phi.shape[1], psi.shape[1]
-        if k % self.group_size:
-            raise ValueError(f"`features` must have a multiple of group_size {self.group_size} columns, got {k}.")
-        shapes = {"gram": (k, k), "cross": (k, d), "feature_mean": (k,), "output_mean": (d,), "energy": ()}
-        if self.records_output_gram:
-            shapes["output_gram"] = (d, d)
-        self._sums = {name: phi.new_zeros(shape) for name, shape in shapes.items()}
+        return Moments(**self.parts())
 
 
 def stack_consumers(
@@ -324,7 +262,7 @@ def stack_consumers(
 
     Minimises Σ_j weights_j·‖Ψ_j − Φ_jV_j − 1b_jᵀ‖²/N_j over all consumers at once: unit k owns s = Σ_j s_j columns,
     between consumers `gram` is zero, and D = Σ_j D_j. With `intercept` each part is centred first (every consumer has
-    a bias of its own), so the means of the result are zero and centring it again changes nothing. Use it to select;
+    a bias of its own); the means of the result are zero and centring it again changes nothing. Use it to select;
     refit every consumer from its own part. Default weights: 1/centred energy, so that relative errors count alike.
     """
     if not parts:
@@ -340,8 +278,8 @@ def stack_consumers(
     k = units.pop()
     sizes = [part.group_size for part in parts]
     s, d = sum(sizes), sum(part.output_count for part in parts)
-    gram = parts[0].gram.new_zeros(k * s, k * s)
-    cross = gram.new_zeros(k * s, d)
+    gram = parts[0].covariance.new_zeros(k * s, k * s)
+    cross, feature_energy = gram.new_zeros(k * s, d), gram.new_zeros(k * s)
     energy, first_tap, first_output = 0.0, 0, 0
     for part, weight in zip(parts, weights, strict=True):
         own = part.centred() if intercept else part
@@ -349,33 +287,57 @@ def stack_consumers(
         index = (torch.arange(k, device=gram.device)[:, None] * s + taps).reshape(-1)  # (K·s_j,)
         gram[index[:, None], index] = weight * own.gram
         cross[index, first_output : first_output + part.output_count] = weight * own.cross
+        assert own.feature_energy is not None, "filled in by __post_init__"
+        feature_energy[index] = weight * own.feature_energy
         energy += weight * own.energy
         first_tap += part.group_size
         first_output += part.output_count
     return Moments(
-        gram=gram,
-        cross=cross,
-        energy=energy,
+        covariance=gram,
+        cross_covariance=cross,
+        centred_energy=energy,
         feature_mean=gram.new_zeros(k * s),
         output_mean=gram.new_zeros(d),
         count=max(part.count for part in parts),
         group_size=s,
+        feature_energy=feature_energy,
     )
+
+
+def unit_index(units: Any, count: int) -> Tensor:
+    """Unit numbers (|S|,) from numbers or a boolean mask (count,), as a tensor, array or list.
+
+    Raises:
+        ValueError: a mask of another length, numbers that are no integers, or outside of 0 … count − 1.
+    """
+    index = as_tensor(units, "units")
+    if index.ndim != 1:
+        raise ValueError(f"`units` must be unit numbers (n,) or a mask ({count},), got shape {tuple(index.shape)}.")
+    if index.dtype == torch.bool:
+        if index.shape[0] != count:
+            raise ValueError(f"a mask of units must have shape ({count},), got ({index.shape[0]},).")
+        return index.nonzero()[:, 0]
+    if index.numel() == 0:
+        return index.to(torch.long)
+    if index.is_floating_point() or index.is_complex():
+        raise ValueError(f"`units` must be unit numbers or a boolean mask, got {index.dtype}.")
+    if int(index.min()) < 0 or int(index.max()) >= count:
+        raise ValueError(
+            f"`units` must lie between 0 and {count - 1}, got numbers from {int(index.min())} to {int(index.max())}."
+        )
+    return index.to(torch.long)
 
 
 def unit_columns(units: Tensor, group_size: int) -> Tensor:
     """Column numbers (|S|·s,) that the given units (|S|,) own, unit-major."""
+    if units.dtype == torch.bool:
+        raise ValueError("unit numbers are needed here, got a boolean mask; use `mask.nonzero()[:, 0]`.")
     taps = torch.arange(group_size, device=units.device)
     return (units.to(torch.long)[:, None] * group_size + taps).reshape(-1)
 
 
-def _add_upper(total: Tensor, rows: Tensor) -> None:
-    """total += rowsᵀ rows on and above the block diagonal only; the rest is mirrored at the end."""
-    for first in range(0, total.shape[0], _BLOCK):
-        last = first + _BLOCK
-        total[first:last, first:].addmm_(rows[:, first:last].T, rows[:, first:])
-
-
-def _symmetric(upper: Tensor) -> Tensor:
-    full = upper.triu()
-    return full.add_(full.triu(1).T)
+def _about_zero(covariance: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """covariance + left·rightᵀ; the same tensor where a mean is zero."""
+    if not (bool(left.any()) and bool(right.any())):
+        return covariance
+    return torch.addr(covariance, left, right)

@@ -15,8 +15,6 @@ from compress.errors import SolverError
 RIDGE = 1e-8
 """Default ridge, relative to each column's own second moment: it bounds the condition number by about K·s/RIDGE."""
 
-_CONSTANT = 1e-12  # a column whose centred second moment is below this fraction of its own second moment is constant
-
 
 @dataclass(frozen=True, eq=False)
 class Refit:
@@ -53,10 +51,9 @@ class NormalEquations:
 
 def normal_equations(moments: Moments, *, ridge: float = RIDGE, intercept: bool = True) -> NormalEquations:
     """The scaled, ridged normal equations of min ‖Ψ − ΦV − 1bᵀ‖²."""
-    raw_diagonal = moments.gram.diagonal()
     own = moments.centred() if intercept else moments
     diagonal = own.gram.diagonal()
-    alive = (diagonal > _CONSTANT * raw_diagonal) & (diagonal > 0)
+    alive = diagonal > 0
     scale = torch.where(alive, diagonal.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
     gram = own.gram * scale[:, None]
     gram.mul_(scale)
@@ -98,8 +95,8 @@ def refit(
     """
     own = _ordinary(moments, units)
     count = own.output_count
-    if own.gram.shape[0] == 0:
-        empty = own.cross.new_zeros(0, count)
+    if own.unit_count == 0:
+        empty = own.covariance.new_zeros(0, count)
         bias = own.output_mean.clone() if intercept else torch.zeros_like(own.output_mean)
         return Refit(empty, bias, relative_error(own, None, empty, bias, intercept=intercept), ridge)
     equations = normal_equations(own, ridge=ridge, intercept=intercept)
@@ -126,15 +123,13 @@ def relative_error(
         intercept: the denominator is centred; else it is ‖Ψ‖_F.
     """
     own = _ordinary(moments, units)
-    if tuple(coefficients.shape) != tuple(own.cross.shape):
-        raise ValueError(f"`coefficients` must have shape {tuple(own.cross.shape)}, got {tuple(coefficients.shape)}.")
-    v = coefficients.to(own.cross)
-    mean_residual = own.output_mean - v.T @ own.feature_mean
+    if tuple(coefficients.shape) != tuple(own.cross_covariance.shape):
+        raise ValueError(f"`coefficients` must have shape {tuple(own.cross_covariance.shape)}, got {tuple(coefficients.shape)}.")
+    v = coefficients.to(own.covariance)
+    left = own.residual(v)  # residual energy = centred residual energy + ‖mean residual − b‖²
     bias = torch.zeros_like(own.output_mean) if intercept_values is None else intercept_values.to(v)
-    centred = own.centred()  # residual energy = centred residual energy + ‖mean residual − b‖²
-    spread = centred.energy + float((v * (centred.gram @ v - 2 * centred.cross)).sum())
-    residual = max(0.0, spread) + float((mean_residual - bias).square().sum())
-    total = centred.energy if intercept else own.energy
+    residual = left.centred_energy + float((left.output_mean - bias).square().sum())
+    total = own.centred_energy if intercept else own.energy
     if total <= 0:
         return 0.0 if residual <= 0 else math.inf
     return math.sqrt(residual / total)

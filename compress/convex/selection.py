@@ -109,9 +109,8 @@ def magnitude_order(moments: Moments, *, intercept: bool = True) -> Tensor:
 def pivoted_order(moments: Moments, *, intercept: bool = True) -> Tensor:
     """Units (K,) by pivoted QR of Φ (interpolative decomposition): each the farthest from the span of those before."""
     own = moments.centred() if intercept else moments
-    features_only = own.with_outputs(torch.eye(own.gram.shape[0], dtype=own.gram.dtype))
     s = own.group_size
-    residual = features_only.gram.clone()
+    residual = own.gram.clone()
     order: list[int] = []
     left = torch.ones(own.unit_count, dtype=torch.bool)
     for _ in range(own.unit_count):

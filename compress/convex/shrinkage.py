@@ -45,15 +45,15 @@ def shrink_moments(moments: Moments, weights: Tensor) -> Moments:
     intensity = shrinkage_intensity(moments.gram, moments.count)
     strength = intensity / (1 - intensity) if intensity < 0.99 else 99.0
     noise = strength * moments.gram.diagonal()  # (K·s,)
-    weights = weights.to(moments.gram)
+    weights = weights.to(moments.covariance)
     carried = weights * noise[:, None]
-    gram = moments.gram.clone()
-    gram.diagonal().add_(noise)
-    output_gram = None if moments.output_gram is None else moments.output_gram + weights.T @ carried
+    covariance = moments.covariance.clone()
+    covariance.diagonal().add_(noise)
+    outputs = moments.output_covariance
     return replace(
         moments,
-        gram=gram,
-        cross=moments.cross + carried,
-        energy=moments.energy + float((weights * carried).sum()),
-        output_gram=output_gram,
+        covariance=covariance,
+        cross_covariance=moments.cross_covariance + carried,
+        centred_energy=moments.centred_energy + float((weights * carried).sum()),
+        output_covariance=None if outputs is None else outputs + weights.T @ carried,
     )

@@ -48,7 +48,7 @@ def solve(
     outcome = _run(reduction.problem, solver, tolerance, first, max_iterations, deadline)
     coefficients = reduction.restore(outcome.coefficients, problem)
     solution = finished(problem, coefficients, outcome, solver, tolerance)
-    if not reduction.trivial and not outcome.reason and not solution.certified:
+    if not (reduction.trivial or outcome.reason or solution.certified or solution.rounding > tolerance):
         # rounding in a reduction showed in the certificate of the whole problem: go on without it
         outcome = _run(problem, solver, tolerance, coefficients, max_iterations, deadline)
         solution = finished(problem, outcome.coefficients, outcome, solver, tolerance)
@@ -111,26 +111,24 @@ def finished(
     problem: MultitaskLasso, coefficients: Tensor, outcome: Outcome, solver: str, tolerance: float
 ) -> Solution:
     """The solution at this point, with the certificate recomputed on the whole problem."""
-    objective, gap = certificate(problem, coefficients)
-    if gap <= tolerance:
-        status = f"certified: relative gap {gap:.1e} is within {tolerance:.0e}"
+    found = certificate(problem, coefficients)
+    if found.gap <= tolerance:
+        status = f"certified: relative gap {found.gap:.1e} is within {tolerance:.0e}"
     else:
         reason = outcome.reason or "the solver's own estimate was met, the recomputed certificate was not"
-        status = f"stopped: {reason}; relative gap {gap:.1e} is above {tolerance:.0e}"
-    active = (unit_norms(coefficients, problem.moments.group_size) > 0).nonzero()[:, 0]
+        if found.rounding > tolerance:
+            reason = f"rounding in the moments hides gaps below {found.rounding:.0e}"
+        status = f"stopped: {reason}; relative gap {found.gap:.1e} is above {tolerance:.0e}"
+    energy = problem.moments.energy
     return Solution(
         coefficients=coefficients,
         penalty=problem.penalty,
-        objective=objective,
-        gap=gap,
-        active=active,
+        objective=found.objective,
+        gap=found.gap,
+        active=(unit_norms(coefficients, problem.moments.group_size) > 0).nonzero()[:, 0],
         status=status,
         iterations=outcome.iterations,
         solver=solver,
-        error=residual_norm(problem, coefficients) / problem.moments.energy**0.5 if problem.moments.energy > 0 else 0.0,
+        error=math.sqrt(found.residual / energy) if energy > 0 else 0.0,
+        rounding=found.rounding,
     )
-
-
-def residual_norm(problem: MultitaskLasso, coefficients: Tensor) -> float:
-    """‖Ψ − ΦV‖_F/√N."""
-    return math.sqrt(problem.residual_energy(coefficients, problem.correlation(coefficients)))

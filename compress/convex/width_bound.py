@@ -143,7 +143,7 @@ def reduce_width(
     """
     s = moments.group_size
     result = coefficients.to(moments.gram).clone()
-    costs = torch.ones_like(moments.gram[0, : moments.unit_count]) if unit_costs is None else unit_costs.to(result)
+    costs = torch.ones(moments.unit_count).to(result) if unit_costs is None else unit_costs.to(result)
     values, vectors = eigen_decomposition(moments.gram)
     kept = values > max(tolerance**2, 1e-13) * float(values[-1]) if values.numel() else values > 0
     features = values[kept].sqrt()[:, None] * vectors[:, kept].T  # (r, K·s), Φ in an orthonormal basis of its range

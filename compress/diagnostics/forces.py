@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compress.convex import Moments
+from compress.convex.eigen import eigen_decomposition
 
 RELATIVE = 1e-10  # eigenvalues of a kernel below this fraction of the largest count as zero
 
@@ -64,7 +65,7 @@ def representation_cost(moments: Moments, weights: Tensor, tolerance: float = 1e
 
     Its sum is Jacot's ‖Z_ℓ(Z_{ℓ−1}^σ)⁺‖²_F, at most ‖V‖²_F. `tolerance` is a relative singular value of Φ.
     """
-    values, vectors = torch.linalg.eigh(moments.gram)
+    values, vectors = eigen_decomposition(moments.gram)
     kept = vectors[:, values > tolerance**2 * values[-1].clamp_min(torch.finfo(values.dtype).tiny)]
     least = kept @ (kept.T @ weights.to(kept))  # (K·s, D)
     squares: Tensor = least.reshape(moments.unit_count, -1).square().sum(1)

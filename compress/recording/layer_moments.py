@@ -63,9 +63,9 @@ class LayerMoments:
         """
         parts = []
         for reading, part in zip(self.readings, self._centred(), strict=True):
-            if part.count < ROWS_PER_COLUMN * part.gram.shape[0]:
-                rows = unit_columns(self.units.to(part.gram.device), reading.group_size)
-                part = shrink_moments(part, reading.weights(original).to(part.gram)[rows])
+            if part.count < ROWS_PER_COLUMN * part.covariance.shape[0]:
+                rows = unit_columns(self.units.to(part.covariance.device), reading.group_size)
+                part = shrink_moments(part, reading.weights(original).to(part.covariance)[rows])
             parts.append(part)
         return stacked(parts)
 

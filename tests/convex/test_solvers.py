@@ -130,9 +130,9 @@ def test_rescaling_one_unit_and_its_cost_changes_no_output(kind, factor):
     scale = torch.ones(moments.gram.shape[0], dtype=torch.float64)
     scale[s : 2 * s] = factor
     rescaled = Moments(
-        gram=moments.gram * scale[:, None] * scale,
-        cross=moments.cross * scale[:, None],
-        energy=moments.energy,
+        covariance=moments.covariance * scale[:, None] * scale,
+        cross_covariance=moments.cross_covariance * scale[:, None],
+        centred_energy=moments.centred_energy,
         feature_mean=moments.feature_mean * scale,
         output_mean=moments.output_mean,
         count=moments.count,

@@ -27,6 +27,7 @@ class Solution:
         iterations: of the solver's inner loop.
         solver: its name in `SOLVERS`.
         error: ‖Ψ − ΦV‖_F/‖Ψ‖_F.
+        rounding: part of `gap` that rounding in the moments may hide: no solver gets below it.
     """
 
     coefficients: Tensor
@@ -38,6 +39,7 @@ class Solution:
     iterations: int
     solver: str = "newton"
     error: float = 0.0
+    rounding: float = 0.0
 
     @property
     def certified(self) -> bool:
