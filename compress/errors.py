@@ -9,6 +9,7 @@
     ├── TraceError               exit 5   the network cannot be exported to a graph
     ├── NonFiniteError           exit 1   NaN or Inf in weights, activations or moments; names the layer
     ├── SolverError              exit 1   a convex problem could not be solved
+    │   └── MomentsError         exit 1   second moments that no problem can be solved on
     ├── SurgeryError             exit 1   the narrowed network does not equal the masked original
     ├── OutputError              exit 1   the output folder cannot be written, or a written folder cannot be read
     ├── RecipeError              exit 2   options that are invalid or contradict each other
@@ -62,6 +63,10 @@ class NonFiniteError(CompressError):
 
 class SolverError(CompressError):
     """A convex problem that could not be solved."""
+
+
+class MomentsError(SolverError):
+    """Second moments on which no problem can be solved: of no samples, or indefinite beyond rounding."""
 
 
 class SurgeryError(CompressError):

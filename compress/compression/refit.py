@@ -86,7 +86,9 @@ def held_back_error(
         for consumer in reading.consumers if intercept else ():
             (name, sign), target = constant_of(consumer), reading.outputs(consumer, current)
             moved.append(sign * (current[name][target].double() - original[name][target].double()))
-        errors.append(reading_error(check.subset(kept), before, torch.cat(moved).to(check.covariance) if moved else None))
+        errors.append(
+            reading_error(check.subset(kept), before, torch.cat(moved).to(check.covariance) if moved else None)
+        )
     return root_mean_square(errors)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compress.convex.moments import Moments, unit_columns, unit_index
 from compress.convex.sums import as_rows, rounding_of, settled_parts
+from compress.errors import MomentsError
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,9 +186,9 @@ class FactorAccumulator:
         self.count += n
 
     def moments(self) -> FactoredMoments:
-        """The factored moments of everything added so far."""
+        """The factored moments of everything added so far. Raises MomentsError when that is nothing."""
         if self._stored is None or not self.count:
-            raise ValueError("no samples were added, so there are no moments.")
+            raise MomentsError("no samples were added, so there are no moments.")
         n = self.count
         used = min(self.rows, n)
         drift, target = self._sums[0] / n, self._sums[1] / n

@@ -124,24 +124,24 @@ def certificate(problem: MultitaskLasso, coefficients: Tensor) -> Certificate:
 def _rounding(problem: MultitaskLasso, norms: Tensor, penalised: float) -> float:
     """How far float64 may have moved the gap of a V with these unit `norms` (K,), in units of the objective.
 
-    Errors of sums grow with the root of their length (Higham and Mary 2019): C_k is off by eps times
-    g_k(‖Ψ‖ + ‖(g_j‖v_j‖)_j‖), g_k the root mean square of unit k's features, and by what the rows lost when their means
-    were taken away, eps times a mean for each of N rows. That moves ⟨V, C⟩, and the dual point by as much as the
-    constraint it breaks.
+    Errors of sums grow with the root of their length (Higham and Mary 2019): C_k is off by a few eps times
+    g_k(‖Ψ‖ + ‖(g_j‖v_j‖)_j‖), g_k the root mean square of unit k's features, and by what the rows lost when their
+    means were taken away, eps times a mean for each of N rows. That moves ⟨V, C⟩, and the dual point by as much as
+    the constraint it breaks.
     """
     moments = problem.moments
-    assert moments.feature_energy is not None, "filled in by Moments"
     own = _unit_sizes(moments.gram.diagonal(), moments.group_size)
-    recorded = torch.maximum(own, _unit_sizes(moments.feature_energy, moments.group_size))
-    output = max(0.0, moments.energy) ** 0.5
+    recorded = _unit_sizes(moments.recorded_energy, moments.group_size)
+    recorded = torch.where(own > 0, torch.maximum(own, recorded), 0.0)  # constant units have no part in anything
+    output = math.sqrt(max(0.0, moments.energy))
     reach = output + float(torch.linalg.vector_norm(own * norms))
-    lost = min(1.0, 4 / max(1.0, moments.count) ** 0.5)
+    lost = min(1.0, 4 / math.sqrt(max(1.0, moments.count)))
     shift = float(torch.linalg.vector_norm(recorded * norms))
     off = own * reach + lost * (recorded * output + own * shift)  # (K,)
     moved = reach**2 + float(torch.linalg.vector_norm(norms * off))
     if penalised > 0:
         moved += penalised * float((off / problem.costs).max()) / problem.penalty
-    return torch.finfo(torch.float64).eps * moved
+    return 4 * torch.finfo(torch.float64).eps * moved
 
 
 def _unit_sizes(squares: Tensor, group_size: int) -> Tensor:

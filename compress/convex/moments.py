@@ -34,7 +34,7 @@ class Moments:
         group_size: s, columns per unit.
         output_covariance: (Ψ − 1ψ̄ᵀ)ᵀ(Ψ − 1ψ̄ᵀ)/N (D, D) when it was recorded; else None.
         feature_energy: mean square (K·s,) of every column as recorded, which `centred` leaves alone: its rounding says
-            how small a spread means anything. Default: diagonal of `gram`.
+            how small a spread means anything. None: the diagonal of `gram`; read it as `recorded_energy`.
     """
 
     covariance: Tensor
@@ -59,9 +59,6 @@ class Moments:
         d = self.cross_covariance.shape[1]
         if self.group_size < 1 or n % self.group_size:
             raise ValueError(f"`group_size` must divide the {n} columns of Φ, got {self.group_size}.")
-        if self.feature_energy is None:
-            energy = self.covariance.diagonal() + self.feature_mean.square()
-            object.__setattr__(self, "feature_energy", energy)
         shapes = {
             "feature_mean": (n,),
             "output_mean": (d,),
@@ -119,6 +116,13 @@ class Moments:
         return _about_zero(self.output_covariance, self.output_mean, self.output_mean)
 
     @property
+    def recorded_energy(self) -> Tensor:
+        """Mean square (K·s,) of every column as recorded."""
+        if self.feature_energy is not None:
+            return self.feature_energy
+        return self.covariance.diagonal() + self.feature_mean.square()
+
+    @property
     def energy(self) -> float:
         """‖Ψ‖²_F/N."""
         return self.centred_energy + float(self.output_mean @ self.output_mean)
@@ -151,7 +155,6 @@ class Moments:
         if self.output_covariance is not None and other.output_covariance is not None:
             output_covariance = a * self.output_covariance + b * other.output_covariance
             output_covariance.addr_(outputs, outputs, alpha=a * b)
-        assert self.feature_energy is not None and other.feature_energy is not None, "filled in by __post_init__"
         return Moments(
             covariance=(a * self.covariance).add_(other.covariance, alpha=b).addr_(features, features, alpha=a * b),
             cross_covariance=(a * self.cross_covariance)
@@ -163,13 +166,13 @@ class Moments:
             count=total,
             group_size=self.group_size,
             output_covariance=output_covariance,
-            feature_energy=a * self.feature_energy + b * other.feature_energy,
+            feature_energy=a * self.recorded_energy + b * other.recorded_energy,
         )
 
     def centred(self) -> Moments:
         """Moments of Φ and Ψ with their means taken away: an unpenalised intercept is solved by this, exactly."""
         zero, target = torch.zeros_like(self.feature_mean), torch.zeros_like(self.output_mean)
-        return replace(self, feature_mean=zero, output_mean=target)
+        return replace(self, feature_mean=zero, output_mean=target, feature_energy=self.recorded_energy)
 
     def columns(self, units: Any) -> Tensor:
         """Column numbers (|S|·s,) of the given units, in their order: numbers (|S|,) or a boolean mask (K,)."""
@@ -177,15 +180,14 @@ class Moments:
         return unit_columns(index, self.group_size)
 
     def subset(self, units: Any) -> Moments:
-        """The moments of these units alone, in the given order: numbers (|S|,) or a mask (K,); nothing is recomputed."""
+        """The moments of these units alone, in the given order: numbers (|S|,) or a mask (K,)."""
         index = self.columns(units)
-        assert self.feature_energy is not None, "filled in by __post_init__"
         return replace(
             self,
             covariance=self.covariance.index_select(0, index).index_select(1, index),
             cross_covariance=self.cross_covariance.index_select(0, index),
             feature_mean=self.feature_mean.index_select(0, index),
-            feature_energy=self.feature_energy.index_select(0, index),
+            feature_energy=self.recorded_energy.index_select(0, index),
         )
 
     def with_outputs(self, weights: Tensor) -> Moments:
@@ -230,7 +232,6 @@ class Moments:
 
     def to(self, device: torch.device | str) -> Moments:
         """The same moments on another device."""
-        assert self.feature_energy is not None, "filled in by __post_init__"
         return replace(
             self,
             covariance=self.covariance.to(device),
@@ -238,7 +239,7 @@ class Moments:
             feature_mean=self.feature_mean.to(device),
             output_mean=self.output_mean.to(device),
             output_covariance=None if self.output_covariance is None else self.output_covariance.to(device),
-            feature_energy=self.feature_energy.to(device),
+            feature_energy=self.recorded_energy.to(device),
         )
 
 
@@ -249,7 +250,7 @@ class MomentAccumulator(CentredSums):
         """The moments of everything added so far.
 
         Raises:
-            ValueError: nothing was added.
+            MomentsError: nothing was added.
             NonFiniteError: NaN or Inf came in.
         """
         return Moments(**self.parts())
@@ -287,8 +288,7 @@ def stack_consumers(
         index = (torch.arange(k, device=gram.device)[:, None] * s + taps).reshape(-1)  # (K·s_j,)
         gram[index[:, None], index] = weight * own.gram
         cross[index, first_output : first_output + part.output_count] = weight * own.cross
-        assert own.feature_energy is not None, "filled in by __post_init__"
-        feature_energy[index] = weight * own.feature_energy
+        feature_energy[index] = weight * own.recorded_energy
         energy += weight * own.energy
         first_tap += part.group_size
         first_output += part.output_count

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compress.convex.factored import FactoredMoments
 from compress.convex.moments import Moments
-from compress.errors import SolverError
+from compress.errors import MomentsError
 
 RIDGE = 1e-8
 """Default ridge, relative to each column's own second moment: it bounds the condition number by about K·s/RIDGE."""
@@ -69,14 +69,18 @@ def normal_equations(moments: Moments, *, ridge: float = RIDGE, intercept: bool 
 
 
 def factored(equations: NormalEquations) -> tuple[Tensor, float]:
-    """Lower Cholesky factor of the ridged gram and the ridge it needed (×10 until it is positive definite)."""
+    """Lower Cholesky factor of the ridged gram and the ridge it needed (×10 until it is positive definite).
+
+    Raises:
+        MomentsError: the gram is not positive semidefinite; moments of samples always are.
+    """
     gram, ridge = equations.gram, equations.ridge
     while True:
         factor, info = torch.linalg.cholesky_ex(gram)
         if not int(info):
             return factor, ridge
         if ridge >= 1e-3:
-            raise SolverError(
+            raise MomentsError(
                 f"the gram matrix ({gram.shape[0]} columns) is not positive semidefinite even with a relative ridge "
                 f"of {ridge:.0e}: the moments are not those of one set of samples."
             )
@@ -124,7 +128,9 @@ def relative_error(
     """
     own = _ordinary(moments, units)
     if tuple(coefficients.shape) != tuple(own.cross_covariance.shape):
-        raise ValueError(f"`coefficients` must have shape {tuple(own.cross_covariance.shape)}, got {tuple(coefficients.shape)}.")
+        raise ValueError(
+            f"`coefficients` must have shape {tuple(own.cross_covariance.shape)}, got {tuple(coefficients.shape)}."
+        )
     v = coefficients.to(own.covariance)
     left = own.residual(v)  # residual energy = centred residual energy + ‖mean residual − b‖²
     bias = torch.zeros_like(own.output_mean) if intercept_values is None else intercept_values.to(v)

@@ -8,6 +8,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from compress.errors import MomentsError
+
 _BLOCK = 512  # columns of one block row of the accumulated triangle
 _CONSTANT = 16.0  # roundings of a column's own size, below which its spread is rounding
 
@@ -82,10 +84,10 @@ class CentredSums:
         """The fields of `Moments` of everything added so far.
 
         Raises:
-            ValueError: nothing was added.
+            MomentsError: nothing was added.
         """
         if not self._sums or self.count <= 0:
-            raise ValueError("no samples were added, so there are no moments.")
+            raise MomentsError("no samples were added, so there are no moments.")
         sums, n = self._sums, self.count
         return settled_parts(
             covariance=_symmetric(sums["covariance"]).div_(n),
@@ -124,13 +126,10 @@ class CentredSums:
             return
         moved = [running.all_reduce(self.count, total) for running in (self._features, self._outputs)]
         phi, psi = (shift * self.count**0.5 for shift in moved)  # this rank's mean about that of all, as one row more
-        self._sums["covariance"].addr_(phi, phi)
-        self._sums["cross"].addr_(phi, psi)
-        self._sums["output_squares"].add_(psi.square())
-        if self.records_output_gram:
-            self._sums["output_covariance"].addr_(psi, psi)
-        for value in self._sums.values():
-            _sum_over_ranks(value)
+        shifts = {"covariance": (phi, phi), "cross": (phi, psi), "output_covariance": (psi, psi)}
+        for name, value in self._sums.items():  # new tensors: the sums may have been made in inference mode
+            moved_value = torch.addr(value, *shifts[name]) if name in shifts else value + psi.square()
+            self._sums[name] = _sum_over_ranks(moved_value)
         self.count = total
 
     def _allocate(self, k: int, d: int, device: torch.device) -> None:

@@ -1,12 +1,23 @@
 """Moments stream, merge, centre and select exactly."""
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.convex import MomentAccumulator, Moments, refit, stack_consumers
-from compress.errors import NonFiniteError
+from compress.convex import (
+    FactorAccumulator,
+    MomentAccumulator,
+    Moments,
+    MultitaskLasso,
+    refit,
+    solve,
+    solve_path,
+    stack_consumers,
+    width_bound,
+)
+from compress.errors import MomentsError, NonFiniteError
 from tests.convex.problems import normal
 
 
@@ -125,7 +136,112 @@ def test_shapes_that_do_not_fit_are_refused():
         Moments.of(features, outputs[:4])
     with pytest.raises(ValueError, match="group_size"):
         Moments.of(features, outputs, group_size=5)
-    with pytest.raises(ValueError, match="no samples"):
-        MomentAccumulator().moments()
+    with pytest.raises(ValueError, match="must be a matrix"):
+        Moments.of(features, outputs[:, 0])
+    with pytest.raises(ValueError, match="real"):
+        Moments.of(features, outputs.to(torch.complex128))
+    with pytest.raises(ValueError, match="at least 1"):
+        Moments.of(features, outputs, group_size=0)
+    with pytest.raises(ValueError, match="numbers"):
+        Moments.of(features, numpy.array([["a"]] * 50, dtype=object))
     with pytest.raises(ValueError, match="negative"):
         Moments.of(features, outputs, weights=-torch.ones(50))
+
+
+def test_moments_of_nothing_are_a_fault_that_a_run_can_report():
+    for empty in (MomentAccumulator(), FactorAccumulator()):
+        with pytest.raises(MomentsError, match="no samples"):
+            empty.moments()
+
+
+def shifted_sample(mean, seed=0, rows=400, columns=20):
+    """ReLU features, a third of them far from zero, and outputs of them."""
+    generator = torch.Generator().manual_seed(seed)
+    features = normal(generator, rows, columns).relu()
+    features[:, ::3] += mean
+    outputs = features @ normal(generator, columns, 3) + normal(generator, rows, 3)
+    return features, outputs
+
+
+@pytest.mark.parametrize("mean", [1.0, 1e4, 1e8])
+@pytest.mark.parametrize("cut", [1, 37, 399])
+def test_spread_under_a_large_mean_survives_streaming_and_merging(mean, cut):
+    features, outputs = shifted_sample(mean)
+    about = [value.numpy().astype(numpy.longdouble) for value in (features, outputs)]
+    about = [value - value.mean(0) for value in about]
+    expected = torch.from_numpy((about[0].T @ about[0] / 400).astype(float))
+    crossed = torch.from_numpy((about[0].T @ about[1] / 400).astype(float))
+    streamed = MomentAccumulator()
+    for rows in torch.arange(400).split(cut):
+        streamed.add(features[rows], outputs[rows])
+    merged = Moments.of(features[:cut], outputs[:cut]).merge(Moments.of(features[cut:], outputs[cut:]))
+    for found in (streamed.moments(), merged):
+        accuracy = 1e-14 + 1e-15 * mean
+        torch.testing.assert_close(found.covariance, expected, rtol=0, atol=accuracy * float(expected.abs().max()))
+        torch.testing.assert_close(found.cross_covariance, crossed, rtol=0, atol=accuracy * float(crossed.abs().max()))
+
+
+@pytest.mark.parametrize("mean", [1.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e12])
+@pytest.mark.parametrize("fraction", [0.1, 1e-3])
+def test_a_claimed_gap_covers_the_true_one_from_the_rows(mean, fraction):
+    features, outputs = shifted_sample(mean)
+    moments = Moments.of(features, outputs).centred()
+    penalty = fraction * MultitaskLasso(moments, 0.0).silencing_penalty
+    solution = solve(MultitaskLasso(moments, penalty), tolerance=1e-10)
+    phi, psi = (value.numpy().astype(numpy.longdouble) for value in (features, outputs))
+    phi, psi = phi - phi.mean(0), psi - psi.mean(0)
+    left = psi - phi @ solution.coefficients.numpy()
+    norms = numpy.sqrt((solution.coefficients.numpy() ** 2).sum(1))
+    largest = numpy.sqrt(((phi.T @ left / 400) ** 2).sum(1)).max()
+    primal = (left**2).sum() / 800 + penalty * norms.sum()
+    dual = (psi**2).sum() / 800 - ((psi - min(1, penalty / largest) * left) ** 2).sum() / 800
+    assert (primal - dual) / primal <= solution.gap * (1 + 1e-6) + 1e-15
+    assert solution.certified or "rounding" in solution.status or solution.gap > 1e-10
+
+
+@pytest.mark.parametrize("constant", [0.0, 6.0, 0.1, -1e20, 1e-20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_constant_features_have_no_spread_and_no_rank(constant, dtype):
+    features, outputs = sample(rows=200)
+    features, outputs = features.to(dtype), outputs.to(dtype)
+    features[:, 4:9] = constant
+    streamed = MomentAccumulator(output_gram=True)
+    for rows in torch.arange(200).split(7):
+        streamed.add(features[rows], outputs[rows])
+    parts = FactorAccumulator(rows=100)
+    parts.add(features, outputs)
+    for moments in (streamed.moments(), parts.moments().subset(torch.arange(12))):
+        assert not moments.covariance[4:9].any()
+        assert not moments.cross_covariance[4:9].any()
+        assert width_bound(moments.centred()).rank_features == 7
+        top = MultitaskLasso(moments.centred(), 0.0).silencing_penalty
+        for solution in solve_path(moments.centred(), [0.1 * top, 1e-3 * top]):
+            assert solution.certified
+            assert not solution.coefficients[4:9].any()
+
+
+def test_a_layer_of_constants_alone_has_rank_zero_and_a_solution():
+    moments = Moments.of(torch.full((30, 5), 0.3), torch.full((30, 2), 7.1)).centred()
+    assert width_bound(moments).rank_features == 0
+    assert refit(moments).error == 0
+    assert solve(MultitaskLasso(moments, 1.0)).certified
+
+
+def test_arrays_of_numpy_and_masks_are_taken():
+    features, outputs = sample()
+    frozen = features.numpy().copy()
+    frozen.flags.writeable = False
+    assert_same(Moments.of(frozen, outputs.numpy()[::-1][::-1]), Moments.of(features, outputs))
+    mask = torch.zeros(12, dtype=torch.bool)
+    mask[[2, 7]] = True
+    expected = Moments.of(features, outputs).subset(torch.tensor([2, 7]))
+    for units in (mask, mask.numpy(), [2, 7], numpy.array([2, 7], dtype=numpy.int32)):
+        assert_same(Moments.of(features, outputs).subset(units), expected)
+    whole = Moments.of(features, outputs)
+    assert refit(whole, mask).coefficients.shape == (2, 3)
+
+
+@pytest.mark.parametrize("units", [[0.5], [12], [-1], [True, False], [[1, 2]]])
+def test_units_that_are_none_are_refused(units):
+    with pytest.raises(ValueError, match="units"):
+        Moments.of(*sample()).subset(units)

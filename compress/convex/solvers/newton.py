@@ -14,6 +14,7 @@ from torch import Tensor
 from compress.convex.lasso import unit_norms
 from compress.convex.moments import unit_columns
 from compress.convex.solvers.solution import Outcome, ScaledProblem, expand, scaled_gap, soft_threshold
+from compress.errors import MomentsError
 
 _FIRST_UNITS = 16
 _DIRECT = 700  # iterations before proximal steps on the dual are tried
@@ -382,6 +383,13 @@ class _Admm:
 
     def _factor(self, rho: float) -> None:
         self.rho = min(max(rho, 1e-7), 1e3)
-        shifted = self.problem.gram.clone()
-        shifted.diagonal().add_(self.rho)
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+        while True:
+            shifted = self.problem.gram.clone()
+            shifted.diagonal().add_(self.rho)
+            factor, info = torch.linalg.cholesky_ex(shifted)
+            if not int(info):
+                break
+            if self.rho > 1e6:
+                raise MomentsError("the gram matrix is not positive semidefinite: these are moments of no samples.")
+            self.rho *= 10
+        self.inverse = torch.cholesky_inverse(factor)
