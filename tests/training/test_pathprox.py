@@ -105,16 +105,35 @@ def test_a_stationary_point_is_one_of_the_path_norm_objective(momentum):
 
 
 def test_momentum_does_not_grow_when_weights_outgrow_the_sphere():
-    """Large steps inflate ‖w_k‖ at every step; what is moved into v_k must not amplify the running direction."""
+    """What is moved from ‖w_k‖ into v_k leaves d(v_k w_kᵀ), the running direction of the network, as it was.
+
+    Scaled inversely, as gradients are, the direction would grow by the square of what w_k outgrew the sphere by."""
     module, inputs, labels = problem()
-    optimizer = PathProx(module.parameters(), find_couplings(module, inputs[:2]), lr=0.3, penalty=1e-3, momentum=0.9)
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss = cross_entropy(module(inputs), labels)
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-    assert float(loss.detach()) < 1.0
+    module, inputs = module.double(), inputs.double()
+    couplings = find_couplings(module, inputs[:2])
+    optimizer = PathProx(module.parameters(), couplings, lr=0.1, penalty=1e-3, momentum=0.9, layer_balance=False)
+    train(module, optimizer, inputs, labels, 5)
+    pairs = [(module[0], module[2]), (module[3], module[5])]
+    growth = torch.linspace(1, 7, 8, dtype=torch.float64)  # (K,): how far each w_k has outgrown the sphere
+    for first, _ in pairs:
+        first.weight.data.mul_(growth[:, None])
+
+    def directions():
+        """Per pair: the momentum of w (K, inputs), and d(v_k w_kᵀ) (outputs, K, inputs) along the momentum of both."""
+        found = []
+        for first, second in pairs:
+            w, v = first.weight.detach(), second.weight.detach()
+            dw, dv = (optimizer.state[layer.weight]["momentum_buffer"].clone() for layer in (first, second))
+            path = torch.einsum("ok,ki->oki", dv, w) + torch.einsum("ok,ki->oki", v, dw)
+            found.append((dw, path))
+        return found
+
+    before = directions()
+    optimizer.project()
+    for (old, old_path), (new, new_path) in zip(before, directions(), strict=True):
+        assert float(old_path.abs().max()) > 1e-3
+        torch.testing.assert_close(new_path, old_path)
+        assert bool((new.norm(dim=1) <= old.norm(dim=1) * (1 + 1e-9)).all())
 
 
 def test_the_soft_threshold_is_the_proximal_operator():
