@@ -27,7 +27,7 @@ from compress.compression.layer import LayerOptions, solve_layer
 from compress.compression.sweep import record_all
 from compress.compression.widths import WidthRule
 from compress.data import open_data
-from compress.graph.program import run_pair
+from compress.graph import program
 from compress.preparation import Prepared, prepare
 from compress.progress import SilentProgress
 from compress.recipe import Recipe, make_recipe
@@ -139,7 +139,7 @@ def measure_widths(found: Run) -> None:
     node, consumer = group.consumers[0].input, group.consumers[0]
     with torch.inference_mode():
         stored = [
-            (run_pair(prepared.program, problem.state, problem.state, (batch.inputs,), [node])[node][0], batch.labels)
+            (program.run(prepared.program, (problem.state,), (batch.inputs,), [node])[node][0], batch.labels)
             for batch in source.batches(250, torch.arange(limit))
         ]
 

@@ -17,7 +17,7 @@ from compress.checkpoint.parametrisations import materialise
 from compress.checkpoint.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
 from compress.errors import CheckpointError, DataError, NonFiniteError, RecipeError, TraceError
-from compress.graph.program import Program, first_tensor, run_pair
+from compress.graph.program import Program, first_tensor, run
 from compress.graph.trace import NetworkGraph, trace_network
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -301,7 +301,7 @@ def check_program(program: Program, state: Mapping[str, Tensor], probe: Tensor, 
     """
     output = program.output
     with torch.inference_mode():
-        traced = run_pair(program, state, state, (probe,), [output])[output][0]
+        traced = run(program, (state,), (probe,), [output])[output][0]
     scale = float(direct.abs().max())
     if traced.shape != direct.shape or float((direct - traced).abs().max()) > 1e-4 * max(scale, 1e-30):
         raise TraceError("The traced graph does not compute what the network computes (it is not deterministic?).")

@@ -176,19 +176,19 @@ def cost_model(
 
 def map_uses(program: Program) -> dict[str, int]:
     """State name of each weight of a linear map -> how often one sample multiplies each of its elements."""
-    nodes = {node.name: node for node in program.network.graph.nodes}
+    nodes = program.nodes
     found: dict[str, int] = {}
     for step in program.steps:
         name = getattr(step.target, "__name__", "").split(".")[0]
         if name not in MAPS:
             continue
         source, weight = (node for node in nodes[step.name].args[MAPS[name] : MAPS[name] + 2])
-        leaf = program.leaves.get(getattr(weight, "name", ""))
-        if leaf is None or leaf[0] != "tensor" or not isinstance(source, fx.Node):
+        used = program.tensor(getattr(weight, "name", ""))
+        if used is None or not isinstance(source, fx.Node):
             continue
         at = source if name.startswith("conv_transpose") else nodes[step.name]
         shape = at.meta["val"].shape
         inner = shape[2:] if name.startswith("conv") else shape[1:-1]
         positions = math.prod(int(size) for size in inner) if len(inner) else 1
-        found[leaf[1]] = found.get(leaf[1], 0) + positions
+        found[used] = found.get(used, 0) + positions
     return found

@@ -12,7 +12,7 @@ from compress.compression.refit import refit_layer
 from compress.compression.sweep import Problem
 from compress.compression.turns import changed_tensors
 from compress.convex import SelectionCurve
-from compress.graph.program import run_pair
+from compress.graph.program import run
 from compress.recording.layer_moments import LayerMoments
 
 PROBED_ERRORS = (0.1, 0.3, 0.6)  # relative errors at whose widths the divergence is measured
@@ -52,14 +52,14 @@ def measure_divergences(
     """
     program, state = problem.program, problem.state
     output = program.output
-    cuts: list[tuple[str, int, dict[str, Tensor], set[str], tuple[str, ...]]] = []
+    cuts: list[tuple[str, int, dict[str, Tensor], tuple[str, ...]]] = []
     for group in problem.groups:
         tensors = {name for consumer in group.consumers for name in changed_tensors(consumer)}
-        changed, start = program.downstream(tensors), program.frontier(tensors, [output])
+        start = program.frontier(tensors, [output])
         for width in widths.get(group.name, ()):
             kept = curves[group.name].units(width)
             weights = refit_layer(moments[group.name], kept, options.ridge, state, state).weights
-            cuts.append((group.name, width, weights, changed, start))
+            cuts.append((group.name, width, weights, start))
     needed = sorted({name for *_, start in cuts for name in start})
     totals = [0.0] * len(cuts)
     seen = 0
@@ -70,14 +70,11 @@ def measure_divergences(
             if seen >= samples or not cuts:
                 break
             inputs = [tensor.to(device) for tensor in stream.read(number)]
-            values = run_pair(program, state, state, inputs, [output, *needed], changed=set())
+            values = run(program, (state,), inputs, [output, *needed])
             before = values[output][0]
-            for index, (_, _, weights, _, start) in enumerate(cuts):
-                changed_state = {**state, **weights}
+            for index, (_, _, weights, start) in enumerate(cuts):
                 known = {name: values[name] for name in start}
-                after = run_pair(program, changed_state, changed_state, inputs, [output], changed=set(), start=known)[
-                    output
-                ][0]
+                after = run(program, ({**state, **weights},), inputs, [output], start=known)[output][0]
                 totals[index] += float(divergence(before, after).sum())
             seen += size
             if advance is not None:

@@ -92,7 +92,7 @@ def measure_latency_model(
         tensors: the cost model's tensors, with the groups that cut them.
         whole: milliseconds of the whole network, measured on one sample, or on the batch that alone it runs on.
     """
-    nodes = {node.name: node for node in program.network.graph.nodes}
+    nodes = program.nodes
     sized = {tensor.name: tensor for tensor in tensors}
     measured: dict[tuple[Any, ...], tuple[tuple[float, ...], ...]] = {}
     found: list[tuple[TimedMap, int]] = []
@@ -101,17 +101,17 @@ def measure_latency_model(
         if name not in ("conv1d", "conv2d", "conv3d", "linear"):
             continue
         source, weight = (node for node in nodes[step.name].args[MAPS[name] : MAPS[name] + 2])
-        leaf = program.leaves.get(getattr(weight, "name", ""))
-        if leaf is None or leaf[0] != "tensor" or not isinstance(source, fx.Node) or leaf[1] not in sized:
+        used = program.tensor(getattr(weight, "name", ""))
+        if used is None or not isinstance(source, fx.Node) or used not in sized:
             continue
         shape = program.shape(source.name)
         if program.network.batch_size is None:
             shape = (1, *shape[1:])
         window = tuple(nodes[step.name].args[3:]) if name != "linear" else ()
-        key = (name, shape, tuple(state[leaf[1]].shape), str(window))
+        key = (name, shape, tuple(state[used].shape), str(window))
         if key not in measured:
-            measured[key] = time_map(step.target, name, shape, state[leaf[1]], window)
-        own = sized[leaf[1]]
+            measured[key] = time_map(step.target, name, shape, state[used], window)
+        own = sized[used]
         sides = ((own.shape[0], own.cuts[0]), (own.shape[1], own.cuts[1]))
         elements = math.prod(program.shape(step.name)[1:])
         found.append((TimedMap(sides, measured[key]), elements))

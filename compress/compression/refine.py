@@ -17,8 +17,8 @@ from compress.compression.layer import LayerOptions, adjust_layer
 from compress.compression.resume import RunState
 from compress.compression.sweep import CACHE_BYTES, Layerwise, Problem, next_frontier, record_turn, score_streams
 from compress.compression.turns import left_channels
-from compress.graph.program import ActivationStore
 from compress.progress import Progress
+from compress.recording.store import ActivationStore
 
 
 def refine_layers(

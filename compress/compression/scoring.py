@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.graph.program import ActivationStore, Program, run_pair
+from compress.graph.program import Program, run
+from compress.recording.store import ActivationStore
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ def score_samples(
         batch: batch number -> object with inputs and labels (or None).
         store: values from which a batch can start; used up.
     """
-    changed = program.downstream(name for name, tensor in original.items() if current[name] is not tensor)
     device = next(iter(original.values())).device
     output = program.output
     lost: list[Tensor] = []
@@ -66,7 +66,7 @@ def score_samples(
             start = store.get(number, device) if store is not None else None
             found = batch(number)
             inputs = () if start is not None else (found.inputs.to(device),)
-            pair = run_pair(program, original, current, inputs, [output], changed=changed, start=start)[output]
+            pair = run(program, (original, current), inputs, [output], start=start)[output]
             if store is not None:
                 store.drop(number)
             if pair[0].ndim != 2 or pair[0].shape[1] < 2:

@@ -17,13 +17,14 @@ from compress.compression.turns import Turn, changed_tensors, left_channels, mak
 from compress.compression.widths import WidthRule
 from compress.data import DataSource
 from compress.errors import DataError
-from compress.graph.program import ActivationStore, Program
+from compress.graph.program import Program
 from compress.progress import Progress
 from compress.recording.layer_moments import LayerMoments, make_layer_moments
 from compress.recording.readings import Reading, find_readings, output_positions
 from compress.recording.record import GroupRecorder, SamplePlan, plan_samples, record_moments, restrict_readings
 from compress.recording.residuals import Rectifier, Residual, find_rectifier, find_residual
 from compress.recording.sharing import Share
+from compress.recording.store import ActivationStore
 from compress.units.groups import Consumer, UnitGroup
 
 FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against

@@ -111,4 +111,4 @@ def changed_tensors(consumer: Consumer) -> set[str]:
 def leaves(program: Program, name: str) -> set[str]:
     """State tensors that a node's value depends on."""
     needed = program.upstream([name])
-    return {key for leaf, (kind, key) in program.leaves.items() if kind == "tensor" and leaf in needed}
+    return {tensor for leaf in needed if (tensor := program.tensor(leaf)) is not None}

@@ -1,105 +1,160 @@
-"""Runs a traced graph for the original and the compressed network side by side, sharing what they have in common.
+"""A traced graph as a program of functional steps, and the one interpreter that runs it.
 
-The compressed network is the original graph with other tensors (masked weights). Every node upstream of the first
-changed tensor has the same value in both, and is computed once. An `ActivationStore` keeps the values at a frontier of
-the graph on disk, so that the next layer's recording starts there and not at the input.
+The same program runs in several networks at once that differ in some of their tensors (a network and its compressed
+copy, or many cuts of one): whatever lies upstream of the first difference is computed once. A pass may start from
+values that are known, and some steps may be computed in another way.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from compress.errors import TraceError
 from compress.graph.trace import NetworkGraph
 
-Pair = tuple[Any, Any]  # one node's value in the original and in the current network; the same object where shared
+Value: TypeAlias = Any  # what a node gives: a tensor, a number, or a tuple of these
+
+
+@dataclass(frozen=True)
+class InputLeaf:
+    """An input of the network, by its position."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class TensorLeaf:
+    """A parameter or buffer, by its name in the state dict; a tensor with several names goes by its first."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ConstantLeaf:
+    """A constant of the graph that is in no state dict, by its name in the graph."""
+
+    name: str
+
+
+Leaf: TypeAlias = InputLeaf | TensorLeaf | ConstantLeaf
+
+
+@dataclass(frozen=True)
+class Read:
+    """Stands in a step's arguments for the value of another step or leaf."""
+
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One node to compute: its function (functional, never in place) and its arguments, aliases resolved."""
+    """One value to compute.
+
+    Attributes:
+        target: a function that changes none of its arguments.
+        args, kwargs: its arguments, with `Read` where values come in.
+        inputs: names of all values that are read.
+    """
 
     name: str
-    target: Any
-    args: Any
-    kwargs: Any
+    target: Callable[..., Value]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     inputs: tuple[str, ...]
+
+
+Override: TypeAlias = Callable[[Step, tuple[Any, ...], dict[str, Any]], Value]
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A graph as a list of functional steps.
+    """A graph as a list of functional steps: what operations changed in place are values of their own.
 
     Attributes:
         steps: in execution order.
-        leaves: placeholder node name -> what it holds: ("input", position), ("tensor", state name), ("constant", name).
-            A tensor with several names goes by its first.
+        leaves: name -> what is given.
+        outputs: names of the values that hold the tensors that the network returns, in flattened order.
     """
 
     network: NetworkGraph
     steps: tuple[Step, ...]
-    leaves: dict[str, tuple[str, Any]]
+    leaves: dict[str, Leaf]
+    outputs: tuple[str, ...]
 
     @classmethod
     def of(cls, network: NetworkGraph) -> Program:
-        """Program of a traced network. In-place ops become functional ones, later readers read their result."""
-        current: dict[str, str] = {}
-        leaves: dict[str, tuple[str, Any]] = {}
-        steps: list[Step] = []
+        """Program of a traced network. Raises TraceError where an operation writes to what cannot be followed."""
+        builder = _Builder(network)
         for node in network.graph.nodes:
-            if node.op in ("placeholder", "get_attr"):
-                if node.name in network.inputs:
-                    leaves[node.name] = ("input", network.inputs.index(node.name))
-                elif node.name in network.tensors:
-                    name = network.tensors[node.name]
-                    leaves[node.name] = ("tensor", network.aliases.get(name, name))
-                else:
-                    leaves[node.name] = ("constant", node.name)
-            elif node.op == "call_function":
-                target, mutated = functional_target(node)
-                inputs: list[str] = []
-
-                resolve = partial(_resolved, current, inputs)
-                args = fx.node.map_arg(node.args, resolve)
-                kwargs = fx.node.map_arg(node.kwargs, resolve)
-                steps.append(Step(node.name, target, args, kwargs, tuple(dict.fromkeys(inputs))))
-                if mutated:
-                    current[inputs[0]] = node.name
-        return cls(network, tuple(steps), leaves)
+            builder.add(node)
+        outputs = tuple(
+            builder.present(node)
+            for node in network.outputs
+            if node is not None and isinstance(node.meta.get("val"), Tensor)
+        )
+        return cls(network, tuple(builder.steps), builder.leaves, outputs)
 
     @property
     def output(self) -> str:
-        """Name of the node that holds the network's (first) output tensor."""
-        return next(node.name for node in self.network.outputs if node is not None)
+        """Name of the value that holds the network's first output tensor."""
+        if not self.outputs:
+            raise TraceError("The network returns no tensor.")
+        return self.outputs[0]
+
+    @cached_property
+    def nodes(self) -> dict[str, fx.Node]:
+        """The graph's nodes by name."""
+        return {node.name: node for node in self.network.graph.nodes}
+
+    @cached_property
+    def by_name(self) -> dict[str, Step]:
+        """The steps by name."""
+        return {step.name: step for step in self.steps}
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[Step, ...]]:
+        """Name of a value -> the steps that read it, in execution order."""
+        found: dict[str, list[Step]] = {}
+        for step in self.steps:
+            for name in step.inputs:
+                found.setdefault(name, []).append(step)
+        return {name: tuple(steps) for name, steps in found.items()}
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            name: tuple(size if isinstance(size, int) else int(size.node.hint) for size in node.meta["val"].shape)
+            for name, node in self.nodes.items()
+            if isinstance(node.meta.get("val"), Tensor)
+        }
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Traced shape of a node's value; the batch, where it is symbolic, has its traced size."""
-        node = next(node for node in self.network.graph.nodes if node.name == name)
-        return tuple(size if isinstance(size, int) else int(size.node.hint) for size in node.meta["val"].shape)
+        """Traced shape of a value; the batch, where it is symbolic, has its traced size."""
+        return self._shapes[name.partition(_AGAIN)[0]]
+
+    def tensor(self, name: str) -> str | None:
+        """State name of the tensor that a leaf holds; None for any other value."""
+        leaf = self.leaves.get(name)
+        return leaf.name if isinstance(leaf, TensorLeaf) else None
 
     def downstream(self, tensors: Iterable[str]) -> set[str]:
-        """Names of the steps whose value depends on one of the named state tensors."""
+        """Names of the values that depend on one of the named state tensors."""
         wanted = set(tensors)
-        dirty = {name for name, (kind, key) in self.leaves.items() if kind == "tensor" and key in wanted}
+        dirty = {name for name, leaf in self.leaves.items() if isinstance(leaf, TensorLeaf) and leaf.name in wanted}
         for step in self.steps:
             if any(name in dirty for name in step.inputs):
                 dirty.add(step.name)
         return dirty
 
     def upstream(self, names: Iterable[str], known: Iterable[str] = ()) -> set[str]:
-        """Names of the steps needed to compute `names` when the values in `known` are given."""
+        """Names of the values needed to compute `names` when the values in `known` are given."""
         needed, given = set(names), set(known)
         for step in reversed(self.steps):
             if step.name in needed and step.name not in given:
@@ -110,112 +165,142 @@ class Program:
         """Values that a later pass for `wanted` can start from when only the state tensors `changing` will differ."""
         moving = self.downstream(changing)
         needed = self.upstream(wanted)
-        computed = {step.name for step in self.steps}
         border = {
             name
             for step in self.steps
             if step.name in needed and step.name in moving
             for name in step.inputs
-            if name not in moving and name in computed
+            if name not in moving and name in self.by_name
         }
-        border.update(name for name in wanted if name not in moving and name in computed)
+        border.update(name for name in wanted if name not in moving and name in self.by_name)
         return tuple(step.name for step in self.steps if step.name in border)
 
 
-@dataclass(frozen=True)
-class _Value:
-    name: str
-
-
-def _resolved(current: Mapping[str, str], inputs: list[str], node: fx.Node) -> Any:
-    """The value that a reader of `node` sees now: the result of the last operation that changed it in place."""
-    name = node.name
-    while name in current:
-        name = current[name]
-    inputs.append(name)
-    return _Value(name)
-
-
-def first_tensor(outputs: object) -> Tensor:
-    """The tensor a network returns, or the first one in the container it returns. Raises TraceError."""
-    for leaf in tree_leaves(outputs):
-        if isinstance(leaf, Tensor):
-            return leaf
-    raise TraceError(f"The network returns {type(outputs).__name__}; a tensor, or a container with one, was expected.")
-
-
-def functional_target(node: fx.Node) -> tuple[Any, bool]:
-    """The function of a node that changes none of its arguments, and whether the node itself changes its first."""
-    target: Any = node.target
-    schema = getattr(target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return target, False
-    name = target.__name__.split(".")[0]
-    packet = getattr(getattr(torch.ops, target.namespace), name.removesuffix("_"), None)
-    functional = getattr(packet, target._overloadname, None) if packet is not None else None
-    if functional is None:
-        raise ValueError(f"`{target}` changes its argument and has no functional form.")
-    return functional, True
-
-
-def run_pair(
+def run(
     program: Program,
-    original: Mapping[str, Tensor],
-    current: Mapping[str, Tensor],
+    states: Sequence[Mapping[str, Tensor]],
     inputs: Sequence[Tensor],
-    wanted: Sequence[str],
+    wanted: Iterable[str],
     *,
-    changed: set[str] | None = None,
-    start: Mapping[str, Pair] | None = None,
-    keep: Sequence[str] = (),
-) -> dict[str, Pair]:
-    """Values of the nodes `wanted` and `keep` in both networks, for one batch.
+    start: Mapping[str, tuple[Value, ...]] | None = None,
+    override: Mapping[str, Override] | None = None,
+) -> dict[str, tuple[Value, ...]]:
+    """Values of the nodes `wanted` in n networks that share one graph, for one batch; each as a tuple of n.
+
+    What depends on no tensor in which two networks differ (not the same object in their states) is computed once and is
+    the same object in both. Values are freed after their last use. No input and no state is written to, whatever the
+    network does in place. Weights in another precision than the traced ones take the precisions and constants that are
+    written down in the graph along.
 
     Args:
-        original, current: state name -> tensor, of the two networks.
+        states: state name -> tensor, of each network.
         inputs: the batch; not read where `start` makes it unnecessary.
-        changed: steps that differ between the two (`program.downstream` of the tensors that differ).
-        start: values already known, from an `ActivationStore`.
-        keep: further nodes whose values to return; computed only if `wanted` needs them.
+        start: values already known, by name; what lies in front of them alone is not computed.
+        override: step name -> what is called, with the step and its arguments, in place of the step's operation.
+
+    Raises:
+        ValueError: no state, or another number of inputs than the network takes.
     """
-    if changed is None:
-        changed = program.downstream(name for name, tensor in original.items() if current[name] is not tensor)
-    values: dict[str, Pair] = dict(start or {})
-    needed = program.upstream(wanted, values)
-    for name, (kind, key) in program.leaves.items():
-        if name not in needed:
-            continue
-        if kind == "input":
-            values[name] = (inputs[key], inputs[key])
-        elif kind == "tensor":
-            values[name] = (original[key], current[key])
-        else:
-            constant = program.network.constants[key]
-            values[name] = (constant, constant)
+    if not states:
+        raise ValueError("`states` must hold at least one network's tensors.")
+    names = list(dict.fromkeys(wanted))
+    values: dict[str, tuple[Value, ...]] = dict(start or {})
+    needed = program.upstream(names, values)
+    casts = [_precision_change(program, state) for state in states]
+    for name, leaf in program.leaves.items():
+        if name in needed:
+            values[name] = _leaf_values(program, leaf, states, inputs, casts)
     remaining: dict[str, int] = {}
     for step in program.steps:
         if step.name in needed:
             for name in step.inputs:
                 remaining[name] = remaining.get(name, 0) + 1
-    holding = {*wanted, *keep}
+    special = override or {}
     for step in program.steps:
         if step.name not in needed:
             continue
-        first = step.target(*_resolve(step.args, values, 0), **_resolve(step.kwargs, values, 0))
-        if step.name in changed:
-            second = step.target(*_resolve(step.args, values, 1), **_resolve(step.kwargs, values, 1))
-        else:
-            second = first
-        values[step.name] = (first, second)
+        values[step.name] = _compute(step, values, casts, special.get(step.name))
         for name in step.inputs:
             remaining[name] -= 1
-            if not remaining[name] and name not in holding:
+            if not remaining[name] and name not in names:
                 del values[name]
-    return {name: values[name] for name in holding if name in values}
+    return {name: values[name] for name in names}
 
 
-def _resolve(argument: Any, values: Mapping[str, Pair], which: int) -> Any:
-    if isinstance(argument, _Value):
+def run_outputs(
+    program: Program,
+    state: Mapping[str, Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    override: Mapping[str, Override] | None = None,
+) -> tuple[Value, ...]:
+    """All output tensors of one network, in flattened order."""
+    values = run(program, (state,), inputs, program.outputs, override=override)
+    return tuple(values[name][0] for name in program.outputs)
+
+
+_Cast: TypeAlias = tuple[torch.dtype, torch.dtype] | None
+
+
+def _compute(
+    step: Step, values: Mapping[str, tuple[Value, ...]], casts: Sequence[_Cast], special: Override | None
+) -> tuple[Value, ...]:
+    """The step's value in every network, once for all whose inputs are the same objects."""
+    found: list[Value] = []
+    known: dict[tuple[object, ...], Value] = {}
+    for which, cast in enumerate(casts):
+        key = (cast, *(id(values[name][which]) for name in step.inputs))
+        if key not in known:
+            args = tuple(_resolve(argument, values, which) for argument in step.args)
+            kwargs = {name: _resolve(argument, values, which) for name, argument in step.kwargs.items()}
+            if cast is not None:
+                args, kwargs = (_recast(part, cast) for part in (args, kwargs))
+            known[key] = step.target(*args, **kwargs) if special is None else special(step, args, kwargs)
+        found.append(known[key])
+    return tuple(found)
+
+
+def _leaf_values(
+    program: Program,
+    leaf: Leaf,
+    states: Sequence[Mapping[str, Tensor]],
+    inputs: Sequence[Tensor],
+    casts: Sequence[_Cast],
+) -> tuple[Value, ...]:
+    if isinstance(leaf, TensorLeaf):
+        return tuple(state[leaf.name] for state in states)
+    if isinstance(leaf, InputLeaf):
+        if len(inputs) != len(program.network.inputs):
+            raise ValueError(f"The network takes {len(program.network.inputs)} inputs, got {len(inputs)}.")
+        return (inputs[leaf.position],) * len(states)
+    constant = program.network.constants[leaf.name]
+    if not isinstance(constant, Tensor):
+        return (constant,) * len(states)
+    known: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    found = []
+    for state, cast in zip(states, casts, strict=True):
+        device = next((tensor.device for tensor in state.values()), constant.device)
+        dtype = cast[1] if cast is not None and constant.dtype == cast[0] else constant.dtype
+        found.append(known.setdefault((device, dtype), constant.to(device, dtype)))
+    return tuple(found)
+
+
+def _precision_change(program: Program, state: Mapping[str, Tensor]) -> _Cast:
+    """(traced, used) precision where the weights are not in the one that the network was traced in."""
+    for name, leaf in program.leaves.items():
+        if isinstance(leaf, TensorLeaf):
+            traced, used = program.nodes[name].meta["val"].dtype, state[leaf.name].dtype
+            if traced.is_floating_point:
+                return None if traced == used else (traced, used)
+    return None
+
+
+def _recast(value: Any, cast: tuple[torch.dtype, torch.dtype]) -> Any:
+    return tree_map(lambda part: cast[1] if part is cast[0] else part, value)
+
+
+def _resolve(argument: Any, values: Mapping[str, tuple[Value, ...]], which: int) -> Any:
+    if isinstance(argument, Read):
         return values[argument.name][which]
     if isinstance(argument, (tuple, list)):
         return type(argument)(_resolve(part, values, which) for part in argument)
@@ -227,94 +312,175 @@ def _resolve(argument: Any, values: Mapping[str, Pair], which: int) -> Any:
     return argument
 
 
-@dataclass
-class ActivationStore:
-    """Values at one frontier of the graph, one file per batch, on disk, within a bound.
+# ---- from a graph with operations in place to functional steps
 
-    A batch that a pass had no need of stays at the frontier it had reached before.
+_AGAIN = "@"  # in names of values that no node of the graph has: what a node holds after something changed it
 
-    Attributes:
-        folder: a private temporary folder; `close()` removes it.
-        limit: bytes that may lie there; a batch that would exceed it is not kept, and is recomputed.
-        nodes: the frontier.
-        sizes: bytes of each batch that is kept.
-        generation: number of the frontier.
-        behind: of batches at an earlier frontier, its number and nodes.
+
+class _Builder:
+    """Turns nodes into steps, one by one.
+
+    An operation that changes its argument becomes one that gives a new value, which later readers read. Where the
+    argument is a view of something, the new value is written into a copy of that, and its other views are taken again
+    when they are read.
     """
 
-    folder: Path
-    limit: int
-    nodes: tuple[str, ...] = ()
-    sizes: dict[int, int] = field(default_factory=dict)
-    generation: int = 0
-    behind: dict[int, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    def __init__(self, network: NetworkGraph) -> None:
+        self.network = network
+        self.steps: list[Step] = []
+        self.leaves: dict[str, Leaf] = {}
+        self._present: dict[str, str] = {}  # node -> name of the value that it holds now
+        self._same: dict[str, str] = {}  # result of an operation in place -> the node that it changed
+        self._views: dict[str, tuple[str, Step]] = {}  # view -> the node that it is a view of, and how it is taken
+        self._changes: dict[str, int] = {}  # node that is no view -> how often it, or a view of it, was changed
+        self._taken: dict[str, int] = {}  # view -> that number when its value was made
+        self._writes = any(_changes_argument(node) for node in network.graph.nodes)
 
-    @classmethod
-    def open(cls, limit: int, parent: str | None = None) -> ActivationStore:
-        """A store in a new temporary folder; at most half of the free disk is used."""
-        folder = Path(tempfile.mkdtemp(prefix="compress-activations-", dir=parent))
-        return cls(folder, min(limit, shutil.disk_usage(folder).free // 2))
+    def add(self, node: fx.Node) -> None:
+        """The steps of the next node."""
+        if node.op in ("placeholder", "get_attr"):
+            if node.name in self.network.inputs:
+                self.leaves[node.name] = InputLeaf(self.network.inputs.index(node.name))
+            elif node.name in self.network.tensors:
+                name = self.network.tensors[node.name]
+                self.leaves[node.name] = TensorLeaf(self.network.aliases.get(name, name))
+            else:
+                self.leaves[node.name] = ConstantLeaf(node.name)
+        elif node.op == "call_function":
+            if _changes_argument(node):
+                self._change(node)
+            else:
+                step = self._step(node, node.target)
+                self.steps.append(step)
+                if self._writes and (source := _viewed(node)) is not None:
+                    viewed = self._same.get(source.name, source.name)
+                    self._views[node.name] = viewed, step
+                    self._taken[node.name] = self._changes.get(self._root(viewed), 0)
 
-    def advance(self, nodes: tuple[str, ...]) -> ActivationStore:
-        """A store for the next frontier in the same folder. The values of this one stay readable until dropped."""
-        return ActivationStore(self.folder, self.limit, nodes, {}, self.generation + 1)
+    def present(self, node: fx.Node) -> str:
+        """Name of the value that a reader of `node` sees now; views of what has changed are taken again."""
+        return self._value(self._same.get(node.name, node.name))
 
-    def put(self, batch: int, values: Mapping[str, Pair]) -> bool:
-        """Keep one batch's values of `nodes`; False if they are not tensors or exceed the bound."""
-        tensors: dict[str, Tensor] = {}
-        for name in self.nodes:
-            if name not in values or not isinstance(values[name][0], Tensor):
-                return False
-            first, second = values[name]
-            tensors[f"original:{name}"] = first.detach().contiguous()
-            if second is not first:
-                tensors[f"current:{name}"] = second.detach().contiguous()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        if not tensors or sum(self.sizes.values()) + size > self.limit:
-            return False
-        try:
-            save_file(tensors, self._path(batch))
-        except (OSError, SafetensorError):  # a full disk only means that this batch is recomputed
-            self._path(batch).unlink(missing_ok=True)
-            return False
-        self.sizes[batch] = size
-        return True
+    def _value(self, name: str) -> str:
+        if name in self._views:
+            changes = self._changes.get(self._root(name), 0)
+            if self._taken[name] != changes:
+                source, step = self._views[name]
+                args = (Read(self._value(source)), *step.args[1:])
+                again = _made(f"{name}{_AGAIN}{changes}", step.target, args, step.kwargs)
+                self.steps.append(again)
+                self._present[name], self._taken[name] = again.name, changes
+        return self._present.get(name, name)
 
-    def get(self, batch: int, device: torch.device) -> dict[str, Pair] | None:
-        """One batch's values, or None where it was not kept."""
-        if batch not in self.sizes:
-            return None
-        tensors = load_file(self._path(batch), device=str(device))
-        return {
-            name: (first := tensors[f"original:{name}"], tensors.get(f"current:{name}", first))
-            for name in self._origin(batch)[1]
-        }
+    def _root(self, name: str) -> str:
+        while name in self._views:
+            name = self._views[name][0]
+        return name
 
-    def reaches(self, batch: int) -> bool:
-        """Whether the batch is kept at this very frontier."""
-        return batch in self.sizes and batch not in self.behind
+    def _step(self, node: fx.Node, target: Any) -> Step:
+        def read(source: fx.Node) -> Any:
+            return Read(self.present(source))
 
-    def inherit(self, earlier: ActivationStore) -> None:
-        """Take over what is left at an earlier frontier of the same folder, of batches that are not kept here."""
-        for batch, size in list(earlier.sizes.items()):
-            if batch in self.sizes or sum(self.sizes.values()) + size > self.limit:
-                earlier.drop(batch)
-                continue
-            self.behind[batch] = earlier._origin(batch)
-            self.sizes[batch] = earlier.sizes.pop(batch)
+        args: Any = fx.node.map_arg(node.args, read)
+        kwargs: Any = fx.node.map_arg(node.kwargs, read)
+        return _made(node.name, target, tuple(args), dict(kwargs))
 
-    def drop(self, batch: int) -> None:
-        """Delete one batch's values."""
-        if self.sizes.pop(batch, None) is not None:
-            self._path(batch).unlink(missing_ok=True)
-            self.behind.pop(batch, None)
+    def _change(self, node: fx.Node) -> None:
+        changed = node.args[0]
+        if not isinstance(changed, fx.Node):
+            raise TraceError(f"`{node.target}` changes several values in place, which cannot be followed.")
+        name = self._same.get(changed.name, changed.name)
+        step = self._step(node, functional_target(node))
+        self.steps.append(step)
+        self._same[node.name] = name
+        root = self._root(name)
+        number = self._changes.get(root, 0) + 1
+        if name != root:
+            path = []
+            inner = name
+            while inner in self._views:
+                inner, how = self._views[inner]
+                path.append(how)
+            whole = _made(
+                f"{root}{_AGAIN}{number}",
+                _written,
+                (
+                    Read(self._value(root)),
+                    Read(step.name),
+                    [(how.target, tuple(how.args[1:]), how.kwargs) for how in reversed(path)],
+                ),
+                {},
+            )
+            self.steps.append(whole)
+            self._present[root] = whole.name
+            self._taken[name] = number
+        self._changes[root] = number
+        self._present[name] = step.name
 
-    def close(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _origin(self, batch: int) -> tuple[int, tuple[str, ...]]:
-        return self.behind.get(batch, (self.generation, self.nodes))
+def _made(name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+    inputs: dict[str, None] = {}
 
-    def _path(self, batch: int) -> Path:
-        return self.folder / f"{self._origin(batch)[0]}-{batch}.safetensors"
+    def collect(value: Any) -> None:
+        if isinstance(value, Read):
+            inputs[value.name] = None
+        elif isinstance(value, (tuple, list)):
+            for part in value:
+                collect(part)
+        elif isinstance(value, dict):
+            collect(list(value.values()))
+        elif isinstance(value, slice):
+            collect((value.start, value.stop, value.step))
+
+    collect((args, kwargs))
+    return Step(name, target, args, kwargs, tuple(inputs))
+
+
+def _written(whole: Tensor, part: Tensor, path: Sequence[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Tensor:
+    """A copy of `whole` whose view along `path` holds `part`."""
+    result = whole.clone()
+    view: Any = result
+    for target, args, kwargs in path:
+        view = target(view, *args, **kwargs)
+    view.copy_(part)
+    return result
+
+
+def _changes_argument(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _viewed(node: fx.Node) -> fx.Node | None:
+    """What the node's value is a view of: its first argument, where both lie in the same memory."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    memory = _memory(node)
+    return source if memory is not None and memory == _memory(source) else None
+
+
+def _memory(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    return int(value.untyped_storage()._cdata) if isinstance(value, Tensor) else None
+
+
+def functional_target(node: fx.Node) -> Any:
+    """For an operation that changes its first argument, the one that gives the changed value. Raises TraceError."""
+    target: Any = node.target
+    name = target.__name__.split(".")[0]
+    packet = getattr(getattr(torch.ops, target.namespace), name.removesuffix("_"), None)
+    functional = getattr(packet, target._overloadname, None) if packet is not None else None
+    if functional is None:
+        raise TraceError(f"`{target}` changes its argument and has no functional form.")
+    return functional
+
+
+def first_tensor(outputs: object) -> Tensor:
+    """The tensor a network returns, or the first one in the container it returns. Raises TraceError."""
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            return leaf
+    raise TraceError(f"The network returns {type(outputs).__name__}; a tensor, or a container with one, was expected.")

@@ -1,10 +1,9 @@
-"""From a module to the graph of ATen operations that torch.export sees, and running that graph on any weights."""
+"""From a module to the graph of ATen operations that torch.export sees."""
 
 from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +15,6 @@ from torch.utils import _pytree
 
 from compress.errors import TraceError
 from compress.graph.inlining import inline_regions
-
-Override = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,88 +195,6 @@ def _find_aliases(module: nn.Module) -> dict[str, str]:
         if owner != name:
             aliases[name] = owner
     return aliases
-
-
-def run_graph(
-    graph: NetworkGraph,
-    state: Mapping[str, Tensor],
-    inputs: tuple[Tensor, ...],
-    *,
-    observe: Mapping[str, Callable[[Tensor], None]] | None = None,
-    override: Mapping[str, Override] | None = None,
-) -> tuple[Any, ...]:
-    """Interpret the graph with the weights of `state`, operation by operation, and return its flattened outputs.
-
-    `observe` maps node names to functions that see that node's value as it is computed; `override` maps node names to
-    functions (node, arguments, keywords) that are called instead of the node's operation. Values are freed after their
-    last use; `inputs` are not written to. With weights in another precision than the traced ones, precisions written
-    down in the graph change likewise.
-    """
-    if len(inputs) != len(graph.inputs):
-        raise ValueError(f"The graph takes {len(graph.inputs)} inputs, got {len(inputs)}.")
-    values: dict[fx.Node, Any] = {}
-    given = dict(zip(graph.inputs, inputs, strict=True))
-    last_use: dict[fx.Node, fx.Node] = {}
-    for node in graph.graph.nodes:
-        for source in node.all_input_nodes:
-            last_use[source] = node
-    dying: dict[fx.Node, list[fx.Node]] = {}
-    for source, node in last_use.items():
-        dying.setdefault(node, []).append(source)
-    recast = _precision_change(graph, state)
-    with torch.no_grad():
-        for node in graph.graph.nodes:
-            if node.op == "placeholder" or node.op == "get_attr":
-                if node.name in graph.tensors:
-                    values[node] = state[graph.tensors[node.name]]
-                elif node.name in given:
-                    values[node] = given[node.name].clone()
-                else:
-                    values[node] = _constant(graph.constants[node.name], state)
-            elif node.op == "output":
-                return tuple(None if value is None else values[value] for value in graph.outputs)
-            else:
-                if "_assert_tensor_metadata" in str(node.target):
-                    continue
-                arguments = fx.node.map_arg(node.args, values.__getitem__)
-                keywords = fx.node.map_arg(node.kwargs, values.__getitem__)
-                if recast is not None:
-                    arguments, keywords = (
-                        _pytree.tree_map(lambda value: recast[1] if value is recast[0] else value, part)
-                        for part in (arguments, keywords)
-                    )
-                if override is not None and node.name in override:
-                    values[node] = override[node.name](node, arguments, keywords)
-                else:
-                    values[node] = node.target(*arguments, **keywords)
-                for source in dying.get(node, ()):
-                    if source not in graph.outputs:
-                        del values[source]
-            if observe is not None and node.name in observe:
-                observe[node.name](values[node])
-    raise ValueError("The graph has no output node.")
-
-
-def _precision_change(graph: NetworkGraph, state: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.dtype] | None:
-    """(traced, used) precision when the weights are not in the one that the graph was traced in."""
-    for node in graph.graph.nodes:
-        name = graph.tensors.get(node.name)
-        if name is not None and node.meta["val"].is_floating_point():
-            traced, used = node.meta["val"].dtype, state[name].dtype
-            return None if traced == used else (traced, used)
-    return None
-
-
-def _constant(value: Any, state: Mapping[str, Tensor]) -> Any:
-    """A lifted constant on the weights' device, and in their precision where it is floating point."""
-    if not isinstance(value, Tensor):
-        return value
-    reference = next((tensor for tensor in state.values() if tensor.is_floating_point()), None)
-    if reference is None:
-        return value
-    if value.is_floating_point() and value.dtype in (torch.float32, torch.float64):
-        return value.to(reference.device, reference.dtype)
-    return value.to(reference.device)
 
 
 def module_path(node: fx.Node) -> str:

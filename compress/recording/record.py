@@ -15,11 +15,12 @@ from torch import Tensor
 
 from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulator, Moments
 from compress.errors import NonFiniteError
-from compress.graph.program import ActivationStore, Program, run_pair
+from compress.graph.program import Program, run
 from compress.recording.layer_moments import ROWS_PER_COLUMN
 from compress.recording.readings import Reading, constant_of, own_columns, read_rows, sample_positions
 from compress.recording.residuals import Rectifier, Residual
 from compress.recording.sharing import Share
+from compress.recording.store import ActivationStore
 from compress.units.groups import UnitGroup
 
 FEWEST_ROWS = 20_000
@@ -302,7 +303,6 @@ def record_moments(
         advance: told the samples of each finished batch.
     """
     other = original if current is None else current
-    changed = program.downstream(name for name, tensor in original.items() if other[name] is not tensor)
     device = next(iter(original.values())).device
     seen = 0
     forward, started = 0.0, time.perf_counter()
@@ -324,7 +324,7 @@ def record_moments(
             names = list(dict.fromkeys([*sorted(wanted), *further]))
             running = time.perf_counter()
             inputs = [] if start is not None else [tensor.to(device) for tensor in read(number)]
-            values = run_pair(program, original, other, inputs, names, changed=changed, start=start)
+            values = run(program, (original, other), inputs, names, start=start)
             forward += time.perf_counter() - running
             for recorder in open_recorders:
                 recorder.add(values, original, other)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.graph.program import Program, Step
+from compress.graph.program import Program
 from compress.units.groups import Consumer
 
 IDENTITIES = ("dropout", "dropout_", "clone", "contiguous", "alias", "detach", "feature_dropout")
@@ -112,18 +112,14 @@ def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
     """
     if consumer.kind not in ("linear", "linear_transposed", "conv"):
         return
-    readers: dict[str, list[Step]] = {}
-    for step in program.steps:
-        for name in step.inputs:
-            readers.setdefault(name, []).append(step)
     shape = program.shape(consumer.node)
     channel = 1 if consumer.kind == "conv" else len(shape) - 1
     whole = tuple(range(len(shape)))
     order = whole
     factors: list[tuple[str | None, str | None, float]] = []
     name = consumer.node
-    while len(readers.get(name, ())) == 1 and name != program.output:
-        step = readers[name][0]
+    while len(readers := program.readers.get(name, ())) == 1 and name not in program.outputs:
+        step = readers[0]
         operation = getattr(step.target, "__name__", "").split(".")[0]
         arguments: list[object] = [getattr(part, "name", part) for part in step.args]
         here = Point(name, operation, arguments, tuple(factors), () if order == whole else order)
@@ -132,8 +128,7 @@ def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
         elif operation == "permute" and arguments[0] == name:
             order = tuple(order[dim] for dim in step.args[1])
         elif operation == "batch_norm" and arguments[0] == name and order.index(channel) == 1:
-            scale, variance = (program.leaves.get(str(each), ("", None))[1] if each else None for each in
-                               (arguments[1], arguments[4]))  # fmt: skip
+            scale, variance = (program.tensor(str(each)) for each in (arguments[1], arguments[4]))
             if variance is None or arguments[5]:
                 return
             factors.append((scale, variance, float(step.args[7])))
@@ -143,7 +138,7 @@ def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
             wanted[order.index(channel)] = shape[channel]
             if list(extent) != wanted[len(wanted) - len(extent) :] or math.prod(extent) != shape[channel]:
                 return
-            factors.append((program.leaves[leaf][1], None, 0.0))
+            factors.append((program.tensor(leaf), None, 0.0))
         elif operation == "add" and not step.kwargs and len(arguments) == 2 and arguments.count(name) == 1:
             other = arguments[1 - arguments.index(name)]
             if not isinstance(other, str) or other in program.leaves or program.shape(other) != program.shape(name):
@@ -196,6 +191,4 @@ def _other_leaf(program: Program, arguments: list[object], name: str) -> str | N
     if len(arguments) != 2 or arguments.count(name) != 1:
         return None
     other = arguments[1 - arguments.index(name)]
-    if not isinstance(other, str) or program.leaves.get(other, ("",))[0] != "tensor":
-        return None
-    return other
+    return other if isinstance(other, str) and program.tensor(other) is not None else None

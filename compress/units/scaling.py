@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from compress.graph.flow import argument, operation_name
-from compress.graph.trace import NetworkGraph, run_graph
+from compress.graph.program import Program, run_outputs
+from compress.graph.trace import NetworkGraph
 from compress.units.groups import UnitGroup
 
 TRIAL_TOLERANCE = 1e-8  # float64
@@ -116,6 +117,7 @@ def find_scalings(
     wide = {name: value.detach().cpu() for name, value in state.items()}
     wide = {name: value.double() if value.is_floating_point() else value for name, value in wide.items()}
     inputs = tuple(_noisy(value.cpu(), generator) for value in graph.examples)
+    program = Program.of(graph)
     wanted: tuple[object, ...] | None = None
     found: list[Scaling] = []
     reasons: dict[str, str] = {}
@@ -128,7 +130,7 @@ def find_scalings(
             reasons[group.name] = drafted
             continue
         if wanted is None:
-            wanted = run_graph(graph, wide, inputs)
+            wanted = run_outputs(program, wide, inputs)
         factors = torch.rand(group.unit_count, generator=generator, dtype=torch.float64) * 1.5 + 0.5
         touched = {part.name for part in (*drafted.weights, *drafted.shifts, *drafted.outputs)}
         trial = dict(wide)
@@ -138,7 +140,7 @@ def find_scalings(
         for alias, name in graph.aliases.items():
             if name in touched and alias in trial:
                 trial[alias] = trial[name]
-        if _deviation(wanted, run_graph(graph, trial, inputs)) <= TRIAL_TOLERANCE:
+        if _deviation(wanted, run_outputs(program, trial, inputs)) <= TRIAL_TOLERANCE:
             found.append(drafted)
         else:
             reasons[group.name] = "rescaling its units changes the outputs"

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from compress.checkpoint.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
 from compress.errors import SurgeryError
-from compress.graph.trace import NetworkGraph, Override, output_tensors, run_graph, trace_network
+from compress.graph.program import Override, Program, Step, run_outputs
+from compress.graph.trace import NetworkGraph, output_tensors, trace_network
 from compress.units.groups import UnitGroup
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -135,9 +136,9 @@ def verify_narrowed(
     else:
         batches = [tuple(_to_batch(value, graph.batch_size) for value in inputs)]
     worst = 0.0
-    traced: NetworkGraph | None = None
+    program, traced = Program.of(graph), None
     for batch in batches:
-        wanted = masked_outputs(graph, state, kept, chosen.groups, batch)
+        wanted = masked_outputs(program, state, kept, chosen.groups, batch)
         try:
             deviation = relative_deviation(wanted, module_outputs(smaller, batch))
         except RuntimeError as fault:
@@ -145,9 +146,9 @@ def verify_narrowed(
                 raise SurgeryError(f"The narrowed network does not run: {str(fault).splitlines()[0]}") from fault
             deviation = float("inf")
         if deviation > limit and dtype is not None:  # its forward() may name a precision: compare its graph instead
-            traced = traced or trace_network(narrowed.module, graph.examples)
+            traced = traced or Program.of(trace_network(narrowed.module, graph.examples))
             tensors = {name: tensor.detach() for name, tensor in named_tensors(smaller).items()}
-            deviation = relative_deviation(wanted, run_graph(traced, tensors, batch))
+            deviation = relative_deviation(wanted, run_outputs(traced, tensors, batch))
         worst = max(worst, deviation)
     if not worst <= limit:
         raise SurgeryError(
@@ -157,13 +158,13 @@ def verify_narrowed(
 
 
 def masked_outputs(
-    graph: NetworkGraph,
+    program: Program,
     state: Mapping[str, Tensor],
     kept: Mapping[str, Tensor],
     groups: Sequence[UnitGroup],
     inputs: tuple[Tensor, ...],
 ) -> tuple[Any, ...]:
-    """Outputs of the original graph with removed units masked: what a narrowed network must reproduce."""
+    """Outputs of the original program with removed units masked: what a narrowed network must reproduce."""
     masked = dict(state)
     removed = {group.name: _removed(kept[group.name], group.unit_count) for group in groups if group.name in kept}
     cloned: set[str] = set()
@@ -175,7 +176,7 @@ def masked_outputs(
         gone = removed[group.name]
         dims = {(consumer.weight, 1 if consumer.kind in ("linear", "conv") else 0) for consumer in group.consumers}
         for part in group.slices:
-            original = graph.aliases.get(part.name, part.name)
+            original = program.network.aliases.get(part.name, part.name)
             if (original, part.dim) in dims:
                 if part.name not in cloned:
                     masked[part.name] = masked[part.name].clone()
@@ -188,13 +189,13 @@ def masked_outputs(
             keep[statistic.positions[gone].flatten()] = False
             shape_kept[statistic.node] = statistic.keeps_shape
     override = {name: _over_kept(masks, shape_kept[name]) for name, masks in statistics.items()}
-    return run_graph(graph, masked, inputs, override=override)
+    return run_outputs(program, masked, inputs, override=override)
 
 
 def _over_kept(masks: dict[int, Tensor], keeps_shape: bool) -> Override:
-    """The node's operation on the kept positions only; the removed ones of its result are zero."""
+    """The step's operation on the kept positions only; the removed ones of its result are zero."""
 
-    def call(node: fx.Node, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def call(step: Step, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         source = arguments[0]
         device = source.device
         kept = {dim: mask.nonzero()[:, 0].to(device) for dim, mask in masks.items()}
@@ -216,7 +217,7 @@ def _over_kept(masks: dict[int, Tensor], keeps_shape: bool) -> Override:
             rest = [list(small.shape[rank - count :]), *(select(value, rank - count) for value in rest[1:])]
         elif keeps_shape:  # group_norm: scale and shift belong to dimension 1
             rest = [rest[0], *(select(value, 1) for value in rest[1:])]
-        result = node.target(small, *rest, **keywords)  # type: ignore[operator]
+        result = step.target(small, *rest, **keywords)
         if not keeps_shape:
             return result
         full = torch.zeros_like(source)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint.restoring import named_tensors
 from compress.errors import CompressError
+from compress.graph.program import Program
 from compress.graph.trace import NetworkGraph
 from compress.units.drafts import Draft
 from compress.units.groups import AttributeRule, UnitGroup
@@ -64,6 +65,7 @@ class Trial:
 
     def __init__(self, graph: NetworkGraph, module: nn.Module, drafts: Sequence[Draft]) -> None:
         self.graph, self.drafts, self.original = graph, drafts, module
+        self.program = Program.of(graph)
         self.state: dict[str, Tensor] = {}
         self.module = _copy_of(module, {})
 
@@ -157,7 +159,7 @@ class Trial:
             got = module_outputs(narrowed.module, self.graph.examples)
         except _FAULTS:
             return False
-        wanted = masked_outputs(self.graph, self.state, kept, groups, self.graph.examples)
+        wanted = masked_outputs(self.program, self.state, kept, groups, self.graph.examples)
         return relative_deviation(wanted, got) <= _TOLERANCE
 
 

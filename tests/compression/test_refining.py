@@ -10,7 +10,7 @@ from compress.compression.layer import LayerOptions
 from compress.compression.refine import refine_layers
 from compress.compression.sweep import compress_layers
 from compress.compression.widths import WidthRule
-from compress.graph.program import run_pair
+from compress.graph.program import run
 from compress.progress import SilentProgress
 from compress.recording.residuals import find_rectifier
 from tests.compression.test_schedule import Residual, make_problem
@@ -71,7 +71,7 @@ def test_refining_brings_the_output_nearer_and_keeps_the_cut(module: nn.Module) 
     inputs, output = problem.held_back.read(0), problem.program.output
     errors = []
     for found in (first, second):
-        before, after = run_pair(problem.program, problem.state, found.state, inputs, [output])[output]
+        before, after = run(problem.program, (problem.state, found.state), inputs, [output])[output]
         errors.append(float((before - after).norm() / before.norm()))
     assert errors[1] < errors[0]
     for result, group in zip(first.results, problem.groups, strict=True):

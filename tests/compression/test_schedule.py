@@ -14,7 +14,7 @@ from compress.compression.turns import left_channels, make_schedule
 from compress.compression.widths import WidthRule
 from compress.data.source import Batch
 from compress.graph.cost import count_macs
-from compress.graph.program import Program, run_pair
+from compress.graph.program import Program, run
 from compress.graph.trace import trace_network
 from compress.progress import SilentProgress
 from compress.recording.record import record_moments
@@ -151,7 +151,7 @@ def test_refitting_what_moved_brings_the_output_nearer(module: nn.Module) -> Non
         found = compress_layers(problem, WidthRule(keep=5), LayerOptions(certify=False), SilentProgress())
         inputs = problem.held_back.read(0)
         output = problem.program.output
-        first, second = run_pair(problem.program, problem.state, found.state, inputs, [output])[output]
+        first, second = run(problem.program, (problem.state, found.state), inputs, [output])[output]
         errors.append(float((first - second).norm() / first.norm()))
     assert errors[1] < errors[0]
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from compress.convex import Moments
 from compress.errors import NonFiniteError
-from compress.graph.program import ActivationStore, Program, run_pair
+from compress.graph.program import Program, run
 from compress.graph.trace import trace_network
 from compress.recording.readings import find_readings, read_rows
 from compress.recording.record import (
@@ -18,6 +18,7 @@ from compress.recording.record import (
     plan_samples,
     record_moments,
 )
+from compress.recording.store import ActivationStore
 from compress.units.find import find_units
 from compress.units.groups import UnitGroup
 
@@ -118,7 +119,7 @@ def test_targets_are_the_original_outputs_and_features_those_of_the_changed_netw
     record_moments(program, [found], lambda number: batches()[number], [4] * 5, state, changed)
     inputs = torch.cat([batch[0] for batch in batches()])
     nodes = [groups["hidden"].consumers[0].input]
-    values = run_pair(program, state, changed, (inputs,), nodes)[nodes[0]]
+    values = run(program, (state, changed), (inputs,), nodes)[nodes[0]]
     expected = Moments.of(values[1], values[0].double() @ state["head.weight"].double().T)
     part = found.moments(state)[0]
     torch.testing.assert_close(part.cross, expected.cross, rtol=1e-6, atol=1e-8)
