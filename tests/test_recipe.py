@@ -33,6 +33,14 @@ def test_all_faults_are_named_at_once() -> None:
         ({"mean": (0.5,)}, "std"),
         ({"mean": (0.5,), "std": (0.0,)}, "positive"),
         ({"keep": 4.5}, "whole number"),
+        ({"keep": 1.0}, "ambiguous"),
+        ({"keep": "1.0"}, "ambiguous"),
+        ({"keep": "100%"}, "below 100%"),
+        ({"keep": "0%"}, "below 100%"),
+        ({"keep": True}, "whole number"),
+        ({"keep": "half"}, "whole number"),
+        ({"macs": "half%"}, "50%"),
+        ({"output": ""}, "name of a folder"),
         ({"memory": "lots"}, "512M"),
     ],
 )
@@ -66,6 +74,22 @@ def test_a_recipe_survives_yaml(tmp_path: Path) -> None:
 def test_the_yaml_names_every_option() -> None:
     recipe = make_recipe({"checkpoint": "x.pt"})
     assert list(yaml.safe_load(format_recipe(recipe))) == list(type(recipe).model_fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("1", 1), (1, 1), ("47", 47), (47.0, 47), ("0.99", 0.99), ("50%", 0.5), (" 12.5 %", 0.125)]
+)
+def test_keep_is_a_count_a_fraction_or_a_percentage(given: object, read: float, tmp_path: Path) -> None:
+    recipe = make_recipe({"checkpoint": "x.pt", "keep": given})
+    assert (recipe.keep, type(recipe.keep)) == (read, type(read))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(format_recipe(recipe), encoding="utf-8")
+    assert make_recipe(read_recipe(path)) == recipe
+
+
+@pytest.mark.parametrize("name", ["held_back", "error", "penalty", "tolerance", "macs", "params", "latency"])
+def test_every_fraction_may_be_a_percentage(name: str) -> None:
+    assert getattr(make_recipe({"checkpoint": "x.pt", name: "25%"}), name) == 0.25
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "!!python/object/apply:os.system ['true']\n", "1: 2\n"])

@@ -57,33 +57,36 @@ def run_command(
     crop: Crop = None,
     calibration_samples: Samples = None,
     held_back: Annotated[
-        float | None, Option(help="Share of the calibration samples that only checks.", rich_help_panel=INPUT)
+        str | None, Option(help="Share of the calibration samples that only checks.", rich_help_panel=INPUT)
     ] = None,
     batch_size: BatchSize = None,
     layer: Layer = None,
     exclude: Exclude = None,
     couple: Couple = None,
     keep: Annotated[
-        float | None, Option(help="Units to keep per layer: a count, or a fraction below 1.", rich_help_panel=WIDTHS)
+        str | None,
+        Option(
+            help="Units to keep per layer: a count, or a fraction below 1 such as 0.5 or 50%.", rich_help_panel=WIDTHS
+        ),
     ] = None,
     error: Annotated[
-        float | None,
+        str | None,
         Option(help="Relative error a layer may add on held-back samples; 0: exact.", rich_help_panel=WIDTHS),
     ] = None,
     penalty: Annotated[
-        float | None,
+        str | None,
         Option(help="Lasso penalty as a fraction of the silencing one; keeps its support.", rich_help_panel=WIDTHS),
     ] = None,
     tolerance: Annotated[
-        float | None, Option(help="Held-back error of the default widths (0.05).", rich_help_panel=WIDTHS)
+        str | None, Option(help="Held-back error of the default widths (0.05).", rich_help_panel=WIDTHS)
     ] = None,
     max_drop: Annotated[
         float | None, Option(help="Points of accuracy that may be lost on --eval.", rich_help_panel=WIDTHS)
     ] = None,
-    macs: Annotated[float | None, Option(help="Fraction of the MACs to keep.", rich_help_panel=WIDTHS)] = None,
-    params: Annotated[float | None, Option(help="Fraction of the parameters to keep.", rich_help_panel=WIDTHS)] = None,
+    macs: Annotated[str | None, Option(help="Fraction of the MACs to keep.", rich_help_panel=WIDTHS)] = None,
+    params: Annotated[str | None, Option(help="Fraction of the parameters to keep.", rich_help_panel=WIDTHS)] = None,
     latency: Annotated[
-        float | None, Option(help="Fraction of the latency to keep, batch 1, measured here.", rich_help_panel=WIDTHS)
+        str | None, Option(help="Fraction of the latency to keep, batch 1, measured here.", rich_help_panel=WIDTHS)
     ] = None,
     min_reduction: Annotated[
         list[str] | None,

@@ -21,6 +21,8 @@ MEMORY_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class Recipe(BaseModel):
     """What to compress, on which data, how far, and how. Field names are the command line's long options.
 
+    Fractions may be written as percentages.
+
     At most one of `keep`, `error` and `penalty` says how wide a layer stays; with none of them, and no budget, it is
     the smallest width whose held-back error is at most `tolerance`. `max_drop`, `macs` and `params` are
     budgets over all selected layers and exclude those three. `max_drop` and `min_reduction` are gates as well: a run
@@ -51,7 +53,9 @@ class Recipe(BaseModel):
     exclude: tuple[str, ...] = ()
     couple: bool = Field(False, description="also cut residual streams, whose units many layers share")
     # how wide
-    keep: float | None = Field(None, gt=0, description="units to keep: a count from 1 up, a fraction below 1")
+    keep: int | float | None = Field(
+        None, gt=0, description="units to keep of a layer: a whole number from 1 up, a fraction below 1, or 50%"
+    )
     error: float | None = Field(
         None, ge=0, lt=1, description="relative error a layer may add on held-back samples; 0: exact"
     )
@@ -87,6 +91,23 @@ class Recipe(BaseModel):
     force: bool = False
     export: tuple[Literal["onnx", "pt2", "hf"], ...] = Field((), description="further formats, each checked")
 
+    @field_validator("held_back", "error", "penalty", "tolerance", "macs", "params", "latency", mode="before")
+    @classmethod
+    def _fractions_may_be_percentages(cls, value: Any) -> Any:
+        return parse_percentage(value)
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _keep_is_a_count_or_a_fraction(cls, value: Any) -> Any:
+        return None if value is None else parse_keep(value)
+
+    @field_validator("output")
+    @classmethod
+    def _output_is_named(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or "\0" in value):
+            raise ValueError(f"the name of a folder was expected, got {value!r}")
+        return value
+
     @field_validator("memory")
     @classmethod
     def _memory_is_a_size(cls, value: str) -> str:
@@ -114,13 +135,6 @@ class Recipe(BaseModel):
     def _std_is_positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and min(value, default=1.0) <= 0:
             raise ValueError(f"standard deviations must be positive, got {list(value)}")
-        return value
-
-    @field_validator("keep")
-    @classmethod
-    def _keep_is_a_count_or_a_fraction(cls, value: float | None) -> float | None:
-        if value is not None and value > 1 and (math.isinf(value) or value != int(value)):
-            raise ValueError(f"must be a whole number of units or a fraction below 1, got {value:g}")
         return value
 
     @model_validator(mode="after")
@@ -153,6 +167,48 @@ class Recipe(BaseModel):
     def budgets(self) -> dict[str, float]:
         """The fractions of a cost that may stay, by the cost's name."""
         return {name: value for name in ("macs", "params", "latency") if (value := getattr(self, name)) is not None}
+
+
+def parse_percentage(value: Any) -> Any:
+    """The fraction that a text such as `50%` names; anything else as it is. Raises ValueError."""
+    if not isinstance(value, str) or not value.strip().endswith("%"):
+        return value
+    try:
+        return float(value.strip().removesuffix("%")) / 100
+    except ValueError:
+        raise ValueError(f"a fraction such as 0.5, or 50%, was expected, got {value!r}") from None
+
+
+def parse_keep(value: Any) -> Any:
+    """A count of units (int from 1 up) or a fraction (float below 1) of a number, or of a text such as 64, 0.5 or 50%.
+
+    What is no number is left to the field's type. Raises ValueError.
+    """
+    expected = "a whole number of units, a fraction below 1 or a percentage below 100% was expected"
+    percentage = isinstance(value, str) and value.strip().endswith("%")
+    text = str(value).strip()
+    value = parse_percentage(value)
+    if isinstance(value, str):
+        try:
+            value = int(text)
+        except ValueError:
+            try:
+                value = float(text)
+            except ValueError:
+                raise ValueError(f"{expected}, got {text!r}") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{expected}, got {value!r}")
+    if not value > 0 or math.isinf(value):
+        raise ValueError(f"{expected}, got {text}")
+    if isinstance(value, int) or value < 1:
+        return value
+    if value == 1 and not percentage:
+        raise ValueError(
+            f"{text} is ambiguous: 1 keeps one unit of every layer, a fraction or a percentage below 100% that share"
+        )
+    if percentage or value != int(value):
+        raise ValueError(f"{expected}, got {text}")
+    return int(value)
 
 
 def parse_bytes(text: str) -> int:
