@@ -195,10 +195,10 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def choose_preprocessing(recipe: Recipe, architecture: Architecture) -> Preprocessing | None:
+def choose_preprocessing(recipe: Recipe, architecture: Architecture | None = None) -> Preprocessing | None:
     """The recipe's preprocessing where it says something, the recognised architecture's where it does not."""
     given = {name: value for name in ("mean", "std", "resize", "crop") if (value := getattr(recipe, name)) is not None}
-    known = architecture.preprocessing
+    known = None if architecture is None else architecture.preprocessing
     if not given:
         return known
     return replace(known, **given) if known is not None else Preprocessing(**given)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.main import get_command
 
-from compress.cli import app
+from compress.cli.app import load_command
+from compress.cli.catalogue import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "ci"
@@ -44,12 +44,11 @@ def all_scripts() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["gitlab", "pre-commit", "workflow", "action"])
 def test_every_command_and_option_of_the_examples_exists(name: str) -> None:
-    known = get_command(app).commands  # type: ignore[attr-defined]
     found = commands_in(all_scripts()[name])
     assert found
     for command, *words in found:
-        assert command in known
-        options = {option for parameter in known[command].params for option in parameter.opts}
+        assert command in COMMANDS
+        options = {option for parameter in load_command(command).params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options
 
 

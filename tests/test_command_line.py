@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,9 +17,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import compress
-from compress.cli import app, main
+from compress.cli import main
 from compress.demo import DEMO_OPTIONS
-from compress.recipe import Recipe, TrainingOptions
 
 CHECKPOINT = str(DEMO_OPTIONS["checkpoint"])
 QUICK = ["--data", "digits", "--calibration-samples", "300", "--keep", "0.5"]
@@ -29,7 +27,7 @@ QUICK = ["--data", "digits", "--calibration-samples", "300", "--keep", "0.5"]
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`compress` in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "compress.cli", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, "-m", "compress", *arguments], capture_output=True, text=True, cwd=cwd, check=False
     )
 
 
@@ -223,21 +221,6 @@ def test_inspect_solves_nothing_and_names_every_layer(capsys: pytest.CaptureFixt
     assert [layer["skipped"] for layer in layers if layer not in usable] == ["it is an output of the network"]
     assert main(["inspect", CHECKPOINT, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["layers"]) == len(layers)
-
-
-def test_every_option_of_a_recipe_is_an_option_of_the_command_line() -> None:
-    import typer
-
-    options = {parameter.name for parameter in typer.main.get_command(app).commands["run"].params}  # type: ignore[attr-defined]
-    renamed = {"checkpoint": "file", "eval": "eval_data"}
-    sections = {"training"}
-    assert {renamed.get(name, name) for name in Recipe.model_fields if name not in sections} <= options
-
-
-def test_every_option_of_a_training_is_named_by_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--help"]) == 0
-    words = set(re.split(r"[^a-z_]+", capsys.readouterr().out))
-    assert set(TrainingOptions.model_fields) - words == set()
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ def test_all_faults_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"keep": 4, "error": 0.1}, "keep, error"),
+        ({"keep": 4, "error": 0.1}, "`keep`, `error`"),
         ({"keep": 4, "macs": 0.5}, "macs"),
         ({"max_drop": 1.0}, "eval"),
         ({"mean": (0.5,)}, "std"),

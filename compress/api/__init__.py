@@ -5,6 +5,7 @@ from __future__ import annotations
 from compress.api.evaluating import evaluate
 from compress.api.exporting import export
 from compress.api.inspecting import inspect
+from compress.api.plateau import plateau
 from compress.api.reporting import compare, rebuild_report
 from compress.api.running import RunResult, demo_recipe, run
 from compress.api.verifying import verify
@@ -18,6 +19,7 @@ __all__ = [
     "export",
     "inspect",
     "make_problem",
+    "plateau",
     "rebuild_report",
     "run",
     "verify",

@@ -66,7 +66,7 @@ def make_cut(
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
     cut = Cut(kept, narrowed, stored, deviation, evaluation)
-    return cut if recipe.finetune is None else finetune_cut(prepared, problem, cut, recipe, clock, progress)
+    return finetune_cut(prepared, problem, cut, recipe, clock, progress) if recipe.tunes else cut
 
 
 def round_to_stored(module: nn.Module, prepared: Prepared) -> dict[str, Tensor]:

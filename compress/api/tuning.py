@@ -56,21 +56,21 @@ class LabelledTuning:
 
 def check_finetuning(prepared: Prepared, recipe: Recipe) -> None:
     """Refuse, before any work, a method that cannot train on this data or network. Raises DataError, RecipeError."""
-    if not isinstance(recipe.finetune, str):
+    if recipe.finetune is None:
         return
     assert prepared.calibration is not None, "a run needs data"
     if not prepared.calibration.has_labels and prepared.calibration.targets is None:
         raise DataError(
-            f"--finetune {recipe.finetune} trains with labels, and {recipe.data} has none; give labelled data, or a "
-            "number of label-free steps."
+            f"--finetune {recipe.finetune} trains with labels, and {recipe.data} has none; give labelled data, or "
+            "--recover STEPS, which needs none."
         )
     chosen = chosen_options(recipe)
     with torch.inference_mode():
         check_answers(chosen.loss, prepared.calibration, first_tensor(prepared.module(prepared.probe)))
     if prepared.network.batch_size is not None:
         raise RecipeError(
-            f"finetune: this network runs on batches of {prepared.network.batch_size} only; give a number of "
-            "label-free steps."
+            f"--finetune: this network runs on batches of {prepared.network.batch_size} only; give --recover STEPS, "
+            "which needs no labels."
         )
 
 
@@ -84,10 +84,9 @@ def finetune_module(
     prepared: Prepared, problem: Problem, module: nn.Module, recipe: Recipe, progress: Progress
 ) -> tuple[nn.Module, Tuning]:
     """A fine-tuned copy of a cut network, never worse on the held-back samples than it was. Raises NonFiniteError."""
-    assert recipe.finetune is not None, "only where it is asked for"
-    if not isinstance(recipe.finetune, str):
+    if recipe.recover is not None:
         return distil(
-            prepared.module, module, problem.fitting, problem.held_back, recipe.finetune, progress, seed=recipe.seed
+            prepared.module, module, problem.fitting, problem.held_back, recipe.recover, progress, seed=recipe.seed
         )
     chosen = chosen_options(recipe)
     fitting, held_back = (

@@ -6,14 +6,12 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from compress.cli.app import app
 from compress.cli.options import Json, print_json
 
 
-@app.command("compare")
 def compare_command(
-    folders: Annotated[list[str], Argument(help="Folders written by runs.", show_default=False)],
-    html: Annotated[str | None, Option(help="Also write the comparison as one HTML page.")] = None,
+    folders: Annotated[list[str], Argument(metavar="FOLDER...", help="Folders written by runs.", show_default=False)],
+    html: Annotated[str | None, Option(metavar="FILE", help="Also write the comparison as one HTML page.")] = None,
     as_json: Json = False,
 ) -> None:
     """Put runs side by side: `compress compare OUT1 OUT2 --html compare.html`."""

@@ -6,13 +6,11 @@ from typing import Annotated
 
 from typer import Option
 
-from compress.cli.app import app
 from compress.cli.options import Json, print_json
 
 
-@app.command("demo")
 def demo_command(
-    output: Annotated[str, Option("--output", "-o", help="Folder to write.")] = "compress-demo",
+    output: Annotated[str, Option("--output", "-o", metavar="FOLDER", help="Folder to write.")] = "compress-demo",
     force: Annotated[bool, Option("--force", help="Replace a folder written before.")] = False,
     as_json: Json = False,
 ) -> None:

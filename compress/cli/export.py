@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Option
 
-from compress.cli.app import app
-from compress.cli.options import Json, print_json
+from compress.cli.options import Folder, Json, print_json
 
 
-@app.command("export")
 def export_command(
-    folder: Annotated[str, Argument(help="Folder written by a run.", show_default=False)],
-    to: Annotated[list[str], Option(help="onnx, pt2 or hf; give it again for more.")],
-    eval_data: Annotated[str | None, Option("--eval", help="Data to compare the files on; else seeded noise.")] = None,
+    folder: Folder,
+    to: Annotated[list[str], Option(metavar="onnx|pt2|hf", help="The format; give it again for more.")],
+    eval_data: Annotated[
+        str | None, Option("--eval", metavar="DATA", help="Data to compare the files on; else seeded noise.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write an artifact in other formats, each checked: `compress export OUT --to onnx --eval test.npz`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +13,16 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from compress.cli.options import OUTPUT
+from compress.cli.options import OUTPUT, declare
 from compress.errors import CompressError, GateError
 
 Github = Annotated[
     bool,
     Option("--github", help="Annotations, step summary and outputs for GitHub Actions.", rich_help_panel=OUTPUT),
 ]
-Junit = Annotated[str | None, Option(help="Write the checks as JUnit XML to this file.", rich_help_panel=OUTPUT)]
+Junit = Annotated[
+    str | None, Option(metavar="FILE", help="Write the checks as JUnit XML to this file.", rich_help_panel=OUTPUT)
+]
 
 
 @dataclass
@@ -29,12 +33,34 @@ class Outcome:
         checks: `compress.report.checks.Check` of everything looked at.
         headline, markdown: one sentence, and the step summary.
         outputs: name -> value for later steps.
+        wanted: whether anybody asked to be told.
     """
 
     checks: list[Any] = field(default_factory=list)
     headline: str = ""
     markdown: str = ""
     outputs: dict[str, str] = field(default_factory=dict)
+    wanted: bool = False
+
+
+def tells_pipelines(suite: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The command gets `--github` and `--junit`, and fills in the `outcome` that it is called with."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def telling(*, github: bool, junit: str | None, **given: Any) -> None:
+            with told_to_pipelines(suite, github, junit) as outcome:
+                command(outcome=outcome, **given)
+
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+            for name, annotation, default in (("github", Github, False), ("junit", Junit, None))
+        ]
+        rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name != "outcome"]
+        return declare(telling, [*rest, *added])
+
+    return decorate
 
 
 @contextmanager
@@ -43,7 +69,7 @@ def told_to_pipelines(suite: str, github: bool, junit: str | None) -> Iterator[O
 
     A gate that failed is one of the checks; any other fault is an error of its own.
     """
-    outcome = Outcome()
+    outcome = Outcome(wanted=github or junit is not None)
     try:
         yield outcome
     except CompressError as error:
@@ -71,6 +97,16 @@ def describe_run(outcome: Outcome, report: dict[str, Any], folder: Path | None) 
         "drop-points": "" if evaluation.get("drop_points") is None else f"{evaluation['drop_points']:.4f}",
         "agreement": "" if evaluation.get("agreement") is None else f"{evaluation['agreement']:.6f}",
     }
+
+
+def describe_checks(outcome: Outcome, folder: str, checks: list[Any]) -> None:
+    """Fill in the outcome of a verification from its checks."""
+    from compress.report.checks import checks_markdown
+
+    outcome.checks = checks
+    outcome.headline = f"{folder}: {len(checks)} checks passed."
+    outcome.markdown = checks_markdown(folder, checks)
+    outcome.outputs = {"folder": folder}
 
 
 def tell(suite: str, outcome: Outcome, github: bool, junit: str | None, fault: CompressError | None) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from typer import Argument
-
-from compress.cli.app import app
+from compress.cli.options import Folder
 
 
-@app.command("report")
-def report_command(folder: Annotated[str, Argument(help="Folder written by a run.", show_default=False)]) -> None:
+def report_command(folder: Folder) -> None:
     """Rebuild `report.html` and `report.md` from `report.json`: `compress report OUT`."""
     from compress.api.reporting import rebuild_report
 

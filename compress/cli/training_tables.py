@@ -104,3 +104,14 @@ def show_training(found: Mapping[str, Any], folder: Path) -> None:
             f"accuracy {before}{100 * evaluation['trained']['top1']:.2f} % of {evaluation['samples']:,} samples",
         )
     _say(console, f"written to {folder}")
+
+
+def show_plateau(found: Mapping[str, Any]) -> None:
+    """The loss of every width, then where it plateaus."""
+    for row in found["losses"]:
+        print(f"width {row['width']:>6}  loss {row['loss']:.6g}")
+    print(
+        f"the plateau starts at width {found['plateau_starts_at']} ({found['tolerance']:.0%} above the lowest loss); "
+        f"rank(Φ)·rank(Ψ) = {found['rank_features']}·{found['rank_outputs']} = {found['bound']}, "
+        f"N(N + 1) = {found['data_bound']}"
+    )

@@ -7,28 +7,33 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from compress.cli.app import app
-from compress.cli.options import HOW, OUTPUT, Json, print_json
+from compress.cli.options import Json, print_json
+
+Sources = Annotated[
+    list[str], Argument(metavar="ZOO.yaml|FILE...", help="A zoo file, or checkpoints and globs.", show_default=False)
+]
+Shared = Annotated[str | None, Option("--recipe", metavar="FILE", help="YAML with the options that all models share.")]
+Output = Annotated[str | None, Option("--output", "-o", metavar="FOLDER", help="Folder of the run. Default: zoo.")]
+GoOn = Annotated[bool, Option("--resume", help="Go on with the run in --output.")]
+Jobs = Annotated[int | None, Option(metavar="COUNT", help="Models at once. Default: cores, within memory.")]
+Threads = Annotated[int | None, Option(metavar="COUNT", help="Threads of each model. Default: cores / jobs.")]
+Timeout = Annotated[float | None, Option(metavar="SECONDS", help="Seconds that one model may take.")]
+JobMemory = Annotated[str | None, Option(metavar="SIZE", help="Memory that one model is expected to take, such as 2G.")]
+Where = Annotated[str | None, Option(metavar="local|ray|slurm", help="Where the models run. Default: local.")]
+Part = Annotated[str | None, Option(metavar="i/n", help="Only part i of n, beside the others.")]
 
 
-@app.command("zoo")
 def zoo_command(
-    sources: Annotated[list[str], Argument(help="A zoo file (.yaml), or checkpoints and globs.", show_default=False)],
-    recipe: Annotated[str | None, Option(help="YAML with the options that all models share.")] = None,
-    output: Annotated[
-        str | None, Option("--output", "-o", help="Folder of the run (zoo).", rich_help_panel=OUTPUT)
-    ] = None,
-    resume: Annotated[bool, Option("--resume", help="Go on with the run in --output.", rich_help_panel=OUTPUT)] = False,
-    jobs: Annotated[int | None, Option(help="Models at once (cores, within memory).", rich_help_panel=HOW)] = None,
-    threads: Annotated[int | None, Option(help="Threads of each model (cores / jobs).", rich_help_panel=HOW)] = None,
-    timeout: Annotated[float | None, Option(help="Seconds that one model may take.", rich_help_panel=HOW)] = None,
-    job_memory: Annotated[
-        str | None, Option(help="Memory that one model is expected to take, such as 2G.", rich_help_panel=HOW)
-    ] = None,
-    backend: Annotated[str | None, Option(help="local, ray or slurm.", rich_help_panel=HOW)] = None,
-    shard: Annotated[
-        str | None, Option(help="Only part i of n, such as 2/4, beside the others.", rich_help_panel=HOW)
-    ] = None,
+    sources: Sources,
+    recipe: Shared = None,
+    output: Output = None,
+    resume: GoOn = False,
+    jobs: Jobs = None,
+    threads: Threads = None,
+    timeout: Timeout = None,
+    job_memory: JobMemory = None,
+    backend: Where = None,
+    shard: Part = None,
     as_json: Json = False,
 ) -> None:
     """Compress many models, each in its own process: `compress zoo ZOO.yaml`, `compress zoo 'nets/*.pt' --recipe R`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from compress.recipe.recipe import Recipe, format_recipe, make_recipe, parse_bytes, parse_reduction, read_recipe
+from compress.recipe.files import format_recipe, read_recipe
+from compress.recipe.recipe import Recipe, make_recipe
+from compress.recipe.texts import parse_bytes, parse_reduction
 from compress.recipe.training import METHODS, TrainingOptions
 
 __all__ = [

@@ -2,94 +2,164 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
 
 from compress.errors import RecipeError
-from compress.recipe.training import METHODS, TrainingOptions
+from compress.recipe.faults import explain_faults
+from compress.recipe.option import Section, option
+from compress.recipe.texts import (
+    assignments,
+    counts,
+    extent,
+    numbers,
+    parse_bytes,
+    parse_keep,
+    parse_percentage,
+    parse_reduction,
+)
+from compress.recipe.training import Method, TrainingOptions
 
-REDUCIBLE = ("params", "macs", "bytes", "latency")
-MOST_CHARACTERS, MOST_NODES = 1 << 20, 100_000  # of a recipe file
-MEMORY_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+Numbers = Annotated[tuple[float, ...] | None, BeforeValidator(numbers)]
+Counts = Annotated[tuple[int, ...] | None, BeforeValidator(counts)]
+Extent = Annotated[int | tuple[int, int] | None, BeforeValidator(extent)]
+Assignments = Annotated[dict[str, Any], BeforeValidator(assignments)]
 
 
 class Recipe(BaseModel):
-    """What to compress, on which data, how far, and how. Field names are the command line's long options.
+    """What to compress, on which data, how far, and how. Each field is an option of the command line as well.
 
     Fractions may be written as percentages.
 
     At most one of `keep`, `error` and `penalty` says how wide a layer stays; with none of them, and no budget, it is
-    the smallest width whose held-back error is at most `tolerance`. `max_drop`, `macs` and `params` are
+    the smallest width whose held-back error is at most `tolerance`. `max_drop`, `macs`, `params` and `latency` are
     budgets over all selected layers and exclude those three. `max_drop` and `min_reduction` are gates as well: a run
     that misses one ends with exit code 3 and writes nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # what
-    checkpoint: str = Field(description="path of the checkpoint")
-    arch: str | None = Field(None, description="torchvision:NAME, timm:NAME, compress:NAME or package.module:factory")
-    arch_arg: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the architecture")
-    state_key: str | None = Field(None, description="key of the state dict inside a wrapper dict")
-    trust_pickle: bool = Field(False, description="allow the file to execute code while it is read")
-    input_shape: tuple[int, ...] | None = Field(None, description="shape of one sample, without the batch")
-    # data
-    data: str | None = Field(None, description="calibration data")
-    eval: str | None = Field(None, description="evaluation data, disjoint from the calibration data")
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    resize: int | tuple[int, int] | None = None
-    crop: int | tuple[int, int] | None = None
-    calibration_samples: int = Field(50_000, ge=8, description="at most so many calibration samples are read")
-    held_back: float = Field(0.1, gt=0, lt=0.9, description="share of the calibration samples that only checks")
-    batch_size: int = Field(128, ge=1)
-    # which layers
-    layer: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    couple: bool = Field(False, description="also cut residual streams, whose units many layers share")
-    # how wide
-    keep: int | float | None = Field(
-        None, gt=0, description="units to keep of a layer: a whole number from 1 up, a fraction below 1, or 50%"
+    checkpoint: str = option(
+        ..., "Checkpoint: .pt, .pth, .bin, .tar, .safetensors; or a folder.", Section.NETWORK, "FILE"
     )
-    error: float | None = Field(
-        None, ge=0, lt=1, description="relative error a layer may add on held-back samples; 0: exact"
+    arch: str | None = option(
+        None, "torchvision:NAME, timm:NAME, compress:NAME or package.module:factory.", Section.NETWORK, "ARCH",
+        everyday=True, default_text="recognised",
+    )  # fmt: skip
+    arch_arg: Assignments = option(dict, "Argument of the architecture.", Section.NETWORK, "KEY=VALUE")
+    state_key: str | None = option(None, "Key of the state dict in the file.", Section.NETWORK, "KEY")
+    trust_pickle: bool = option(False, "Let the file execute code while it is read.", Section.NETWORK)
+    input_shape: Counts = option(None, "Shape of one sample, such as 3,32,32.", Section.NETWORK, "C,H,W")
+    data: str | None = option(
+        None,
+        "Calibration data: a path, folder:PATH, npz:PATH, safetensors:PATH, torchvision:NAME?root=…, module:function "
+        "or digits.",
+        Section.DATA, "DATA", everyday=True,
+    )  # fmt: skip
+    eval: str | None = option(
+        None, "Evaluation data, as --data; nothing is chosen on it.", Section.DATA, "DATA", everyday=True
     )
-    penalty: float | None = Field(None, gt=0, lt=1, description="lasso penalty as a fraction of the silencing one")
-    merge_aligned: bool = Field(False, description="only merge units that are positive multiples of one another")
-    tolerance: float = Field(0.05, gt=0, lt=1, description="relative held-back error of the default width")
-    max_drop: float | None = Field(None, ge=0, description="points of accuracy that may be lost")
-    macs: float | None = Field(None, gt=0, lt=1, description="fraction of the multiply-accumulates to keep")
-    params: float | None = Field(None, gt=0, lt=1, description="fraction of the parameters to keep")
-    min_reduction: tuple[str, ...] = Field((), description="gates such as 2x (parameters) or macs:1.5x")
-    latency: float | None = Field(None, gt=0, lt=1, description="fraction of the latency at batch 1 to keep, measured")
-    round_to: int = Field(1, ge=1, description="kept widths are multiples of this")
-    # how
-    solver: Literal["newton", "proximal", "conic"] = "newton"
-    gap: float = Field(1e-6, gt=0, lt=1, description="relative duality gap at which the solver may stop")
-    unit_costs: Literal["path", "one", "feature"] = "path"
-    selection: Literal["best", "backward", "forward", "lasso", "adaptive", "pivoted", "magnitude"] = "best"
-    allow_bias: bool = Field(False, description="a consumer without a bias may get one")
-    ridge: float = Field(1e-6, ge=0, lt=1, description="ridge of the refit, relative to the mean feature energy")
-    rank_tolerance: float = Field(1e-3, gt=0, lt=1, description="relative singular value that counts towards a rank")
-    refine: int = Field(
-        2, ge=0, le=20, description="sweeps after a cut under a budget that refit what comes through the next ReLU"
+    mean: Numbers = option(None, "Channel means, such as .49,.48,.45.", Section.DATA, "M,…", default_text="the data's")
+    std: Numbers = option(None, "Channel standard deviations.", Section.DATA, "S,…", default_text="the data's")
+    resize: Extent = option(None, "Shorter side, or H,W.", Section.DATA, "SIDE")
+    crop: Extent = option(None, "Centre crop: side, or H,W.", Section.DATA, "SIDE")
+    calibration_samples: int = option(
+        50_000, "At most so many calibration samples are read.", Section.DATA, "COUNT", ge=8
     )
-    finetune: int | str | None = Field(
-        None, description="after the cut: a number of label-free distillation steps, or a method trained with labels"
+    held_back: float = option(
+        0.1, "Share of the calibration samples that only checks.", Section.DATA, "SHARE", gt=0, lt=0.9
     )
-    training: TrainingOptions | None = Field(None, description="how train, finetune and a finetune method train")
-    seed: int = Field(0, ge=0)
-    device: str = "cpu"
-    memory: str = Field("4G", description="bound on what recording and solving one layer may hold")
-    # where to
-    output: str | None = None
-    force: bool = False
-    export: tuple[Literal["onnx", "pt2", "hf"], ...] = Field((), description="further formats, each checked")
+    batch_size: int = option(128, "Samples of one batch.", Section.DATA, "COUNT", ge=1)
+    layer: tuple[str, ...] = option(
+        (), "Only layers matching this glob or below it.", Section.LAYERS, "GLOB", default_text="all"
+    )
+    exclude: tuple[str, ...] = option((), "Not the layers matching this glob.", Section.LAYERS, "GLOB")
+    couple: bool = option(False, "Also cut residual streams, whose units many layers share.", Section.LAYERS)
+    keep: int | float | None = option(
+        None, "Units to keep in every layer: a count, or a fraction below 1 such as 0.5 or 50%.",
+        Section.WIDTHS, "COUNT|SHARE", everyday=True, gt=0,
+    )  # fmt: skip
+    error: float | None = option(
+        None, "Relative error a layer may add on held-back samples; 0: exact.", Section.WIDTHS, "SHARE", ge=0, lt=1
+    )
+    penalty: float | None = option(
+        None, "Lasso penalty as a fraction of the smallest one that keeps no unit; keeps its support.",
+        Section.WIDTHS, "SHARE", gt=0, lt=1,
+    )  # fmt: skip
+    merge_aligned: bool = option(
+        False, "Only merge units that are positive multiples of one another; outputs stay the same, checked.",
+        Section.WIDTHS,
+    )  # fmt: skip
+    tolerance: float = option(
+        0.05, "Held-back error of the widths where nothing else says how wide.", Section.WIDTHS, "SHARE", gt=0, lt=1
+    )
+    max_drop: float | None = option(
+        None, "Points of accuracy that may be lost on --eval.", Section.WIDTHS, "POINTS", everyday=True, ge=0
+    )
+    macs: float | None = option(
+        None, "Fraction of the multiply-accumulates to keep.", Section.WIDTHS, "SHARE", everyday=True, gt=0, lt=1
+    )
+    params: float | None = option(
+        None, "Fraction of the parameters to keep.", Section.WIDTHS, "SHARE", everyday=True, gt=0, lt=1
+    )
+    min_reduction: tuple[str, ...] = option(
+        (), "Gate: at least so many times fewer parameters (2x), MACs (macs:2x), bytes, latency.",
+        Section.WIDTHS, "FACTOR",
+    )  # fmt: skip
+    latency: float | None = option(
+        None, "Fraction of the latency to keep, batch 1, measured here.", Section.WIDTHS, "SHARE", gt=0, lt=1
+    )
+    round_to: int = option(1, "Kept widths are multiples of this.", Section.WIDTHS, "COUNT", ge=1)
+    solver: Literal["newton", "proximal", "conic"] = option(
+        "newton", "Solver of the certified lasso; conic is cvxpy.", Section.SOLVING
+    )
+    gap: float = option(
+        1e-6, "Relative duality gap at which the solver may stop.", Section.SOLVING, "NUMBER", gt=0, lt=1
+    )
+    unit_costs: Literal["path", "one", "feature"] = option(
+        "path", "What a unit costs in the lasso: path is ‖w‖, the theory's choice.", Section.SOLVING
+    )
+    selection: Literal["best", "backward", "forward", "lasso", "adaptive", "pivoted", "magnitude"] = option(
+        "best", "How the units of a width are chosen.", Section.SOLVING
+    )
+    allow_bias: bool = option(False, "A layer without a bias that reads cut units may get one.", Section.SOLVING)
+    ridge: float = option(
+        1e-6, "Ridge of the refit, relative to the mean feature energy.", Section.SOLVING, "NUMBER", ge=0, lt=1
+    )
+    rank_tolerance: float = option(
+        1e-3, "Relative singular value that counts towards a rank.", Section.SOLVING, "NUMBER", gt=0, lt=1
+    )
+    refine: int = option(
+        2, "Sweeps after a cut under a budget that refit what comes through the next ReLU.",
+        Section.RECOVERY, "COUNT", ge=0, le=20,
+    )  # fmt: skip
+    recover: int | None = option(
+        None, "After the cut: so many steps towards the original's predictions, without labels.",
+        Section.RECOVERY, "STEPS", ge=1,
+    )  # fmt: skip
+    finetune: Method | None = option(
+        None, "After the cut: train with the labels of --data; figures without it stand beside it.",
+        Section.RECOVERY,
+    )  # fmt: skip
+    training: TrainingOptions | None = None
+    seed: int = option(0, "Seed of every random choice.", Section.MACHINE, "NUMBER", ge=0)
+    device: str = option("cpu", "cpu, cuda or cuda:N.", Section.MACHINE, "DEVICE")
+    memory: str = option("4G", "Bound on what recording and solving one layer may hold.", Section.MACHINE, "SIZE")
+    output: str | None = option(
+        None, "Folder to write.", Section.OUTPUT, "FOLDER", everyday=True, default_text="FILE-compressed"
+    )
+    force: bool = option(False, "Replace what was written before.", Section.OUTPUT, everyday=True)
+    export: tuple[Literal["onnx", "pt2", "hf"], ...] = option((), "Also write this format, checked.", Section.OUTPUT)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_finetune_are_recover(cls, options: Any) -> Any:
+        """Until 0.1 `finetune` took a number of label-free steps too."""
+        if not isinstance(options, Mapping) or not is_count(options.get("finetune")) or options.get("recover"):
+            return options
+        return {**options, "finetune": None, "recover": options["finetune"]}
 
     @field_validator("held_back", "error", "penalty", "tolerance", "macs", "params", "latency", mode="before")
     @classmethod
@@ -122,14 +192,6 @@ class Recipe(BaseModel):
             parse_reduction(str(text))
         return tuple(str(text) for text in texts) if isinstance(texts, (list, tuple)) else texts
 
-    @field_validator("finetune", mode="before")
-    @classmethod
-    def _finetune_is_a_number_or_a_method(cls, value: Any) -> Any:
-        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-        if number is None or number in METHODS or (type(number) is int and number >= 1):
-            return number
-        raise ValueError(f"a number of label-free steps or one of {', '.join(METHODS)} was expected, got {value!r}")
-
     @field_validator("std")
     @classmethod
     def _std_is_positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -143,17 +205,19 @@ class Recipe(BaseModel):
         rules = [name for name in ("keep", "error", "penalty") if getattr(self, name) is not None]
         budgets = [name for name in ("max_drop", "macs", "params", "latency") if getattr(self, name) is not None]
         if len(rules) > 1:
-            faults.append(f"give one of keep, error and penalty, got {', '.join(rules)}")
+            faults.append(f"give one of `keep`, `error` and `penalty`, got {', '.join(f'`{name}`' for name in rules)}")
         if self.merge_aligned and [*rules, *(name for name in budgets if name != "max_drop")]:
-            faults.append("merge_aligned keeps the outputs as they are; give it without another width rule or budget")
+            faults.append("`merge_aligned` keeps the outputs as they are; give it without another width rule or budget")
         if rules and [name for name in budgets if name != "max_drop"]:
-            faults.append(f"{rules[0]} fixes the widths that {budgets[-1]} would search for; give one of them")
+            faults.append(f"`{rules[0]}` fixes the widths that `{budgets[-1]}` would search for; give one of them")
         if self.max_drop is not None and self.eval is None:
-            faults.append("max_drop needs evaluation data: give eval")
-        if isinstance(self.finetune, str) and self.training is not None and self.training.searches:
+            faults.append("`max_drop` needs evaluation data: give `eval`")
+        if self.finetune is not None and self.training is not None and self.training.searches:
             faults.append("a target sparsity is searched for by train and finetune, not after a cut")
+        if self.finetune is not None and self.recover is not None:
+            faults.append("give one of `recover`, without labels, and `finetune`, with them")
         if (self.mean is None) != (self.std is None):
-            faults.append("give mean and std together")
+            faults.append("give `mean` and `std` together")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -164,82 +228,27 @@ class Recipe(BaseModel):
         return parse_bytes(self.memory)
 
     @property
+    def tunes(self) -> bool:
+        """Whether the cut network is adjusted as a whole."""
+        return self.recover is not None or self.finetune is not None
+
+    @property
     def budgets(self) -> dict[str, float]:
         """The fractions of a cost that may stay, by the cost's name."""
         return {name: value for name in ("macs", "params", "latency") if (value := getattr(self, name)) is not None}
 
 
-def parse_percentage(value: Any) -> Any:
-    """The fraction that a text such as `50%` names; anything else as it is. Raises ValueError."""
-    if not isinstance(value, str) or not value.strip().endswith("%"):
-        return value
-    try:
-        return float(value.strip().removesuffix("%")) / 100
-    except ValueError:
-        raise ValueError(f"a fraction such as 0.5, or 50%, was expected, got {value!r}") from None
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number, typed or not."""
+    return type(value) is int or (isinstance(value, str) and value.strip().isdecimal())
 
 
-def parse_keep(value: Any) -> Any:
-    """A count of units (int from 1 up) or a fraction (float below 1) of a number, or of a text such as 64, 0.5 or 50%.
-
-    What is no number is left to the field's type. Raises ValueError.
-    """
-    expected = "a whole number of units, a fraction below 1 or a percentage below 100% was expected"
-    percentage = isinstance(value, str) and value.strip().endswith("%")
-    text = str(value).strip()
-    value = parse_percentage(value)
-    if isinstance(value, str):
-        try:
-            value = int(text)
-        except ValueError:
-            try:
-                value = float(text)
-            except ValueError:
-                raise ValueError(f"{expected}, got {text!r}") from None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{expected}, got {value!r}")
-    if not value > 0 or math.isinf(value):
-        raise ValueError(f"{expected}, got {text}")
-    if isinstance(value, int) or value < 1:
-        return value
-    if value == 1 and not percentage:
-        raise ValueError(
-            f"{text} is ambiguous: 1 keeps one unit of every layer, a fraction or a percentage below 100% that share"
-        )
-    if percentage or value != int(value):
-        raise ValueError(f"{expected}, got {text}")
-    return int(value)
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of a size such as `512M` or `4G`. Raises ValueError."""
-    cleaned = text.strip().upper().removesuffix("B").removesuffix("I")
-    suffix = cleaned[-1:] if cleaned[-1:].isalpha() else ""
-    number = cleaned.removesuffix(suffix)
-    try:
-        size = int(float(number) * MEMORY_UNITS[suffix])
-    except (KeyError, ValueError, OverflowError):
-        raise ValueError(f"a size such as 512M or 4G was expected, got {text!r}") from None
-    if size <= 0:
-        raise ValueError(f"a positive size was expected, got {text!r}")
-    return size
-
-
-def parse_reduction(text: str) -> tuple[str, float]:
-    """What must shrink and by which factor: `2x` and `params:2x` are parameters, `macs:1.5` MACs. Raises ValueError."""
-    quantity, colon, number = text.strip().lower().rpartition(":")
-    quantity = quantity.strip() if colon else "params"
-    try:
-        factor = float(number.strip().removesuffix("x").removesuffix("×"))
-    except ValueError:
-        factor = math.nan
-    if quantity not in REDUCIBLE or not 1 <= factor < math.inf:
-        raise ValueError(f"a factor such as 2x, or one of {', '.join(REDUCIBLE)} with it (macs:2x), got {text!r}")
-    return quantity, factor
-
-
-def make_recipe(options: Mapping[str, Any], source: str = "options") -> Recipe:
+def make_recipe(options: Mapping[str, Any], source: str = "options", flags: Mapping[str, str] | None = None) -> Recipe:
     """Recipe of `options` (those that are None are left at their default).
+
+    Args:
+        source: where the options come from, for the message.
+        flags: option -> its spelling on the command line, of those that were given there; a section's are `training.x`.
 
     Raises:
         RecipeError: one line that names every fault at once.
@@ -247,50 +256,4 @@ def make_recipe(options: Mapping[str, Any], source: str = "options") -> Recipe:
     try:
         return Recipe(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            name = ".".join(str(part) for part in fault["loc"])
-            message = fault["msg"].removeprefix("Value error, ")
-            if fault["type"] == "extra_forbidden":
-                message = "unknown option"
-            elif fault["type"] != "value_error":
-                message = f"{message[:1].lower()}{message[1:]}, got {fault['input']!r}"
-            faults.append(f"{name}: {message}" if name else message)
-        raise RecipeError(f"{source}: {'; '.join(faults)}.") from None
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Options in a recipe file (YAML, one mapping of option names to values). Raises RecipeError."""
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            text = file.read(MOST_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error}.") from None
-    if len(text) > MOST_CHARACTERS:
-        raise RecipeError(f"The recipe {str(path)!r} is longer than {MOST_CHARACTERS} characters; it is no recipe.")
-    try:
-        if (size := expanded_size(yaml.compose(text, yaml.SafeLoader), {})) > MOST_NODES:
-            raise RecipeError(f"The recipe {str(path)!r} repeats its anchors into {size} values; it is no recipe.")
-        options = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"The recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise RecipeError(f"The recipe {str(path)!r} must be a mapping of option names to values.")
-    return {name.replace("-", "_"): value for name, value in options.items()}
-
-
-def expanded_size(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Values in a YAML document with every alias written out; infinite where one contains itself."""
-    if node is None:
-        return 0
-    if id(node) not in known:
-        known[id(node)] = math.inf  # until it is known, which inside of itself it never is
-        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-        own = 0 if isinstance(node, yaml.ScalarNode) else sum(expanded_size(part, known) for part in parts)
-        known[id(node)] = 1 + own
-    return known[id(node)]
-
-
-def format_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every option written out, in the order of the fields."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        raise RecipeError(explain_faults(error, source, flags or {}, Recipe)) from None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from compress.recipe.option import Section, option
+from compress.recipe.texts import counts
 
 Method = Literal["sgd", "pathprox", "lasso", "group_lasso", "l1"]
 METHODS: tuple[str, ...] = get_args(Method)
 TRAIN_DEFAULTS: dict[str, Any] = {"epochs": 20, "lr": 0.1}
 FINETUNE_DEFAULTS: dict[str, Any] = {"epochs": 2, "lr": 0.01}
+HERE = Section.TRAINING
 
 
 class TrainingOptions(BaseModel):
@@ -22,35 +26,61 @@ class TrainingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Method = "sgd"
-    loss: Literal["cross_entropy", "squared", "poisson"] = "cross_entropy"
-    epochs: int | None = Field(None, ge=1, description="passes over the training samples")
-    batch_size: int = Field(128, ge=1, description="samples of one step")
-    lr: float | None = Field(None, gt=0, lt=1e6, description="largest learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = False
-    penalty: float = Field(1e-4, ge=0, lt=1e6, description="λ of the method")
-    schedule: Literal["cosine", "constant", "step"] = "cosine"
-    clip_norm: float = Field(0.0, ge=0, lt=1e6, description="gradients are scaled down to this norm; 0: they are not")
-    ramp: float = Field(0.0, ge=0, description="epochs over which λ rises linearly from 0")
-    debias: int = Field(0, ge=0, description="epochs without penalty at the end, in which zeros stay zeros")
-    debias_lr: float | None = Field(None, gt=0, lt=1e6, description="largest learning rate of these; lr by default")
-    warmup: float = Field(0.0, ge=0, description="epochs over which the rate rises linearly")
-    milestones: tuple[int, ...] = Field((), description="epochs after which `step` multiplies the rate by `gamma`")
-    gamma: float = Field(0.1, gt=0, le=1)
-    crop: int = Field(0, ge=0, description="images are padded by so many pixels and cropped at random")
-    flip: bool = Field(False, description="images are mirrored left to right at random")
-    held_back: float = Field(0.1, ge=0, lt=0.9, description="share of the training samples that only validates")
-    patience: int | None = Field(None, ge=1, description="epochs without a lower validation loss after which to stop")
-    half: bool = Field(False, description="forward pass in bfloat16")
-    published: bool = Field(False, description="PathProx as published, without moving magnitudes into v")
-    radius: float = Field(1.0, ge=0, lt=1e6, description="‖w‖ of every unit that PathProx holds; 0: the balanced one")
-    layer_balance: bool = Field(True, description="PathProx makes the path norms of linked layers equal")
-    target_sparsity: float | None = Field(None, gt=0, lt=1, description="share of the weights to become zero")
-    target_nonzeros: int | None = Field(None, ge=1, description="weights to stay nonzero")
-    per_layer: bool = Field(False, description="a λ for each layer, each to reach the target share")
-    target_tolerance: float = Field(0.01, gt=0, lt=1, description="relative error of the number of nonzeros")
-    trainings: int = Field(20, ge=1, description="trainings at most in the search for λ")
+    method: Method = option("sgd", "What is minimised, and how: sgd is weight decay.", HERE, everyday=True)
+    loss: Literal["cross_entropy", "squared", "poisson"] = option(
+        "cross_entropy", "Loss: cross_entropy for classes, squared or poisson also for real targets.", HERE
+    )
+    epochs: int | None = option(
+        None, "Passes over the training samples.", HERE, "COUNT", everyday=True, ge=1,
+        default_text="20, fine-tuning 2",
+    )  # fmt: skip
+    batch_size: int = option(128, "Samples of one step.", HERE, "COUNT", flag="train-batch-size", ge=1)
+    lr: float | None = option(
+        None, "Largest learning rate.", HERE, "NUMBER", everyday=True, gt=0, lt=1e6,
+        default_text="0.1, fine-tuning 0.01",
+    )  # fmt: skip
+    momentum: float = option(0.9, "Momentum of the steps.", HERE, "NUMBER", ge=0, lt=1)
+    nesterov: bool = option(False, "Nesterov's momentum.", HERE)
+    penalty: float = option(1e-4, "λ of the method.", HERE, "NUMBER", everyday=True, ge=0, lt=1e6)
+    schedule: Literal["cosine", "constant", "step"] = option("cosine", "How the learning rate falls.", HERE)
+    clip_norm: float = option(
+        0.0, "Gradients are scaled down to this norm; 0: they are not.", HERE, "NUMBER", ge=0, lt=1e6
+    )
+    ramp: float = option(0.0, "Epochs over which λ rises linearly from 0.", HERE, "NUMBER", ge=0)
+    debias: int = option(0, "Epochs without penalty at the end, in which zeros stay zeros.", HERE, "COUNT", ge=0)
+    debias_lr: float | None = option(
+        None, "Largest learning rate of these.", HERE, "NUMBER", gt=0, lt=1e6, default_text="as --lr"
+    )
+    warmup: float = option(0.0, "Epochs over which the learning rate rises linearly.", HERE, "NUMBER", ge=0)
+    milestones: Annotated[tuple[int, ...], BeforeValidator(counts)] = option(
+        (), "Epochs after which the step schedule multiplies the rate by --gamma.", HERE, "COUNT,…"
+    )
+    gamma: float = option(0.1, "Factor of the step schedule.", HERE, "NUMBER", gt=0, le=1)
+    crop: int = option(
+        0, "Images are padded by so many pixels and cropped at random.", HERE, "COUNT", flag="train-crop", ge=0
+    )
+    flip: bool = option(False, "Images are mirrored left to right at random.", HERE)
+    held_back: float = option(
+        0.1, "Share of the training samples that only validates.", HERE, "SHARE", flag="train-held-back", ge=0, lt=0.9
+    )
+    patience: int | None = option(
+        None, "Epochs without a lower validation loss after which to stop.", HERE, "COUNT", ge=1
+    )
+    half: bool = option(False, "Forward pass in bfloat16.", HERE)
+    published: bool = option(False, "PathProx as published, without moving magnitudes into v.", HERE)
+    radius: float = option(
+        1.0, "‖w‖ of every unit that PathProx holds; 0: the balanced one.", HERE, "NUMBER", ge=0, lt=1e6
+    )
+    layer_balance: bool = option(True, "PathProx makes the path norms of linked layers equal.", HERE)
+    target_sparsity: float | None = option(
+        None, "Find the λ of l1 that makes this share of the weights zero.", HERE, "SHARE", gt=0, lt=1
+    )
+    target_nonzeros: int | None = option(None, "Find the λ of l1 that leaves so many weights.", HERE, "COUNT", ge=1)
+    per_layer: bool = option(False, "A λ for each layer, each to reach the target share.", HERE)
+    target_tolerance: float = option(
+        0.01, "Relative error allowed of the number of nonzeros.", HERE, "SHARE", gt=0, lt=1
+    )
+    trainings: int = option(20, "Trainings at most in the search for λ.", HERE, "COUNT", ge=1)
 
     @model_validator(mode="after")
     def _options_agree(self) -> TrainingOptions:
