@@ -14,11 +14,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -29,11 +27,10 @@ from benchmarks.reporting import Run, start
 from compress.api.widths import layer_options, make_problem
 from compress.compression.allocate import DamageCurve, allocate
 from compress.compression.costs import cost_model
-from compress.compression.refine import refine_layers
+from compress.compression.decisions import Ingredients, Width
 from compress.compression.refit import refit_layer
 from compress.compression.search import search_widths
-from compress.compression.sweep import compress_layers
-from compress.compression.widths import WidthRule
+from compress.compression.sweep import refine, sweep
 from compress.preparation import prepare
 from compress.progress import SilentProgress
 from compress.training.distillation import distil
@@ -188,13 +185,20 @@ def ablation(found: Run) -> None:
         found.goal(f"everything-against-best-without-one, {column}", lead, -0.3, at_least=True, unit=" points")
 
 
-def sweep(bench: Bench, widths: Mapping[str, int], refine: int | None = None, **changes: Any) -> float:
+def score_widths(
+    bench: Bench,
+    widths: Mapping[str, int],
+    *,
+    sweeps: int | None = None,
+    ingredients: Ingredients | None = None,
+    selection: str | None = None,
+) -> float:
     """Test top-1 after a front-to-back sweep at the given widths, and the further ones."""
-    problem = replace(bench.problem, **changes)
+    problem = bench.problem if ingredients is None else replace(bench.problem, ingredients=ingredients)
     layer = plain(layer_options(bench.recipe))
-    result = compress_layers(problem, WidthRule(keep=1), layer, SilentProgress(), widths=widths)
-    sweeps = bench.recipe.refine if refine is None else refine
-    result = refine_layers(problem, result, layer, SilentProgress(), sweeps=sweeps)
+    layer = layer if selection is None else replace(layer, selection=selection)
+    result = sweep(problem, {name: Width(width) for name, width in widths.items()}, layer, SilentProgress())
+    result = refine(problem, result, layer, SilentProgress(), sweeps=bench.recipe.refine if sweeps is None else sweeps)
     return bench.score(bench.cut({each.name: each.kept for each in result.results}, result.state))["top1"]
 
 
@@ -202,13 +206,9 @@ def widths_of(bench: Bench, share: float, damages: Mapping[str, DamageCurve] | N
     return allocate(bench.search.model, damages or bench.search.damages, {"macs": share}).widths
 
 
-def without_patch(target: str, value: Any) -> Callable[[Bench, float], float]:
-    def variant(bench: Bench, share: float) -> float:
-        with ExitStack() as stack:
-            stack.enter_context(patch(target, value))
-            return sweep(bench, widths_of(bench, share))
-
-    return variant
+def without(**left_out: bool) -> Callable[[Bench, float], float]:
+    """The variant that leaves ingredients of the sweep out."""
+    return lambda bench, share: score_widths(bench, widths_of(bench, share), ingredients=Ingredients(**left_out))
 
 
 def equal_sensitivities(bench: Bench, share: float) -> float:
@@ -217,7 +217,7 @@ def equal_sensitivities(bench: Bench, share: float) -> float:
         name: DamageCurve(curve.errors.double().square(), curve.legal, curve.errors)
         for name, curve in bench.search.damages.items()
     }
-    return sweep(bench, widths_of(bench, share, damages))
+    return score_widths(bench, widths_of(bench, share, damages))
 
 
 def original_features(bench: Bench, share: float) -> float:
@@ -236,22 +236,18 @@ def no_refit(bench: Bench, share: float) -> float:
 
 
 def lasso_alone(bench: Bench, share: float) -> float:
-    options = replace(plain(layer_options(bench.recipe)), selection="lasso")
-    rule, widths = WidthRule(keep=1), widths_of(bench, share)
-    result = compress_layers(bench.problem, rule, options, SilentProgress(), widths=widths)
-    result = refine_layers(bench.problem, result, options, SilentProgress(), sweeps=bench.recipe.refine)
-    return bench.score(bench.cut({each.name: each.kept for each in result.results}, result.state))["top1"]
+    return score_widths(bench, widths_of(bench, share), selection="lasso")
 
 
 VARIANTS: dict[str, Callable[[Bench, float], float]] = {
-    "everything": lambda bench, share: sweep(bench, widths_of(bench, share)),
-    "one sweep, nothing refitted behind the next ReLU": lambda b, share: sweep(b, widths_of(b, share), refine=0),
-    "shortcuts' errors not taken back": without_patch("compress.compression.sweep.find_residual", lambda *_: None),
-    "consumers whose input moved not refitted": lambda b, share: sweep(b, widths_of(b, share), readers=()),
+    "everything": without(),
+    "one sweep, nothing refitted behind the next ReLU": lambda b, share: score_widths(b, widths_of(b, share), sweeps=0),
+    "shortcuts' errors not taken back": without(shortcuts=False),
+    "consumers whose input moved not refitted": without(readers=False),
     "all layers equally sensitive": equal_sensitivities,
     "features of the original network": original_features,
     "lasso instead of elimination": lasso_alone,
-    "no swaps": without_patch("compress.compression.layer.POLISHABLE", 0),
+    "no swaps": without(swaps=False),
     "no refit": no_refit,
 }
 

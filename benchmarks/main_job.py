@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.reporting import Run, start
 from compress.api import make_problem, run
+from compress.compression.decisions import Width
 from compress.compression.layer import LayerOptions, solve_layer
-from compress.compression.sweep import record_all
-from compress.compression.widths import WidthRule
+from compress.compression.problem import record_all
 from compress.data import open_data
 from compress.graph import program
 from compress.preparation import Prepared, prepare
@@ -153,7 +153,7 @@ def measure_widths(found: Run) -> None:
     original = top1(problem.state)
     rows, kept = [], []
     for width in WIDTHS:
-        result = solve_layer(moments, WidthRule(keep=width), LayerOptions(certify=False), problem.state, problem.state)
+        result = solve_layer(group, moments, Width(width), LayerOptions(certify=False), problem.state, problem.state)
         after = top1({**problem.state, **result.weights})
         rows.append((width, result.error, result.held_back_error, after, after - original))
         kept.append((width, original - after))

@@ -36,9 +36,10 @@ from benchmarks.reporting import Run, start
 from compress.api.cutting import cut_network
 from compress.api.widths import layer_options, make_problem
 from compress.compression.curves import Search, prepare_search
+from compress.compression.decisions import Given
+from compress.compression.problem import Problem
 from compress.compression.search import search_widths
-from compress.compression.sweep import Problem, compress_layers
-from compress.compression.widths import WidthRule
+from compress.compression.sweep import sweep
 from compress.preparation import Prepared, prepare
 from compress.progress import SilentProgress
 from compress.recipe import Recipe, make_recipe
@@ -130,11 +131,8 @@ class Bench:
     def refit(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Weights after our front-to-back least squares for given units."""
         options = layer_options(self.recipe)
-        rule = WidthRule(keep=1)
-        sweep = compress_layers(
-            self.problem, rule, plain(options), SilentProgress(), chosen=kept, facts=self.search.facts
-        )
-        return sweep.state
+        plan = {name: Given(units) for name, units in kept.items()}
+        return sweep(self.problem, plan, plain(options), SilentProgress(), facts=self.search.facts).state
 
     def ours(self, share: float, *, refined: bool = True) -> tuple[Kept, Mapping[str, Tensor]]:
         """The product's own search under a MACs budget."""
@@ -145,7 +143,7 @@ class Bench:
             SilentProgress(),
             budgets={"macs": share},
             max_drop=None,
-            refine=self.recipe.refine if refined else 0,
+            sweeps=self.recipe.refine if refined else 0,
         )
         return {result.name: result.kept for result in found.layerwise.results}, found.layerwise.state
 

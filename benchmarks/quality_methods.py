@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compress.compression.costs import CostModel
 from compress.compression.layer import LayerOptions, layer_unit_costs
-from compress.compression.sweep import Problem
+from compress.compression.problem import Problem
 from compress.convex import select_units
 from compress.recording.layer_moments import LayerMoments
 
@@ -59,7 +59,7 @@ def orders_by_selection(problem: Problem, moments: Mapping[str, LayerMoments], m
     found = {}
     for group in problem.groups:
         joint = moments[group.name].joint()
-        costs = layer_unit_costs("one", moments[group.name], problem.state, joint)
+        costs = layer_unit_costs("one", group, moments[group.name], problem.state, joint)
         curve = select_units(joint, method=method, unit_costs=costs, ridge=LayerOptions().ridge, intercept=False)
         found[group.name] = curve.units
     return found

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import compress
 from compress.api import RunResult
 from compress.cli import main
-from compress.compression.sweep import fit_samples
+from compress.compression.problem import fit_samples
 from compress.data import open_data
 from compress.errors import CompressError, DataError, NothingToCompressError
 from tests import strange_networks

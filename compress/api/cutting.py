@@ -12,7 +12,8 @@ from compress.api.tuning import Tuning, finetune_module
 from compress.artifact.folder import stored_state
 from compress.checkpoint.architecture import with_versions
 from compress.checkpoint.manifest import computed_state
-from compress.compression.sweep import Layerwise, Problem
+from compress.compression.problem import Problem
+from compress.compression.sweep import Compressed
 from compress.errors import NothingToCompressError
 from compress.preparation import Prepared
 from compress.progress import Progress, Stages
@@ -45,7 +46,7 @@ class Cut:
 
 
 def make_cut(
-    prepared: Prepared, problem: Problem, found: Layerwise, recipe: Recipe, clock: Stages, progress: Progress
+    prepared: Prepared, problem: Problem, found: Compressed, recipe: Recipe, clock: Stages, progress: Progress
 ) -> Cut:
     """Narrow, verify and evaluate.
 

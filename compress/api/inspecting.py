@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from compress.api.widths import check_patterns, make_problem
-from compress.compression.sweep import record_all, select_groups
+from compress.compression.problem import record_all, select_groups
 from compress.diagnostics.deep import describe_depth
 from compress.diagnostics.layers import describe_group, describe_moments
 from compress.diagnostics.lipschitz import jacobian_norms
@@ -36,10 +36,11 @@ def inspect(recipe: Recipe, progress: Progress | None = None, *, deep: bool = Fa
     usable = tuple(group for group in selected if group.prunable)
     if prepared.calibration is not None and usable:
         problem = make_problem(prepared, recipe)
+        groups = {group.name: group for group in usable}
         for name, moments in record_all(problem, progress).items():
             layers[name].update(describe_moments(moments, recipe.rank_tolerance))
             if deep:
-                layers[name].update(describe_depth(moments, problem.state, recipe.rank_tolerance))
+                layers[name].update(describe_depth(groups[name], moments, problem.state, recipe.rank_tolerance))
     found: dict[str, Any] = {
         "file": Path(recipe.checkpoint).name,
         "sha256": prepared.checkpoint.sha256,

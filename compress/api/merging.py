@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from compress.compression.layer import LayerResult
+from compress.compression.problem import Problem, record_all
 from compress.compression.refit import held_back_error
-from compress.compression.sweep import Layerwise, Problem, record_all
+from compress.compression.sweep import Compressed
 from compress.convex import Moments, width_bound
 from compress.convex.moments import unit_columns
 from compress.diagnostics.forces import aligned_units
@@ -19,13 +20,14 @@ from compress.graph.program import first_tensor
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
+from compress.units.groups import UnitGroup
 from compress.units.surgery import relative_deviation
 
 ALIGNED = (1e-9, 1e-11, 1e-13)  # tried in turn: how far a cosine may lie below 1
 OUTPUT_TOLERANCE = 1e-5  # relative to the largest output, in the precision that the network computes in
 
 
-def merge_layers(prepared: Prepared, problem: Problem, rank_tolerance: float, progress: Progress) -> Layerwise:
+def merge_layers(prepared: Prepared, problem: Problem, rank_tolerance: float, progress: Progress) -> Compressed:
     """Every group of aligned units as its first unit, which takes over the others' output weights.
 
     With φ_j = αφ_i on the samples, v_i ← v_i + αv_j and unit j goes: ΦV stays. Alignment is looked for on the fitting
@@ -37,24 +39,25 @@ def merge_layers(prepared: Prepared, problem: Problem, rank_tolerance: float, pr
         SurgeryError: what looks aligned on the fitting samples is not on the held-back ones.
     """
     moments = record_all(problem, progress)
+    groups = {group.name: group for group in problem.groups}
     deviation = math.inf
     for tolerance in ALIGNED:
-        found = {name: aligned_groups(each, tolerance) for name, each in moments.items()}
+        found = {name: aligned_groups(groups[name], each, tolerance) for name, each in moments.items()}
         if not any(found.values()):
             break
         state = dict(problem.state)
-        for name, groups in found.items():
-            state.update(merged_weights(moments[name], groups, state))
+        for name, aligned in found.items():
+            state.update(merged_weights(moments[name], aligned, state))
         progress.stage("comparing outputs")
         deviation = output_deviation(prepared, problem, state)
         if deviation <= OUTPUT_TOLERANCE:
-            merged = sum(len(group) - 1 for groups in found.values() for group in groups)
+            merged = sum(len(units) - 1 for aligned in found.values() for units in aligned)
             progress.note(f"{merged} aligned units merged; held-back outputs moved by {deviation:.1e} of the largest")
             results = [
                 describe(moments[group.name], found[group.name], problem.state, state, rank_tolerance)
                 for group in problem.groups
             ]
-            return Layerwise(list(results), state, None, None)
+            return Compressed(list(results), state, None, None)
     if deviation < math.inf:
         raise SurgeryError(
             "Units that are aligned on the fitting samples are not on the held-back ones: merging moved the outputs "
@@ -63,15 +66,15 @@ def merge_layers(prepared: Prepared, problem: Problem, rank_tolerance: float, pr
     raise NothingToCompressError("No two units of a selected layer are positive multiples of one another.")
 
 
-def aligned_groups(moments: LayerMoments, tolerance: float) -> list[list[int]]:
+def aligned_groups(group: UnitGroup, moments: LayerMoments, tolerance: float) -> list[list[int]]:
     """Groups of units aligned for every reader; none where not all units were recorded or positions must stay equal."""
-    if moments.candidates is not None or moments.group.blocks != 1 or moments.group.statistics:
+    if moments.candidates is not None or group.blocks != 1 or group.statistics:
         return []
     parts = [aligned_units(unit_gram(part).cpu(), tolerance) for part in moments.fitting]
-    groups = parts[0]
+    aligned = parts[0]
     for other in parts[1:]:
-        groups = [sorted(set(one) & set(two)) for one in groups for two in other]
-    return [group for group in groups if len(group) > 1]
+        aligned = [sorted(set(one) & set(two)) for one in aligned for two in other]
+    return [units for units in aligned if len(units) > 1]
 
 
 def unit_gram(part: Moments) -> Tensor:

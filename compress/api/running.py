@@ -93,7 +93,7 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
     while searched is not None and loses_too_much(recipe, cut.evaluation) and evaluations < MOST_EVALUATIONS:
         progress.note("the evaluated accuracy fell by more than the held-back one; trying a milder cut")
         with clock("compress"):
-            searched = milder_search(searched, layer_options(recipe), progress, refine=recipe.refine)
+            searched = milder_search(searched, layer_options(recipe), progress, sweeps=recipe.refine)
             found = searched.layerwise
         cut = make_cut(prepared, problem, found, recipe, clock, progress)
         evaluations += 1

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from compress.compression.sweep import Problem
+from compress.compression.problem import Problem
 from compress.data.source import Subset
 from compress.errors import DataError, RecipeError
 from compress.graph.program import first_tensor

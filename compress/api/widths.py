@@ -8,11 +8,12 @@ from torch import Tensor
 
 from compress.api.merging import merge_layers
 from compress.compression.curves import prepare_search
+from compress.compression.decisions import Decision, Keep, LassoSupport, Within, same_for_all
 from compress.compression.layer import LayerOptions
+from compress.compression.problem import Problem, fit_samples, select_groups
 from compress.compression.resume import RunState
 from compress.compression.search import SearchResult, search_widths
-from compress.compression.sweep import Layerwise, Problem, compress_layers, fit_samples, select_groups
-from compress.compression.widths import WidthRule
+from compress.compression.sweep import Compressed, sweep
 from compress.errors import DataError, NothingToCompressError, RecipeError
 from compress.graph.cost import count_macs, measure_latency
 from compress.preparation import Prepared
@@ -24,7 +25,7 @@ from compress.units.surgery import narrow
 
 def choose_widths(
     prepared: Prepared, problem: Problem, recipe: Recipe, progress: Progress, state: RunState | None = None
-) -> tuple[Layerwise, SearchResult | None]:
+) -> tuple[Compressed, SearchResult | None]:
     """Compress by the recipe's width rule, or search the widths where it names a budget or only an accuracy bound.
 
     Args:
@@ -38,7 +39,8 @@ def choose_widths(
     options = layer_options(recipe)
     ruled = recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
     if not recipe.budgets and (recipe.max_drop is None or ruled):
-        return compress_layers(problem, width_rule(recipe), options, progress, kept_state=state), None
+        plan = same_for_all(problem.groups, width_rule(recipe))
+        return sweep(problem, plan, options, progress, kept_state=state), None
     parameters = dict(prepared.module.named_parameters())
     sample = (prepared.probe if prepared.network.batch_size is not None else prepared.probe[:1],)
     share = problem.share
@@ -59,18 +61,18 @@ def choose_widths(
         budgets=recipe.budgets,
         max_drop=recipe.max_drop,
         timed=lambda kept: share.from_first(lambda: timed(kept)),
-        refine=recipe.refine,
+        sweeps=recipe.refine,
     )
     return found.layerwise, found
 
 
-def width_rule(recipe: Recipe) -> WidthRule:
+def width_rule(recipe: Recipe) -> Decision:
     """The recipe's width rule; by default the stated tolerance on held-back samples."""
     if recipe.keep is not None:
-        return WidthRule(keep=recipe.keep)
+        return Keep(recipe.keep)
     if recipe.penalty is not None:
-        return WidthRule(penalty=recipe.penalty)
-    return WidthRule(error=recipe.error if recipe.error is not None else recipe.tolerance)
+        return LassoSupport(recipe.penalty)
+    return Within(recipe.error if recipe.error is not None else recipe.tolerance)
 
 
 def describe_rule(recipe: Recipe) -> str:

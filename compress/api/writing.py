@@ -25,7 +25,7 @@ from compress.artifact.folder import (
     write_json,
 )
 from compress.atomic import new_folder
-from compress.compression.sweep import Problem
+from compress.compression.problem import Problem
 from compress.errors import CompressError, OutputError, UnsupportedError
 from compress.graph.program import first_tensor
 from compress.preparation import Opened, Prepared

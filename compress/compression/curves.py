@@ -13,8 +13,8 @@ from compress.compression.costs import CostModel, cost_model
 from compress.compression.damage import measure_divergences, probe_widths
 from compress.compression.latency import measure_latency_model
 from compress.compression.layer import LayerFacts, LayerOptions, layer_unit_costs
+from compress.compression.problem import Problem, record_all
 from compress.compression.resume import KnownCurves, RunState
-from compress.compression.sweep import Problem, record_all
 from compress.convex import SelectionCurve, select_units
 from compress.progress import Progress
 from compress.recording.layer_moments import LayerMoments
@@ -96,7 +96,7 @@ def find_curves(
     for group in problem.groups:
         own = moments[group.name]
         joint = own.for_selection(problem.state)
-        costs = layer_unit_costs(options.unit_costs, own, problem.state, joint)
+        costs = layer_unit_costs(options.unit_costs, group, own, problem.state, joint)
         curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
         curves[group.name] = curve
         facts[group.name] = LayerFacts.of(own.joint(), options.rank_tolerance)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from compress.compression.layer import LayerOptions
+from compress.compression.problem import Problem
 from compress.compression.refit import refit_layer
-from compress.compression.sweep import Problem
 from compress.compression.turns import changed_tensors
 from compress.convex import SelectionCurve
 from compress.graph.program import run

@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.compression.certificates import certificate_report, certify_layer
+from compress.compression.decisions import (
+    Decision,
+    Given,
+    Keep,
+    LassoSupport,
+    Width,
+    Within,
+    count_to_keep,
+    round_up,
+    smallest_width,
+)
 from compress.compression.refit import held_back_error, refit_layer
-from compress.compression.widths import WidthRule, count_to_keep, round_up, smallest_width
 from compress.convex import (
     Moments,
     MultitaskLasso,
@@ -149,103 +159,103 @@ def thinned(values: Tensor, first: int = 0) -> list[list[float | None]]:
     return [[place + first, rounded(float(values[place]))] for place in places]
 
 
-def layer_unit_costs(kind: str, moments: LayerMoments, state: Mapping[str, Tensor], joint: Moments) -> Tensor:
+def layer_unit_costs(
+    kind: str, group: UnitGroup, moments: LayerMoments, state: Mapping[str, Tensor], joint: Moments
+) -> Tensor:
     """Unit costs c (K,), scaled to mean 1 and bounded below: "path" ‖w_k‖, "one", or "feature" sqrt(G_kk)."""
     if kind == "one":
         return joint.gram.new_ones(joint.unit_count)
     if kind == "feature":
         costs = joint.gram.diagonal().reshape(-1, joint.group_size).sum(1).clamp_min(0).sqrt()
     else:
-        costs = input_norms(moments.group, state)[moments.units].to(joint.gram)
+        costs = input_norms(group, state)[moments.units].to(joint.gram)
     scale = float(costs.mean())
     return (costs / scale).clamp_min(1e-6) if scale > 0 else torch.ones_like(costs)
 
 
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """A certified solution of a convex problem, and in words which problem it solves."""
+
+    solution: Solution
+    form: str
+
+    @property
+    def width(self) -> int:
+        """Units of its support, at least one."""
+        return max(1, len(self.solution.active))
+
+
+@dataclass(frozen=True, eq=False)
+class Weighing:
+    """What the moments of one layer give before anything is decided.
+
+    Attributes:
+        joint: moments of all readings as one problem; `selecting`: the same, shrunk where rows are few.
+        costs: unit costs (K,).
+    """
+
+    joint: Moments
+    selecting: Moments
+    costs: Tensor
+
+    @classmethod
+    def of(cls, group: UnitGroup, moments: LayerMoments, kind: str, original: Mapping[str, Tensor]) -> Weighing:
+        """From recorded moments; `kind` of the unit costs, `original`: state of the original network."""
+        joint = moments.joint()
+        costs = layer_unit_costs(kind, group, moments, original, joint)
+        return cls(joint, moments.for_selection(original), costs)
+
+    @property
+    def lambda_max(self) -> float:
+        """The smallest penalty that leaves no unit."""
+        return MultitaskLasso(self.joint, 0.0, self.costs).silencing_penalty
+
+
 def solve_layer(
+    group: UnitGroup,
     moments: LayerMoments,
-    rule: WidthRule,
+    decision: Decision,
     options: LayerOptions,
     original: Mapping[str, Tensor],
     current: Mapping[str, Tensor],
     *,
-    width: int | None = None,
-    chosen: Tensor | None = None,
     facts: LayerFacts | None = None,
+    swaps: bool = True,
 ) -> LayerResult:
-    """Certify, choose a width by `rule` (or take `width`), choose its units, refit the consumers.
+    """Certify, choose a width as decided, choose its units, refit the consumers.
 
     Args:
         original, current: states of the original network and of the one compressed so far.
-        chosen: unit numbers to keep; nothing is selected then.
         facts: known from moments of all units; None: found from these.
+        swaps: whether chosen units may be exchanged for others.
 
     Raises:
         SolverError: the convex problem could not be solved at all.
     """
     clock = _Clock()
-    group = moments.group
-    joint = moments.joint()
-    shrunk = moments.for_selection(original)
-    costs = layer_unit_costs(options.unit_costs, moments, original, joint)
-    facts = LayerFacts.of(joint, options.rank_tolerance) if facts is None else facts
+    weighing = Weighing.of(group, moments, options.unit_costs, original)
+    facts = facts or LayerFacts.of(weighing.joint, options.rank_tolerance)
     clock.lap("ranks")
-    problem = MultitaskLasso(joint, 0.0, costs)
-    silencing = problem.silencing_penalty
-    certificate: Solution | None = None
-    form = f"penalised at {rule.penalty:g} of the silencing penalty" if rule.penalty is not None else ""
-    if rule.penalty is not None and width is None:
-        certificate = solve(replace(problem, penalty=rule.penalty * silencing), options.solver, tolerance=options.gap)
-        width = max(1, len(certificate.active))
-    exact = rule.error == 0 and width is None
-    if exact:
-        certificate = solve_exact(
-            joint, costs, solver=options.solver, tolerance=options.gap, range_tolerance=options.rank_tolerance
-        )
-        form = f"exact on the numerical range of Φ (relative singular value {options.rank_tolerance:g})"
-        width = max(1, len(certificate.active))
+    certificate = solve_lasso(weighing, decision, options)
     clock.lap("lasso")
-    if chosen is not None:
-        curve, width = given_units(moments, chosen), len(chosen)
-    else:
-        curve = select_units(shrunk, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
+    curve = order_units(weighing, moments, decision, options)
     clock.lap("selection")
-
-    measured: dict[int, float] = {}
-
-    def error_at(candidate: int) -> float:
-        refitted = refit_layer(moments, curve.units(candidate), options.ridge, original, current)
-        measured[candidate] = refitted.held_back_error
-        return refitted.held_back_error
-
-    units = len(moments.units)
-    floor = error_at(units) if moments.unchanged is None else moments.unchanged[1]
-    if width is None and rule.keep is not None:
-        width = count_to_keep(rule.keep, group.unit_count)
-    elif width is None:
-        assert rule.error is not None, "a width rule names one quantity"
-        more = units if moments.unchanged is None else units + 1  # one more stands for the layer as it is
-        width = smallest_width(error_at, more, rule.error, floor)
-    if moments.unchanged is not None and width > units:
-        return untouched(moments, facts, silencing, curve, clock.laps)
-    if chosen is None:
-        width = min(units, legal_width(group, round_up(width, options.round_to, units)))
-    kept = curve.units(width) if chosen is not None else legal_units(group, curve, width)
+    trials = Trials(moments, curve, options.ridge, original, current)
+    width = find_width(group, moments, decision, certificate, options, trials)
     clock.lap("width")
-    if (
-        options.selection == "best"
-        and chosen is None
-        and group.blocks == 1
-        and joint.gram.shape[0] <= POLISHABLE
-        and width < units
-    ):
-        kept = polish_units(shrunk, kept, ridge=options.ridge, intercept=False)
-        clock.lap("selection")
+    if width is None:
+        return untouched(group, moments, facts, weighing.lambda_max, curve, clock.laps)
+    kept = take_units(group, weighing, curve, width, decision, options, swaps=swaps)
+    clock.lap("selection")
     final = refit_layer(moments, kept, options.ridge, original, current)
     clock.lap("refit")
     if options.certify and certificate is None:
-        certificate, form = certify_layer(
-            joint, costs, width, final.error if rule.error is not None else None, solver=options.solver, gap=options.gap
+        wanted = final.error if isinstance(decision, Within) else None
+        solution, form = certify_layer(
+            weighing.joint, weighing.costs, width, wanted, solver=options.solver, gap=options.gap
         )
+        certificate = Certificate(solution, form)
         clock.lap("lasso")
     return LayerResult(
         name=group.name,
@@ -254,19 +264,125 @@ def solve_layer(
         dead=facts.dead,
         duplicates=facts.duplicates,
         bound=facts.bound,
-        certificate=certificate,
-        form=form,
-        silencing_penalty=silencing,
+        certificate=None if certificate is None else certificate.solution,
+        form="" if certificate is None else certificate.form,
+        silencing_penalty=weighing.lambda_max,
         curve=curve,
         error=final.error,
         held_back_error=final.held_back_error,
-        floor=floor,
+        floor=trials.floor,
         weights=final.weights,
         rows=moments.rows,
         positions=moments.positions,
         seconds=clock.laps,
-        measured=measured,
+        measured=trials.measured,
     )
+
+
+def solve_lasso(weighing: Weighing, decision: Decision, options: LayerOptions) -> Certificate | None:
+    """The lasso's solution where the decision rests on its support; None where it does not."""
+    joint, costs = weighing.joint, weighing.costs
+    if isinstance(decision, LassoSupport):
+        problem = MultitaskLasso(joint, decision.penalty * weighing.lambda_max, costs)
+        solution = solve(problem, options.solver, tolerance=options.gap)
+        return Certificate(solution, f"penalised at {decision.penalty:g} of the silencing penalty")
+    if isinstance(decision, Within) and decision.error == 0:
+        solution = solve_exact(
+            joint, costs, solver=options.solver, tolerance=options.gap, range_tolerance=options.rank_tolerance
+        )
+        form = f"exact on the numerical range of Φ (relative singular value {options.rank_tolerance:g})"
+        return Certificate(solution, form)
+    return None
+
+
+def order_units(weighing: Weighing, moments: LayerMoments, decision: Decision, options: LayerOptions) -> SelectionCurve:
+    """Which units to keep at every width; at one width alone where the decision gives them."""
+    if isinstance(decision, Given):
+        return given_units(moments, decision.units)
+    return select_units(
+        weighing.selecting,
+        method=options.selection,
+        unit_costs=weighing.costs,
+        ridge=options.ridge,
+        intercept=False,
+    )
+
+
+@dataclass(eq=False)
+class Trials:
+    """Held-back errors after a refit at the widths that were tried.
+
+    Attributes:
+        measured: width -> error.
+    """
+
+    moments: LayerMoments
+    curve: SelectionCurve
+    ridge: float
+    original: Mapping[str, Tensor]
+    current: Mapping[str, Tensor]
+    measured: dict[int, float] = field(default_factory=dict)
+
+    def error_at(self, width: int) -> float:
+        """The error with so many units of the curve."""
+        if width not in self.measured:
+            kept = self.curve.units(width)
+            found = refit_layer(self.moments, kept, self.ridge, self.original, self.current)
+            self.measured[width] = found.held_back_error
+        return self.measured[width]
+
+    @property
+    def floor(self) -> float:
+        """The error with all units, left by earlier layers."""
+        unchanged = self.moments.unchanged
+        return self.error_at(len(self.moments.units)) if unchanged is None else unchanged[1]
+
+
+def find_width(
+    group: UnitGroup,
+    moments: LayerMoments,
+    decision: Decision,
+    certificate: Certificate | None,
+    options: LayerOptions,
+    trials: Trials,
+) -> int | None:
+    """The width that the decision comes to; None where it takes more units than the memory bound lets be weighed."""
+    units, floor = len(moments.units), trials.floor
+    if isinstance(decision, Given):
+        return len(decision.units)
+    if isinstance(decision, Width):
+        width = decision.count
+    elif isinstance(decision, Keep):
+        width = count_to_keep(decision.amount, group.unit_count)
+    elif certificate is not None:
+        width = certificate.width
+    else:
+        assert isinstance(decision, Within), "the other decisions are above"
+        more = units if moments.unchanged is None else units + 1  # one more stands for the layer as it is
+        width = smallest_width(trials.error_at, more, decision.error, floor)
+    if moments.unchanged is not None and width > units:
+        return None
+    return min(units, legal_width(group, round_up(width, options.round_to, units)))
+
+
+def take_units(
+    group: UnitGroup,
+    weighing: Weighing,
+    curve: SelectionCurve,
+    width: int,
+    decision: Decision,
+    options: LayerOptions,
+    *,
+    swaps: bool,
+) -> Tensor:
+    """Places (width,) of the units that stay, among those that the moments hold."""
+    if isinstance(decision, Given):
+        return curve.units(width)
+    kept = legal_units(group, curve, width)
+    small = weighing.joint.gram.shape[0] <= POLISHABLE and width < weighing.joint.unit_count
+    if swaps and small and options.selection == "best" and group.blocks == 1:
+        return polish_units(weighing.selecting, kept, ridge=options.ridge, intercept=False)
+    return kept
 
 
 def adjust_layer(
@@ -304,20 +420,25 @@ def given_units(moments: LayerMoments, chosen: Tensor) -> SelectionCurve:
 
 
 def untouched(
-    moments: LayerMoments, facts: LayerFacts, silencing: float, curve: SelectionCurve, seconds: dict[str, float]
+    group: UnitGroup,
+    moments: LayerMoments,
+    facts: LayerFacts,
+    lambda_max: float,
+    curve: SelectionCurve,
+    seconds: dict[str, float],
 ) -> LayerResult:
     """A layer left as it is, because it needs more units than the memory bound lets be weighed against each other."""
     assert moments.unchanged is not None, "only where units were left out of the moments"
     return LayerResult(
-        name=moments.group.name,
-        units=moments.group.unit_count,
-        kept=torch.arange(moments.group.unit_count),
+        name=group.name,
+        units=group.unit_count,
+        kept=torch.arange(group.unit_count),
         dead=facts.dead,
         duplicates=facts.duplicates,
         bound=facts.bound,
         certificate=None,
         form="",
-        silencing_penalty=silencing,
+        silencing_penalty=lambda_max,
         curve=curve,
         error=moments.unchanged[0],
         held_back_error=moments.unchanged[1],

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from compress.compression.decisions import Plan
 from compress.compression.layer import LayerFacts
 from compress.convex import SelectionCurve, WidthBound
 from compress.errors import OutputError, RecipeError
@@ -101,9 +102,9 @@ class RunState:
             raise OutputError(f"The state in {str(folder)!r} cannot be used: {error}. Remove that folder.") from None
         return cls(folder)
 
-    def of_sweep(self, rule: str, widths: Mapping[str, int] | None) -> RunState:
-        """The state of one sweep of the run."""
-        text = json.dumps([rule, sorted((widths or {}).items())])
+    def of_sweep(self, name: str, plan: Plan) -> RunState:
+        """The state of one sweep of the run, of several under the same name the one with this plan."""
+        text = json.dumps([name, sorted((group, str(decision)) for group, decision in plan.items())])
         return RunState(self.folder, f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
 
     def read_turn(self, number: int) -> SettledTurn | None:

@@ -13,11 +13,11 @@ from torch import Tensor
 from compress.compression.allocate import Allocation, allocate, priced_widths, relative_costs
 from compress.compression.certificates import certificate_report, certify_layer
 from compress.compression.curves import Search
+from compress.compression.decisions import Plan, Width
 from compress.compression.latency import LatencyModel
 from compress.compression.layer import POLISHABLE, LayerOptions, layer_unit_costs, legal_units
-from compress.compression.refine import refine_layers
-from compress.compression.sweep import Layerwise, compress_layers, record_all
-from compress.compression.widths import WidthRule
+from compress.compression.problem import record_all
+from compress.compression.sweep import Compressed, refine, sweep
 from compress.convex import MultitaskLasso
 from compress.errors import GateError
 from compress.progress import Progress
@@ -38,7 +38,7 @@ class SearchResult:
     """
 
     search: Search
-    layerwise: Layerwise
+    layerwise: Compressed
     allocation: Allocation
     trials: list[dict[str, Any]]
 
@@ -56,7 +56,7 @@ def search_widths(
     budgets: Mapping[str, float],
     max_drop: float | None,
     timed: Callable[[Mapping[str, Tensor]], float] | None = None,
-    refine: int = 0,
+    sweeps: int = 0,
 ) -> SearchResult:
     """The widths that keep every budget (and, with `max_drop`, the accuracy) at the least predicted damage.
 
@@ -67,7 +67,7 @@ def search_widths(
         budgets: "macs", "params", "latency" -> fraction of the original's.
         timed: group name -> kept units, to the measured latency of that cut as a fraction of the original's; needed for
             a latency budget.
-        refine: further sweeps over the network at the chosen widths.
+        sweeps: further ones over the network at the chosen widths.
 
     Raises:
         GateError: a budget cannot be met, or the accuracy bound cannot be kept within the budgets.
@@ -88,7 +88,7 @@ def search_widths(
         if "latency" in budgets:
             assert timed is not None, "a latency budget is measured"
             search = timed_search(search, budgets, timed, progress)
-        found = refined(attempt(allocate(search.model, search.damages, budgets)), options, progress, refine)
+        found = refined(attempt(allocate(search.model, search.damages, budgets)), options, progress, sweeps)
         if max_drop is not None and not passes(found):
             raise GateError(
                 f"Within the budget the held-back accuracy falls by {found.describe_drop()} points, "
@@ -96,7 +96,7 @@ def search_widths(
             )
         return found
     assert max_drop is not None, "a search has a budget or an accuracy bound"
-    return refined(_largest_cut(search, attempt, passes, max_drop), options, progress, refine)
+    return refined(_largest_cut(search, attempt, passes, max_drop), options, progress, sweeps)
 
 
 def timed_search(
@@ -127,13 +127,11 @@ def _run_trial(
     search: Search, allocation: Allocation, options: LayerOptions, progress: Progress, trials: list[dict[str, Any]]
 ) -> SearchResult:
     """Compress front to back at the allocated widths and note what the held-back samples say."""
-    found = compress_layers(
+    found = sweep(
         search.problem,
-        WidthRule(keep=1),
+        plan_widths(search, allocation.widths),
         replace(options, certify=False),
         progress,
-        widths=allocation.widths,
-        candidates=list_candidates(search, allocation.widths),
         facts=search.facts,
         kept_state=search.kept_state,
     )
@@ -141,23 +139,24 @@ def _run_trial(
     return SearchResult(search, found, allocation, trials)
 
 
-def list_candidates(search: Search, widths: Mapping[str, int]) -> dict[str, Tensor]:
-    """Units worth recording again in a sweep at known widths, of the layers where leaving others out saves much.
+def plan_widths(search: Search, widths: Mapping[str, int]) -> Plan:
+    """The widths as decisions, with the units worth recording again where leaving others out saves much.
 
     Those that the curves of the original network keep at the width and at `CANDIDATES` times the width.
     """
-    found: dict[str, Tensor] = {}
+    plan: dict[str, Width] = {}
     for group in search.problem.groups:
         columns = max(reading.columns for reading in search.problem.readings(group))
         curve, width = search.curves[group.name], widths[group.name]
         wider = math.ceil(CANDIDATES * width)
+        plan[group.name] = Width(width)
         if len(curve.order) < group.unit_count:
             continue  # memory is short, and the curve numbers the units that were listed
         if columns > POLISHABLE and group.blocks == 1 and wider < 0.9 * group.unit_count:
             listed = torch.zeros(group.unit_count, dtype=torch.bool)
             listed[curve.units(width)] = listed[curve.units(wider)] = True
-            found[group.name] = listed.nonzero().flatten()
-    return found
+            plan[group.name] = Width(width, listed.nonzero().flatten())
+    return plan
 
 
 def refined(found: SearchResult, options: LayerOptions, progress: Progress, sweeps: int) -> SearchResult:
@@ -165,14 +164,12 @@ def refined(found: SearchResult, options: LayerOptions, progress: Progress, swee
     if not sweeps:
         return found
     search, allocation = found.search, found.allocation
-    layerwise = refine_layers(
-        search.problem, found.layerwise, options, progress, sweeps=sweeps, kept_state=search.kept_state
-    )
+    layerwise = refine(search.problem, found.layerwise, options, progress, sweeps=sweeps, kept_state=search.kept_state)
     note_trial(found.trials, allocation, layerwise, refined=sweeps)
     return replace(found, layerwise=layerwise)
 
 
-def note_trial(trials: list[dict[str, Any]], allocation: Allocation, found: Layerwise, refined: int = 0) -> None:
+def note_trial(trials: list[dict[str, Any]], allocation: Allocation, found: Compressed, refined: int = 0) -> None:
     """What the held-back samples say of a compressed network, for the report."""
     score = None if found.held_back is None else found.held_back.as_report()
     trials.append(
@@ -185,10 +182,10 @@ def note_trial(trials: list[dict[str, Any]], allocation: Allocation, found: Laye
     )
 
 
-def milder_search(found: SearchResult, options: LayerOptions, progress: Progress, *, refine: int = 0) -> SearchResult:
+def milder_search(found: SearchResult, options: LayerOptions, progress: Progress, *, sweeps: int = 0) -> SearchResult:
     """The same search at a third of the predicted damage."""
     allocation = at_damage(found.search, found.allocation.damage / 3)
-    return refined(_run_trial(found.search, allocation, options, progress, found.trials), options, progress, refine)
+    return refined(_run_trial(found.search, allocation, options, progress, found.trials), options, progress, sweeps)
 
 
 def _largest_cut(
@@ -261,11 +258,12 @@ def certify_widths(found: SearchResult, options: LayerOptions, progress: Progres
     moments = search.moments
     if cut and not moments:
         moments = record_all(search.problem, progress)
+    groups = {group.name: group for group in search.problem.groups}
     progress.stage("certifying", len(cut))
     for result in cut:
         own = moments[result.name]
         joint = own.joint()
-        costs = layer_unit_costs(options.unit_costs, own, search.problem.state, joint)
+        costs = layer_unit_costs(options.unit_costs, groups[result.name], own, search.problem.state, joint)
         solution, form = certify_layer(joint, costs, len(result.kept), None, solver=options.solver, gap=options.gap)
         silencing = MultitaskLasso(joint, 0.0, costs).silencing_penalty
         certified[result.name] = certificate_report(solution, f"{form}; original features", silencing)

@@ -14,24 +14,38 @@ import torch
 from torch import Tensor
 
 from compress.graph.program import Program
-from compress.units.groups import Consumer, UnitGroup
+from compress.units.groups import Consumer, ReadUnits, UnitGroup
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
-    """One step of a sweep.
-
-    Attributes:
-        group: the units; its consumers are those that are refitted in this step.
-        chooses: the units are chosen here. Otherwise the "units" are the input channels of one consumer, and those stay
-            that no earlier turn removed.
-    """
+class Choose:
+    """The units of a group are chosen, and the consumers right behind it refitted."""
 
     group: UnitGroup
-    chooses: bool
+
+    @property
+    def read(self) -> ReadUnits:
+        """What is recorded: the group's units."""
+        return self.group
 
 
-def make_schedule(
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """One consumer is refitted on all its input channels that are left."""
+
+    read: ReadUnits
+
+    @property
+    def consumer(self) -> Consumer:
+        """The consumer; its positions are all input channels."""
+        (consumer,) = self.read.consumers
+        return consumer
+
+
+Turn = Choose | Refit
+
+
+def make_turns(
     program: Program, state: Mapping[str, Tensor], cut: Sequence[UnitGroup], readers: Sequence[Consumer] = ()
 ) -> tuple[Turn, ...]:
     """Turns of a front-to-back sweep.
@@ -46,7 +60,7 @@ def make_schedule(
     for number, group in enumerate(cut):
         first = min(order[consumer.node] for consumer in group.consumers)
         place = max(place, first - 0.5)  # never before the group in front of it
-        events.append((place, number, Turn(group, chooses=True)))
+        events.append((place, number, Choose(group)))
     sites: dict[str, set[str]] = {}
     for consumer in [*readers, *(consumer for group in cut for consumer in group.consumers)]:
         sites.setdefault(consumer.weight, set()).add(consumer.node)
@@ -55,50 +69,48 @@ def make_schedule(
         whole = whole_input(consumer, state) if len(sites[consumer.weight]) == 1 else None
         if whole is not None:
             depends[consumer.node] = leaves(program, consumer.input)
-            events.append((order[consumer.node], len(cut), Turn(whole, chooses=False)))
+            events.append((order[consumer.node], len(cut), Refit(whole)))
     turns: list[Turn] = []
     moved: dict[str, int] = {}  # state name -> number of the turn that last changed it
     fitted: dict[str, list[int]] = {}  # consumer's node -> numbers of the turns that refitted it
     for _, _, turn in sorted(events, key=lambda event: event[:2]):
-        if not turn.chooses:
-            (consumer,) = turn.group.consumers
-            before = fitted.get(consumer.node, [])
+        if isinstance(turn, Refit):
+            before = fitted.get(turn.consumer.node, [])
             since = before[0] if before else -1
-            moving = any(moved.get(name, -1) > since for name in depends[consumer.node] - changed_tensors(consumer))
+            own = changed_tensors(turn.consumer)
+            moving = any(moved.get(name, -1) > since for name in depends[turn.consumer.node] - own)
             if not moving and len(before) < 2:
                 continue
-        for consumer in turn.group.consumers:
+        for consumer in turn.read.consumers:
             fitted.setdefault(consumer.node, []).append(len(turns))
             moved.update(dict.fromkeys(changed_tensors(consumer), len(turns)))
         turns.append(turn)
     return tuple(turns)
 
 
-def whole_input(consumer: Consumer, state: Mapping[str, Tensor]) -> UnitGroup | None:
-    """All input channels of one consumer as a group of units; None for a grouped or transposed convolution."""
+def whole_input(consumer: Consumer, state: Mapping[str, Tensor]) -> ReadUnits | None:
+    """All input channels of one consumer, one unit each; None for a grouped or transposed convolution."""
     if consumer.groups != 1 or consumer.kind == "conv_transpose":
         return None
     channels = state[consumer.weight].shape[0 if consumer.kind == "linear_transposed" else 1]
     everything = replace(consumer, positions=torch.arange(channels)[:, None])
-    name = consumer.weight.rpartition(".")[0]
-    return UnitGroup(name=name, producers=(name,), unit_count=channels, slices=(), consumers=(everything,))
+    return ReadUnits(consumer.weight.rpartition(".")[0], channels, (everything,))
 
 
-def left_channels(turn: Turn, kept: Mapping[str, Tensor], cut: Sequence[UnitGroup]) -> Tensor:
+def left_channels(turn: Refit, kept: Mapping[str, Tensor], cut: Sequence[UnitGroup]) -> Tensor:
     """Input channels (m,) of the turn's consumer that no group has lost, sorted.
 
     Args:
         kept: group name -> units that stay, of the groups settled so far.
     """
-    (consumer,) = turn.group.consumers
-    left = torch.ones(turn.group.unit_count, dtype=torch.bool)
+    left = torch.ones(turn.read.unit_count, dtype=torch.bool)
     for group in cut:
         if group.name not in kept:
             continue
         gone = torch.ones(group.unit_count, dtype=torch.bool)
         gone[kept[group.name]] = False
         for reader in group.consumers:
-            if reader.node == consumer.node:
+            if reader.node == turn.consumer.node:
                 left[reader.positions[gone].flatten()] = False
     return left.nonzero().flatten()
 

@@ -12,11 +12,14 @@ from compress.convex import width_bound
 from compress.diagnostics.balance import input_norms
 from compress.diagnostics.forces import aligned_units, representation_cost
 from compress.recording.layer_moments import LayerMoments
+from compress.units.groups import UnitGroup
 
 LISTED = 64
 
 
-def describe_depth(moments: LayerMoments, state: Mapping[str, Tensor], rank_tolerance: float) -> dict[str, Any]:
+def describe_depth(
+    group: UnitGroup, moments: LayerMoments, state: Mapping[str, Tensor], rank_tolerance: float
+) -> dict[str, Any]:
     """Plain data about one group, from its moments on the data and its weights.
 
     `spectrum_features`, `spectrum_outputs`: singular values over the largest, at most 64. `data_bound`: N(N + 1), rows
@@ -43,7 +46,7 @@ def describe_depth(moments: LayerMoments, state: Mapping[str, Tensor], rank_tole
         weights = reading.weights(state).cpu()
         least += representation_cost((part.centred() if free else part).to("cpu"), weights)
         squares += float(weights.square().sum())
-    pull = input_norms(moments.group, state).square()
+    pull = input_norms(group, state).square()
     together = float((pull + least).sum())
     first = moments.fitting[0]
     units = first.unit_count

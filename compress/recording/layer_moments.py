@@ -12,7 +12,7 @@ from torch import Tensor
 from compress.convex import FactoredMoments, Moments, relative_error, shrink_moments, stack_consumers
 from compress.convex.moments import unit_columns
 from compress.recording.readings import Reading
-from compress.units.groups import UnitGroup
+from compress.units.groups import ReadUnits
 
 ROWS_PER_COLUMN = 8  # rows of Φ wanted for each of its K·s columns, so that a refit does not fit noise
 DEAD = 1e-12  # second moment, relative to the layer's largest, below which a unit never fires
@@ -31,7 +31,7 @@ class LayerMoments:
             nan where the other units were not recorded.
     """
 
-    group: UnitGroup
+    group: ReadUnits
     readings: tuple[Reading, ...]
     fitting: tuple[Moments, ...]
     held_back: tuple[Moments, ...]
@@ -79,7 +79,7 @@ def stacked(parts: Sequence[Moments]) -> Moments:
 
 
 def make_layer_moments(
-    group: UnitGroup,
+    group: ReadUnits,
     readings: tuple[Reading, ...],
     fitting: Sequence[Moments | FactoredMoments],
     held_back: Sequence[Moments | FactoredMoments],

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.graph.program import Program
-from compress.units.groups import Consumer, UnitGroup
+from compress.units.groups import Consumer, ReadUnits
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ def constant_of(consumer: Consumer) -> tuple[str, int]:
     return consumer.shift, -1
 
 
-def find_readings(group: UnitGroup, state: Mapping[str, Tensor]) -> tuple[Reading, ...]:
+def find_readings(group: ReadUnits, state: Mapping[str, Tensor]) -> tuple[Reading, ...]:
     """Readings of a group, in the order of its consumers."""
     applied: dict[str, list[Consumer]] = {}
     for consumer in group.consumers:

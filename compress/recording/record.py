@@ -21,7 +21,7 @@ from compress.recording.readings import Reading, constant_of, own_columns, read_
 from compress.recording.residuals import Rectifier, Residual
 from compress.recording.sharing import Share
 from compress.recording.store import ActivationStore
-from compress.units.groups import UnitGroup
+from compress.units.groups import ReadUnits
 
 FEWEST_ROWS = 20_000
 COST_SHARE = 0.02  # of a forward pass, what one layer's moments may cost before positions are sampled
@@ -106,7 +106,7 @@ class GroupRecorder:
 
     def __init__(
         self,
-        group: UnitGroup,
+        group: ReadUnits,
         readings: Sequence[Reading],
         plan: SamplePlan,
         *,

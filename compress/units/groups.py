@@ -98,7 +98,22 @@ class StatisticSlice:
 
 
 @dataclass(frozen=True, eq=False)
-class UnitGroup:
+class ReadUnits:
+    """K units as seen by the linear maps that read them: what moments are recorded of.
+
+    Attributes:
+        name: where they are made, for people.
+        unit_count: K.
+        consumers: the linear maps that read the units; unit k is `positions[k]` of a map's input channels.
+    """
+
+    name: str
+    unit_count: int
+    consumers: tuple[Consumer, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class UnitGroup(ReadUnits):
     """K units that are removed one by one, each with everything that belongs to it.
 
     For `Conv2d(3, 8, 3) -> BatchNorm2d(8) -> ReLU -> Conv2d(8, 4, 3)` in an `nn.Sequential` the group "0" has K = 8
@@ -108,9 +123,7 @@ class UnitGroup:
 
     Attributes:
         name: module of the first producer; unique in the network. `producers`: modules of all of them.
-        unit_count: K.
         slices: everything that shrinks.
-        consumers: the linear maps that read the units.
         attributes: numbers that change with the units kept.
         statistics: normalisations over the units. The masked original computes them over the kept units only; where
             there are none, it differs from the original by the consumers' columns alone.
@@ -121,11 +134,8 @@ class UnitGroup:
         skip: None when the group can be cut, else why not.
     """
 
-    name: str
     producers: tuple[str, ...]
-    unit_count: int
     slices: tuple[ParameterSlice, ...]
-    consumers: tuple[Consumer, ...]
     attributes: tuple[AttributeRule, ...] = ()
     statistics: tuple[StatisticSlice, ...] = ()
     activation: str | None = None

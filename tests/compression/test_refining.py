@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.compression.decisions import Keep, same_for_all
 from compress.compression.layer import LayerOptions
-from compress.compression.refine import refine_layers
-from compress.compression.sweep import compress_layers
-from compress.compression.widths import WidthRule
+from compress.compression.sweep import refine, sweep
 from compress.graph.program import run
 from compress.progress import SilentProgress
 from compress.recording.residuals import find_rectifier
@@ -66,8 +65,8 @@ def test_only_a_relu_that_alone_reads_the_output_is_found() -> None:
 def test_refining_brings_the_output_nearer_and_keeps_the_cut(module: nn.Module) -> None:
     problem = make_problem(module, 3, 8, 8)
     options, progress = LayerOptions(certify=False), SilentProgress()
-    first = compress_layers(problem, WidthRule(keep=4), options, progress)
-    second = refine_layers(problem, first, options, progress, sweeps=2)
+    first = sweep(problem, same_for_all(problem.groups, Keep(4)), options, progress)
+    second = refine(problem, first, options, progress, sweeps=2)
     inputs, output = problem.held_back.read(0), problem.program.output
     errors = []
     for found in (first, second):
@@ -84,7 +83,7 @@ def test_refining_brings_the_output_nearer_and_keeps_the_cut(module: nn.Module) 
 def test_a_network_that_is_not_cut_is_not_changed(module: nn.Module) -> None:
     problem = make_problem(module, 3, 8, 8)
     options, progress = LayerOptions(certify=False), SilentProgress()
-    whole = compress_layers(problem, WidthRule(keep=12), options, progress)
-    found = refine_layers(problem, whole, options, progress, sweeps=1)
+    whole = sweep(problem, same_for_all(problem.groups, Keep(12)), options, progress)
+    found = refine(problem, whole, options, progress, sweeps=1)
     for name, tensor in problem.state.items():
         torch.testing.assert_close(found.state[name], tensor, rtol=1e-4, atol=1e-5)

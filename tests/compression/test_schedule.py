@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.compression.decisions import Given, Keep, same_for_all
 from compress.compression.layer import LayerFacts, LayerOptions
-from compress.compression.sweep import Problem, SampleStream, compress_layers, record_all
-from compress.compression.turns import left_channels, make_schedule
-from compress.compression.widths import WidthRule
+from compress.compression.problem import Problem, SampleStream, record_all
+from compress.compression.sweep import sweep
+from compress.compression.turns import Choose, Refit, left_channels, make_turns
 from compress.data.source import Batch
 from compress.graph.cost import count_macs
 from compress.graph.program import Program, run
@@ -87,12 +88,13 @@ def module() -> nn.Module:
 def test_a_chain_needs_no_turn_besides_its_groups() -> None:
     chain = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3)).eval()
     problem = make_problem(chain, 6)
-    assert [turn.chooses for turn in problem.schedule()] == [True, True]
+    assert all(isinstance(turn, Choose) for turn in problem.turns())
+    assert len(problem.turns()) == 2
 
 
 def test_consumers_whose_input_moved_have_a_turn_in_their_place(module: nn.Module) -> None:
     problem = make_problem(module, 3, 8, 8)
-    turns = [(turn.group.consumers[0].weight, turn.chooses) for turn in problem.schedule()]
+    turns = [(turn.read.consumers[0].weight, isinstance(turn, Choose)) for turn in problem.turns()]
     assert turns == [
         ("blocks.0.second.weight", True),
         ("blocks.1.first.weight", False),
@@ -148,7 +150,7 @@ def test_refitting_what_moved_brings_the_output_nearer(module: nn.Module) -> Non
     errors = []
     for readers in (False, True):
         problem = make_problem(module, 3, 8, 8, readers=readers)
-        found = compress_layers(problem, WidthRule(keep=5), LayerOptions(certify=False), SilentProgress())
+        found = sweep(problem, same_for_all(problem.groups, Keep(5)), LayerOptions(certify=False), SilentProgress())
         inputs = problem.held_back.read(0)
         output = problem.program.output
         first, second = run(problem.program, (problem.state, found.state), inputs, [output])[output]
@@ -161,22 +163,22 @@ def test_channels_that_an_earlier_turn_removed_stay_out(module: nn.Module) -> No
     (group, *_) = problem.groups
     (turn, *_) = [
         turn
-        for turn in make_schedule(problem.program, problem.state, problem.groups[1:], problem.readers)
-        if not turn.chooses
+        for turn in make_turns(problem.program, problem.state, problem.groups[1:], problem.readers)
+        if isinstance(turn, Refit)
     ]
-    consumer = replace(turn.group.consumers[0], node=group.consumers[0].node)
-    both = replace(turn, group=replace(turn.group, unit_count=12, consumers=(consumer,)))
+    consumer = replace(turn.consumer, node=group.consumers[0].node)
+    both = Refit(replace(turn.read, unit_count=12, consumers=(consumer,)))
     assert left_channels(both, {group.name: torch.tensor([1, 4])}, problem.groups).tolist() == [1, 4]
 
 
 def test_recording_only_the_units_in_question_changes_no_refit(module: nn.Module) -> None:
     problem = make_problem(module, 3, 8, 8)
     options = LayerOptions(certify=False)
-    chosen = {group.name: torch.tensor([0, 2, 3, 7, 10]) for group in problem.groups}
-    rule, progress = WidthRule(keep=5), SilentProgress()
-    whole = compress_layers(problem, rule, options, progress, chosen=chosen)
+    plan = same_for_all(problem.groups, Given(torch.tensor([0, 2, 3, 7, 10])))
+    progress = SilentProgress()
+    whole = sweep(problem, plan, options, progress)
     facts = {name: LayerFacts.of(moments.joint(), 1e-3) for name, moments in record_all(problem, progress).items()}
-    part = compress_layers(problem, rule, options, progress, chosen=chosen, facts=facts)
+    part = sweep(problem, plan, options, progress, facts=facts)
     for name, tensor in whole.state.items():
         torch.testing.assert_close(part.state[name], tensor, rtol=1e-4, atol=1e-5)
     ranks = facts[problem.groups[0].name].bound.rank_features

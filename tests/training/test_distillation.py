@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.compression.sweep import SampleStream
+from compress.compression.problem import SampleStream
 from compress.errors import NonFiniteError
 from compress.progress import SilentProgress
 from compress.training.distillation import distil, rate_share, soft_divergence

@@ -26,7 +26,7 @@ from dataclasses import replace
 import torch
 from compress.api.running import run
 from compress.api.widths import make_problem
-from compress.compression.sweep import record_all
+from compress.compression.problem import record_all
 from compress.recording import record as recording
 from compress.recording.sharing import Share, process_group
 from compress.preparation import prepare

@@ -1,0 +1,129 @@
+"""What is decided about one layer: how wide it stays and, where that is known already, which units.
+
+A plan gives every group of units its decision, by the group's name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compress.units.groups import UnitGroup
+
+
+@dataclass(frozen=True)
+class Keep:
+    """So many units, from 1 up, or such a fraction of them, below 1."""
+
+    amount: float
+
+    def __str__(self) -> str:
+        return f"keep {self.amount:g}" + (" units" if self.amount >= 1 else " of the units")
+
+
+@dataclass(frozen=True)
+class Within:
+    """As few units as add at most the relative error ‖Ψ − Ψ̂‖/‖Ψ − mean Ψ‖ on held-back samples; 0: exactly."""
+
+    error: float
+
+    def __str__(self) -> str:
+        return f"held-back error at most {self.error:g}"
+
+
+@dataclass(frozen=True)
+class LassoSupport:
+    """As many units as the lasso keeps at `penalty`, a fraction of λ_max."""
+
+    penalty: float
+
+    def __str__(self) -> str:
+        return f"lasso support at {self.penalty:g} of λ_max"
+
+
+@dataclass(frozen=True, eq=False)
+class Width:
+    """So many units, as a search found; `among`: unit numbers (m,), sorted, of the only ones in question, or None."""
+
+    count: int
+    among: Tensor | None = None
+
+    def __str__(self) -> str:
+        return f"{self.count} units"
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """These units (m,), by whatever means they were chosen; only the refit is left to do."""
+
+    units: Tensor
+
+    def __str__(self) -> str:
+        return f"units {self.units.tolist()}"
+
+
+Decision = Keep | Within | LassoSupport | Width | Given
+Plan = Mapping[str, Decision]
+
+
+def same_for_all(groups: Iterable[UnitGroup], decision: Decision) -> Plan:
+    """The plan that decides alike for every group."""
+    return {group.name: decision for group in groups}
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a sweep makes use of besides least squares; all of it by default, less of it to see what each is worth.
+
+    Attributes:
+        shortcuts: targets take back the error that a shortcut carries into the addition behind a consumer.
+        readers: consumers are refitted again once their input has moved, also where none of their units goes.
+        swaps: chosen units are exchanged for others as long as the error falls.
+        rectified: sweeps after the first ask only for what comes through the next ReLU.
+    """
+
+    shortcuts: bool = True
+    readers: bool = True
+    swaps: bool = True
+    rectified: bool = True
+
+
+def count_to_keep(keep: float, units: int) -> int:
+    """Units that `keep` asks for, between 1 and `units`; a fraction is rounded to the nearest count."""
+    wanted = int(keep) if keep >= 1 else round(keep * units)
+    return max(1, min(units, wanted))
+
+
+def round_up(width: int, multiple: int, units: int) -> int:
+    """The next multiple of `multiple`, but at most all `units`."""
+    return min(units, math.ceil(width / multiple) * multiple)
+
+
+def smallest_width(held_back_error: Callable[[int], float], units: int, allowed: float, floor: float) -> int:
+    """Smallest width whose held-back error stays within what `allowed` adds to the unavoidable error, by bisection.
+
+    When earlier layers were cut, even all units leave an error `floor`; a width passes when its squared error is at
+    most floor² + allowed². The error is taken to fall with the width. Where all units fit far worse than fewer do (one
+    that hardly any fitting sample reaches can throw held-back ones off), theirs is no unavoidable error: the search
+    starts again from the lowest one of some smaller widths.
+
+    Args:
+        held_back_error: width -> relative error after the refit.
+    """
+    limit = math.sqrt(allowed**2 + floor**2) * (1 + 1e-9)
+    fails, passes, lowest = 0, units, floor
+    while passes - fails > 1:
+        middle = (fails + passes) // 2
+        error = held_back_error(middle)
+        lowest = min(lowest, error)
+        if error <= limit:
+            passes = middle
+        else:
+            fails = middle
+    if lowest >= floor / 2:
+        return passes
+    others = (held_back_error(units * part // 8) for part in (4, 6, 7))
+    return smallest_width(held_back_error, units, allowed, min(lowest, *others))

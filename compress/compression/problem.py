@@ -1,0 +1,205 @@
+"""A traced network with its calibration data, ready to be compressed, and what is recorded of it."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from compress.compression.decisions import Ingredients
+from compress.compression.turns import Turn, make_turns
+from compress.data import DataSource
+from compress.errors import DataError
+from compress.graph.program import Program
+from compress.progress import Progress
+from compress.recording.layer_moments import LayerMoments, make_layer_moments
+from compress.recording.readings import Reading, find_readings, output_positions
+from compress.recording.record import GroupRecorder, SamplePlan, plan_samples, record_moments, restrict_readings
+from compress.recording.residuals import Rectifier, Residual, find_rectifier, find_residual
+from compress.recording.sharing import Share
+from compress.units.groups import Consumer, ReadUnits, UnitGroup
+
+FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against
+
+
+@dataclass(frozen=True, eq=False)
+class SampleStream:
+    """The first samples of a data source in a fixed, shuffled order, batch by batch.
+
+    Attributes:
+        indices: sample numbers (N,) in reading order.
+    """
+
+    source: DataSource
+    indices: Tensor
+    batch_size: int
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.indices)
+
+    def read(self, number: int) -> tuple[Tensor, ...]:
+        """Inputs of batch `number`."""
+        return (self.batch(number).inputs,)
+
+    def batch(self, number: int):  # type: ignore[no-untyped-def]
+        """Batch `number`, inputs and labels."""
+        own = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+        return next(iter(self.source.batches(self.batch_size, own)))
+
+    def sizes(self) -> list[int]:
+        """Samples in each batch."""
+        return [min(self.batch_size, self.count - first) for first in range(0, self.count, self.batch_size)]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A traced network with its data, ready to be compressed.
+
+    Attributes:
+        state: original state in computing precision, on the device.
+        groups: the units to cut, front to back.
+        fitting, held_back: disjoint calibration samples; the second only checks.
+        forward_macs: multiply-accumulates of one sample through the original network.
+        readers: consumers that may be refitted although none of their units goes, once their input has changed.
+        share: this process's part of the batches to record.
+        biases: state names of zero biases that the original network does not have.
+        ingredients: what a sweep makes use of.
+    """
+
+    program: Program
+    state: dict[str, Tensor]
+    groups: tuple[UnitGroup, ...]
+    fitting: SampleStream
+    held_back: SampleStream
+    forward_macs: int
+    memory: int
+    seed: int = 0
+    readers: tuple[Consumer, ...] = ()
+    share: Share = field(default_factory=Share)
+    biases: tuple[str, ...] = ()
+    ingredients: Ingredients = field(default_factory=Ingredients)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state lies."""
+        return next(iter(self.state.values())).device
+
+    def turns(self) -> tuple[Turn, ...]:
+        """The turns of a sweep, front to back."""
+        readers = self.readers if self.ingredients.readers else ()
+        return make_turns(self.program, self.state, self.groups, readers)
+
+    def readings(self, group: ReadUnits) -> tuple[Reading, ...]:
+        """Which weights multiply the units, and where."""
+        return find_readings(group, self.state)
+
+    def residuals(self, group: ReadUnits) -> dict[str, Residual]:
+        """Consumer's node -> the addition behind it, where there is one."""
+        if not self.ingredients.shortcuts:
+            return {}
+        found = {consumer.node: find_residual(self.program, consumer) for consumer in group.consumers}
+        return {node: residual for node, residual in found.items() if residual is not None}
+
+    def rectifiers(self, group: ReadUnits) -> dict[str, Rectifier]:
+        """Consumer's node -> the ReLU behind it, where there is one."""
+        found = {consumer.node: find_rectifier(self.program, consumer) for consumer in group.consumers}
+        return {node: rectifier for node, rectifier in found.items() if rectifier is not None}
+
+    def plans(self, group: ReadUnits, units: Tensor | None = None) -> tuple[SamplePlan, SamplePlan]:
+        """What the fitting and held-back moments of a group, or of some of its units, take."""
+        readings = restrict_readings(self.readings(group), units)
+        available = [output_positions(reading, self.program) for reading in readings]
+        fitting = plan_samples(readings, available, self.fitting.count, self.forward_macs)
+        share = fitting.samples / self.fitting.count
+        fewest = min(self.held_back.count, 256)
+        return fitting, SamplePlan(max(fewest, round(share * self.held_back.count)), fitting.positions)
+
+    def recorders(
+        self, group: ReadUnits, targets: bool, units: Tensor | None = None, *, rectified: bool = False
+    ) -> tuple[GroupRecorder, GroupRecorder]:
+        """Empty recorders of one group, or of some of its units, for the fitting and for the held-back samples.
+
+        Args:
+            rectified: targets that count errors behind the next ReLU alone.
+        """
+        readings = self.readings(group)
+        fitting, checking = (
+            GroupRecorder(
+                group,
+                readings,
+                plan,
+                seed=self.seed + shift,
+                memory=self.memory,
+                targets=targets,
+                residuals=self.residuals(group),
+                rectifiers=self.rectifiers(group) if rectified else None,
+                share=self.share,
+                units=units,
+            )
+            for shift, plan in enumerate(self.plans(group, units))
+        )
+        return fitting, checking
+
+
+def select_groups(groups: Sequence[UnitGroup], layers: Sequence[str], excluded: Sequence[str]) -> tuple[UnitGroup, ...]:
+    """Groups whose name matches a glob of `layers` (all, if there is none) and none of `excluded`.
+
+    A pattern also selects the subtree of modules below it: `classifier` matches `classifier.4`.
+    """
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, form) for pattern in patterns for form in (pattern, f"{pattern}.*"))
+
+    return tuple(
+        group for group in groups if (not layers or matches(group.name, layers)) and not matches(group.name, excluded)
+    )
+
+
+def record_all(problem: Problem, progress: Progress) -> dict[str, LayerMoments]:
+    """Moments of every group in one pass over the original network, Ψ being its own outputs."""
+    both = {group.name: problem.recorders(group, targets=False) for group in problem.groups}
+    for which, stream in enumerate((problem.fitting, problem.held_back)):
+        recorders = [pair[which] for pair in both.values()]
+        progress.stage("recording all layers" if not which else "recording held-back samples", stream.count)
+        record_moments(problem.program, recorders, stream.read, stream.sizes(), problem.state, advance=progress.advance)
+    return {group.name: gather_moments(problem, group, both[group.name]) for group in problem.groups}
+
+
+def gather_moments(problem: Problem, group: ReadUnits, recorders: tuple[GroupRecorder, GroupRecorder]) -> LayerMoments:
+    """Moments of one group from its two full recorders."""
+    fitting, checking = recorders
+    return make_layer_moments(
+        group,
+        fitting.whole,
+        fitting.moments(problem.state),
+        checking.moments(problem.state),
+        state=problem.state,
+        targets=fitting.targets,
+        rows=fitting.rows,
+        positions=fitting.plan.describe(),
+        units=fitting.units,
+    )
+
+
+def fit_samples(
+    source: DataSource, limit: int, held_back: float, batch_size: int, seed: int, *, whole_batches: bool = False
+) -> tuple[SampleStream, SampleStream]:
+    """Seeded, disjoint streams for fitting and for checking, from at most `limit` samples of a source.
+
+    Args:
+        whole_batches: leave out what does not fill a batch, for a graph that holds for one batch size only.
+    """
+    order = torch.randperm(source.sample_count, generator=torch.Generator().manual_seed(seed))[:limit]
+    checking = min(len(order) - 1, max(FEWEST_HELD_BACK, round(held_back * len(order))))
+    parts = [order[checking:], order[:checking]]
+    if whole_batches:
+        parts = [part[: len(part) // batch_size * batch_size] for part in parts]
+        if not all(len(part) for part in parts):
+            raise DataError(f"This network runs on batches of {batch_size} only; give more calibration samples.")
+    fitting, checks = (SampleStream(source, part, batch_size) for part in parts)
+    return fitting, checks
