@@ -1,31 +1,89 @@
-"""Post-training compression of trained networks: `compress.run`, `compress.inspect`, `compress.load`."""
+"""Post-training compression of trained networks: every command of the command line as a function.
+
+    result = compress.run(compress.make_recipe({"checkpoint": "net.pt", "data": "train.npz", "macs": 0.5}))
+    network = compress.load(result.folder)
+
+The names are imported on first use: `import compress` and `compress --help` do not wait for torch.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.errors import CompressError
 
-_LAZY = {
-    "Recipe": "compress.recipe",
-    "compare": "compress.api",
-    "demo_recipe": "compress.api",
-    "evaluate": "compress.api",
-    "export": "compress.api",
-    "first_tensor": "compress.graph.program",
-    "inspect": "compress.api",
-    "load": "compress.artifact.loading",
-    "make_recipe": "compress.recipe",
-    "run": "compress.api",
-    "verify": "compress.api",
-}
+if TYPE_CHECKING:
+    from compress.api import (
+        balance,
+        compare,
+        demo_recipe,
+        evaluate,
+        export,
+        finetune,
+        inspect,
+        plateau,
+        rebuild_report,
+        run,
+        train,
+        verify,
+    )
+    from compress.artifact.loading import load
+    from compress.recipe import Recipe, TrainingOptions, make_recipe, read_recipe
+    from compress.zoo import plan_zoo, run_zoo
 
-__all__ = ["CompressError", *sorted(_LAZY)]
+_PLACES = {
+    "compress.api": (
+        "balance",
+        "compare",
+        "demo_recipe",
+        "evaluate",
+        "export",
+        "finetune",
+        "inspect",
+        "plateau",
+        "rebuild_report",
+        "run",
+        "train",
+        "verify",
+    ),
+    "compress.artifact.loading": ("load",),
+    "compress.recipe": ("Recipe", "TrainingOptions", "make_recipe", "read_recipe"),
+    "compress.zoo": ("plan_zoo", "run_zoo"),
+}
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+
+__all__ = [
+    "CompressError",
+    "Recipe",
+    "TrainingOptions",
+    "balance",
+    "compare",
+    "demo_recipe",
+    "evaluate",
+    "export",
+    "finetune",
+    "inspect",
+    "load",
+    "make_recipe",
+    "plan_zoo",
+    "plateau",
+    "read_recipe",
+    "rebuild_report",
+    "run",
+    "run_zoo",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Public names, imported on first use: `import compress` and `compress --help` do not wait for torch."""
-    if name not in _LAZY:
+    """A public name, imported on first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'compress' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted({*__all__, *globals()})

@@ -18,6 +18,7 @@ from compress.cli import main
 from compress.compression.problem import fit_samples
 from compress.data import open_data
 from compress.errors import CompressError, DataError, NothingToCompressError
+from compress.graph.program import first_tensor
 from tests import strange_networks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
@@ -68,7 +69,7 @@ def reload_here(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
 
     def reloaded(folder: Path, probe: Tensor, expected: Tensor, tolerance: float, scratch: Path) -> float:
         with torch.inference_mode():
-            found = compress.first_tensor(compress.load(folder)(probe))
+            found = first_tensor(compress.load(folder)(probe))
         assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
         return 0.0
 

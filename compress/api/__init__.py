@@ -1,26 +1,30 @@
-"""What a program calls and what the command line calls: run, inspect, evaluate, verify, export, compare, demo."""
+"""A function a command, for programs and for the command line: each opens, calls one stage after another, returns."""
 
 from __future__ import annotations
 
+from compress.api.balancing import balance
 from compress.api.evaluating import evaluate
 from compress.api.exporting import export
 from compress.api.inspecting import inspect
 from compress.api.plateau import plateau
 from compress.api.reporting import compare, rebuild_report
 from compress.api.running import RunResult, demo_recipe, run
+from compress.api.training import TrainResult, finetune, train
 from compress.api.verifying import verify
-from compress.api.widths import make_problem
 
 __all__ = [
     "RunResult",
+    "TrainResult",
+    "balance",
     "compare",
     "demo_recipe",
     "evaluate",
     "export",
+    "finetune",
     "inspect",
-    "make_problem",
     "plateau",
     "rebuild_report",
     "run",
+    "train",
     "verify",
 ]

@@ -91,11 +91,12 @@ def versions() -> dict[str, str]:
 
 RELOAD = """
 import sys, numpy, torch, compress
+from compress.graph.program import first_tensor
 folder, probe, found, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 with torch.inference_mode():
     outputs = compress.load(folder)(torch.from_numpy(numpy.load(probe)))
-numpy.save(found, compress.first_tensor(outputs).double().numpy())
+numpy.save(found, first_tensor(outputs).double().numpy())
 """
 
 

@@ -15,24 +15,25 @@ FIRST, SMALLER, MANY, TRAINED, HELP = (
 
 @dataclass(frozen=True)
 class Command:
-    """One command: the panel of the help that it stands in, and what it does."""
+    """One command: the panel of the help that it stands in, what it does, and the function that does it from Python."""
 
     panel: str
     about: str
+    function: str
 
 
 COMMANDS = {
-    "demo": Command(FIRST, "See it work on a packaged network: compress demo"),
-    "inspect": Command(FIRST, "See what could be cut: compress inspect net.pt --data train.npz"),
-    "run": Command(FIRST, "Make it smaller: compress net.pt --data train.npz --eval test.npz --macs 0.5"),
-    "verify": Command(FIRST, "Check the folder before it ships: compress verify net-compressed --eval test.npz"),
-    "evaluate": Command(SMALLER, "Measure its accuracy again."),
-    "export": Command(SMALLER, "Write it as ONNX, as a torch.export program, or for the Hugging Face Hub."),
-    "report": Command(SMALLER, "Build its report pages again."),
-    "compare": Command(SMALLER, "Put runs side by side."),
-    "zoo": Command(MANY, "Compress many networks, each in a process of its own."),
-    "train": Command(TRAINED, "Train a network so that it compresses well."),
-    "finetune": Command(TRAINED, "Train a network on, also a compressed one."),
-    "balance": Command(TRAINED, "Rescale the units to the least sum of squares, same outputs."),
-    "plateau": Command(TRAINED, "Find the width from which a wider net gains nothing."),
+    "demo": Command(FIRST, "See it work on a packaged network: compress demo", "demo_recipe"),
+    "inspect": Command(FIRST, "See what could be cut: compress inspect net.pt --data train.npz", "inspect"),
+    "run": Command(FIRST, "Make it smaller: compress net.pt --data train.npz --eval test.npz --macs 0.5", "run"),
+    "verify": Command(FIRST, "Check it before it ships: compress verify net-compressed --eval test.npz", "verify"),
+    "evaluate": Command(SMALLER, "Measure its accuracy again.", "evaluate"),
+    "export": Command(SMALLER, "Write it as ONNX, as a torch.export program, or for the Hugging Face Hub.", "export"),
+    "report": Command(SMALLER, "Build its report pages again.", "rebuild_report"),
+    "compare": Command(SMALLER, "Put runs side by side.", "compare"),
+    "zoo": Command(MANY, "Compress many networks, each in a process of its own.", "run_zoo"),
+    "train": Command(TRAINED, "Train a network so that it compresses well.", "train"),
+    "finetune": Command(TRAINED, "Train a network on, also a compressed one.", "finetune"),
+    "balance": Command(TRAINED, "Rescale the units to the least sum of squares, same outputs.", "balance"),
+    "plateau": Command(TRAINED, "Find the width from which a wider net gains nothing.", "plateau"),
 }
