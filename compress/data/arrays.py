@@ -11,7 +11,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ from compress.data.source import DataSource
 from compress.errors import DataError
 
 CHUNK = 1 << 20
+VERIFIED_BYTES = 1 << 34  # members above that are not read as a whole before the first batch
 BOMB_BYTES = 1 << 30
 BOMB_RATIO = 200
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -32,6 +33,7 @@ HEADER_FAULTS = (
     ValueError, SyntaxError, TypeError, EOFError, OverflowError, MemoryError, RecursionError, KeyError, AttributeError,
     tokenize.TokenError, struct.error,
 )  # fmt: skip
+ARRAYS = ("images", "inputs", "labels", "targets")
 WANTED = "`images` (N, H, W, C) uint8 or `inputs` (N, …) of real numbers"
 NUMPY_NAMES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
@@ -80,13 +82,7 @@ class ArraySource(DataSource):
             return (self.preprocessing or Preprocessing()).apply(rows)
         if rows.dtype.kind in "iu":
             return torch.from_numpy(rows.astype(np.int64))
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is caught below
-            inputs = torch.from_numpy(rows.astype(np.float32))
-        finite = torch.isfinite(inputs).flatten(1).all(1)
-        if not bool(finite.all()):
-            first = int(numbers[int((~finite).nonzero()[0])])
-            raise DataError(f"{self.name}: sample {first} holds NaN or Inf.")
-        return inputs
+        return finite_inputs(self.name, rows, numbers)
 
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
         """The rows' bytes as stored."""
@@ -106,8 +102,7 @@ def make_array_source(
     """
     present = [key for key in ("images", "inputs") if key in arrays]
     if len(present) != 1:
-        found = ", ".join(sorted(arrays)[:8]) or "nothing"
-        raise DataError(f"{name}: expected {WANTED}, and optionally `labels` (N,); found {found}.")
+        raise DataError(f"{name}: expected {WANTED}, and optionally `labels` (N,); found {describe_names(arrays)}.")
     rows = arrays[present[0]]
     images = present[0] == "images"
     if images:
@@ -129,11 +124,35 @@ def make_array_source(
     return ArraySource(name, preprocessing, rows, labels, images=images, class_names=class_names, targets=targets)
 
 
+def describe_names(arrays: Collection[object]) -> str:
+    """The names that were found instead of the wanted ones, and how to give them the wanted ones."""
+    names = sorted(str(each) for each in arrays)
+    if not names:
+        return "no array"
+    shown = ", ".join(f"`{each}`" for each in names[:8]) + (" and more" if len(names) > 8 else "")
+    if set(names) & {"images", "inputs"}:
+        return f"{shown}; give one of `images` and `inputs`"
+    pairs = ", ".join(f"{new}=old[{old!r}]" for new, old in zip(("inputs", "labels"), names, strict=False))
+    return f"{shown}; save under these names, such as numpy.savez(NEW, {pairs}) after old = numpy.load(OLD)"
+
+
+def finite_inputs(name: str, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
+    """Real rows (B, …), which are the samples with these numbers, as float32. Raises DataError on NaN, Inf."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is caught below
+        inputs = torch.from_numpy(rows.astype(np.float32))
+    finite = torch.isfinite(inputs).flatten(1).all(1)
+    if not bool(finite.all()):
+        first = int(numbers[int((~finite).nonzero()[0])])
+        raise DataError(f"{name}: sample {first} holds NaN or Inf (of float32).")
+    return inputs
+
+
 def check_label_array(name: str, labels: np.ndarray, count: int) -> np.ndarray:
-    """Labels (N,) int64. Raises DataError."""
+    """Labels (N,) int64 of whole numbers of any type. Raises DataError."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and is_whole(labels))
+    if not whole or labels.shape != (count,):
         raise DataError(
             f"{name}: `labels` must be whole numbers of shape (N,) = ({count},), got {labels.dtype} {labels.shape}; "
             "real numbers to fit go under `targets`."
@@ -143,6 +162,13 @@ def check_label_array(name: str, labels: np.ndarray, count: int) -> np.ndarray:
         first = int(np.flatnonzero(labels < 0)[0])
         raise DataError(f"{name}: labels must be 0 or larger; sample {first} has label {int(labels[first])}.")
     return labels
+
+
+def is_whole(values: np.ndarray) -> bool:
+    """Whether real numbers are all whole, and small enough to be told apart from their neighbours."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = values.astype(np.float64)
+        return bool(((np.abs(wide) < 2**24) & (wide == np.round(wide))).all())
 
 
 def check_target_array(name: str, targets: np.ndarray, count: int) -> np.ndarray:
@@ -168,10 +194,10 @@ def open_npz(name: str, path: Path, preprocessing: Preprocessing | None) -> Arra
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                key = member.filename.removesuffix(".npy")
-                if key in ("images", "inputs", "labels", "targets"):
-                    arrays[key] = map_member(name, path, archive, member)
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            for key in ARRAYS:
+                if key in members:
+                    arrays[key] = map_member(name, path, archive, members[key])
     except (
         OSError,
         zipfile.BadZipFile,
@@ -182,12 +208,17 @@ def open_npz(name: str, path: Path, preprocessing: Preprocessing | None) -> Arra
         struct.error,
         UnicodeDecodeError,
     ) as error:
-        raise DataError(f"{name}: not a readable .npz file: {error}.") from None
+        raise DataError(f"{name}: not a readable .npz file: {str(error).rstrip('.')}.") from None
+    if not arrays:
+        named = [each for each in members if members[each].filename.endswith(".npy")]
+        if members and not named:
+            raise DataError(f"{name}: a zip archive without arrays, no .npz file; expected {WANTED} in an .npz.")
+        raise DataError(f"{name}: expected {WANTED}, and optionally `labels` (N,); found {describe_names(named)}.")
     return make_array_source(name, preprocessing, arrays)
 
 
 def map_member(name: str, path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """The array in one member of an `.npz`, memory-mapped. Raises DataError."""
+    """The array in one member of an `.npz`, memory-mapped, its checksum verified up to 16 GiB. Raises DataError."""
     if member.compress_type == zipfile.ZIP_STORED:
         with path.open("rb") as file:
             file.seek(member.header_offset)
@@ -196,6 +227,8 @@ def map_member(name: str, path: Path, archive: zipfile.ZipFile, member: zipfile.
                 raise DataError(f"{name}: the archive is damaged at {member.filename!r}.")
             name_length, extra_length = struct.unpack("<HH", local[26:30])
             start = member.header_offset + 30 + name_length + extra_length
+            if member.file_size <= VERIFIED_BYTES and checksum(file, start, member.file_size) != member.CRC:
+                raise DataError(f"{name}: {member.filename!r} is damaged: its checksum is not the recorded one.")
             file.seek(start)
             return map_npy(f"{name}: {member.filename}", file, start + member.file_size)
     ratio = member.file_size / max(member.compress_size, 1)
@@ -221,6 +254,16 @@ def map_member(name: str, path: Path, archive: zipfile.ZipFile, member: zipfile.
         unpacked.flush()
         unpacked.seek(0)
         return map_npy(f"{name}: {member.filename}", unpacked, size)
+
+
+def checksum(file: IO[bytes], start: int, size: int) -> int:
+    """CRC-32 of `size` bytes from `start` on, or of those that there are."""
+    file.seek(start)
+    found = 0
+    while size > 0 and (chunk := file.read(min(CHUNK, size))):
+        found = zlib.crc32(chunk, found)
+        size -= len(chunk)
+    return found
 
 
 def map_npy(name: str, file: IO[bytes], end: int) -> np.ndarray:
@@ -264,7 +307,10 @@ def open_safetensors(name: str, path: Path, preprocessing: Preprocessing | None)
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-            for key in ("images", "inputs", "labels", "targets"):
+            header.pop("__metadata__", None)
+            if not set(header) & set(ARRAYS):
+                raise DataError(f"{name}: expected {WANTED}; found {describe_names(header)}.")
+            for key in ARRAYS:
                 if key in header:
                     entry = header[key]
                     if entry["dtype"] not in NUMPY_NAMES:
@@ -273,5 +319,5 @@ def open_safetensors(name: str, path: Path, preprocessing: Preprocessing | None)
                     dtype = np.dtype(NUMPY_NAMES[entry["dtype"]])
                     arrays[key] = map_bytes(f"{name}: {key}", file, start, end, tuple(entry["shape"]), dtype)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, MemoryError, struct.error) as error:
-        raise DataError(f"{name}: not a readable .safetensors file: {error}.") from None
+        raise DataError(f"{name}: not a readable .safetensors file: {str(error).rstrip('.')}.") from None
     return make_array_source(name, preprocessing, arrays)

@@ -32,6 +32,12 @@ def import_object(spec: str, fault: type[CompressError]) -> Any:
     return found
 
 
+def describe_fault(error: Exception) -> str:
+    """The type of an exception from a user's code and the first line of its message."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines[0] else type(error).__name__
+
+
 def parse_value(text: str) -> Any:
     """A value as YAML reads it: a number, true, null, [1, 2], or else the text itself."""
     try:

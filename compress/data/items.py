@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from compress.data.arrays import check_target_array
+from compress.data.arrays import check_target_array, finite_inputs
+from compress.data.importing import describe_fault
 from compress.data.preprocessing import Preprocessing
 from compress.data.source import DataSource
-from compress.errors import DataError
+from compress.errors import CompressError, DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 
@@ -109,11 +110,11 @@ def list_images(folder: Path) -> list[Path]:
 class DatasetSource(DataSource):
     """A map-style torch data set: `len`, and items that are a sample, (sample, label) or (sample, real target).
 
-    A sample is a PIL image or uint8 array (H, W, C), which is preprocessed, or a float tensor, which is fed as it is.
+    A sample is a PIL image or uint8 array (H, W, C), which is preprocessed, or other numbers, fed as they are.
     """
 
     def __init__(self, name: str, preprocessing: Preprocessing | None, dataset: Any) -> None:
-        self.dataset = dataset
+        self.name, self.dataset = name, dataset
         self.count = len(dataset)
         if self.count < 1:
             raise DataError(f"{name}: the data set is empty.")
@@ -125,17 +126,48 @@ class DatasetSource(DataSource):
         super().__init__(name, preprocessing, labels, classes, targets)
 
     def _answers(self) -> np.ndarray | None:
-        """Whole numbers, which are labels, or real ones, which are targets."""
+        """Whole numbers, which are labels, or real ones, which are targets. Raises DataError."""
         found = getattr(self.dataset, "targets", None)
         if found is None:
-            first = self.dataset[0]
+            first = self._item(0)
             if not (isinstance(first, (tuple, list)) and len(first) >= 2):
                 return None
-            found = [self.dataset[number][1] for number in range(self.count)]
-        rows = [np.asarray(one) for one in found]
-        if any(row.dtype.kind == "f" for row in rows):
-            return np.stack(rows)
-        return np.asarray([int(row) for row in rows], dtype=np.int64)
+            found = [self._answer(number) for number in range(self.count)]
+        try:
+            rows = np.stack([np.asarray(one) for one in found])
+        except (TypeError, ValueError):
+            raise DataError(f"{self.name}: the labels or targets of the samples have different shapes.") from None
+        if rows.dtype.kind == "f":
+            return rows
+        if rows.dtype.kind not in "iub" or rows.size != self.count:
+            kind = (
+                f"got {rows.dtype} of shape {rows.shape[1:]} for each; give samples alone where there is no such label"
+            )
+            raise DataError(f"{self.name}: labels must be one whole number a sample, {kind}.")
+        return rows.reshape(-1).astype(np.int64)
+
+    def _item(self, number: int) -> Any:
+        """What the user's data set gives. Raises DataError."""
+        try:
+            item = self.dataset[number]
+        except CompressError:
+            raise
+        except Exception as error:  # whatever the user's code raises is a fault of the data
+            raise DataError(f"{self.name}: sample {number} cannot be read: {describe_fault(error)}.") from error
+        if isinstance(item, Mapping):
+            names = ", ".join(f"`{each}`" for each in list(item)[:8])
+            raise DataError(
+                f"{self.name}: an item is a {type(item).__name__} of {names}; expected a sample, (sample, label) or "
+                "(sample, real target)."
+            )
+        return item
+
+    def _answer(self, number: int) -> Any:
+        """The label or target of one item. Raises DataError."""
+        item = self._item(number)
+        if not isinstance(item, (tuple, list)) or len(item) < 2:
+            raise DataError(f"{self.name}: sample {number} comes without a label, the first one has one.")
+        return item[1]
 
     @property
     def sample_count(self) -> int:
@@ -144,11 +176,19 @@ class DatasetSource(DataSource):
 
     def read_sample(self, number: int) -> np.ndarray:
         """One sample as an array: uint8 (H, W, C) for an image, float otherwise."""
-        item = self.dataset[number]
-        sample = item[0] if isinstance(item, (tuple, list)) else item
+        item = self._item(number)
+        sample = item[0] if isinstance(item, (tuple, list)) and len(item) else item
         if isinstance(sample, Image.Image) and sample.mode not in ("L", "RGB"):
             sample = sample.convert("RGB")
-        return np.asarray(sample)
+        try:
+            found = np.asarray(sample)
+        except (TypeError, ValueError, RuntimeError):
+            found = np.asarray(None)
+        if found.dtype.kind not in "fiub" or not found.ndim or not found.size:
+            raise DataError(
+                f"{self.name}: sample {number} is a {type(sample).__name__}; expected an image or one array of numbers."
+            )
+        return found
 
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
         """Preprocessed images, or floats as they are. Raises DataError where shapes differ."""
@@ -160,9 +200,12 @@ class DatasetSource(DataSource):
                 raise DataError(f"{self.name}: images have different sizes; give --resize and --crop.")
             return preprocessing.normalise(torch.stack(shaped))
         try:
-            return torch.from_numpy(np.stack(samples).astype(np.float32))
+            rows = np.stack(samples)
         except ValueError:
             raise DataError(f"{self.name}: samples have different shapes.") from None
+        if rows.dtype.kind in "iu":
+            return torch.from_numpy(rows.astype(np.int64))
+        return finite_inputs(self.name, rows, numbers)
 
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
         """The samples' bytes."""

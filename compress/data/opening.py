@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
-from compress.data.arrays import make_array_source, open_npz, open_safetensors
-from compress.data.importing import import_object, split_query
+from compress.data.arrays import ARRAYS, describe_names, make_array_source, open_npz, open_safetensors
+from compress.data.importing import describe_fault, import_object, split_query
 from compress.data.items import DatasetSource, open_folder
 from compress.data.preprocessing import Preprocessing
 from compress.data.source import DataSource, Subset, draw_indices
-from compress.errors import DataError
+from compress.errors import CompressError, DataError
 
-ARRAYS = ("images", "inputs", "labels", "targets")
 EXPECTED = (
     "expected folder:PATH, npz:PATH, safetensors:PATH, torchvision:NAME?root=PATH&train=true, "
     "package.module:function, digits, or the path of a folder, an .npz or a .safetensors file"
@@ -97,6 +97,11 @@ def open_path(spec: str, preprocessing: Preprocessing | None) -> DataSource:
         return open_npz(spec, path, preprocessing)
     if start[8:9] == b"{":
         return open_safetensors(spec, path, preprocessing)
+    if start[:6] == b"\x93NUMPY":
+        raise DataError(
+            f"{spec}: one array, which does not say what it is; give numpy.savez('data.npz', inputs=…) or images=…, "
+            "and labels=… beside it."
+        )
     raise DataError(f"{spec}: neither a folder, an .npz nor a .safetensors file; {EXPECTED}.")
 
 
@@ -122,7 +127,7 @@ def open_torchvision(spec: str, rest: str, preprocessing: Preprocessing | None) 
     try:
         dataset = factory(**options)
     except (TypeError, ValueError, RuntimeError, OSError, ImportError, EOFError) as error:
-        raise DataError(f"{spec}: {' '.join(str(error).split())}.") from None
+        raise DataError(f"{spec}: {' '.join(str(error).split()).rstrip('.')}.") from None
     return wrap_object(spec, dataset, preprocessing)
 
 
@@ -131,28 +136,39 @@ def open_function(spec: str, name: str, options: Mapping[str, Any], preprocessin
     function = import_object(name, DataError)
     if not callable(function):
         raise DataError(f"{spec}: {name!r} is not a function.")
-    return wrap_object(spec, function(**options), preprocessing)
+    try:
+        found = function(**options)
+    except CompressError:
+        raise
+    except Exception as error:  # whatever the user's function raises is a fault of the data
+        raise DataError(f"{spec}: the function fails: {describe_fault(error)}.") from error
+    return wrap_object(spec, found, preprocessing)
 
 
 def wrap_object(spec: str, found: Any, preprocessing: Preprocessing | None) -> DataSource:
-    """The source in a DataSource, a mapping of arrays, a pair (samples, labels) or a map-style data set.
+    """The source in a DataSource, a mapping of arrays, a pair (samples, labels), a map-style data set or its loader.
 
     Raises:
         DataError: it is none of these.
     """
     if isinstance(found, DataSource):
         return found
+    if isinstance(found, DataLoader):  # batches and their order are the run's own matter
+        found = found.dataset
     data, targets = getattr(found, "data", None), getattr(found, "targets", None)
     if isinstance(data, (np.ndarray, torch.Tensor)) and targets is not None and str(data.dtype).endswith("uint8"):
-        arrays = {"images": as_array(data), "labels": as_array(targets)}
+        arrays = {"images": as_array(spec, data), "labels": as_array(spec, targets)}
         return make_array_source(spec, preprocessing, arrays, getattr(found, "classes", None))
     if isinstance(found, (tuple, list)) and len(found) == 2:
-        rows = as_array(found[0])
-        answers = as_array(found[1])
+        rows, answers = (as_array(spec, part) for part in found)
         kind = "targets" if answers.dtype.kind == "f" else "labels"
         found = {"images" if rows.dtype == np.uint8 else "inputs": rows, kind: answers}
     if isinstance(found, Mapping):
-        arrays = {key: as_array(found[key]) for key in ARRAYS if found.get(key) is not None}
+        arrays = {key: as_array(spec, found[key]) for key in ARRAYS if found.get(key) is not None}
+        if not arrays:
+            raise DataError(
+                f"{spec}: expected a mapping with `images` or `inputs`; found {describe_names(found.keys())}."
+            )
         return make_array_source(spec, preprocessing, arrays)
     if hasattr(found, "__len__") and hasattr(found, "__getitem__"):
         return DatasetSource(spec, preprocessing, found)
@@ -162,6 +178,17 @@ def wrap_object(spec: str, found: Any, preprocessing: Preprocessing | None) -> D
     )
 
 
-def as_array(values: Any) -> np.ndarray:
-    """A numpy array of a tensor, an array or a list."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+def as_array(spec: str, values: Any) -> np.ndarray:
+    """A numpy array of a tensor, an array or a list. Raises DataError where that is no array of numbers."""
+    try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        rows = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{spec}: samples and labels must be arrays of numbers: {describe_fault(error)}.") from None
+    if rows.dtype.kind not in "fiub":
+        raise DataError(
+            f"{spec}: samples and labels must be arrays of numbers, got {type(values).__name__} of {rows.dtype}."
+        )
+    return rows

@@ -281,7 +281,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "channels first": ({"images": np.ones((2, 3, 4, 8), np.uint8)}, "1, 3 or 4 channels"),
     "no samples": ({"images": np.ones((0, 4, 4, 3), np.uint8)}, "no samples"),
     "labels short": ({"images": make_images(2), "labels": np.zeros(1, int)}, r"shape \(N,\) = \(2,\)"),
-    "labels float": ({"images": make_images(2), "labels": np.zeros(2)}, "whole numbers"),
+    "labels float": ({"images": make_images(2), "labels": np.array([0, 0.5])}, "whole numbers"),
     "labels negative": ({"images": make_images(2), "labels": np.array([0, -1])}, "sample 1 has label -1"),
     "targets short": ({"inputs": np.ones((3, 2)), "targets": np.ones(2)}, "N = 3"),
     "targets not finite": ({"inputs": np.ones((3, 2)), "targets": np.array([0, np.nan, 1])}, "sample 1 is NaN"),
