@@ -21,6 +21,12 @@ Resume = Annotated[
 ]
 
 
+Profile = Annotated[
+    str | None,
+    Option("--profile", metavar="FILE", help="Write where the time went, by stage (.json: as JSON)."),
+]
+
+
 def declare(command: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
     """The command with these parameters as its signature, which is what the command line is made from."""
     command.__dict__.pop("__wrapped__", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.cli.options import DryRun, Json, Resume, print_json
+from compress.cli.options import DryRun, Json, Profile, Resume, print_json
 from compress.cli.pipelines import Outcome, describe_run, tells_pipelines
 from compress.cli.takes import takes
 from compress.recipe import Recipe
@@ -15,14 +15,21 @@ from compress.recipe import Recipe
     argument="optional", training_of="finetune",
 )  # fmt: skip
 def run_command(
-    recipe: Recipe, *, outcome: Outcome, dry_run: DryRun = False, resume: Resume = False, as_json: Json = False
+    recipe: Recipe,
+    *,
+    outcome: Outcome,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    profile: Profile = None,
+    as_json: Json = False,
 ) -> None:
     """Compress a checkpoint: `compress vgg19.pt --layer classifier --data train.npz --eval test.npz`."""
     from compress.api import run
     from compress.cli.display import StderrProgress, show_run
+    from compress.profiling import profiled
 
-    with StderrProgress() as progress:
-        result = run(recipe, progress, dry_run=dry_run, resume=resume)
+    with StderrProgress() as progress, profiled(progress, profile) as watched:
+        result = run(recipe, watched, dry_run=dry_run, resume=resume)
     if not result.report:  # under torchrun the first process says it all
         return
     if outcome.wanted:
