@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from compress.atomic import check_target, new_file, new_folder
+from compress.atomic import check_target, new_file, new_folder, reserved
 from compress.errors import OutputError
 
 
@@ -70,6 +73,38 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
         check_target(tmp_path / "out", force=True)
     with pytest.raises(OutputError, match="not a writable folder"):
         check_target(tmp_path / "out" / "below")
+
+
+def test_a_symbolic_link_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    with pytest.raises(OutputError, match="is a symbolic link"):
+        check_target(tmp_path / "out", force=True)
+
+
+@pytest.mark.parametrize("target", ["out", "deep/below/out"])
+def test_a_second_run_into_a_held_place_ends_before_it_begins(tmp_path: Path, target: str) -> None:
+    with reserved(tmp_path / target):
+        for force in (False, True):
+            with pytest.raises(OutputError, match="Another run is working"), reserved(tmp_path / target, force=force):
+                raise AssertionError("it began")
+        with reserved(tmp_path / "other"):
+            pass
+    with reserved(tmp_path / target):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\nfrom compress.atomic import reserved\n"
+        "with reserved(sys.argv[1]):\n    os.kill(os.getpid(), 9)\n"
+    )
+    code = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], check=False).returncode
+    assert code == -signal.SIGKILL
+    with reserved(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_can_be_read_by_those_the_umask_allows(tmp_path: Path) -> None:

@@ -212,6 +212,52 @@ def test_ctrl_c_in_the_middle_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_that_compiled_code_turned_into_another_fault_is_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def garbled(*_: object, **__: object) -> None:
+        raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")
+
+    monkeypatch.setattr("compress.api.running.prepare", garbled)
+    arguments = [CHECKPOINT, *QUICK, "--output", str(tmp_path / "out")]
+    assert main(arguments, interrupted=lambda: True) == 130
+    assert capsys.readouterr().err.splitlines() == ["error: interrupted; nothing was written."]
+    with pytest.raises(ValueError, match="UntypedStorage"):
+        main(arguments)
+
+
+@pytest.mark.parametrize("early", ["compress.cli", "typer", "compress.recipe"])
+def test_ctrl_c_while_modules_are_imported_is_an_interruption(early: str) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {early!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv = ['compress', 'inspect', 'absent.pt']\n"
+        "from compress.__main__ import entry\n"
+        "entry()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted; nothing was written.\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
+    command = f"{sys.executable} -m compress --help | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_with_brackets_and_control_characters_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "[red]x[/bold]\x1b[2J.pt")]) == 1
+    shown = capsys.readouterr().err
+    assert "[red]x[/bold]" in shown
+    assert "\x1b" not in shown
+
+
 def test_inspect_solves_nothing_and_names_every_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", CHECKPOINT, "--data", "digits", "--json"]) == 0
     layers = json.loads(capsys.readouterr().out)["layers"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from compress.api.widths import choose_widths, layer_options, make_problem
 from compress.api.writing import describe_inputs, fingerprint, write_run
 from compress.artifact.exports import check_exports
 from compress.artifact.folder import versions
-from compress.atomic import check_target
+from compress.atomic import reserved
 from compress.compression.resume import RunState
 from compress.compression.search import certify_widths, milder_search, search_report
 from compress.demo import DEMO_OPTIONS
@@ -60,11 +61,13 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
     Raises:
         CompressError: any fault, with its exit code; nothing is written then.
     """
-    with process_group() as share:
+    with process_group() as share, ExitStack() as held:
         if share.count > 1:
             if resume:
                 raise RecipeError("resume: a run under torchrun keeps nothing to go on from; leave --resume out.")
             recipe = recipe.model_copy(update={"device": local_device(recipe.device)})
+        if not dry_run and share.writes:
+            held.enter_context(reserved(output_folder(recipe), force=recipe.force))
         return run_share(recipe, progress or SilentProgress(), share, dry_run=dry_run, resume=resume)
 
 
@@ -74,9 +77,8 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
     The others give an empty report.
     """
     clock = Stages()
-    folder = Path(recipe.output or default_output(recipe.checkpoint))
+    folder = output_folder(recipe)
     if not dry_run:
-        check_target(folder, force=recipe.force)
         check_exports(recipe.export)
     torch.manual_seed(recipe.seed)
     with clock("prepare"):
@@ -168,6 +170,11 @@ def raise_failed_gates(report: dict[str, Any], recipe: Recipe) -> None:
 def demo_recipe(output: str = "compress-demo", *, force: bool = False) -> Recipe:
     """The embedded example: the packaged network trained on handwritten digits."""
     return make_recipe({**DEMO_OPTIONS, "output": output, "force": force}, "demo")
+
+
+def output_folder(recipe: Recipe) -> Path:
+    """Where a run writes."""
+    return Path(default_output(recipe.checkpoint) if recipe.output is None else recipe.output)
 
 
 def default_output(checkpoint: str) -> str:

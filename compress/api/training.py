@@ -17,7 +17,7 @@ from compress.api.running import STATE_SUFFIX
 from compress.api.writing import RELOAD_TOLERANCE
 from compress.artifact.checksums import write_checksums
 from compress.artifact.folder import TRAINING_JSON, check_reload, stored_state, versions, write_artifact, write_json
-from compress.atomic import check_target, new_folder
+from compress.atomic import new_folder, reserved
 from compress.checkpoint.architecture import (
     Architecture,
     build_architecture,
@@ -118,10 +118,17 @@ def train_from(
     start: Start, recipe: Recipe, options: TrainingOptions, progress: Progress, *, resume: bool
 ) -> TrainResult:
     """Train a network on the recipe's data, score it, and write it beside its final place, then put it in place."""
-    clock = Stages()
     kind = "train" if start.origin is None else "finetune"
     folder = Path(recipe.output or f"{Path(recipe.checkpoint).stem or 'network'}{DEFAULT_OUTPUTS[kind]}")
-    check_target(folder, force=recipe.force)
+    with reserved(folder, force=recipe.force):
+        return train_into(folder, kind, start, recipe, options, progress, resume=resume)
+
+
+def train_into(
+    folder: Path, kind: str, start: Start, recipe: Recipe, options: TrainingOptions, progress: Progress, *, resume: bool
+) -> TrainResult:
+    """As `train_from`, into a folder that is held."""
+    clock = Stages()
     with clock("prepare"):
         device = check_device(recipe.device)
         module = start.module.to(device)

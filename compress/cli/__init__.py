@@ -6,43 +6,57 @@ Exit codes: 0 done, 1 a fault in input or run, 2 usage, 3 the gate failed, 4 not
 
 from __future__ import annotations
 
-import signal
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 
-from compress.allocator import keep_freed_memory
 from compress.cli.app import app
 from compress.errors import CompressError
 
 __all__ = ["app", "entry", "main"]
 
 INTERRUPTED = 130
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)  # as torch says it
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; every expected fault is one line on stderr and its exit code."""
+def main(arguments: Sequence[str] | None = None, *, interrupted: Callable[[], bool] = lambda: False) -> int:
+    """Run the command line; every expected fault is one line on stderr and its exit code.
+
+    Args:
+        interrupted: whether Ctrl-C came; compiled code may turn it into another fault.
+    """
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="compress", standalone_mode=False)
-    except CompressError as error:
-        return fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted; nothing was written.", INTERRUPTED)
     except typer.Exit as stop:
         return stop.exit_code
-    except typer.Abort:
-        return fail("interrupted; nothing was written.", INTERRUPTED)
-    except MemoryError:
-        return fail("not enough memory; give a smaller --batch-size or --memory.", 1)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
-            return fail(explain_usage(error), 2) if error.format_message() else 0
-        raise
+        return describe_fault(error, interrupted())
     if code == INTERRUPTED:  # typer's own answer to Ctrl-C
         return fail("interrupted; nothing was written.", INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def describe_fault(error: Exception, interrupted: bool) -> int:
+    """Say an expected fault in one line and give its exit code; any other goes on."""
+    code = getattr(error, "exit_code", None)
+    if interrupted and code != INTERRUPTED:
+        return fail("interrupted; nothing was written.", INTERRUPTED)
+    if isinstance(error, CompressError):
+        return fail(str(error), error.exit_code)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+        return fail("not enough memory; give a smaller --batch-size or --memory.", 1)
+    if hasattr(error, "format_message") and code is not None:  # click's usage errors
+        return fail(explain_usage(error), 2) if error.format_message() else 0
+    raise error
 
 
 def explain_usage(error: Any) -> str:
@@ -58,16 +72,14 @@ def explain_usage(error: Any) -> str:
 
 
 def fail(message: str, code: int) -> int:
-    """Print one line on stderr and hand the exit code on."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Print one line on stderr and hand the exit code on; what is no printable character is written out."""
+    line = " ".join(message.split())
+    print("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
     return code
 
 
 def entry() -> None:
-    """The console script. A polite kill is an interruption like Ctrl-C, so that temporary files go.
+    """The console script of environments from before there was `compress.__main__`."""
+    from compress.__main__ import entry as start
 
-    Freed memory stays with the process, which saves the kernel's time; in a library that choice is its caller's.
-    """
-    keep_freed_memory()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    start()

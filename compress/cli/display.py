@@ -20,12 +20,17 @@ from compress.report.markdown import decimals, headline, summary_rows
 QUIET_SECONDS = 2.0  # without a terminal, a stage is named once it has lasted this long
 
 
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that shows texts as they are: brackets and colons in a layer's name are no markup."""
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
 class StderrProgress:
     """A live bar on a terminal; elsewhere one line for each stage that lasts more than two seconds."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.console = Console(stderr=True)
+        self.console = make_console(stderr=True)
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._title, self._started = "", time.monotonic()
@@ -34,7 +39,7 @@ class StderrProgress:
         if self.console.is_terminal:
             self._live = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
@@ -70,7 +75,7 @@ class StderrProgress:
     def note(self, message: str) -> None:
         """Say a line now, and keep it for the report."""
         self.notes.append(message)
-        self.console.print(message, style="yellow", markup=False, highlight=False)
+        self.console.print(message, style="yellow")
 
     def _close_stage(self) -> None:
         lasted = time.monotonic() - self._started
@@ -81,7 +86,7 @@ class StderrProgress:
 
 def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
     """The layer table, the summary and where the artifact lies."""
-    console = Console()
+    console = make_console()
     table = Table("layer", "units", "rank Φ · Ψ", "error", "held back", "gap", box=SIMPLE_HEAD)
     for column in table.columns:
         column.no_wrap = True
@@ -103,25 +108,23 @@ def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
         )
     console.print(table)
     for layer in skipped:
-        console.print(
-            f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}", highlight=False, markup=False
-        )
+        console.print(f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}")
     summary = Table("", "before", "after", "change", box=SIMPLE_HEAD)
     for column in summary.columns[1:]:
         column.justify = "right"
     for row in summary_rows(report):
         summary.add_row(*row)
     console.print(summary)
-    console.print(headline(report), highlight=False, markup=False)
+    console.print(headline(report))
     if folder is not None:
         show_exports(str(folder), report.get("exports") or [])
-        console.print(f"written to {folder}", highlight=False, markup=False)
+        console.print(f"written to {folder}")
 
 
 def show_inspection(found: Mapping[str, Any]) -> None:
     """What could be compressed, layer by layer."""
-    console = Console()
-    console.print(f"{found['file']}: {found['architecture']}", highlight=False, markup=False)
+    console = make_console()
+    console.print(f"{found['file']}: {found['architecture']}")
     recorded = any("rank_features" in layer for layer in found["layers"])
     columns = ("dead", "dupl.", "rank Φ · Ψ", "bound") if recorded else ()
     table = Table(
@@ -154,9 +157,7 @@ def show_inspection(found: Mapping[str, Any]) -> None:
     if inhomogeneous:
         console.print("* not positively homogeneous: the reconstruction holds, the theory's bound and balance do not.")
     for layer in skipped:
-        console.print(
-            f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}", highlight=False, markup=False
-        )
+        console.print(f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}")
 
 
 def show_evaluation(found: Mapping[str, Any]) -> None:
@@ -165,14 +166,14 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
     table.columns[1].justify = "right"
     for name, value in found.items():
         table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    make_console().print(table)
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
     """Runs as columns: their figures, then the units each layer kept."""
-    console = Console()
+    console = make_console()
     for number, run in enumerate(found["runs"], 1):
-        console.print(f"{number}  {run['name']}", highlight=False, markup=False)
+        console.print(f"{number}  {run['name']}")
     table = Table("", *(str(number) for number in range(1, len(found["runs"]) + 1)), box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -187,7 +188,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
 
 def show_checks(checks: Sequence[Check], latencies: Sequence[Mapping[str, Any]]) -> None:
     """Checks with their verdicts, then the latency measured here beside the recorded one."""
-    console = Console()
+    console = make_console()
     table = Table("check", "wanted", "measured", "", box=SIMPLE_HEAD)
     for check in checks:
         verdict = "passed" if check.passed else "not judged" if check.passed is None else "FAILED"
@@ -198,26 +199,18 @@ def show_checks(checks: Sequence[Check], latencies: Sequence[Mapping[str, Any]])
         beside = "" if recorded is None else f" (the report says {recorded:.2f} ms)"
         console.print(
             f"latency, batch {one['batch_size']}, {one['threads']} threads, {one['device']}: "
-            f"{one['milliseconds']:.2f} ms{beside}",
-            highlight=False,
-            markup=False,
+            f"{one['milliseconds']:.2f} ms{beside}"
         )
 
 
 def show_exports(folder: str, exports: Sequence[Mapping[str, Any]]) -> None:
     """What was exported, how far it deviates, and how fast it is."""
-    console = Console()
+    console = make_console()
     for one in exports:
         checks = ", ".join(f"{check['deviation']:.0e} at batch {check['batch_size']}" for check in one["checks"])
-        console.print(
-            f"{folder}/{one['file']}: relative deviation {checks} ({one['checked_with']})",
-            highlight=False,
-            markup=False,
-        )
+        console.print(f"{folder}/{one['file']}: relative deviation {checks} ({one['checked_with']})")
         for latency in one.get("latency", ()):
             console.print(
                 f"  batch {latency['batch_size']}, {latency['threads']} threads: {latency['exported_ms']:.2f} ms, "
-                f"torch {latency['torch_ms']:.2f} ms",
-                highlight=False,
-                markup=False,
+                f"torch {latency['torch_ms']:.2f} ms"
             )

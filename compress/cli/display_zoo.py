@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from compress.cli.display import make_console
 from compress.zoo.backends.protocol import Event
 from compress.zoo.execution import DONE
 from compress.zoo.summary import factor
@@ -26,7 +27,7 @@ class LiveZoo:
     """Progress of a zoo on stderr."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = make_console(stderr=True)
         self._live: Live | None = None
         self._total, self._before = 0, 0
         self._ended: dict[str, Mapping[str, Any]] = {}
@@ -100,7 +101,7 @@ def outcome_text(outcome: Mapping[str, Any]) -> str:
 
 def show_zoo(found: Mapping[str, Any]) -> None:
     """The models that did not pass with their reasons, the counts, and where the summary lies."""
-    console = Console()
+    console = make_console()
     wrong = [row for row in found["rows"] if row["status"] != DONE]
     if wrong:
         table = Table("model", "status", "why", box=SIMPLE_HEAD)
@@ -108,5 +109,5 @@ def show_zoo(found: Mapping[str, Any]) -> None:
             table.add_row(Text(row["name"]), row["status"], Text(row["reason"] or ""))
         console.print(table)
     counts = ", ".join(f"{count} {status}" for status, count in found["counts"].items() if count)
-    console.print(f"{found['models']} models: {counts}", highlight=False, markup=False)
-    console.print(f"written to {found['output']}", highlight=False, markup=False)
+    console.print(f"{found['models']} models: {counts}")
+    console.print(f"written to {found['output']}")

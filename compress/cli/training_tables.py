@@ -10,12 +10,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from compress.cli.display import make_console
+
 SHOWN_EPOCHS = 12
 
 
 def show_balance(found: Mapping[str, Any]) -> None:
     """Balance and path norm of every layer before and after, then the sums."""
-    console = Console()
+    console = make_console()
     table = Table("layer", "units", "‖w‖/‖v‖", "after", "path norm", "after", box=SIMPLE_HEAD)
     for layer in found["layers"]:
         cells = (*layer["balance"], *layer["path_norm"])
@@ -33,7 +35,7 @@ def show_balance(found: Mapping[str, Any]) -> None:
 
 def show_depth(found: Mapping[str, Any]) -> None:
     """Costs and forces of every layer, then the Jacobian norms."""
-    console = Console()
+    console = make_console()
     table = Table("layer", "cost", "‖V‖²", "attraction", "repulsion", "residual", "aligned", "path", box=SIMPLE_HEAD)
     for layer in found["layers"]:
         if layer.get("force_residual") is None:
@@ -52,7 +54,7 @@ def show_depth(found: Mapping[str, Any]) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False)
+    console.print(text)
 
 
 def _evaluated(score: Mapping[str, Any] | None) -> str:
@@ -64,7 +66,7 @@ def _evaluated(score: Mapping[str, Any] | None) -> str:
 
 def show_training(found: Mapping[str, Any], folder: Path) -> None:
     """The last epochs, then losses, sparsity and where the network lies."""
-    console = Console()
+    console = make_console()
     table = Table("epoch", "rate", "loss", "validation loss", "validation top-1", box=SIMPLE_HEAD)
     for row in found["curve"][-SHOWN_EPOCHS:]:
         cells = (row["rate"], row["loss"], row["validation_loss"], row["validation_top1"])

@@ -230,9 +230,12 @@ def remove_remains(output: Path, names: set[str] | None, shard: Shard) -> None:
     """Remove what killed processes left: drafts of artifacts (of these models only, or of all) and temporary files."""
     shutil.rmtree(output / f"{SCRATCH}{shard.suffix}", ignore_errors=True)
     for entry in (output / MODELS).iterdir():
-        model = entry.name[1:].rpartition("-")[0].removesuffix("-old")  # `.NAME-xxxx` or `.NAME-old-xxxx`
+        model = entry.name[1:].rpartition("-")[0].removesuffix("-old")  # `.NAME-xxxx`, `.NAME-old-xxxx`, `.NAME-lock`
         if entry.name.startswith(".") and (names is None or model in names):
-            shutil.rmtree(entry, ignore_errors=True)
+            if entry.is_file():
+                entry.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def clear(job: Job) -> None:
