@@ -39,7 +39,7 @@ def certificate_report(certificate: Solution, form: str, silencing_penalty: floa
         "penalty": certificate.penalty,
         "silencing_penalty": silencing_penalty,
         "objective": certificate.objective,
-        "relative_duality_gap": certificate.gap,
+        "relative_duality_gap": min(1.0, certificate.gap),  # no more than the objective itself
         "active_units": len(certificate.active),
-        "status": certificate.status,
+        "status": certificate.message,
     }

@@ -13,8 +13,11 @@ from compress.convex.reductions import Reduction, reduce_problem
 from compress.convex.refit import RIDGE, Refit, refit, relative_error
 from compress.convex.selection import METHODS, SelectionCurve, lasso_order, select_units
 from compress.convex.shrinkage import shrink_moments, shrinkage_intensity
-from compress.convex.solve import SOLVERS, solve, solve_batch
-from compress.convex.solvers.solution import Solution
+from compress.convex.solution import Solution, Status
+from compress.convex.solve import SOLVERS, Solver, solve, solve_batch
+from compress.convex.solvers.conic import Conic
+from compress.convex.solvers.newton import Newton
+from compress.convex.solvers.proximal import Proximal
 from compress.convex.swaps import polish_units
 from compress.convex.width_bound import WidthBound, numerical_rank, reduce_width, spanning_units, width_bound
 
@@ -22,15 +25,20 @@ __all__ = [
     "METHODS",
     "RIDGE",
     "SOLVERS",
+    "Conic",
     "FactorAccumulator",
     "FactoredMoments",
     "MomentAccumulator",
     "Moments",
     "MultitaskLasso",
+    "Newton",
+    "Proximal",
     "Reduction",
     "Refit",
     "SelectionCurve",
     "Solution",
+    "Solver",
+    "Status",
     "WidthBound",
     "backward_order",
     "forward_order",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.convex.moments import Moments, unit_columns
+from compress.convex.sums import as_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +27,14 @@ class MultitaskLasso:
 
     moments: Moments
     penalty: float
-    unit_costs: Tensor | None = None
+    unit_costs: Any = None
 
     def __post_init__(self) -> None:
         if not self.penalty >= 0 or self.penalty == float("inf"):
             raise ValueError(f"`penalty` must be finite and not negative, got {self.penalty}.")
-        costs = self.unit_costs
-        if costs is not None:
+        if self.unit_costs is not None:
+            costs = as_tensor(self.unit_costs, "unit_costs").detach().to(self.moments.covariance)
+            object.__setattr__(self, "unit_costs", costs)
             if tuple(costs.shape) != (self.moments.unit_count,):
                 raise ValueError(
                     f"`unit_costs` must have shape ({self.moments.unit_count},), got {tuple(costs.shape)}."
@@ -43,8 +46,9 @@ class MultitaskLasso:
     def costs(self) -> Tensor:
         """c (K,) in float64, ones by default."""
         if self.unit_costs is None:
-            return self.moments.gram.new_ones(self.moments.unit_count)
-        return self.unit_costs.to(self.moments.gram)
+            return self.moments.covariance.new_ones(self.moments.unit_count)
+        costs: Tensor = self.unit_costs
+        return costs
 
     @property
     def silencing_penalty(self) -> float:
@@ -108,21 +112,37 @@ def certificate(problem: MultitaskLasso, coefficients: Tensor) -> Certificate:
     norms = unit_norms(coefficients, s)
     penalised = problem.penalty * float((problem.costs * norms).sum())
     objective = fit / 2 + penalised
-    ratios = unit_norms(correlation, s)
-    largest = float((ratios / problem.costs).max()) if ratios.numel() else 0.0
-    t = 1.0 if largest <= problem.penalty else problem.penalty / largest
-    gap = (1 - t) ** 2 * fit / 2 + penalised - t * float((coefficients * correlation).sum())
-    rounding = _rounding(problem, norms, penalised)
+    ratios = unit_norms(correlation, s) / (problem.penalty * problem.costs).clamp_min(torch.finfo(torch.float64).tiny)
+    inner = (coefficients * correlation).sum()
+    largest = ratios.max() if ratios.numel() else torch.zeros_like(inner)
+    gap = float(dual_gap(inner.new_tensor(fit), inner.new_tensor(penalised), inner, largest))
+    rounding = rounding_of_gap(problem, coefficients)
     return Certificate(
         objective=objective,
-        gap=relative_gap(max(0.0, gap) + rounding, objective),
+        gap=relative_gap(max(0.0, gap) + rounding if gap == gap else math.nan, objective),
         rounding=relative_gap(rounding, objective),
         residual=fit,
     )
 
 
-def _rounding(problem: MultitaskLasso, norms: Tensor, penalised: float) -> float:
-    """How far float64 may have moved the gap of a V with these unit `norms` (K,), in units of the objective.
+def dual_gap(fit: Tensor, penalised: Tensor, inner: Tensor, largest: Tensor) -> Tensor:
+    """P(V) − D(θ) = ½(1 − t)²‖R‖²/N + λΣc_k‖v_k‖ − t⟨V, C⟩ at θ = tR, t = min(1, 1/largest); see `certificate`.
+
+    Args:
+        fit, penalised, inner: ‖R‖²/N, λΣc_k‖v_k‖, ⟨V, C⟩; of one problem or of many.
+        largest: max_k ‖C_k‖/(λc_k).
+    """
+    t = 1 / largest.clamp_min(1)
+    return (1 - t).square() * fit / 2 + penalised - t * inner
+
+
+def shrink_factor(norms: Tensor, thresholds: Tensor) -> Tensor:
+    """max(0, 1 − w/‖z‖): what the proximal operator of w‖·‖ multiplies z by."""
+    return torch.where(norms > thresholds, 1 - thresholds / norms, 0.0)
+
+
+def rounding_of_gap(problem: MultitaskLasso, coefficients: Tensor) -> float:
+    """How far float64 may have moved the gap of V, in units of the objective.
 
     Errors of sums grow with the root of their length (Higham and Mary 2019): C_k is off by a few eps times
     g_k(‖Ψ‖ + ‖(g_j‖v_j‖)_j‖), g_k the root mean square of unit k's features, and by what the rows lost when their
@@ -130,6 +150,8 @@ def _rounding(problem: MultitaskLasso, norms: Tensor, penalised: float) -> float
     the constraint it breaks.
     """
     moments = problem.moments
+    norms = unit_norms(coefficients, moments.group_size)
+    penalised = problem.penalty * float((problem.costs * norms).sum())
     own = _unit_sizes(moments.gram.diagonal(), moments.group_size)
     recorded = _unit_sizes(moments.recorded_energy, moments.group_size)
     recorded = torch.where(own > 0, torch.maximum(own, recorded), 0.0)  # constant units have no part in anything
@@ -149,10 +171,10 @@ def _unit_sizes(squares: Tensor, group_size: int) -> Tensor:
 
 
 def relative_gap(gap: float, objective: float) -> float:
-    """gap/objective: infinite where either is not finite, zero where nothing is left to minimise."""
+    """gap/objective, at most 1 as no objective is below zero; infinite where either is not finite, 0 where P(V) = 0."""
     if not (math.isfinite(gap) and math.isfinite(objective)):
         return math.inf
-    return max(0.0, gap) / objective if objective > 0 else 0.0
+    return min(1.0, max(0.0, gap) / objective) if objective > 0 else 0.0
 
 
 def unit_norms(matrix: Tensor, group_size: int) -> Tensor:

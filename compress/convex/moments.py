@@ -18,9 +18,9 @@ from compress.errors import NonFiniteError
 class Moments:
     """Second moments of Φ (N, K·s) and Ψ (N, D), in float64; shards of the samples merge exactly.
 
-    What is stored are moments about the mean row, so no spread is lost under a large mean; the moments about zero,
-    `gram`, `cross` and `energy`, are put together from them. Problems read those three: as they are for a fit without
-    an intercept, or those of `centred()` for a fit with one.
+    What is stored is about the mean row, so no spread is lost under a large mean. Problems read `gram`, `cross`
+    and `energy`: about zero for a fit without an intercept, or, of `centred()` moments, about the mean for a fit with
+    one.
 
     Columns of Φ are unit-major: column k·s + j is tap j of unit k.
 
@@ -33,8 +33,7 @@ class Moments:
         count: N, or the sum of the sample weights.
         group_size: s, columns per unit.
         output_covariance: (Ψ − 1ψ̄ᵀ)ᵀ(Ψ − 1ψ̄ᵀ)/N (D, D) when it was recorded; else None.
-        feature_energy: mean square (K·s,) of every column as recorded, which `centred` leaves alone: its rounding says
-            how small a spread means anything. None: the diagonal of `gram`; read it as `recorded_energy`.
+        is_centred: the intercept is free: `gram`, `cross`, `energy` and `output_gram` are about the mean.
     """
 
     covariance: Tensor
@@ -45,7 +44,7 @@ class Moments:
     count: float
     group_size: int = 1
     output_covariance: Tensor | None = None
-    feature_energy: Tensor | None = None
+    is_centred: bool = False
 
     def __post_init__(self) -> None:
         n = self.covariance.shape[0]
@@ -63,7 +62,6 @@ class Moments:
             "feature_mean": (n,),
             "output_mean": (d,),
             "output_covariance": (d, d),
-            "feature_energy": (n,),
             "covariance": (n, n),
             "cross_covariance": (n, d),
         }
@@ -101,31 +99,35 @@ class Moments:
     @cached_property
     def gram(self) -> Tensor:
         """ΦᵀΦ/N (K·s, K·s)."""
-        return _about_zero(self.covariance, self.feature_mean, self.feature_mean)
+        return self._about(self.covariance, self.feature_mean, self.feature_mean)
 
     @cached_property
     def cross(self) -> Tensor:
         """ΦᵀΨ/N (K·s, D)."""
-        return _about_zero(self.cross_covariance, self.feature_mean, self.output_mean)
+        return self._about(self.cross_covariance, self.feature_mean, self.output_mean)
 
     @cached_property
     def output_gram(self) -> Tensor | None:
         """ΨᵀΨ/N (D, D) when it was recorded; else None."""
         if self.output_covariance is None:
             return None
-        return _about_zero(self.output_covariance, self.output_mean, self.output_mean)
-
-    @property
-    def recorded_energy(self) -> Tensor:
-        """Mean square (K·s,) of every column as recorded."""
-        if self.feature_energy is not None:
-            return self.feature_energy
-        return self.covariance.diagonal() + self.feature_mean.square()
+        return self._about(self.output_covariance, self.output_mean, self.output_mean)
 
     @property
     def energy(self) -> float:
         """‖Ψ‖²_F/N."""
-        return self.centred_energy + float(self.output_mean @ self.output_mean)
+        return self.centred_energy + (0.0 if self.is_centred else float(self.output_mean @ self.output_mean))
+
+    @property
+    def recorded_energy(self) -> Tensor:
+        """Mean square (K·s,) of every column as it came, its mean counted in: rounding is relative to that."""
+        return self.covariance.diagonal() + self.feature_mean.square()
+
+    def _about(self, covariance: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """covariance + left·rightᵀ; the same tensor where the mean is taken away or zero."""
+        if self.is_centred or not (bool(left.any()) and bool(right.any())):
+            return covariance
+        return torch.addr(covariance, left, right)
 
     @property
     def unit_count(self) -> int:
@@ -144,6 +146,8 @@ class Moments:
                 "shards must have equal shapes, got cross "
                 f"{tuple(self.cross_covariance.shape)} and {tuple(other.cross_covariance.shape)}."
             )
+        if self.is_centred != other.is_centred:
+            raise ValueError("shards must both be centred, or neither.")
         if self.group_size != other.group_size:
             raise ValueError(f"shards must have equal `group_size`, got {self.group_size} and {other.group_size}.")
         total = self.count + other.count
@@ -166,13 +170,18 @@ class Moments:
             count=total,
             group_size=self.group_size,
             output_covariance=output_covariance,
-            feature_energy=a * self.recorded_energy + b * other.recorded_energy,
+            is_centred=self.is_centred,
         )
 
     def centred(self) -> Moments:
-        """Moments of Φ and Ψ with their means taken away: an unpenalised intercept is solved by this, exactly."""
-        zero, target = torch.zeros_like(self.feature_mean), torch.zeros_like(self.output_mean)
-        return replace(self, feature_mean=zero, output_mean=target, feature_energy=self.recorded_energy)
+        """The same moments for problems with an unpenalised intercept, which is solved by centring, exactly."""
+        return replace(self, is_centred=True)
+
+    def intercept(self, coefficients: Tensor) -> Tensor:
+        """b (D,) = ψ̄ − Vᵀφ̄ for V = `coefficients` (K·s, D): the best constant beside ΦV; zero where none is free."""
+        if not self.is_centred:
+            return torch.zeros_like(self.output_mean)
+        return self.output_mean - coefficients.to(self.feature_mean).T @ self.feature_mean
 
     def columns(self, units: Any) -> Tensor:
         """Column numbers (|S|·s,) of the given units, in their order: numbers (|S|,) or a boolean mask (K,)."""
@@ -187,7 +196,6 @@ class Moments:
             covariance=self.covariance.index_select(0, index).index_select(1, index),
             cross_covariance=self.cross_covariance.index_select(0, index),
             feature_mean=self.feature_mean.index_select(0, index),
-            feature_energy=self.recorded_energy.index_select(0, index),
         )
 
     def with_outputs(self, weights: Tensor) -> Moments:
@@ -225,7 +233,8 @@ class Moments:
         return replace(
             self,
             cross_covariance=self.cross_covariance @ rotation,
-            centred_energy=self.centred_energy + max(0.0, lost),  # `energy` stays that of all outputs
+            centred_energy=self.centred_energy
+            + (0.0 if self.is_centred else max(0.0, lost)),  # `energy` stays that of all
             output_mean=mean,
             output_covariance=None if covariance is None else rotation.T @ covariance @ rotation,
         )
@@ -239,7 +248,6 @@ class Moments:
             feature_mean=self.feature_mean.to(device),
             output_mean=self.output_mean.to(device),
             output_covariance=None if self.output_covariance is None else self.output_covariance.to(device),
-            feature_energy=self.recorded_energy.to(device),
         )
 
 
@@ -263,7 +271,7 @@ def stack_consumers(
 
     Minimises Σ_j weights_j·‖Ψ_j − Φ_jV_j − 1b_jᵀ‖²/N_j over all consumers at once: unit k owns s = Σ_j s_j columns,
     between consumers `gram` is zero, and D = Σ_j D_j. With `intercept` each part is centred first (every consumer has
-    a bias of its own); the means of the result are zero and centring it again changes nothing. Use it to select;
+    a bias of its own). Use it to select;
     refit every consumer from its own part. Default weights: 1/centred energy, so that relative errors count alike.
     """
     if not parts:
@@ -280,15 +288,17 @@ def stack_consumers(
     sizes = [part.group_size for part in parts]
     s, d = sum(sizes), sum(part.output_count for part in parts)
     gram = parts[0].covariance.new_zeros(k * s, k * s)
-    cross, feature_energy = gram.new_zeros(k * s, d), gram.new_zeros(k * s)
+    cross, feature_mean, output_mean = gram.new_zeros(k * s, d), gram.new_zeros(k * s), gram.new_zeros(d)
     energy, first_tap, first_output = 0.0, 0, 0
     for part, weight in zip(parts, weights, strict=True):
         own = part.centred() if intercept else part
         taps = torch.arange(part.group_size, device=gram.device) + first_tap
         index = (torch.arange(k, device=gram.device)[:, None] * s + taps).reshape(-1)  # (K·s_j,)
         gram[index[:, None], index] = weight * own.gram
-        cross[index, first_output : first_output + part.output_count] = weight * own.cross
-        feature_energy[index] = weight * own.recorded_energy
+        outputs = slice(first_output, first_output + part.output_count)
+        cross[index, outputs] = weight * own.cross
+        if own.is_centred:
+            feature_mean[index], output_mean[outputs] = weight**0.5 * own.feature_mean, weight**0.5 * own.output_mean
         energy += weight * own.energy
         first_tap += part.group_size
         first_output += part.output_count
@@ -296,11 +306,11 @@ def stack_consumers(
         covariance=gram,
         cross_covariance=cross,
         centred_energy=energy,
-        feature_mean=gram.new_zeros(k * s),
-        output_mean=gram.new_zeros(d),
+        feature_mean=feature_mean,
+        output_mean=output_mean,
         count=max(part.count for part in parts),
         group_size=s,
-        feature_energy=feature_energy,
+        is_centred=True,
     )
 
 
@@ -334,10 +344,3 @@ def unit_columns(units: Tensor, group_size: int) -> Tensor:
         raise ValueError("unit numbers are needed here, got a boolean mask; use `mask.nonzero()[:, 0]`.")
     taps = torch.arange(group_size, device=units.device)
     return (units.to(torch.long)[:, None] * group_size + taps).reshape(-1)
-
-
-def _about_zero(covariance: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """covariance + left·rightᵀ; the same tensor where a mean is zero."""
-    if not (bool(left.any()) and bool(right.any())):
-        return covariance
-    return torch.addr(covariance, left, right)

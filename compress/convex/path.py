@@ -3,43 +3,53 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from compress.convex.lasso import MultitaskLasso, relative_gap, unit_norms
+from compress.convex.eigen import eigen_decomposition
+from compress.convex.lasso import MultitaskLasso, relative_gap, rounding_of_gap, unit_norms
 from compress.convex.moments import Moments
-from compress.convex.solve import solve
-from compress.convex.solvers.solution import Solution
+from compress.convex.refit import refit
+from compress.convex.solution import Solution, Status
+from compress.convex.solve import Solver, certified_point, check_tolerance, find_solver, solve
+from compress.convex.solvers.scaled import Outcome
 
-_POLISH = 40  # iterations allowed for the last digits
-_SMALLEST = 1e-9  # the smallest λ tried, as a fraction of the silencing penalty
+_SMALLEST = 1e-9  # the smallest λ at which units are counted, as a fraction of the silencing penalty
+_SPECTRAL = 2048  # columns up to which least squares is settled by eigenvalues where a factorisation leaves doubt
 
 
 def solve_path(
     moments: Moments,
     penalties: Sequence[float],
-    unit_costs: Tensor | None = None,
+    unit_costs: Any = None,
     *,
-    solver: str = "newton",
+    solver: Solver | str = "newton",
     tolerance: float = 1e-6,
     time_limit: float = math.inf,
 ) -> list[Solution]:
-    """Penalised solutions for every λ, in the order given; each λ starts from the solution of the one before it."""
+    """Penalised solutions for every λ, in the order given; each λ starts from the solution of the one before it.
+
+    Args:
+        time_limit: seconds for the whole path; solves after it return where they start.
+    """
+    deadline = time.monotonic() + time_limit
     solutions: list[Solution] = []
     start: Tensor | None = None
     for penalty in penalties:
         problem = MultitaskLasso(moments, float(penalty), unit_costs)
-        solution = solve(problem, solver, tolerance=tolerance, start=start, time_limit=time_limit)
+        left = deadline - time.monotonic()
+        solution = solve(problem, solver, tolerance=tolerance, start=start, time_limit=left)
         start = solution.coefficients if math.isfinite(solution.gap) else None
         solutions.append(solution)
     return solutions
 
 
-def penalty_grid(
-    moments: Moments, count: int = 20, smallest: float = 1e-3, unit_costs: Tensor | None = None
-) -> list[float]:
+def penalty_grid(moments: Moments, count: int = 20, smallest: float = 1e-3, unit_costs: Any = None) -> list[float]:
     """`count` penalties, geometric from the silencing penalty down to `smallest` times it."""
     if count < 1 or not 0 < smallest <= 1:
         raise ValueError(f"`count` must be positive and `smallest` in (0, 1], got {count} and {smallest}.")
@@ -50,156 +60,236 @@ def penalty_grid(
 def solve_tolerance(
     moments: Moments,
     error: float,
-    unit_costs: Tensor | None = None,
+    unit_costs: Any = None,
     *,
-    solver: str = "newton",
+    solver: Solver | str = "newton",
     tolerance: float = 1e-6,
     max_solves: int = 60,
+    time_limit: float = math.inf,
 ) -> Solution:
-    """Minimise Σc_k‖v_k‖ subject to ‖Ψ − ΦV‖_F ≤ error·‖Ψ‖_F, by root finding on λ with warm starts.
+    """Minimise Σc_k‖v_k‖ subject to ‖Ψ − ΦV‖_F ≤ error·‖Ψ‖_F.
 
-    The certificate is that of this form: with R = Ψ − ΦV and u = αR, α = min_k c_k/‖Φ_kᵀR‖, the dual value is
-    ⟨u, Ψ⟩ − error·‖Ψ‖‖u‖. `penalty` is the λ whose penalised form has the same solution. When even the smallest λ
-    tried leaves a larger error the status begins with "infeasible" and says which error was reached.
+    Least squares says first whether any V does. Then penalised solves bracket the λ whose solution has this error, and
+    the point of that error between the bracket's two ends is a feasible one whose gap falls with the bracket's square.
+    Its certificate is that of this form: with R = Ψ − ΦV and u = αR, α = min_k c_k/‖Φ_kᵀR‖, the dual value is
+    ⟨u, Ψ⟩ − error·‖Ψ‖‖u‖. `penalty` is 1/α, near the λ whose penalised form has the same solution.
+
+    A status of INFEASIBLE comes with the least-squares point and its error, the smallest one there is.
+
+    Args:
+        error: relative error allowed.
+        max_solves: penalised solves allowed.
+        time_limit: seconds; the best feasible point so far comes back, with its gap.
     """
-    if not error >= 0:
-        raise ValueError(f"`error` must not be negative, got {error}.")
-    top = MultitaskLasso(moments, 0.0, unit_costs).silencing_penalty
-    bound = error * moments.energy**0.5
-    if error >= 1 or top <= 0:
-        silent = solve(MultitaskLasso(moments, top, unit_costs), solver, tolerance=tolerance)
-        return _with_tolerance_certificate(silent, moments, unit_costs, bound, tolerance)
-    inner = min(1e-10, 1e-3 * tolerance)  # the error moves with the square root of the gap
-    search = _LogRoot(math.log(_SMALLEST * top), math.log(top), aim=-0.1 * tolerance)
-    search.high_value = -math.log(max(error, 1e-300))
-    guess = search.high + math.log(max(error, 1e-6))
-    best: Solution | None = None
-    solution: Solution | None = None
-    reached, iterations = math.inf, 0
+    if not 0 <= error < math.inf:
+        raise ValueError(f"`error` must be finite and not negative, got {error}.")
+    check_tolerance(tolerance)
+    deadline = time.monotonic() + time_limit
+    name = find_solver(solver).name
+    problem = MultitaskLasso(moments, 0.0, unit_costs)
+    top, bound = problem.silencing_penalty, error * math.sqrt(moments.energy)
+    silent = _Point.of(problem, torch.zeros_like(moments.cross_covariance), top)
+    if silent.fit <= bound**2 or top <= 0:
+        found = silent.solution(problem, bound, tolerance, name, 0)
+        return found if silent.fit <= bound**2 else _infeasible(found, error)
+    low = _Point.of(problem, _least_squares(moments, error), 0.0)
+    if low.fit > (bound * (1 + 1e-9)) ** 2:
+        return _infeasible(low.solution(problem, bound, tolerance, name, 0), error)
+    high, guess = silent, top * max(error, 1e-6)
+    best = low.solution(problem, bound, tolerance, name, 0)
+    iterations, slow, reason = 0, 0, f"{max_solves} solves were not enough"
     for _ in range(max_solves):
-        start = None if solution is None else solution.coefficients
-        problem = MultitaskLasso(moments, math.exp(guess), unit_costs)
-        if search.width < 0.1 and solution is not None:  # near the root, to rounding: the error follows √gap
-            solution = solve(problem, solver, tolerance=1e-15, start=start, max_iterations=_POLISH)
-            solution = solution if solution.gap <= inner else solve(problem, solver, tolerance=inner, start=start)
-        else:
-            solution = solve(problem, solver, tolerance=inner, start=start)
-        iterations += solution.iterations
-        reached = min(reached, solution.error)
-        if solution.error <= error:
-            found = _with_tolerance_certificate(solution, moments, unit_costs, bound, tolerance)
-            best = found if best is None or found.gap < best.gap else best
-            if best.gap <= tolerance:
-                break
-        elif guess <= search.smallest + 1e-9:
+        if time.monotonic() > deadline:
+            reason = "the time limit was reached"
             break
-        search.add(guess, math.log(max(solution.error, 1e-300) / max(error, 1e-300)))
-        if search.width < 1e-14:
-            break
-        guess = search.next()
-    if best is None:
-        failed = solution or solve(MultitaskLasso(moments, top, unit_costs), solver)
-        failed = _with_tolerance_certificate(failed, moments, unit_costs, bound, tolerance)
-        text = f"infeasible: the smallest relative error reached is {reached:.3e}, {error:.3e} was asked for"
-        return replace(failed, status=text, iterations=iterations)
-    return replace(best, iterations=iterations)
-
-
-class _LogRoot:
-    """Root of a rising f(log λ): secant steps (Illinois), bisection where they shrink the bracket too slowly."""
-
-    def __init__(self, low: float, high: float, aim: float) -> None:
-        self.smallest = low
-        self.low, self.high = low, high
-        self.low_value: float | None = None
-        self.high_value = 1.0
-        self.aim = aim
-        self._last_side = 0
-        self._slow = 0
-
-    @property
-    def width(self) -> float:
-        return self.high - self.low
-
-    def add(self, at: float, value: float) -> None:
-        before = self.width
-        if value <= 0:
-            self.low, self.low_value = at, value
-            if self._last_side < 0:
-                self.high_value /= 2
-            self._last_side = -1
+        start = high.coefficients if low.penalty == 0 or high.fit - bound**2 < bound**2 - low.fit else low.coefficients
+        inner = _inner_tolerance(high if low.penalty == 0 else low, tolerance, best.gap)
+        found = solve(
+            MultitaskLasso(moments, guess, unit_costs),
+            solver,
+            tolerance=inner,
+            start=start,
+            time_limit=deadline - time.monotonic(),
+        )
+        iterations += found.iterations
+        point = _Point.of(problem, found.coefficients, guess)
+        before = _log_width(low, high)
+        if point.fit <= bound**2:
+            low = point
         else:
-            self.high, self.high_value = at, value
-            if self._last_side > 0 and self.low_value is not None:
-                self.low_value /= 2
-            self._last_side = 1
-        self._slow = self._slow + 1 if self.width > 0.5 * before else 0
+            high = point
+        between, share = _between(problem, low, high, bound)
+        for candidate in (low, between):
+            solution = candidate.solution(problem, bound, tolerance, name, iterations)
+            best = solution if solution.gap < best.gap else best
+        if best.certified:
+            break
+        if best.rounding > tolerance and best.gap <= 3 * best.rounding:
+            break
+        if _log_width(low, high) < 1e-13:
+            reason = "λ is as close as float64 allows"
+            break
+        slow = slow + 1 if _log_width(low, high) > 0.5 * before else 0
+        guess = _next_guess(low, high, bound, share, bisect=slow >= 2)
+        slow = 0 if slow >= 2 else slow
+    return best if best.certified else replace(best, reason=best.reason or reason, iterations=iterations)
 
-    def next(self) -> float:
-        if self.low_value is None:
-            return max(self.smallest, self.high - max(0.5, 1.5 * self.high_value))
-        a, b = self.low_value - self.aim, self.high_value - self.aim
-        if self._slow >= 4 or a >= 0 or not math.isfinite(a):
-            self._slow = 0
-            return (self.low + self.high) / 2 if a < 0 else self.low + 0.1 * self.width
-        return self.low + self.width * (-a / (b - a))
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """A V with what the tolerance form asks of it: ΦᵀR/N and ‖R‖²/N."""
+
+    coefficients: Tensor
+    correlation: Tensor
+    fit: float
+    norm: float  # Σc_k‖v_k‖
+    penalty: float
+
+    @classmethod
+    def of(cls, problem: MultitaskLasso, coefficients: Tensor, penalty: float) -> _Point:
+        correlation = problem.correlation(coefficients)
+        fit = problem.residual_energy(coefficients, correlation)
+        return cls(coefficients, correlation, fit, problem.weighted_norm(coefficients), penalty)
+
+    def solution(
+        self, problem: MultitaskLasso, bound: float, tolerance: float, solver: str, iterations: int
+    ) -> Solution:
+        """The solution of the tolerance form at this point, feasible or not; `bound` is error·‖Ψ‖_F/√N."""
+        moments, v = problem.moments, self.coefficients
+        ratios = unit_norms(self.correlation, moments.group_size) / problem.costs
+        largest = float(ratios.max()) if ratios.numel() else 0.0
+        # ⟨R, Ψ⟩/N = ‖R‖²/N + ⟨V, C⟩
+        dual = self.fit + float((v * self.correlation).sum()) - bound * math.sqrt(self.fit)
+        dual = dual / largest if largest > 0 else 0.0
+        hidden = (
+            rounding_of_gap(replace(problem, penalty=largest), v) / largest if largest > 0 and self.norm > 0 else 0.0
+        )
+        gap, rounding = (relative_gap(value, self.norm) for value in (max(0.0, self.norm - dual) + hidden, hidden))
+        feasible = math.sqrt(self.fit) <= bound * (1 + 1e-9)
+        certified = feasible and gap <= tolerance
+        reason = (
+            "" if certified or rounding <= tolerance else f"rounding in the moments hides gaps below {rounding:.0e}"
+        )
+        energy = moments.energy
+        return Solution(
+            coefficients=v,
+            intercept=moments.intercept(v),
+            penalty=largest,
+            objective=self.norm,
+            gap=gap if feasible else math.inf,
+            active=(unit_norms(v, moments.group_size) > 0).nonzero()[:, 0],
+            status=Status.CERTIFIED if certified else Status.STOPPED,
+            reason=reason,
+            tolerance=tolerance,
+            iterations=iterations,
+            solver=solver,
+            error=math.sqrt(self.fit / energy) if energy > 0 else 0.0,
+            rounding=rounding,
+        )
 
 
-def _with_tolerance_certificate(
-    solution: Solution, moments: Moments, unit_costs: Tensor | None, bound: float, tolerance: float
-) -> Solution:
-    """The solution with objective, gap and status of the tolerance form; `bound` is error·‖Ψ‖_F/√N."""
-    problem = MultitaskLasso(moments, solution.penalty, unit_costs)
-    v = solution.coefficients
-    correlation = problem.correlation(v)
-    energy = problem.residual_energy(v, correlation)
-    primal = problem.weighted_norm(v)
-    largest = float((unit_norms(correlation, moments.group_size) / problem.costs).max())
-    alpha = 1 / largest if largest > 0 else 0.0
-    # ⟨R, Ψ⟩/N = ‖R‖²/N + ⟨V, C⟩
-    dual = alpha * (energy + float((v * correlation).sum()) - bound * energy**0.5)
-    gap = relative_gap(primal - dual, primal)
-    feasible = energy**0.5 <= bound * (1 + 1e-9)
-    if not feasible:
-        status = f"infeasible: relative error {solution.error:.3e} is above the one asked for"
-    elif gap <= tolerance:
-        status = f"certified: relative gap {gap:.1e} is within {tolerance:.0e}"
-    else:
-        status = f"stopped: λ is as close as float64 allows; relative gap {gap:.1e} is above {tolerance:.0e}"
-    return replace(solution, objective=primal, gap=gap, status=status)
+def _infeasible(found: Solution, error: float) -> Solution:
+    text = f"the smallest relative error that any V reaches is {found.error:.3e}, {error:.3e} was asked for"
+    return replace(found, status=Status.INFEASIBLE, reason=text, gap=math.inf)
+
+
+def _least_squares(moments: Moments, error: float) -> Tensor:
+    """V (K·s, D) of least ‖Ψ − ΦV‖, or, where a ridge does already, one of at most the relative `error`."""
+    ridged = refit(moments, ridge=1e-13, intercept=False)
+    if ridged.error <= error * (1 - 1e-9) or moments.covariance.shape[0] > _SPECTRAL:
+        return ridged.coefficients
+    scale = moments.gram.diagonal().sqrt()
+    scale = torch.where(scale > 0, scale.reciprocal(), 0.0)
+    values, vectors = eigen_decomposition(moments.gram * scale[:, None] * scale)
+    kept = values > 1e-15 * values.numel() * values[-1]
+    turned = vectors[:, kept]
+    exact = scale[:, None] * (turned @ ((turned.T @ (scale[:, None] * moments.cross)) / values[kept, None]))
+    problem = MultitaskLasso(moments, 0.0)
+    fits = [problem.residual_energy(v, problem.correlation(v)) for v in (exact, ridged.coefficients)]
+    return exact if fits[0] <= fits[1] else ridged.coefficients
+
+
+def _inner_tolerance(point: _Point, tolerance: float, gap: float) -> float:
+    """Gap of the next penalised solve: g there is g·P/(λΣc‖v‖) here; rough while the bracket is wide."""
+    penalised = point.penalty * point.norm
+    share = penalised / (point.fit / 2 + penalised) if penalised > 0 else 1e-2
+    needed = max(1e-13, 0.1 * tolerance * share)
+    return max(needed, min(1e-4, 1e-2 * gap * share))
+
+
+def _log_width(low: _Point, high: _Point) -> float:
+    return math.log(high.penalty / low.penalty) if low.penalty > 0 else math.inf
+
+
+def _between(problem: MultitaskLasso, low: _Point, high: _Point, bound: float) -> tuple[_Point, float]:
+    """The point on the line from `low` to `high` whose ‖R‖²/N is bound², and its place in (0, 1) from `low`."""
+    mixed = low.fit + float(((low.coefficients - high.coefficients) * low.correlation).sum())  # ⟨R_low, R_high⟩/N
+    a, b, c = high.fit + low.fit - 2 * mixed, 2 * (mixed - low.fit), low.fit - bound**2
+    root = math.sqrt(max(0.0, b * b - 4 * a * c))
+    share = -2 * c / (b + root) if b + root > 0 else 0.0
+    share = min(1.0, max(0.0, share * (1 - 1e-13)))
+    penalty = low.penalty + share * (high.penalty - low.penalty)
+    for _ in range(3):
+        point = _Point.of(problem, torch.lerp(low.coefficients, high.coefficients, share), penalty)
+        if point.fit <= bound**2 * (1 + 1e-10):
+            break
+        share *= 1 - 1e-7
+    return point, share
+
+
+def _next_guess(low: _Point, high: _Point, bound: float, share: float, *, bisect: bool) -> float:
+    if low.penalty == 0:  # down from the smallest λ so far, by the distance in error
+        return high.penalty * math.exp(-max(0.5, 1.5 * 0.5 * math.log(high.fit / bound**2) if bound > 0 else 5.0))
+    if bisect:
+        return math.sqrt(low.penalty * high.penalty)
+    return low.penalty + min(max(share, 1e-3), 1 - 1e-3) * (high.penalty - low.penalty)
 
 
 def solve_unit_count(
     moments: Moments,
     units: int,
-    unit_costs: Tensor | None = None,
+    unit_costs: Any = None,
     *,
-    solver: str = "newton",
+    solver: Solver | str = "newton",
     tolerance: float = 1e-6,
     max_solves: int = 60,
+    time_limit: float = math.inf,
 ) -> Solution:
     """The penalised solution with exactly `units` active units: a search for its λ (THEORY §7).
 
     From a solution with too few units the candidates for λ are the sorted ‖r_k‖/c_k of its silent units, r = H − GV:
     the one that would let in as many units as are missing, or the median of those inside the bracket. Where a whole
-    group of units enters at one λ the solution with the most units below `units` comes back and the status says so.
+    group of units enters at one λ the solution with the most units below `units` comes back, as STOPPED.
     """
     count = moments.unit_count
     if not 0 <= units <= count:
         raise ValueError(f"`units` must be between 0 and {count}, got {units}.")
+    check_tolerance(tolerance)
+    deadline = time.monotonic() + time_limit
     top = MultitaskLasso(moments, 0.0, unit_costs).silencing_penalty
     inner = min(1e-9, tolerance)  # the support settles later than the objective
-    best = solve(MultitaskLasso(moments, top, unit_costs), solver, tolerance=tolerance)
+    problem = MultitaskLasso(moments, top, unit_costs)
+    zero = Outcome(torch.zeros_like(moments.cross_covariance), 0, "")
+    best = certified_point(problem, zero.coefficients, zero, find_solver(solver).name, tolerance)
     high, low, most = top, 0.0, count  # at `high` too few units (or just enough), at `low` too many: `most`
     candidates = _candidates(best, moments, unit_costs)
     solution, iterations, slow = best, 0, 0
+    reason = "no λ found"
     for _ in range(max_solves):
-        found = best.active.numel()
-        if found == units or high <= _SMALLEST * top or (low > 0 and high - low <= 1e-12 * high):
+        active = best.active.numel()
+        if active == units or high <= _SMALLEST * top or (low > 0 and high - low <= 1e-12 * high):
             break
-        penalty = _next_penalty(candidates, units - found, most - found, low, high, top, bisect=slow >= 2)
-        problem = MultitaskLasso(moments, penalty, unit_costs)
-        solution = solve(problem, solver, tolerance=inner, start=solution.coefficients)
+        if time.monotonic() > deadline:
+            reason = "the time limit was reached"
+            break
+        penalty = _next_penalty(candidates, units - active, most - active, low, high, top, bisect=slow >= 2)
+        solution = solve(
+            MultitaskLasso(moments, penalty, unit_costs),
+            solver,
+            tolerance=inner,
+            start=solution.coefficients,
+            time_limit=deadline - time.monotonic(),
+        )
         iterations += solution.iterations
         before = math.log(high / max(low, _SMALLEST * top))
         if solution.active.numel() <= units:
@@ -207,15 +297,16 @@ def solve_unit_count(
         else:
             low, most = penalty, solution.active.numel()
         slow = slow + 1 if low > 0 and math.log(high / low) > 0.5 * before else 0
-    if best.gap <= tolerance:
-        best = replace(best, status=f"certified: relative gap {best.gap:.1e} is within {tolerance:.0e}")
+    best = replace(best, iterations=iterations, tolerance=tolerance)
     if best.active.numel() != units:
-        text = f"stopped: no λ found between {best.active.numel()} units and {most}; relative gap {best.gap:.1e}"
-        return replace(best, iterations=iterations, status=text)
-    return replace(best, iterations=iterations)
+        text = f"{reason} between {best.active.numel()} units and {most}"
+        return replace(best, status=Status.STOPPED, reason=text)
+    if best.gap <= tolerance:
+        return replace(best, status=Status.CERTIFIED, reason="")
+    return best
 
 
-def _candidates(solution: Solution, moments: Moments, unit_costs: Tensor | None) -> Tensor:
+def _candidates(solution: Solution, moments: Moments, unit_costs: Any) -> Tensor:
     problem = MultitaskLasso(moments, solution.penalty, unit_costs)
     ratios = unit_norms(problem.correlation(solution.coefficients), moments.group_size) / problem.costs
     ratios[solution.active] = -1.0

@@ -98,15 +98,15 @@ def refit(
     The ridge is relative to every column's own second moment, so rescaling a unit changes no output.
     """
     own = _ordinary(moments, units)
-    count = own.output_count
+    own = own.centred() if intercept else own
     if own.unit_count == 0:
-        empty = own.covariance.new_zeros(0, count)
-        bias = own.output_mean.clone() if intercept else torch.zeros_like(own.output_mean)
+        empty = own.covariance.new_zeros(0, own.output_count)
+        bias = own.intercept(empty)
         return Refit(empty, bias, relative_error(own, None, empty, bias, intercept=intercept), ridge)
-    equations = normal_equations(own, ridge=ridge, intercept=intercept)
+    equations = normal_equations(own, ridge=ridge, intercept=False)
     factor, used = factored(equations)
     coefficients = equations.scale[:, None] * torch.cholesky_solve(equations.cross, factor)
-    bias = own.output_mean - coefficients.T @ own.feature_mean if intercept else torch.zeros_like(own.output_mean)
+    bias = own.intercept(coefficients)
     error = relative_error(own, None, coefficients, bias, intercept=intercept)
     return Refit(coefficients, bias, error, used)
 
@@ -123,7 +123,7 @@ def relative_error(
 
     Args:
         units: S (|S|,), whose columns `coefficients` belongs to; None: all units, in order.
-        intercept_values: b (D,); None: no bias.
+        intercept_values: b (D,); None: no bias, or for `centred()` moments the best one.
         intercept: the denominator is centred; else it is ‖Ψ‖_F.
     """
     own = _ordinary(moments, units)
@@ -133,7 +133,10 @@ def relative_error(
         )
     v = coefficients.to(own.covariance)
     left = own.residual(v)  # residual energy = centred residual energy + ‖mean residual − b‖²
-    bias = torch.zeros_like(own.output_mean) if intercept_values is None else intercept_values.to(v)
+    if intercept_values is not None:
+        bias = intercept_values.to(v)
+    else:
+        bias = left.output_mean if own.is_centred else torch.zeros_like(own.output_mean)
     residual = left.centred_energy + float((left.output_mean - bias).square().sum())
     total = own.centred_energy if intercept else own.energy
     if total <= 0:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from compress.convex.lasso import MultitaskLasso, certificate, unit_norms
 from compress.convex.reductions import reduce_problem
-from compress.convex.solvers.conic import conic
-from compress.convex.solvers.newton import newton
-from compress.convex.solvers.proximal import proximal, proximal_batch
-from compress.convex.solvers.solution import Outcome, ScaledProblem, Solution
+from compress.convex.solution import Solution, Status
+from compress.convex.solvers.conic import Conic
+from compress.convex.solvers.newton import Newton
+from compress.convex.solvers.proximal import Proximal
+from compress.convex.solvers.scaled import Outcome, ScaledProblem
 
-SOLVERS: dict[str, Callable[..., Outcome]] = {"newton": newton, "proximal": proximal, "conic": conic}
-"""Every solver, by the name that `solve` takes."""
+Solver = Newton | Proximal | Conic
+
+SOLVERS: Mapping[str, Solver] = {"newton": Newton(), "proximal": Proximal(), "conic": Conic()}
+"""Every solver with its default options, by the name that `solve` takes for it."""
 
 
 def solve(
     problem: MultitaskLasso,
-    solver: str = "newton",
+    solver: Solver | str = "newton",
     *,
     tolerance: float = 1e-6,
     start: Tensor | None = None,
@@ -31,73 +33,83 @@ def solve(
 ) -> Solution:
     """Minimise the penalised form to a relative duality gap of `tolerance`.
 
-    A solver that cannot reach it returns its best point with its true gap, and a status that says why.
+    A solver that cannot reach it returns its best point with its true gap, and a reason.
 
     Args:
-        solver: a name in `SOLVERS`.
+        solver: `Newton()`, `Proximal(…)`, `Conic(…)`, or a name in `SOLVERS`.
         start: V (K·s, D) to start from.
         time_limit: seconds after which the solver stops; with a limit the result may depend on the machine.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {solver!r}.")
-    if start is not None and start.shape != problem.moments.cross.shape:
-        raise ValueError(f"`start` must have shape {tuple(problem.moments.cross.shape)}, got {tuple(start.shape)}.")
+    chosen = find_solver(solver)
+    check_tolerance(tolerance)
+    if problem.penalty == 0 and problem.silencing_penalty > 0:
+        raise ValueError("`penalty` must be positive here; without one use `refit` (least squares) or `solve_exact`.")
+    if start is not None and start.shape != problem.moments.cross_covariance.shape:
+        raise ValueError(
+            f"`start` must have shape {tuple(problem.moments.cross_covariance.shape)}, got {tuple(start.shape)}."
+        )
     deadline = time.monotonic() + time_limit
     reduction = reduce_problem(problem)
-    first = None if start is None else reduction.shrink(start.to(problem.moments.cross), problem)
-    outcome = _run(reduction.problem, solver, tolerance, first, max_iterations, deadline)
+    first = None if start is None else reduction.shrink(start.to(problem.moments.covariance), problem)
+    outcome = _run(reduction.problem, chosen, tolerance, first, max_iterations, deadline)
     coefficients = reduction.restore(outcome.coefficients, problem)
-    solution = finished(problem, coefficients, outcome, solver, tolerance)
+    solution = certified_point(problem, coefficients, outcome, chosen.name, tolerance)
     if not (reduction.trivial or outcome.reason or solution.certified or solution.rounding > tolerance):
         # rounding in a reduction showed in the certificate of the whole problem: go on without it
-        outcome = _run(problem, solver, tolerance, coefficients, max_iterations, deadline)
-        solution = finished(problem, outcome.coefficients, outcome, solver, tolerance)
+        outcome = _run(problem, chosen, tolerance, coefficients, max_iterations, deadline)
+        solution = certified_point(problem, outcome.coefficients, outcome, chosen.name, tolerance)
     return solution
 
 
 def solve_batch(
     problems: Sequence[MultitaskLasso],
+    solver: Proximal | None = None,
     *,
     tolerance: float = 1e-6,
-    algorithm: str = "admm",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float64,
     max_iterations: int = 20_000,
     time_limit: float = math.inf,
 ) -> list[Solution]:
     """Penalised solutions of many problems at once: several λ of one layer, layers of unlike size, or both.
 
     Problems that hold the same `moments` object share its gram matrix and eigendecomposition. Certificates are
-    computed in float64 on each problem's own moments, whatever `device` and `dtype` iterate.
+    computed in float64 on each problem's own moments, wherever and in whatever dtype the solver iterates.
     """
-    if not problems:
-        return []
-    scaled: list[ScaledProblem] = [ScaledProblem(problem) for problem in problems]
-    outcomes = proximal_batch(
-        scaled,
-        tolerance=tolerance,
-        algorithm=algorithm,
-        device=device,
-        dtype=dtype,
-        max_iterations=max_iterations,
-        deadline=time.monotonic() + time_limit,
-    )
+    solver = Proximal() if solver is None else solver
+    check_tolerance(tolerance)
+    scaled = [ScaledProblem.of(problem) for problem in problems]
+    deadline = time.monotonic() + time_limit
+    outcomes = solver.minimise_all(scaled, tolerance, [None] * len(scaled), max_iterations, deadline)
     return [
-        finished(problem, own.from_scaled(outcome.coefficients), outcome, "proximal", tolerance)
+        certified_point(problem, own.from_scaled(outcome.coefficients), outcome, solver.name, tolerance)
         for problem, own, outcome in zip(problems, scaled, outcomes, strict=True)
     ]
 
 
+def find_solver(solver: Solver | str) -> Solver:
+    """The solver of this name, or the one given."""
+    if not isinstance(solver, str):
+        return solver
+    if solver not in SOLVERS:
+        raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {solver!r}.")
+    return SOLVERS[solver]
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise ValueError unless a relative gap can be asked for like this."""
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"`tolerance` must be a positive relative gap, got {tolerance}.")
+
+
 def _run(
     problem: MultitaskLasso,
-    solver: str,
+    solver: Solver,
     tolerance: float,
     start: Tensor | None,
     max_iterations: int,
     deadline: float,
 ) -> Outcome:
-    scaled = ScaledProblem(problem)
-    outcome = SOLVERS[solver](
+    scaled = ScaledProblem.of(problem)
+    outcome = solver.minimise(
         scaled,
         tolerance=tolerance,
         start=None if start is None else scaled.to_scaled(start),
@@ -107,26 +119,25 @@ def _run(
     return Outcome(scaled.from_scaled(outcome.coefficients), outcome.iterations, outcome.reason)
 
 
-def finished(
+def certified_point(
     problem: MultitaskLasso, coefficients: Tensor, outcome: Outcome, solver: str, tolerance: float
 ) -> Solution:
     """The solution at this point, with the certificate recomputed on the whole problem."""
     found = certificate(problem, coefficients)
-    if found.gap <= tolerance:
-        status = f"certified: relative gap {found.gap:.1e} is within {tolerance:.0e}"
-    else:
-        reason = outcome.reason or "the solver's own estimate was met, the recomputed certificate was not"
-        if found.rounding > tolerance:
-            reason = f"rounding in the moments hides gaps below {found.rounding:.0e}"
-        status = f"stopped: {reason}; relative gap {found.gap:.1e} is above {tolerance:.0e}"
+    reason = outcome.reason or "the solver's own estimate was met, the recomputed certificate was not"
+    if found.rounding > tolerance and found.gap <= 10 * found.rounding:
+        reason = f"rounding in the moments hides gaps below {found.rounding:.0e}"
     energy = problem.moments.energy
     return Solution(
         coefficients=coefficients,
+        intercept=problem.moments.intercept(coefficients),
         penalty=problem.penalty,
         objective=found.objective,
         gap=found.gap,
         active=(unit_norms(coefficients, problem.moments.group_size) > 0).nonzero()[:, 0],
-        status=status,
+        status=Status.CERTIFIED if found.gap <= tolerance else Status.STOPPED,
+        reason="" if found.gap <= tolerance else reason,
+        tolerance=tolerance,
         iterations=outcome.iterations,
         solver=solver,
         error=math.sqrt(found.residual / energy) if energy > 0 else 0.0,

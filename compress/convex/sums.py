@@ -207,9 +207,8 @@ def settled_parts(
         output_squares: mean squares of the centred outputs (D,).
         rounding: relative rounding of Φ and of Ψ.
     """
-    spread = covariance.diagonal().clone()
-    feature_energy = spread + feature_mean.square()
-    constant = spread <= (_CONSTANT * rounding[0]) ** 2 * feature_energy
+    spread = covariance.diagonal()
+    constant = spread <= (_CONSTANT * rounding[0]) ** 2 * (spread + feature_mean.square())
     still = output_squares <= (_CONSTANT * rounding[1]) ** 2 * (output_squares + output_mean.square())
     if bool(constant.any()):
         covariance[constant] = 0.0
@@ -230,7 +229,6 @@ def settled_parts(
         "count": count,
         "group_size": group_size,
         "output_covariance": output_covariance,
-        "feature_energy": feature_energy,
     }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.convex.eigen import eigen_decomposition, eigen_values
-from compress.convex.lasso import unit_norms
+from compress.convex.lasso import MultitaskLasso, unit_norms
 from compress.convex.moments import Moments, unit_columns
 
 RANK_TOLERANCE = 1e-3
@@ -127,7 +128,7 @@ def width_bound(moments: Moments, tolerance: float = RANK_TOLERANCE) -> WidthBou
 def reduce_width(
     moments: Moments,
     coefficients: Tensor,
-    unit_costs: Tensor | None = None,
+    unit_costs: Any = None,
     *,
     tolerance: float = 1e-10,
 ) -> Tensor:
@@ -141,31 +142,44 @@ def reduce_width(
     Args:
         tolerance: relative singular value below which the dependencies are taken as exact.
     """
-    s = moments.group_size
-    result = coefficients.to(moments.gram).clone()
-    costs = torch.ones(moments.unit_count).to(result) if unit_costs is None else unit_costs.to(result)
     values, vectors = eigen_decomposition(moments.gram)
     kept = values > max(tolerance**2, 1e-13) * float(values[-1]) if values.numel() else values > 0
     features = values[kept].sqrt()[:, None] * vectors[:, kept].T  # (r, K·s), Φ in an orthonormal basis of its range
+    costs = MultitaskLasso(moments, 0.0, unit_costs).costs
+    return remove_dependent_units(features, coefficients.to(features), costs, moments.group_size, tolerance=tolerance)
+
+
+_AFFORDABLE = 2e9  # multiplications of a singular value decomposition that looks for dependent units below the bound
+
+
+def remove_dependent_units(
+    features: Tensor, coefficients: Tensor, costs: Tensor, group_size: int, *, tolerance: float
+) -> Tensor:
+    """The step behind `reduce_width`, for any features (r, K·s) of full row rank that stand for Φ.
+
+    Below the bound it goes on, where that is cheap, until the φ_kv_k of the active units are independent.
+    """
+    s, result = group_size, coefficients.clone()
     outputs = features @ result  # (r, D)
     _, singular, rows = torch.linalg.svd(outputs, full_matrices=False)
     rank = int((singular > tolerance * float(singular[0])).sum()) if singular.numel() else 0
     rotation = rows[:rank].T  # (D, rank)
     turned = result @ rotation  # projected V, in rank(ΦV) coordinates
-    if float((costs * unit_norms(turned, s)).sum()) <= float((costs * unit_norms(result, s)).sum()) * (1 + 1e-12):
-        result = turned @ rotation.T
+    if float((costs * unit_norms(turned, s)).sum()) > float((costs * unit_norms(result, s)).sum()) * (1 + 1e-12):
+        rotation = torch.eye(result.shape[1]).to(result)
+        turned = result
     limit = features.shape[0] * rank
     active = (unit_norms(turned, s) > 0).nonzero()[:, 0]
-    scale = torch.ones(active.shape[0], dtype=result.dtype, device=result.device)
-    while active.shape[0] > max(limit, 0):
+    while active.shape[0] > 1:
         # columns: vec(φ_k v_k) of the active units, only as many as make a null space certain
         part = active[: 2 * limit + 64] if active.shape[0] > 2 * limit + 64 else active
-        scale_part = _remove_dependent(features, turned, part, s, costs, tolerance)
-        if scale_part is None:
+        affordable = part.shape[0] ** 2 * features.shape[0] * turned.shape[1] <= _AFFORDABLE
+        if active.shape[0] <= limit and not affordable:
             break
-        scale = scale_part
-        index = unit_columns(part, s)
-        turned[index] *= scale.repeat_interleave(s)[:, None]
+        scale = _remove_dependent(features, turned, part, s, costs, tolerance)
+        if scale is None:
+            break
+        turned[unit_columns(part, s)] *= scale.repeat_interleave(s)[:, None]
         active = (unit_norms(turned, s) > 0).nonzero()[:, 0]
     return torch.mm(turned, rotation.T)
 

@@ -6,6 +6,7 @@ import torch
 from compress.convex import (
     Moments,
     MultitaskLasso,
+    Status,
     numerical_rank,
     penalty_grid,
     reduce_width,
@@ -35,10 +36,10 @@ def test_every_point_of_a_path_is_certified_and_equals_its_cold_solution():
 def test_the_tolerance_form_meets_its_error_at_least_norm(kind, error):
     problem = problem_of_kind(kind)
     solution = solve_tolerance(problem.moments, error, problem.unit_costs)
-    if solution.status.startswith("infeasible"):
+    if solution.status is Status.INFEASIBLE:
         assert solution.error > error
         return
-    assert solution.certified, solution.status
+    assert solution.certified, solution.message
     assert solution.error <= error * (1 + 1e-9)
     # independent dual bound: any u with ‖Φ_kᵀu‖ ≤ c_k gives ⟨u, Ψ⟩ − ε‖Ψ‖‖u‖; the residual, scaled, is such a u
     moments, v = problem.moments, solution.coefficients
@@ -53,7 +54,7 @@ def test_the_tolerance_form_meets_its_error_at_least_norm(kind, error):
 def test_an_error_that_no_weights_reach_is_called_infeasible():
     problem = problem_of_kind("well-posed")
     solution = solve_tolerance(problem.moments, 1e-6, problem.unit_costs)
-    assert solution.status.startswith("infeasible")
+    assert solution.status is Status.INFEASIBLE
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -63,13 +64,111 @@ def test_the_exact_form_reproduces_the_outputs_at_least_norm(seed, size):
     features = normal(generator, 12, 40 * size)
     outputs = normal(generator, 12, 3)
     solution = solve_exact(Moments.of(features, outputs, group_size=size))
-    assert solution.certified, solution.status
+    assert solution.certified, solution.message
     assert float((features @ solution.coefficients - outputs).norm() / outputs.norm()) < 1e-6
     # the least-squares weights of least Frobenius norm reproduce Ψ too, at no smaller Σ‖v_k‖
     other = torch.linalg.pinv(features) @ outputs
     assert solution.objective <= float(unit_norms(other, size).sum())
     near = solve(MultitaskLasso(Moments.of(features, outputs, group_size=size), 1e-5))
     assert float(unit_norms(near.coefficients, size).sum()) == pytest.approx(solution.objective, rel=1e-3)
+
+
+def relu_problem(seed, rows, units, outputs, inputs, *, of_features=True):
+    """ReLU features of few inputs, whose singular values fall fast, and outputs of them or of nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    features = (normal(generator, rows, inputs) @ normal(generator, inputs, units) / inputs**0.5).relu()
+    if of_features:
+        return features, features @ normal(generator, units, outputs)
+    return features, normal(generator, rows, outputs)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3, 10])
+@pytest.mark.parametrize(("rows", "units", "inputs"), [(40, 100, 8), (40, 100, 64), (200, 120, 16), (60, 80, 16)])
+@pytest.mark.parametrize("of_features", [True, False])
+def test_the_exact_form_of_relu_features_ends_certified(outputs, rows, units, inputs, of_features):
+    features, targets = relu_problem(outputs, rows, units, outputs, inputs, of_features=of_features)
+    moments = Moments.of(features, targets)
+    solution = solve_exact(moments, tolerance=1e-5)
+    assert solution.certified, solution.message
+    weights = torch.linalg.lstsq(features, targets, driver="gelsd").solution
+    reached = features @ solution.coefficients - features @ weights
+    assert float(reached.norm() / targets.norm()) < 1e-6
+    assert solution.objective <= float(unit_norms(weights, 1).sum()) * (1 + 1e-9)
+    rank = min(rows, units)
+    assert solution.active.numel() <= rank * min(rank, outputs)
+
+
+@pytest.mark.parametrize(("rank", "outputs"), [(3, 1), (5, 1), (4, 2)])
+def test_ties_of_the_exact_form_end_at_the_width_bound(rank, outputs):
+    generator = torch.Generator().manual_seed(rank)
+    basis = normal(generator, 30, rank).abs()
+    features = basis @ torch.rand(rank, 24, generator=generator, dtype=torch.float64)
+    costs = torch.ones(rank, dtype=torch.float64) @ torch.linalg.lstsq(basis, features).solution  # every V ≥ 0 ties
+    targets = features @ torch.rand(24, outputs, generator=generator, dtype=torch.float64)
+    solution = solve_exact(Moments.of(features, targets), costs)
+    assert solution.certified, solution.message
+    assert solution.active.numel() <= rank * min(rank, outputs)
+
+
+def test_a_time_limit_gives_the_best_point_so_far_with_its_true_gap():
+    features, targets = relu_problem(0, 60, 150, 1, 16)
+    moments = Moments.of(features, targets)
+    for solution in (
+        solve_exact(moments, time_limit=0.0),
+        solve_tolerance(moments, 0.01, time_limit=0.0),
+        solve_unit_count(moments, 30, time_limit=0.0),
+    ):
+        assert solution.status is Status.STOPPED
+        assert "time limit" in solution.message
+        assert solution.gap > 1e-6
+
+
+@pytest.mark.parametrize("spread", [1e2, 1e6])
+def test_unit_costs_of_any_spread_do_not_make_a_reachable_error_infeasible(spread):
+    features, targets = relu_problem(1, 200, 40, 3, 16)
+    costs = torch.logspace(0, 1, 40, base=spread, dtype=torch.float64)
+    solution = solve_tolerance(Moments.of(features, targets).centred(), 1e-2, costs)
+    assert solution.certified, solution.message
+    assert solution.error <= 1e-2 * (1 + 1e-9)
+
+
+def test_an_error_below_least_squares_is_called_infeasible_with_the_least_one():
+    features, targets = relu_problem(2, 200, 40, 3, 16, of_features=False)
+    moments = Moments.of(features, targets)
+    solution = solve_tolerance(moments, 0.1)
+    least = targets - features @ torch.linalg.lstsq(features, targets).solution
+    assert solution.status is Status.INFEASIBLE
+    assert solution.error == pytest.approx(float(least.norm() / targets.norm()), rel=1e-9)
+    assert solution.gap == float("inf")
+    assert "smallest relative error" in solution.message
+
+
+def test_a_solution_predicts_with_its_intercept():
+    features, targets = relu_problem(3, 200, 20, 3, 8)
+    moments = Moments.of(features + 5, targets - 3).centred()
+    solution = solve_tolerance(moments, 1e-6)
+    predicted = solution.predict((features + 5).numpy())
+    assert float((predicted - (targets - 3)).norm() / targets.norm()) < 1e-5
+    assert repr(solution).count("\n") == 0
+    with pytest.raises(ValueError, match="columns"):
+        solution.predict(features[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m: solve(MultitaskLasso(m, 0.0)), "solve_exact"),
+        (lambda m: solve(MultitaskLasso(m, 1.0), tolerance=-1), "tolerance"),
+        (lambda m: solve_tolerance(m, float("nan")), "error"),
+        (lambda m: solve_tolerance(m, 0.1, tolerance=0), "tolerance"),
+        (lambda m: solve_unit_count(m, 99), "units"),
+        (lambda m: solve_exact(m, range_tolerance=2), "range_tolerance"),
+        (lambda m: solve_exact(m, [1.0, 2.0]), "unit_costs"),
+    ],
+)
+def test_misuse_gets_one_sentence(call, said):
+    with pytest.raises(ValueError, match=said):
+        call(problem_of_kind("well-posed").moments)
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 3, 6, 11])

@@ -4,45 +4,55 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import dataclass
 
 import numpy
 import torch
 from torch import Tensor
 
 from compress.convex.lasso import unit_norms
-from compress.convex.solvers.solution import Outcome, ScaledProblem, expand
+from compress.convex.solvers.scaled import Outcome, ScaledProblem, expand
 
 LARGEST = 400_000
 """K·s·D beyond which a conic programme is refused: interior-point memory grows with its square."""
 
 
-def conic(
-    problem: ScaledProblem,
-    *,
-    tolerance: float,
-    start: Tensor | None,
-    max_iterations: int,
-    deadline: float,
-    backend: str = "auto",
-) -> Outcome:
-    """Solve with cvxpy: "clarabel", "scs", or "auto" (Clarabel, then SCS where Clarabel gives no point).
+BACKENDS = ("auto", "clarabel", "scs")
+
+
+@dataclass(frozen=True)
+class Conic:
+    """A second-order cone programme for cvxpy.
 
     The cone solver's rows are thresholded: rows it leaves at rounding level become zero where that lowers the gap.
-    `start` is not used, and `max_iterations` limits the cone solver's own iterations.
+
+    Attributes:
+        backend: "clarabel", "scs", or "auto" (Clarabel, then SCS where Clarabel gives no point).
     """
-    n, d = problem.cross.shape
-    if n * d > LARGEST:
-        zero = torch.zeros_like(problem.cross)
-        return Outcome(zero, 0, f"{n * d} unknowns are more than the {LARGEST} the conic solver takes")
-    if backend not in ("auto", "clarabel", "scs"):
-        raise ValueError(f"`backend` must be auto, clarabel or scs, got {backend!r}.")
-    reasons = []
-    for name in ("clarabel", "scs") if backend == "auto" else (backend,):
-        found, iterations, reason = _cone_solve(problem, name, tolerance, max_iterations, deadline)
-        if found is not None:
-            return Outcome(_thresholded(problem, found), iterations, reason)
-        reasons.append(reason)
-    return Outcome(torch.zeros_like(problem.cross), 0, "; ".join(reasons))
+
+    backend: str = "auto"
+
+    name = "conic"
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}, got {self.backend!r}.")
+
+    def minimise(
+        self, problem: ScaledProblem, *, tolerance: float, start: Tensor | None, max_iterations: int, deadline: float
+    ) -> Outcome:
+        """Solve; see `solve`. `start` is not used, and `max_iterations` limits the cone solver's own iterations."""
+        n, d = problem.cross.shape
+        if n * d > LARGEST:
+            zero = torch.zeros_like(problem.cross)
+            return Outcome(zero, 0, f"{n * d} unknowns are more than the {LARGEST} the conic solver takes")
+        reasons = []
+        for name in ("clarabel", "scs") if self.backend == "auto" else (self.backend,):
+            found, iterations, reason = _cone_solve(problem, name, tolerance, max_iterations, deadline)
+            if found is not None:
+                return Outcome(_thresholded(problem, found), iterations, reason)
+            reasons.append(reason)
+        return Outcome(torch.zeros_like(problem.cross), 0, "; ".join(reasons))
 
 
 def _cone_solve(

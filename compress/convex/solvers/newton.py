@@ -7,13 +7,15 @@ factorisations of size a·s and a for any number D of outputs (EVIDENCE §2, blo
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from compress.convex.lasso import unit_norms
 from compress.convex.moments import unit_columns
-from compress.convex.solvers.solution import Outcome, ScaledProblem, expand, scaled_gap, soft_threshold
+from compress.convex.solvers.scaled import Outcome, ScaledProblem, expand, scaled_gap, soft_threshold
 from compress.errors import MomentsError
 
 _FIRST_UNITS = 16
@@ -23,22 +25,28 @@ _NEWTON_GAP = 1e-2  # above it the support is far off and ADMM rounds do more
 _RELAXATION = 1.6
 
 
-def newton(
-    problem: ScaledProblem, *, tolerance: float, start: Tensor | None, max_iterations: int, deadline: float
-) -> Outcome:
-    """Solve to a relative gap of `tolerance`; see `solve`.
+@dataclass(frozen=True)
+class Newton:
+    """A growing working set, ADMM to find its support, then exact semismooth Newton steps.
 
     Where a direct attempt stalls (kinks in a nearly flat valley: tiny λ, rank-deficient Φ) proximal steps on the dual
     follow, whose inner problems have a larger λ.
     """
-    direct = _attempt(problem, tolerance, start, min(max_iterations, _DIRECT), deadline)
-    left = max_iterations - direct.iterations
-    if not direct.reason or left <= 0 or time.monotonic() > deadline:
-        return direct
-    shifted = _dual_steps(problem, tolerance, left, deadline)
-    iterations = direct.iterations + shifted.iterations
-    better = min(direct, shifted, key=lambda outcome: problem.gap_at(outcome.coefficients))
-    return Outcome(better.coefficients, iterations, shifted.reason)
+
+    name = "newton"
+
+    def minimise(
+        self, problem: ScaledProblem, *, tolerance: float, start: Tensor | None, max_iterations: int, deadline: float
+    ) -> Outcome:
+        """Solve to a relative gap of `tolerance`; see `solve`."""
+        direct = _attempt(problem, tolerance, start, min(max_iterations, _DIRECT), deadline)
+        left = max_iterations - direct.iterations
+        if not direct.reason or left <= 0 or time.monotonic() > deadline:
+            return direct
+        shifted = _dual_steps(problem, tolerance, left, deadline)
+        iterations = direct.iterations + shifted.iterations
+        better = min(direct, shifted, key=lambda outcome: problem.gap_at(outcome.coefficients))
+        return Outcome(better.coefficients, iterations, shifted.reason)
 
 
 def _dual_steps(problem: ScaledProblem, tolerance: float, max_iterations: int, deadline: float) -> Outcome:
@@ -56,12 +64,14 @@ def _dual_steps(problem: ScaledProblem, tolerance: float, max_iterations: int, d
             return Outcome(best, iterations, "the iterations allowed were not enough")
         if time.monotonic() > deadline:
             return Outcome(best, iterations, "the time limit was reached")
-        inner = problem.with_penalty_times(1 + mu)
         image = problem.rows(torch.arange(problem.unit_count, device=shift.device)) @ shift
-        inner.cross = (1 + mu * a) * problem.cross - mu * image
         linear, square = float((shift * problem.cross).sum()), float((shift * image).sum())
-        inner.energy = (1 + mu * a) ** 2 * problem.energy - 2 * mu * (1 + mu * a) * linear + mu**2 * square
-        inner.candidates = (~problem.dead).nonzero()[:, 0]
+        inner = replace(
+            problem,
+            thresholds=problem.thresholds * (1 + mu),
+            cross=(1 + mu * a) * problem.cross - mu * image,
+            energy=(1 + mu * a) ** 2 * problem.energy - 2 * mu * (1 + mu * a) * linear + mu**2 * square,
+        )
         found = _attempt(inner, 1e-3 * tolerance, point, _DIRECT, deadline)
         iterations += max(1, found.iterations)
         point = found.coefficients
@@ -81,13 +91,13 @@ def _dual_steps(problem: ScaledProblem, tolerance: float, max_iterations: int, d
 def _attempt(
     problem: ScaledProblem, tolerance: float, start: Tensor | None, max_iterations: int, deadline: float
 ) -> Outcome:
-    s, d = problem.group_size, problem.cross.shape[1]
+    s = problem.group_size
     point = torch.zeros_like(problem.cross) if start is None else start.clone()
     support = (unit_norms(point, s) > 0).nonzero()[:, 0]
     best, best_gap, iterations, stalls = point, float("inf"), 0, 0
     inner_tolerance = 0.1
     while True:
-        correlation = _correlation(problem, point, support)
+        correlation = problem.correlation(point, support)
         _, gap, ratios = problem.gap(point, correlation)
         if gap < best_gap:
             stalls = 0 if gap < 0.5 * best_gap else stalls + 1
@@ -104,11 +114,11 @@ def _attempt(
             return Outcome(best, iterations, "no further progress in float64")
         working = _working_set(problem, ratios, support)
         index = unit_columns(working, s)
-        small = _Restricted(problem, working)
+        small = _Restricted.of(problem, working)
         inner_tolerance = max(0.3 * tolerance, min(inner_tolerance, 0.05 * gap))
         if stalls >= 3:
             inner_tolerance = 0.03 * tolerance
-        rows, rotation = small.use_fewer_outputs(d)
+        rows, rotation = small.use_fewer_outputs()
         inside = point[index] if rotation is None else point[index] @ rotation
         inside, used = rows.minimise(inside, inner_tolerance, max_iterations - iterations, deadline)
         iterations += used
@@ -116,13 +126,6 @@ def _attempt(
         point = torch.zeros_like(point)
         point[index] = inside
         support = working[unit_norms(inside, s) > 0]
-
-
-def _correlation(problem: ScaledProblem, point: Tensor, support: Tensor) -> Tensor:
-    if not support.numel():
-        return problem.cross
-    index = unit_columns(support, problem.group_size)
-    return torch.addmm(problem.cross, problem.rows(support).T, point[index], alpha=-1)
 
 
 def _working_set(problem: ScaledProblem, ratios: Tensor, support: Tensor) -> Tensor:
@@ -136,35 +139,46 @@ def _working_set(problem: ScaledProblem, ratios: Tensor, support: Tensor) -> Ten
     return torch.cat([support, added]).sort().values
 
 
+@dataclass(frozen=True, eq=False)
 class _Restricted:
     """The scaled problem on a working set: all arrays dense and small."""
 
-    def __init__(self, problem: ScaledProblem, working: Tensor) -> None:
-        self.group_size = problem.group_size
-        self.gram = problem.block(working)
-        self.cross = problem.cross.index_select(0, unit_columns(working, problem.group_size))
-        self.thresholds = problem.thresholds[working]
-        self.energy = problem.energy
+    gram: Tensor
+    cross: Tensor
+    thresholds: Tensor
+    energy: float
+    group_size: int
 
-    def use_fewer_outputs(self, d: int) -> tuple[_Restricted, Tensor | None]:
+    @classmethod
+    def of(cls, problem: ScaledProblem, working: Tensor) -> _Restricted:
+        return cls(
+            gram=problem.block(working),
+            cross=problem.cross.index_select(0, unit_columns(working, problem.group_size)),
+            thresholds=problem.thresholds[working],
+            energy=problem.energy,
+            group_size=problem.group_size,
+        )
+
+    def use_fewer_outputs(self) -> tuple[_Restricted, Tensor | None]:
         """Turn D > |W|·s outputs to the |W|·s that H_W spans: rows of an optimal X lie in the row space of T."""
-        n = self.cross.shape[0]
-        if n >= d:
+        if self.cross.shape[0] >= self.cross.shape[1]:
             return self, None
         rotation, upper = torch.linalg.qr(self.cross.T)  # (D, n), (n, n)
-        turned = object.__new__(_Restricted)
-        turned.__dict__.update(self.__dict__)
-        turned.cross = upper.T.contiguous()
-        return turned, rotation
+        return replace(self, cross=upper.T.contiguous()), rotation
+
+    @cached_property
+    def step(self) -> Tensor:
+        """A proximal step length (w,) of every unit, at most 1/λ_max of its block."""
+        s = self.group_size
+        blocks = self.gram.reshape(-1, s, self.gram.shape[0] // s, s).diagonal(dim1=0, dim2=2)  # (s, s, w)
+        lengths: Tensor = 1 / torch.linalg.vector_norm(blocks, dim=(0, 1))
+        return lengths
 
     def gap(self, point: Tensor, correlation: Tensor) -> tuple[float, float, Tensor]:
         return scaled_gap(point, correlation, self.cross, self.thresholds, self.energy, self.group_size)
 
     def minimise(self, point: Tensor, tolerance: float, max_iterations: int, deadline: float) -> tuple[Tensor, int]:
         """Newton steps while they pay, ADMM rounds where they do not."""
-        s = self.group_size
-        blocks = self.gram.reshape(-1, s, self.gram.shape[0] // s, s).diagonal(dim1=0, dim2=2)  # (s, s, w)
-        self.step = 1 / torch.linalg.vector_norm(blocks, dim=(0, 1))  # (w,), at most 1/λ_max of the unit's block
         correlation = self.cross - self.gram @ point
         objective, gap, _ = self.gap(point, correlation)
         iterations, short_steps, admm = 0, 0, None

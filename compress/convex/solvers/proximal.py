@@ -14,51 +14,63 @@ import torch
 from torch import Tensor
 
 from compress.convex.eigen import eigen_decomposition, eigen_values
-from compress.convex.solvers.solution import Outcome, ScaledProblem
+from compress.convex.lasso import dual_gap, shrink_factor
+from compress.convex.solvers.scaled import Outcome, ScaledProblem
 
 ALGORITHMS = ("admm", "accelerated")
 _CHECK = 10
 _RELAXATION = 1.6
 
 
-def proximal(
-    problem: ScaledProblem, *, tolerance: float, start: Tensor | None, max_iterations: int, deadline: float
-) -> Outcome:
-    """Solve one problem by batched ADMM; see `proximal_batch`."""
-    return proximal_batch(
-        [problem], tolerance=tolerance, starts=[start], max_iterations=max_iterations, deadline=deadline
-    )[0]
+@dataclass(frozen=True)
+class Proximal:
+    """Batched first-order iterations.
 
-
-def proximal_batch(
-    problems: Sequence[ScaledProblem],
-    *,
-    tolerance: float,
-    starts: Sequence[Tensor | None] | None = None,
-    max_iterations: int = 20_000,
-    deadline: float = float("inf"),
-    algorithm: str = "admm",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> list[Outcome]:
-    """Solve every problem to a relative gap of `tolerance`; the gap is evaluated in float64.
-
-    Args:
+    Attributes:
+        batch: problems iterated side by side.
         algorithm: "admm" (one eigendecomposition a layer, residual balancing an item) or "accelerated" (proximal
             gradient with momentum and restart).
-        device: where to iterate; default: where the moments are.
+        device: where to iterate; None: where the moments are.
         dtype: of the iterations; float32 stalls at gaps near 1e-4 on ill-conditioned features.
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"`algorithm` must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}.")
-    outcomes: dict[int, Outcome] = {}
-    for size in sorted({problem.group_size for problem in problems}):
-        members = [i for i, problem in enumerate(problems) if problem.group_size == size]
-        given = [None if starts is None else starts[i] for i in members]
-        batch = _Batch([problems[i] for i in members], given, device, dtype)
-        found = batch.run(tolerance, max_iterations, deadline, algorithm)
-        outcomes.update(zip(members, found, strict=True))
-    return [outcomes[i] for i in range(len(problems))]
+
+    batch: int = 64
+    algorithm: str = "admm"
+    device: torch.device | str | None = None
+    dtype: torch.dtype = torch.float64
+
+    name = "proximal"
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"`algorithm` must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}.")
+        if self.batch < 1:
+            raise ValueError(f"`batch` must be at least 1, got {self.batch}.")
+
+    def minimise(
+        self, problem: ScaledProblem, *, tolerance: float, start: Tensor | None, max_iterations: int, deadline: float
+    ) -> Outcome:
+        """Solve one problem to a relative gap of `tolerance`; see `solve`."""
+        return self.minimise_all([problem], tolerance, [start], max_iterations, deadline)[0]
+
+    def minimise_all(
+        self,
+        problems: Sequence[ScaledProblem],
+        tolerance: float,
+        starts: Sequence[Tensor | None],
+        max_iterations: int,
+        deadline: float,
+    ) -> list[Outcome]:
+        """Solve every problem to a relative gap of `tolerance`, evaluated in float64; equal s go side by side."""
+        outcomes: dict[int, Outcome] = {}
+        for size in sorted({problem.group_size for problem in problems}):
+            members = [i for i, problem in enumerate(problems) if problem.group_size == size]
+            for first in range(0, len(members), self.batch):
+                part = members[first : first + self.batch]
+                batch = _Batch([problems[i] for i in part], [starts[i] for i in part], self.device, self.dtype)
+                found = batch.run(tolerance, max_iterations, deadline, self.algorithm)
+                outcomes.update(zip(part, found, strict=True))
+        return [outcomes[i] for i in range(len(problems))]
 
 
 @dataclass
@@ -181,9 +193,8 @@ class _Batch:
         fit = (energies - (point * cross).sum((1, 3)) - inner).clamp_min(0)
         penalised = (weights * _norms(point, self.s)).sum(1)
         largest = (_norms(correlation, self.s) / weights.clamp_min(1e-300)).amax(1)
-        t = 1 / largest.clamp_min(1)
         objective = fit / 2 + penalised
-        gap = ((1 - t).square() * fit / 2 + penalised - t * inner).clamp_min(0) / objective.clamp_min(1e-300)
+        gap = dual_gap(fit, penalised, inner, largest).clamp_min(0) / objective.clamp_min(1e-300)
         return torch.where(torch.isfinite(gap), gap, torch.inf).cpu()
 
 
@@ -200,8 +211,7 @@ def _norms(point: Tensor, s: int) -> Tensor:
 
 
 def _shrink(point: Tensor, weights: Tensor, s: int) -> Tensor:
-    norms = _norms(point, s)
-    factor = torch.where(norms > weights, 1 - weights / norms.clamp_min(1e-300), 0.0)
+    factor = shrink_factor(_norms(point, s), weights)
     return point * factor.repeat_interleave(s, dim=1)[..., None]
 
 
