@@ -132,7 +132,9 @@ def solve_tolerance(
         slow = slow + 1 if _log_width(low, high) > 0.5 * before else 0
         guess = _next_guess(low, high, bound, share, bisect=slow >= 2)
         slow = 0 if slow >= 2 else slow
-    return best if best.certified else replace(best, reason=best.reason or reason, iterations=iterations)
+    if not best.certified and (best.reason == "" or time.monotonic() > deadline):
+        best = replace(best, reason=reason)
+    return replace(best, iterations=iterations)
 
 
 @dataclass(frozen=True, eq=False)

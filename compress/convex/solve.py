@@ -125,7 +125,7 @@ def certified_point(
     """The solution at this point, with the certificate recomputed on the whole problem."""
     found = certificate(problem, coefficients)
     reason = outcome.reason or "the solver's own estimate was met, the recomputed certificate was not"
-    if found.rounding > tolerance and found.gap <= 10 * found.rounding:
+    if found.rounding > tolerance and found.gap <= 3 * found.rounding:
         reason = f"rounding in the moments hides gaps below {found.rounding:.0e}"
     energy = problem.moments.energy
     return Solution(
