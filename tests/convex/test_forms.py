@@ -121,7 +121,7 @@ def test_a_time_limit_gives_the_best_point_so_far_with_its_true_gap():
     ):
         assert solution.status is Status.STOPPED
         assert "time limit" in solution.message
-        assert solution.gap > 1e-6
+        assert solution.gap > 1e-6 or solution.active.numel() == 0  # V = 0 is the solution of the largest λ
 
 
 @pytest.mark.parametrize("spread", [1e2, 1e6])
