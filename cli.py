@@ -1,5 +1,5 @@
 """`python cli.py …` from a checkout is `compress …`."""
 
-from compress.__main__ import entry
+from compress.cli import entry
 
 entry()

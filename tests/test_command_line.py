@@ -226,7 +226,7 @@ def test_ctrl_c_that_compiled_code_turned_into_another_fault_is_an_interruption(
         main(arguments)
 
 
-@pytest.mark.parametrize("early", ["compress.cli", "typer", "compress.recipe"])
+@pytest.mark.parametrize("early", ["typer", "compress.cli.app", "compress.recipe"])
 def test_ctrl_c_while_modules_are_imported_is_an_interruption(early: str) -> None:
     program = (
         "import os, signal, sys\n"
@@ -236,7 +236,7 @@ def test_ctrl_c_while_modules_are_imported_is_an_interruption(early: str) -> Non
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder())\n"
         "sys.argv = ['compress', 'inspect', 'absent.pt']\n"
-        "from compress.__main__ import entry\n"
+        "from compress.cli import entry\n"
         "entry()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -2,22 +2,26 @@
 
 Exit codes: 0 done, 1 a fault in input or run, 2 usage, 3 the gate failed, 4 nothing could be compressed,
 5 architecture or file not supported, 130 interrupted. One module per command, named in the catalogue.
+
+A Ctrl-C or a polite kill may arrive inside compiled code that turns it into another fault, or drops it. What counts is
+therefore that it came, not which exception is seen of it. Nothing heavy is imported here before all is ready for one.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
-import typer
-
-from compress.cli.app import app
+from compress.allocator import keep_freed_memory
 from compress.errors import CompressError
 
-__all__ = ["app", "entry", "main"]
+__all__ = ["entry", "main"]
 
 INTERRUPTED = 130
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)  # as torch says it
@@ -29,6 +33,10 @@ def main(arguments: Sequence[str] | None = None, *, interrupted: Callable[[], bo
     Args:
         interrupted: whether Ctrl-C came; compiled code may turn it into another fault.
     """
+    import typer
+
+    from compress.cli.app import app
+
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="compress", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -78,8 +86,34 @@ def fail(message: str, code: int) -> int:
     return code
 
 
-def entry() -> None:
-    """The console script of environments from before there was `compress.__main__`."""
-    from compress.__main__ import entry as start
+@dataclass
+class Interruptions:
+    """Whether the process was asked to end."""
 
-    start()
+    came: bool = False
+
+    def __call__(self, *_: Any) -> None:
+        """The signal handler: remember it and raise KeyboardInterrupt, so that temporary files go."""
+        self.came = True
+        raise KeyboardInterrupt
+
+
+def entry() -> NoReturn:
+    """The console script.
+
+    Freed memory stays with the process, which saves the kernel's time; in a library that choice is its caller's.
+    """
+    interruptions = Interruptions()
+    try:
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(kind, interruptions)
+        for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding lacks are written out
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        keep_freed_memory()
+        code = main(interrupted=lambda: interruptions.came)
+    except KeyboardInterrupt:
+        code = fail("interrupted; nothing was written.", INTERRUPTED)
+    for kind in (signal.SIGINT, signal.SIGTERM):  # all is done: what comes now ends the process without a word
+        signal.signal(kind, lambda *_: os._exit(code))
+    sys.exit(code)

@@ -1,5 +1,5 @@
 """`python -m compress.cli …` is `compress …`."""
 
-from compress.__main__ import entry
+from compress.cli import entry
 
 entry()
