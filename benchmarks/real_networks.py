@@ -6,6 +6,7 @@ lie in the package and what its inputs are.
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def mel_bands(count: int, seed: int) -> np.ndarray:
     edges = np.unique(np.geomspace(1, power.shape[2] - 1, 41).astype(int))
     while len(edges) < 41:
         edges = np.unique(np.append(edges, edges[np.argmax(np.diff(edges))] + 1))
-    return np.stack([power[:, :, a:b].sum(2) for a, b in zip(edges, edges[1:], strict=False)], 2).astype(np.float32)
+    return np.stack([power[:, :, a:b].sum(2) for a, b in itertools.pairwise(edges)], 2).astype(np.float32)
 
 
 def crops(size: int) -> Callable[[np.ndarray | None, int, int], np.ndarray]:
