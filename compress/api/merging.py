@@ -1,4 +1,4 @@
-"""Merging units that are positive multiples of one another: fewer units, the same outputs (THEORY §8)."""
+"""Merging units that are positive multiples of one another: fewer units, the same outputs (docs/theory.md)."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def certificate(problem: MultitaskLasso, coefficients: Tensor) -> Certificate:
 
     With R = Ψ − ΦV, C = ΦᵀR/N and t = min(1, λ/max_k(‖C_k‖/c_k)), θ = tR is dual feasible and
     P(V) − D(θ) = ½(1 − t)²‖R‖²/N + λΣc_k‖v_k‖ − t⟨V, C⟩, which has no cancellation of large terms
-    (EVIDENCE §2). Relative to P(V); 0 where P(V) = 0.
+    Relative to P(V); 0 where P(V) = 0.
     """
     s = problem.moments.group_size
     correlation = problem.correlation(coefficients)

@@ -1,4 +1,4 @@
-"""Second moments of features and outputs: everything the convex problems know about the data (THEORY §3)."""
+"""Second moments of features and outputs: everything the convex problems know about the data (docs/theory.md)."""
 
 from __future__ import annotations
 

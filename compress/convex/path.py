@@ -257,7 +257,7 @@ def solve_unit_count(
     max_solves: int = 60,
     time_limit: float = math.inf,
 ) -> Solution:
-    """The penalised solution with exactly `units` active units: a search for its λ (THEORY §7).
+    """The penalised solution with exactly `units` active units: a search for its λ (docs/theory.md).
 
     From a solution with too few units the candidates for λ are the sorted ‖r_k‖/c_k of its silent units, r = H − GV:
     the one that would let in as many units as are missing, or the median of those inside the bracket. Where a whole

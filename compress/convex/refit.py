@@ -1,4 +1,4 @@
-"""Least squares on the second moments: refit after selection (THEORY §5), and the error of any output weights."""
+"""Least squares on the second moments: refit after selection, and the error of any output weights."""
 
 from __future__ import annotations
 

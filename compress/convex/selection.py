@@ -1,4 +1,4 @@
-"""Which units to keep: nested orders with their whole error curve, for a width or an error (EVIDENCE §3)."""
+"""Which units to keep: nested orders with their whole error curve, for a width or an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The width theorem: numerical ranks, the bound rank(Φ)·rank(Ψ), and its constructive reduction (THEORY §4)."""
+"""The width theorem: numerical ranks, the bound rank(Φ)·rank(Ψ), and its constructive reduction (docs/theory.md)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def relative_spectrum(eigenvalues: Tensor) -> Tensor:
 
 
 def width_bound(moments: Moments, tolerance: float = RANK_TOLERANCE) -> WidthBound:
-    """The bound of THEORY §4 for these moments as they are (pass `centred()` ones for the form with an intercept)."""
+    """The width theorem's bound for these moments as they are (pass `centred()` ones for the form with an intercept)."""
     output_gram = moments.output_gram
     if output_gram is None:
         cross = moments.cross  # HᵀG⁺H = (ΦV)ᵀ(ΦV)/N at the least-squares V

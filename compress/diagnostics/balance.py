@@ -1,4 +1,4 @@
-"""Neural balance: input and output norms of units, and rescaling to ‖w_k‖ = ‖v_k‖ (THEORY §2)."""
+"""Neural balance: input and output norms of units, and rescaling to ‖w_k‖ = ‖v_k‖ (docs/theory.md)."""
 
 from __future__ import annotations
 

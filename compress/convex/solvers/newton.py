@@ -1,7 +1,7 @@
 """The default solver: a growing working set, ADMM to find the support, then exact semismooth Newton steps.
 
 The Newton system of a working set with a active units has a·s·D unknowns but, by the Woodbury identity, needs only
-factorisations of size a·s and a for any number D of outputs (EVIDENCE §2, block form for s columns a unit).
+factorisations of size a·s and a for any number D of outputs (block form for s columns a unit).
 """
 
 from __future__ import annotations
