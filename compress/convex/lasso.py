@@ -103,7 +103,7 @@ def certificate(problem: MultitaskLasso, coefficients: Tensor) -> Certificate:
     """Objective and relative duality gap of any V, from (G, H, energy) alone.
 
     With R = Ψ − ΦV, C = ΦᵀR/N and t = min(1, λ/max_k(‖C_k‖/c_k)), θ = tR is dual feasible and
-    P(V) − D(θ) = ½(1 − t)²‖R‖²/N + λΣc_k‖v_k‖ − t⟨V, C⟩, which has no cancellation of large terms
+    P(V) − D(θ) = ½(1 − t)²‖R‖²/N + λΣc_k‖v_k‖ − t⟨V, C⟩, which has no cancellation of large terms.
     Relative to P(V); 0 where P(V) = 0.
     """
     s = problem.moments.group_size
