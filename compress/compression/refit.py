@@ -14,7 +14,8 @@ from compress.recording.layer_moments import ROWS_PER_COLUMN, LayerMoments, root
 from compress.recording.readings import constant_of
 
 CONSTANT = 1e-20  # squared spread, relative to the second moment, that is rounding
-SCARCE_RIDGES = (1e-2, 1.0, 100.0)  # tried besides the given one where rows are too few to determine the weights
+STRONGER_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # tried in turn where the given one fits noise
+OVERFIT = 1.02  # held-back over fitting error, above which it does
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +106,9 @@ class ReadingRefit:
 def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *, intercept: bool) -> ReadingRefit:
     """min ‖Ψ − Φ(V + Δ) − 1bᵀ‖² + ridge·Σ_i G_ii‖δ_i‖² over Δ and b: the ridge pulls to the weights as they are.
 
-    Where there are fewer than `ROWS_PER_COLUMN` rows for each column the samples do not determine Δ, and the ridge is
-    the one of a few that errs least on the held-back moments; the largest leaves little but the constant to fit.
+    Where held-back samples err clearly more than those that were fitted, or there are fewer than `ROWS_PER_COLUMN` rows
+    for each column, the samples do not determine Δ: stronger ridges are tried as long as the held-back error falls. The
+    strongest leaves little but the constant to fit.
 
     Args:
         part, check: fitting and held-back moments of the kept units alone.
@@ -115,13 +117,16 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
     rest = part.residual(before)
     scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
     best: ReadingRefit | None = None
-    for strength in (ridge, *SCARCE_RIDGES) if scarce else (ridge,):
+    for strength in (ridge, *(stronger for stronger in STRONGER_RIDGES if stronger > ridge)):
         change = refit(rest, ridge=strength, intercept=intercept)
         coefficients = before + change.coefficients
         bias = change.intercept if intercept else None
         errors = [reading_error(each, coefficients, bias) for each in (part, check)]
-        if best is None or errors[1] < best.held_back_error:
-            best = ReadingRefit(coefficients, change.intercept, errors[0], errors[1])
+        if best is not None and not errors[1] < best.held_back_error:
+            break
+        best = ReadingRefit(coefficients, change.intercept, errors[0], errors[1])
+        if not scarce and errors[1] <= OVERFIT * errors[0]:
+            break
     assert best is not None, "at least one ridge is tried"
     return best
 

@@ -65,7 +65,7 @@ def score_samples(
         for number, size in enumerate(sizes):
             start = store.get(number, device) if store is not None else None
             found = batch(number)
-            inputs = () if start is not None else (found.inputs.to(device),)
+            inputs = (found.inputs.to(device),)
             pair = run(program, (original, current), inputs, [output], start=start)[output]
             if store is not None:
                 store.drop(number)

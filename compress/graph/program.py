@@ -161,6 +161,10 @@ class Program:
                 needed.update(step.inputs)
         return needed - given
 
+    def reads_input(self, names: Iterable[str], known: Iterable[str] = ()) -> bool:
+        """Whether computing `names` takes the network's inputs when the values in `known` are given."""
+        return any(isinstance(self.leaves.get(name), InputLeaf) for name in self.upstream(names, known))
+
     def frontier(self, changing: Iterable[str], wanted: Iterable[str]) -> tuple[str, ...]:
         """Values that a later pass for `wanted` can start from when only the state tensors `changing` will differ."""
         moving = self.downstream(changing)

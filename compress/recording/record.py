@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from compress.recording.store import ActivationStore
 from compress.units.groups import ReadUnits
 
 FEWEST_ROWS = 20_000
+FEWEST_SAMPLES = 1024  # over which rows are spread where there are so many: rows of one sample are much alike
+ENOUGH = 4  # times the rows wanted, beyond which more positions of the same samples say little
 COST_SHARE = 0.02  # of a forward pass, what one layer's moments may cost before positions are sampled
 
 
@@ -51,7 +54,8 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
     """How many samples, and positions per sample, a group's moments take.
 
     Every linear row is taken. A conv reading takes as many positions as cost at most `COST_SHARE` of a forward pass,
-    but at least those that give `ROWS_PER_COLUMN`·K·s rows; and no more samples than that many rows need.
+    but at least those that give `ROWS_PER_COLUMN`·K·s rows, and at most `ENOUGH` times those; and no more samples than
+    `FEWEST_SAMPLES` and that many rows need.
 
     Args:
         positions: output positions that each reading has per sample (1 for linear).
@@ -68,8 +72,9 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
         rows = max(ROWS_PER_COLUMN * reading.columns, FEWEST_ROWS)
         affordable = int(COST_SHARE * forward_macs / reading.columns**2)
         count = min(available, max(1, affordable, math.ceil(rows / samples)))
-        needed = max(needed, min(samples, math.ceil(rows / count)))
-        drawn.append(count)
+        spread = min(samples, max(FEWEST_SAMPLES, math.ceil(rows / count)))
+        needed = max(needed, spread)
+        drawn.append(min(count, math.ceil(ENOUGH * rows / spread)))
     return SamplePlan(needed, tuple(drawn))
 
 
@@ -276,9 +281,31 @@ def restrict_readings(readings: Sequence[Reading], units: Tensor | None) -> tupl
     return tuple(replace(reading, positions=reading.positions[units]) for reading in readings)
 
 
+class Recorder(Protocol):
+    """Adds what it wants of each batch."""
+
+    plan: SamplePlan
+    share: Share
+
+    @property
+    def wanted(self) -> set[str]:
+        """Names of the nodes whose values `add` reads."""
+
+    def add(
+        self,
+        values: Mapping[str, tuple[Tensor, Tensor]],
+        original: Mapping[str, Tensor],
+        current: Mapping[str, Tensor],
+    ) -> None:
+        """Add one batch: the `wanted` nodes' values in the original and the current network."""
+
+    def skip(self, size: int, program: Program) -> None:
+        """Leave a batch to another process."""
+
+
 def record_moments(
     program: Program,
-    recorders: Sequence[GroupRecorder],
+    recorders: Sequence[Recorder],
     read: Callable[[int], Sequence[Tensor]],
     sizes: Sequence[int],
     original: Mapping[str, Tensor],
@@ -323,7 +350,8 @@ def record_moments(
             start = store.get(number, device) if store is not None else None
             names = list(dict.fromkeys([*sorted(wanted), *further]))
             running = time.perf_counter()
-            inputs = [] if start is not None else [tensor.to(device) for tensor in read(number)]
+            starts = () if start is None else start  # a shortcut from the very input needs that too
+            inputs = [each.to(device) for each in read(number)] if program.reads_input(names, starts) else ()
             values = run(program, (original, other), inputs, names, start=start)
             forward += time.perf_counter() - running
             for recorder in open_recorders:

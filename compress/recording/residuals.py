@@ -152,37 +152,56 @@ def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
 
 @dataclass(frozen=True)
 class Rectifier:
-    """A ReLU behind a consumer: errors of its input matter only where they come through.
+    """A ReLU, or one with a ceiling, behind a consumer: errors of its input matter only where they come through.
 
     Attributes:
         source: node whose value it rectifies.
         path: factors and order between the consumer and `source`, additions passed.
+        low, high: what it cuts off below and above.
     """
 
     source: str
     path: Residual
+    low: float = 0.0
+    high: float = math.inf
 
     def correction(
         self, first: Tensor, second: Tensor, state: Mapping[str, Tensor], index: Tensor | None, *, linear: bool
     ) -> Tensor:
         """What must be added to the consumer's outputs (n, D) so that the rectified values become the original's.
 
-        The least change: nothing where both are cut off, up to zero where only the original is (Zhang, Zou, He and Sun
-        2015 alternate this step with least squares).
+        The least change: nothing where both are cut off, up to the bound where only the original is (Zhang, Zou, He and
+        Sun 2015 alternate this step with least squares).
 
         Args:
             first, second: the rectifier's input in the original and in the current network.
             index: as for `Residual.correction`.
         """
         wanted, now = (self.path.rows(value, index, linear=linear) for value in (first, second))
-        return self.path.undone(torch.where(wanted > 0, wanted, now.clamp_max(0)) - now, state)
+        nearest = torch.where(wanted >= self.high, now.clamp_min(self.high), wanted)
+        nearest = torch.where(wanted <= self.low, now.clamp_max(self.low), nearest)
+        return self.path.undone(nearest - now, state)
 
 
 def find_rectifier(program: Program, consumer: Consumer) -> Rectifier | None:
     """The ReLU that alone reads the consumer's output, over per-channel maps and additions; None without one."""
     for point in follow_output(program, consumer):
-        if point.operation == "relu":
-            return Rectifier(point.source, Residual(point.source, point.factors, point.order))
+        bounds = cut_off(point)
+        if bounds is not None:
+            return Rectifier(point.source, Residual(point.source, point.factors, point.order), *bounds)
+    return None
+
+
+def cut_off(point: Point) -> tuple[float, float] | None:
+    """The bounds of an operation that clips its input and does nothing else; None for any other."""
+    if point.operation == "relu":
+        return 0.0, math.inf
+    if point.operation == "relu6":
+        return 0.0, 6.0
+    if point.operation == "hardtanh":
+        given = [float(str(bound)) for bound in point.arguments[1:]]
+        low, high = (*given, *(-1.0, 1.0)[len(given) :])
+        return low, high
     return None
 
 

@@ -45,6 +45,24 @@ def test_the_corrected_output_is_the_originals_behind_the_relu(module: nn.Module
     torch.testing.assert_close(after[untouched], new.double()[untouched], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("clip", "low", "high"), [(nn.ReLU6(), 0.0, 6.0), (nn.Hardtanh(), -1.0, 1.0)])
+def test_in_front_of_a_clip_nothing_is_asked_of_what_both_networks_clip_alike(
+    clip: nn.Module, low: float, high: float
+) -> None:
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), clip, nn.Linear(5, 3)).eval()
+    problem = make_problem(chain, 4)
+    consumer = next(each for group in problem.groups for each in group.consumers if each.bias == "2.bias")
+    rectifier = find_rectifier(problem.program, consumer)
+    assert rectifier is not None
+    old, new = 4 * torch.randn(2, 50, 5, dtype=torch.float64)
+    moved = new + rectifier.correction(old, new, problem.state, None, linear=True)
+    torch.testing.assert_close(clip(moved), clip(old))
+    alike = ((old >= high) & (new >= high)) | ((old <= low) & (new <= low))
+    assert bool(((old >= high) & (new >= high)).any())
+    assert torch.equal(moved[alike], new[alike])
+
+
 def test_only_a_relu_that_alone_reads_the_output_is_found() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:

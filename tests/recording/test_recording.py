@@ -208,6 +208,15 @@ def test_every_linear_row_is_taken_and_conv_positions_follow_the_cost(network: t
     assert plan_samples(linear, [1], 123, 1000) == SamplePlan(123, (0,))
 
 
+def test_rows_are_spread_over_many_samples_however_many_positions_each_has(network: tuple) -> None:  # type: ignore[type-arg]
+    _, _, state, groups = network
+    readings = find_readings(groups["first"], state)
+    few = plan_samples(readings, [10_000, 10_000], 500, 10**9)
+    assert few.samples == 500
+    assert max(few.positions) < 1000
+    assert plan_samples(readings, [10_000, 10_000], 50_000, 10**9).samples == 1024
+
+
 @pytest.mark.parametrize(("width", "dilation"), [(4, 1), (2, 3), (3, 1)])
 def test_a_same_padded_window_is_read_at_every_output_position(width: int, dilation: int) -> None:
     torch.manual_seed(0)
