@@ -22,13 +22,21 @@ Misuse of the library from Python (a wrong shape, a wrong type) raises `ValueErr
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 
 class CompressError(Exception):
-    """A fault with a message that says what was expected, what came and what to do."""
+    """A fault with a message that says what was expected, what came and what to do.
+
+    Messages quote others, which may end in a full stop of their own; one is enough.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(re.sub(r"(?<![.?!])([.?!])\.$", r"\1", message))
 
 
 class CheckpointError(CompressError):
@@ -103,3 +111,12 @@ class InterruptionError(CompressError):
     """A run that was ended from outside and left something to go on from."""
 
     exit_code = 130
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'macs'?)`, for a message, where something of `known` is like `word`; else nothing."""
+    from difflib import get_close_matches
+
+    folded = {name.lower(): name for name in known}
+    found = get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    return f" (did you mean {folded[found[0]]!r}?)" if found else ""

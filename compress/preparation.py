@@ -113,7 +113,7 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
         None if source is None else Cast(source, probe.dtype) for source in (calibration, evaluation)
     )
     check_all_labels(outputs, calibration, evaluation)
-    progress.stage("tracing")
+    progress.stage("following the forward pass")
     network = trace_network(module, (probe,))
     program = Program.of(network)
     state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}

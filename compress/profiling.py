@@ -67,6 +67,10 @@ class Profiled:
         """Hand the steps on."""
         self.shown.advance(steps)
 
+    def reach(self, share: float) -> None:
+        """Hand on what is done."""
+        self.shown.reach(share)
+
     def note(self, message: str) -> None:
         """Hand the note on."""
         self.shown.note(message)

@@ -16,6 +16,9 @@ class Progress(Protocol):
     def advance(self, steps: int = 1) -> None:
         """Count finished steps of the open stage."""
 
+    def reach(self, share: float) -> None:
+        """So much of the whole, from 0 to 1, is done by now."""
+
     def note(self, message: str) -> None:
         """Say one line that outlives the stage: a warning, a choice that was made."""
 
@@ -32,9 +35,40 @@ class SilentProgress:
     def advance(self, steps: int = 1) -> None:
         """Ignore the steps."""
 
+    def reach(self, share: float) -> None:
+        """Ignore what is done."""
+
     def note(self, message: str) -> None:
         """Keep the note."""
         self.notes.append(message)
+
+
+@dataclass(frozen=True)
+class Portion:
+    """The progress of a part of something longer: what it has done of itself is told as what that has done.
+
+    choose_widths(…, Portion(progress, 0.1, 0.7))  # expected to take the run from 10 to 70 % of its time
+    """
+
+    whole: Progress
+    start: float
+    end: float
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        """Open a stage."""
+        self.whole.stage(title, total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Count finished steps of the open stage."""
+        self.whole.advance(steps)
+
+    def reach(self, share: float) -> None:
+        """So much of this part is done."""
+        self.whole.reach(self.start + share * (self.end - self.start))
+
+    def note(self, message: str) -> None:
+        """Say one line that outlives the stage."""
+        self.whole.note(message)
 
 
 class Stages:

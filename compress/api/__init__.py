@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compress.api.balancing import balance
+from compress.api.diagnosing import doctor
 from compress.api.evaluating import evaluate
 from compress.api.exporting import export
 from compress.api.inspecting import inspect
@@ -18,6 +19,7 @@ __all__ = [
     "balance",
     "compare",
     "demo_recipe",
+    "doctor",
     "evaluate",
     "export",
     "finetune",

@@ -23,13 +23,14 @@ from compress.compression.search import certify_widths, milder_search, search_re
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
 from compress.preparation import prepare
-from compress.progress import Progress, SilentProgress, Stages
+from compress.progress import Portion, Progress, SilentProgress, Stages
 from compress.recipe import Recipe, make_recipe
 from compress.recording.sharing import Share, local_device, process_group
 from compress.report.checks import check_gates, failures
 from compress.report.markdown import cost_report, evaluation_report
 
 STATE_SUFFIX = ".state"  # of the folder beside the output that a resumable run keeps its state in
+COMPRESSING, MEASURING = (0.1, 0.7), 0.85  # expected shares of a run's time that are over at the beginning, and the end
 MOST_EVALUATIONS = 4  # an accuracy bound may step back so often when evaluation disagrees with held-back samples
 
 
@@ -84,12 +85,13 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
     with clock("prepare"):
         prepared = prepare(recipe, progress, needs_data=True)
         check_finetuning(prepared, recipe)
+        progress.reach(COMPRESSING[0])
         problem = replace(make_problem(prepared, recipe), share=share)
     state = None
     if resume:
         state = RunState.open(folder.with_name(folder.name + STATE_SUFFIX), fingerprint(prepared, recipe, problem))
     with clock("compress"):
-        found, searched = choose_widths(prepared, problem, recipe, progress, state)
+        found, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), state)
     cut = make_cut(prepared, problem, found, recipe, clock, progress)
     evaluations = 1
     while searched is not None and loses_too_much(recipe, cut.evaluation) and evaluations < MOST_EVALUATIONS:
@@ -109,6 +111,7 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
         with clock("compress"):
             certified = certify_widths(searched, layer_options(recipe), progress)
     with clock("measure"):
+        progress.reach(MEASURING)
         progress.stage("measuring latency")
         costs = measure_costs(prepared, cut.narrowed.module, cut.stored)
     report = {

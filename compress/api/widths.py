@@ -14,10 +14,10 @@ from compress.compression.problem import Problem, fit_samples, select_groups
 from compress.compression.resume import RunState
 from compress.compression.search import SearchResult, search_widths
 from compress.compression.sweep import Compressed, sweep
-from compress.errors import DataError, NothingToCompressError, RecipeError
+from compress.errors import DataError, NothingToCompressError, RecipeError, nearest
 from compress.graph.cost import count_macs, measure_latency
 from compress.preparation import Prepared
-from compress.progress import Progress
+from compress.progress import Portion, Progress
 from compress.recipe import Recipe
 from compress.units.groups import UnitGroup
 from compress.units.surgery import narrow
@@ -53,11 +53,12 @@ def choose_widths(
         before, after = measure_latency((prepared.module, narrowed), sample)
         return after.milliseconds / before.milliseconds
 
-    search = prepare_search(problem, options, parameters, progress, milliseconds=whole, kept_state=state)
+    before, after = Portion(progress, 0, 0.6), Portion(progress, 0.6, 1)
+    search = prepare_search(problem, options, parameters, before, milliseconds=whole, kept_state=state)
     found = search_widths(
         search,
         options,
-        progress,
+        after,
         budgets=recipe.budgets,
         max_drop=recipe.max_drop,
         timed=lambda kept: share.from_first(lambda: timed(kept)),
@@ -140,4 +141,7 @@ def check_patterns(groups: Sequence[UnitGroup], patterns: Sequence[str]) -> None
     names = [group.name for group in groups]
     for pattern in patterns:
         if not select_groups(groups, [pattern], []):
-            raise RecipeError(f"layer: {pattern!r} matches no layer; there are {', '.join(names) or 'none'}.")
+            raise RecipeError(
+                f"--layer: {pattern!r} matches no layer{nearest(pattern, names)}; "
+                f"there are {', '.join(names) or 'none'}."
+            )

@@ -9,7 +9,6 @@ therefore that it came, not which exception is seen of it. Nothing heavy is impo
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import signal
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from compress.allocator import keep_freed_memory
-from compress.errors import CompressError
+from compress.cli.spelling import spell_all
+from compress.errors import CompressError, nearest
 
 __all__ = ["entry", "main"]
 
@@ -72,8 +72,6 @@ def explain_usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     command = "compress" if context is None else context.command_path
     if hasattr(error, "option_name") and hasattr(error, "possibilities") and context is not None:
-        from compress.recipe.option import nearest
-
         known = [name for each in context.command.get_params(context) for name in each.opts if name.startswith("--")]
         return f"{command} has no option {error.option_name}{nearest(error.option_name, known)}. See {command} --help."
     return f"{str(error.format_message()).rstrip('.')}. See {command} --help."
@@ -107,9 +105,7 @@ def entry() -> NoReturn:
     try:
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, interruptions)
-        for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding lacks are written out
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
+        spell_all((sys.stdout, sys.stderr))
         keep_freed_memory()
         code = main(interrupted=lambda: interruptions.came)
     except KeyboardInterrupt:

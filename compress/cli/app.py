@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from compress.cli.catalogue import COMMANDS
 from compress.cli.options import say
-from compress.errors import RecipeError
+from compress.cli.spelling import spell
+from compress.errors import RecipeError, nearest
 
 DEFAULT_COMMAND = "run"
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
@@ -27,8 +29,11 @@ class WordedCommand(TyperCommand):
 
 
 def in_words(parameters: Any) -> Any:
-    """The parameters without names of types: switches and arguments say by their own name what they are."""
+    """The parameters as this terminal can show them, without names of types: their own names say what they are."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     for parameter in parameters:
+        parameter.help = parameter.help and spell(parameter.help, encoding)
+        parameter.metavar = parameter.metavar and spell(parameter.metavar, encoding)
         if parameter.param_type_name == "argument":
             parameter.display_type_rich = lambda ctx: None
         elif getattr(parameter, "is_flag", False):
@@ -73,10 +78,11 @@ class Commands(TyperGroup):
 
 def load_command(name: str) -> Any:
     """The command of that name, from its module."""
+    from compress.cli.loudness import heard
+
+    function = getattr(import_module(f"compress.cli.{name}"), f"{name}_command")
     own = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    own.command(name, cls=WordedCommand, context_settings=SETTINGS)(
-        getattr(import_module(f"compress.cli.{name}"), f"{name}_command")
-    )
+    own.command(name, cls=WordedCommand, context_settings=SETTINGS)(heard(function))
     return typer.main.get_command(own)
 
 
@@ -84,8 +90,6 @@ def refuse_misspelt_command(word: str) -> None:
     """Refuse a first word that is no file and nearly a command. Raises RecipeError."""
     if word.startswith("-") or Path(word).exists() or any(sign in word for sign in "./\\:"):
         return
-    from compress.recipe.option import nearest
-
     if hint := nearest(word, list(COMMANDS)):
         raise RecipeError(f"There is no command and no file {word!r}{hint}.")
 

@@ -22,7 +22,7 @@ Per = Annotated[Literal["unit", "layer"], Option(metavar="unit|layer", help="One
 def balance_command(recipe: Recipe, *, per: Per = "unit", as_json: Json = False) -> None:
     """Rescale every unit so that ‖w‖ = ‖v‖, same outputs: `compress balance net.pt --output balanced.safetensors`."""
     from compress.api.balancing import balance
-    from compress.cli.display import StderrProgress
+    from compress.cli.progress import StderrProgress
     from compress.cli.training_tables import show_balance
 
     with StderrProgress() as progress:

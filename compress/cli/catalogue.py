@@ -36,4 +36,5 @@ COMMANDS = {
     "finetune": Command(TRAINED, "Train a network on, also a compressed one.", "finetune"),
     "balance": Command(TRAINED, "Rescale the units to the least sum of squares, same outputs.", "balance"),
     "plateau": Command(TRAINED, "Find the width from which a wider net gains nothing.", "plateau"),
+    "doctor": Command(HELP, "Print what a bug report needs.", "doctor"),
 }

@@ -16,7 +16,8 @@ def demo_command(
 ) -> None:
     """Compress the packaged digits network, from file to report: `compress demo`. Needs no network access."""
     from compress.api import demo_recipe, run
-    from compress.cli.display import StderrProgress, show_run
+    from compress.cli.display import show_run
+    from compress.cli.progress import StderrProgress
 
     with StderrProgress() as progress:
         result = run(demo_recipe(output, force=force), progress)

@@ -1,97 +1,26 @@
-"""What the command line shows: progress on stderr, tables on stdout. The only room, with cli, that knows rich."""
+"""What the command line shows on stdout: tables, and lines below them."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from compress.cli.console import PlainConsole
 from compress.report.checks import Check
 from compress.report.markdown import decimals, headline, summary_rows
-
-QUIET_SECONDS = 2.0  # without a terminal, a stage is named once it has lasted this long
-
-
-def make_console(*, stderr: bool = False) -> Console:
-    """A console that shows texts as they are: brackets and colons in a layer's name are no markup."""
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-
-
-class StderrProgress:
-    """A live bar on a terminal; elsewhere one line for each stage that lasts more than two seconds."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.console = make_console(stderr=True)
-        self._live: Progress | None = None
-        self._task: TaskID | None = None
-        self._title, self._started = "", time.monotonic()
-
-    def __enter__(self) -> StderrProgress:
-        if self.console.is_terminal:
-            self._live = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-        else:
-            self._close_stage()
-
-    def stage(self, title: str, total: int | None = None) -> None:
-        """Open a stage."""
-        if self._live is not None:
-            if self._task is not None:
-                self._live.remove_task(self._task)
-            self._task = self._live.add_task(title, total=total)
-        else:
-            self._close_stage()
-            self._title, self._started = title, time.monotonic()
-
-    def advance(self, steps: int = 1) -> None:
-        """Count finished steps."""
-        if self._live is not None and self._task is not None:
-            self._live.advance(self._task, steps)
-
-    def note(self, message: str) -> None:
-        """Say a line now, and keep it for the report."""
-        self.notes.append(message)
-        self.console.print(message, style="yellow")
-
-    def _close_stage(self) -> None:
-        lasted = time.monotonic() - self._started
-        if self._title and lasted > QUIET_SECONDS:
-            print(f"{self._title}: {lasted:.1f} s", file=sys.stderr, flush=True)
-        self._title = ""
 
 
 def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
     """The layer table, the summary and where the artifact lies."""
-    console = make_console()
+    console = PlainConsole()
     table = Table("layer", "units", "rank Φ · Ψ", "error", "held back", "gap", box=SIMPLE_HEAD)
-    for column in table.columns:
-        column.no_wrap = True
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.no_wrap, column.justify = True, "right"
     skipped = []
     for layer in report["layers"]:
         if "skipped" in layer:
@@ -123,7 +52,7 @@ def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
 
 def show_inspection(found: Mapping[str, Any]) -> None:
     """What could be compressed, layer by layer."""
-    console = make_console()
+    console = PlainConsole()
     console.print(f"{found['file']}: {found['architecture']}")
     recorded = any("rank_features" in layer for layer in found["layers"])
     columns = ("dead", "dupl.", "rank Φ · Ψ", "bound") if recorded else ()
@@ -166,12 +95,12 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
     table.columns[1].justify = "right"
     for name, value in found.items():
         table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
-    make_console().print(table)
+    PlainConsole().print(table)
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
     """Runs as columns: their figures, then the units each layer kept."""
-    console = make_console()
+    console = PlainConsole()
     for number, run in enumerate(found["runs"], 1):
         console.print(f"{number}  {run['name']}")
     table = Table("", *(str(number) for number in range(1, len(found["runs"]) + 1)), box=SIMPLE_HEAD)
@@ -188,7 +117,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
 
 def show_checks(checks: Sequence[Check], latencies: Sequence[Mapping[str, Any]]) -> None:
     """Checks with their verdicts, then the latency measured here beside the recorded one."""
-    console = make_console()
+    console = PlainConsole()
     table = Table("check", "wanted", "measured", "", box=SIMPLE_HEAD)
     for check in checks:
         verdict = "passed" if check.passed else "not judged" if check.passed is None else "FAILED"
@@ -199,18 +128,30 @@ def show_checks(checks: Sequence[Check], latencies: Sequence[Mapping[str, Any]])
         beside = "" if recorded is None else f" (the report says {recorded:.2f} ms)"
         console.print(
             f"latency, batch {one['batch_size']}, {one['threads']} threads, {one['device']}: "
-            f"{one['milliseconds']:.2f} ms{beside}"
+            f"{one['milliseconds']:.2f} ms{beside}",
         )
 
 
 def show_exports(folder: str, exports: Sequence[Mapping[str, Any]]) -> None:
     """What was exported, how far it deviates, and how fast it is."""
-    console = make_console()
+    console = PlainConsole()
     for one in exports:
         checks = ", ".join(f"{check['deviation']:.0e} at batch {check['batch_size']}" for check in one["checks"])
-        console.print(f"{folder}/{one['file']}: relative deviation {checks} ({one['checked_with']})")
+        console.print(
+            f"{folder}/{one['file']}: relative deviation {checks} ({one['checked_with']})",
+        )
         for latency in one.get("latency", ()):
             console.print(
                 f"  batch {latency['batch_size']}, {latency['threads']} threads: {latency['exported_ms']:.2f} ms, "
-                f"torch {latency['torch_ms']:.2f} ms"
+                f"torch {latency['torch_ms']:.2f} ms",
             )
+
+
+def show_findings(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Headings with a line for each finding."""
+    console = PlainConsole()
+    for heading, findings in found.items():
+        console.print(heading)
+        for name, value in findings.items():
+            shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+            console.print(f"  {name}: {'not installed' if shown is None else shown}", soft_wrap=True)

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from compress.cli.display import make_console
+from compress.cli.console import PlainConsole
 from compress.zoo.backends.protocol import Event
 from compress.zoo.execution import DONE
 from compress.zoo.summary import factor
@@ -27,7 +27,7 @@ class LiveZoo:
     """Progress of a zoo on stderr."""
 
     def __init__(self) -> None:
-        self.console = make_console(stderr=True)
+        self.console = PlainConsole(stderr=True)
         self._live: Live | None = None
         self._total, self._before = 0, 0
         self._ended: dict[str, Mapping[str, Any]] = {}
@@ -101,7 +101,7 @@ def outcome_text(outcome: Mapping[str, Any]) -> str:
 
 def show_zoo(found: Mapping[str, Any]) -> None:
     """The models that did not pass with their reasons, the counts, and where the summary lies."""
-    console = make_console()
+    console = PlainConsole()
     wrong = [row for row in found["rows"] if row["status"] != DONE]
     if wrong:
         table = Table("model", "status", "why", box=SIMPLE_HEAD)

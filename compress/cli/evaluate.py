@@ -11,7 +11,8 @@ from compress.recipe import Recipe
 def evaluate_command(recipe: Recipe, *, as_json: Json = False) -> None:
     """Measure a written artifact again: `compress evaluate OUT --eval test.npz`."""
     from compress.api import evaluate
-    from compress.cli.display import StderrProgress, show_evaluation
+    from compress.cli.display import show_evaluation
+    from compress.cli.progress import StderrProgress
 
     with StderrProgress() as progress:
         found = evaluate(

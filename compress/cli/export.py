@@ -19,7 +19,8 @@ def export_command(
 ) -> None:
     """Write an artifact in other formats, each checked: `compress export OUT --to onnx --eval test.npz`."""
     from compress.api import export
-    from compress.cli.display import StderrProgress, show_exports
+    from compress.cli.display import show_exports
+    from compress.cli.progress import StderrProgress
 
     with StderrProgress() as progress:
         found = export(folder, to, eval_data, progress=progress)

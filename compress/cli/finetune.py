@@ -21,7 +21,7 @@ def finetune_command(recipe: Recipe, *, resume: Resume = False, as_json: Json = 
     (--resume goes on).
     """
     from compress.api.training import finetune
-    from compress.cli.display import StderrProgress
+    from compress.cli.progress import StderrProgress
     from compress.cli.training_tables import show_training
 
     with StderrProgress() as progress:

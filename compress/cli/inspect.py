@@ -19,7 +19,8 @@ Deep = Annotated[
 def inspect_command(recipe: Recipe, *, deep: Deep = False, as_json: Json = False) -> None:
     """Show what could be compressed: `compress inspect vgg19.pt --data train.npz`. Nothing is solved or written."""
     from compress.api import inspect
-    from compress.cli.display import StderrProgress, show_inspection
+    from compress.cli.display import show_inspection
+    from compress.cli.progress import StderrProgress
     from compress.cli.training_tables import show_depth
 
     with StderrProgress() as progress:

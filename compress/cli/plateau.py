@@ -36,7 +36,7 @@ def plateau_command(
 ) -> None:
     """Train small nets over widths and say where the loss plateaus: `compress plateau --data digits`."""
     from compress.api import plateau
-    from compress.cli.display import StderrProgress
+    from compress.cli.progress import StderrProgress
     from compress.cli.training_tables import show_plateau
 
     with StderrProgress() as progress:

@@ -25,7 +25,8 @@ def run_command(
 ) -> None:
     """Compress a checkpoint: `compress vgg19.pt --layer classifier --data train.npz --eval test.npz`."""
     from compress.api import run
-    from compress.cli.display import StderrProgress, show_run
+    from compress.cli.display import show_run
+    from compress.cli.progress import StderrProgress
     from compress.profiling import profiled
 
     with StderrProgress() as progress, profiled(progress, profile) as watched:

@@ -22,7 +22,7 @@ def train_command(recipe: Recipe, *, resume: Resume = False, as_json: Json = Fal
     interrupted (--resume goes on).
     """
     from compress.api.training import train
-    from compress.cli.display import StderrProgress
+    from compress.cli.progress import StderrProgress
     from compress.cli.training_tables import show_training
 
     with StderrProgress() as progress:

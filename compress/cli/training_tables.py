@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from compress.cli.display import make_console
+from compress.cli.console import PlainConsole
 
 SHOWN_EPOCHS = 12
 
 
 def show_balance(found: Mapping[str, Any]) -> None:
     """Balance and path norm of every layer before and after, then the sums."""
-    console = make_console()
+    console = PlainConsole()
     table = Table("layer", "units", "‖w‖/‖v‖", "after", "path norm", "after", box=SIMPLE_HEAD)
     for layer in found["layers"]:
         cells = (*layer["balance"], *layer["path_norm"])
@@ -35,7 +34,7 @@ def show_balance(found: Mapping[str, Any]) -> None:
 
 def show_depth(found: Mapping[str, Any]) -> None:
     """Costs and forces of every layer, then the Jacobian norms."""
-    console = make_console()
+    console = PlainConsole()
     table = Table("layer", "cost", "‖V‖²", "attraction", "repulsion", "residual", "aligned", "path", box=SIMPLE_HEAD)
     for layer in found["layers"]:
         if layer.get("force_residual") is None:
@@ -53,7 +52,7 @@ def show_depth(found: Mapping[str, Any]) -> None:
         )
 
 
-def _say(console: Console, text: str) -> None:
+def _say(console: PlainConsole, text: str) -> None:
     console.print(text)
 
 
@@ -66,7 +65,7 @@ def _evaluated(score: Mapping[str, Any] | None) -> str:
 
 def show_training(found: Mapping[str, Any], folder: Path) -> None:
     """The last epochs, then losses, sparsity and where the network lies."""
-    console = make_console()
+    console = PlainConsole()
     table = Table("epoch", "rate", "loss", "validation loss", "validation top-1", box=SIMPLE_HEAD)
     for row in found["curve"][-SHOWN_EPOCHS:]:
         cells = (row["rate"], row["loss"], row["validation_loss"], row["validation_top1"])

@@ -21,8 +21,9 @@ Tolerance = Annotated[
 def verify_command(recipe: Recipe, *, outcome: Outcome, tolerance: Tolerance = 0.1, as_json: Json = False) -> None:
     """Check an artifact again before it ships: `compress verify OUT --eval test.npz`. Exit code 3 on a mismatch."""
     from compress.api import verify
-    from compress.cli.display import StderrProgress, show_checks
+    from compress.cli.display import show_checks
     from compress.cli.pipelines import describe_checks
+    from compress.cli.progress import StderrProgress
     from compress.errors import GateError
     from compress.report.checks import Check, failures
 

@@ -102,6 +102,7 @@ def find_curves(
         facts[group.name] = LayerFacts.of(own.joint(), options.rank_tolerance)
         errors[group.name] = errors_by_width(curve.errors, group.unit_count)
         progress.advance()
+        progress.reach(0.3 + 0.5 * len(curves) / len(problem.groups))
     widths = {name: probe_widths(errors[name], widths_known(curves[name], legal[name])) for name in curves}
     samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
     progress.stage("measuring sensitivities", samples)

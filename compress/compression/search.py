@@ -20,7 +20,7 @@ from compress.compression.problem import record_all
 from compress.compression.sweep import Compressed, refine, sweep
 from compress.convex import MultitaskLasso
 from compress.errors import GateError
-from compress.progress import Progress
+from compress.progress import Portion, Progress
 
 LATENCY_CHECKS = 3  # cut networks that are timed before the sweep, each correcting the predicted latency
 LATENCY_SLACK = 0.02  # of the budget, within which a timed network counts as within it
@@ -75,7 +75,7 @@ def search_widths(
     trials: list[dict[str, Any]] = []
 
     def attempt(allocation: Allocation) -> SearchResult:
-        return _run_trial(search, allocation, options, progress, trials)
+        return _run_trial(search, allocation, options, Portion(progress, 0, 1 / (1 + sweeps)), trials)
 
     def passes(found: SearchResult) -> bool:
         assert max_drop is not None, "only called with an accuracy bound"
@@ -164,7 +164,8 @@ def refined(found: SearchResult, options: LayerOptions, progress: Progress, swee
     if not sweeps:
         return found
     search, allocation = found.search, found.allocation
-    layerwise = refine(search.problem, found.layerwise, options, progress, sweeps=sweeps, kept_state=search.kept_state)
+    rest = Portion(progress, 1 / (1 + sweeps), 1)
+    layerwise = refine(search.problem, found.layerwise, options, rest, sweeps=sweeps, kept_state=search.kept_state)
     note_trial(found.trials, allocation, layerwise, refined=sweeps)
     return replace(found, layerwise=layerwise)
 
@@ -259,7 +260,7 @@ def certify_widths(found: SearchResult, options: LayerOptions, progress: Progres
     if cut and not moments:
         moments = record_all(search.problem, progress)
     groups = {group.name: group for group in search.problem.groups}
-    progress.stage("certifying", len(cut))
+    progress.stage("certifying optimality", len(cut))
     for result in cut:
         own = moments[result.name]
         joint = own.joint()

@@ -195,6 +195,7 @@ def run_turns(
             if settled.layer is not None:
                 kept[settled.layer.name] = settled.layer.kept
                 results.append(settled.layer)
+            progress.reach((number + 1) / len(turns))
         scores = score_streams(problem, current, stores, progress)
     finally:
         for store in stores:

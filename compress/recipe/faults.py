@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from compress.recipe.option import nearest
+from compress.errors import nearest
 
 EXPECTED = {
     "int_parsing": "a whole number was expected",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -120,10 +118,3 @@ def _alternatives(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, UnionType):
         return [kind for kind in get_args(annotation) if kind is not NoneType]
     return [annotation]
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """` (did you mean 'macs'?)` where something of `known` is like `word`, else nothing."""
-    folded = {name.lower(): name for name in known}
-    found = get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
-    return f" (did you mean {folded[found[0]]!r}?)" if found else ""

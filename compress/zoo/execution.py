@@ -45,6 +45,9 @@ class RelayedProgress:
         if time.monotonic() - self._told >= PROGRESS_SECONDS:
             self._say()
 
+    def reach(self, share: float) -> None:
+        """Nobody asks how much of a model is done."""
+
     def note(self, message: str) -> None:
         """Keep a line for the report, and print it to the log."""
         self.notes.append(message)
