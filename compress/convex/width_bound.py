@@ -103,7 +103,7 @@ def relative_spectrum(eigenvalues: Tensor) -> Tensor:
 
 
 def width_bound(moments: Moments, tolerance: float = RANK_TOLERANCE) -> WidthBound:
-    """The width theorem's bound for these moments as they are (pass `centred()` ones for the form with an intercept)."""
+    """The width theorem's bound for these moments as they are; pass `centred()` ones for an intercept's form."""
     output_gram = moments.output_gram
     if output_gram is None:
         cross = moments.cross  # HᵀG⁺H = (ΦV)ᵀ(ΦV)/N at the least-squares V
