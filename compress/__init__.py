@@ -8,6 +8,12 @@ The names are imported on first use: `import compress` and `compress --help` do 
 
 from __future__ import annotations
 
+import os
+import sys
+
+if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and os.path.dirname(__path__[0]) != os.getcwd():
+    del sys.path[0]  # `python -m compress` puts the working directory first, where a stranger's torch.py may lie
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -4,6 +4,7 @@
     ├── CheckpointError          exit 1   the file cannot be read, or its contents do not fit the architecture
     ├── UnsupportedError         exit 5   the kind of file or architecture is not supported
     │   ├── UntrustedPickleError exit 5   reading the file would execute code; `--trust-pickle` was not given
+    │   ├── UntrustedCodeError   exit 5   a file names code that the user neither named nor trusted (`--trust-code`)
     │   └── UnknownArchitectureError  exit 5   no architecture was named and none was recognised
     ├── DataError                exit 1   calibration or evaluation data cannot be used as given
     ├── TraceError               exit 5   the network cannot be exported to a graph
@@ -51,6 +52,10 @@ class UnsupportedError(CompressError):
 
 class UntrustedPickleError(UnsupportedError):
     """A file whose reading would execute code that was not allowed."""
+
+
+class UntrustedCodeError(UnsupportedError):
+    """A folder or file that names code to import, without the user's word for it."""
 
 
 class UnknownArchitectureError(UnsupportedError):

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoint.architecture import Architecture, build_architecture, find_architecture, load_weights
-from compress.checkpoint.manifest import MODEL, computed_state, read_artifact
+from compress.checkpoint.architecture import Architecture, find_architecture, load_weights
+from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.manifest import MODEL, computed_state, read_artifact, with_arch
 from compress.checkpoint.parametrisations import materialise
 from compress.checkpoint.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
@@ -149,23 +150,21 @@ def open_network(recipe: Recipe) -> Opened:
         checkpoint = load_checkpoint(recipe.checkpoint, state_key=recipe.state_key, trust_pickle=recipe.trust_pickle)
         architecture = find_architecture(checkpoint, recipe.arch, recipe.arch_arg)
         return Opened(checkpoint, architecture, build_network(checkpoint, architecture))
-    artifact = read_artifact(recipe.checkpoint)
+    artifact = with_arch(read_artifact(recipe.checkpoint), recipe.arch, recipe.arch_arg)
+    trusted = recipe.trust_code or recipe.arch is not None
+    module = artifact.build(trust_code=trusted)
     config = artifact.config
-    try:
-        known, recorded = config["architecture"], (config.get("data") or {}).get("preprocessing")
-        architecture = Architecture(
-            spec=known["spec"],
-            arguments=known["arguments"],
-            input_shape=artifact.input_shape,
-            preprocessing=None if recorded is None else Preprocessing.from_dict(recorded),
-            how="recorded",
-        )
-        cut = (dict(config["shapes"]), dict(config["attributes"]), dict(config.get("kept") or {}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"The manifest of {recipe.checkpoint!r} is damaged: {error!r}.") from None
-    if recipe.arch not in (None, architecture.spec):
-        raise RecipeError(f"arch: {recipe.checkpoint!r} says itself that it is {architecture.spec}; leave arch out.")
-    return Opened(load_checkpoint(artifact.folder / MODEL), architecture, artifact.build(), *cut)
+    known, recorded = config["architecture"], (config.get("data") or {}).get("preprocessing")
+    architecture = Architecture(
+        spec=known["spec"],
+        arguments=known["arguments"],
+        input_shape=artifact.input_shape,
+        preprocessing=None if recorded is None else Preprocessing.from_dict(recorded),
+        how="recorded",
+        trusted=trusted,
+    )
+    cut = (dict(config["shapes"]), dict(config["attributes"]), dict(config.get("kept") or {}))
+    return Opened(load_checkpoint(artifact.folder / MODEL), architecture, module, *cut)
 
 
 def build_network(checkpoint: Checkpoint, architecture: Architecture) -> nn.Module:
@@ -175,7 +174,7 @@ def build_network(checkpoint: Checkpoint, architecture: Architecture) -> nn.Modu
         if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in module.state_dict().values()):
             module = module.float()
         return module.eval()
-    module = build_architecture(architecture.spec, architecture.arguments)
+    module = build_architecture(architecture.spec, architecture.arguments, trusted=architecture.trusted)
     if any(tensor.dtype == torch.float64 for tensor in checkpoint.state.values()):
         module = module.double()
     load_weights(module, computed_state(checkpoint.state))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint.manifest import Artifact, read_artifact
+from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.data import Cast, DataSource, Preprocessing, open_data
 from compress.errors import DataError
 from compress.preparation import check_device
@@ -23,13 +23,18 @@ def evaluate(
     *,
     batch_size: int = 128,
     device: str = "cpu",
+    arch: str | None = None,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Scores of a written artifact on evaluation data, with its own recorded preprocessing. Raises CompressError."""
+    """Scores of a written artifact on evaluation data, with its own recorded preprocessing. Raises CompressError.
+
+    `arch` and `trust_code`: as of `open_artifact`.
+    """
     progress = progress or SilentProgress()
     check_device(device)
-    artifact = read_artifact(folder)
-    module = artifact.build().to(device)
+    artifact, module = open_artifact(folder, arch=arch, trust_code=trust_code)
+    module = module.to(device)
     found, _ = evaluate_artifact(artifact, module, eval_data, batch_size, device, progress)
     report = evaluation_report(found)
     assert report is not None, "there was data"

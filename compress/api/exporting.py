@@ -14,11 +14,11 @@ from compress.api.evaluating import open_evaluation
 from compress.api.reporting import MALFORMED, explain, is_training, read_report, read_training, write_pages
 from compress.api.verifying import make_probe
 from compress.api.writing import EXPORT_SAMPLES
-from compress.artifact.checksums import CHECKSUMS, check_checksums, write_checksums
+from compress.artifact.checksums import check_checksums, write_checksums
 from compress.artifact.exports import EXPORTS, check_exports, write_exports
 from compress.artifact.folder import REPORT_JSON, TRAINING_JSON, write_json
 from compress.atomic import new_file
-from compress.checkpoint.manifest import CONFIG, MODEL, read_artifact
+from compress.checkpoint.manifest import CHECKSUMS, CONFIG, MODEL, open_artifact
 from compress.errors import OutputError, RecipeError
 from compress.progress import Progress, SilentProgress
 
@@ -28,6 +28,8 @@ def export(
     kinds: Sequence[str],
     eval_data: str | None = None,
     *,
+    arch: str | None = None,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write an artifact in further formats into its own folder, and note them in its report.
@@ -35,6 +37,7 @@ def export(
     Args:
         kinds: of `onnx`, `pt2` and `hf`.
         eval_data: data whose first samples the files are compared on; without it, seeded noise.
+        arch, trust_code: as of `open_artifact`.
 
     Returns:
         `folder` and `exports`, one mapping for each kind.
@@ -53,8 +56,7 @@ def export(
     changed = [name for name, status in check_checksums(folder).items() if status in ("changed", "missing")]
     if changed:
         raise OutputError(f"{changed[0]} was changed after it was written; `compress verify` tells more.")
-    artifact = read_artifact(folder)
-    module = artifact.build()
+    artifact, module = open_artifact(folder, arch=arch, trust_code=trust_code)
     if eval_data is None:
         samples = make_probe(artifact, "cpu")
     else:

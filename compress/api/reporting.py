@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
-from compress.artifact.checksums import CHECKSUMS, write_checksums
+from compress.artifact.checksums import write_checksums
 from compress.artifact.folder import REPORT_JSON, REPORT_PAGE, REPORT_TEXT, TRAINING_JSON
 from compress.atomic import new_file
+from compress.checkpoint.manifest import CHECKSUMS
 from compress.errors import OutputError
 from compress.report.html import render_comparison, render_report
 from compress.report.markdown import comparison, markdown_report
+from compress.strict_json import read_object as read_json
 
 MALFORMED = (
     KeyError,
@@ -51,13 +52,7 @@ def is_training(folder: str | Path) -> bool:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises OutputError."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutputError(f"{str(path)!r} is not a report written by compress: {error}.") from None
-    if not isinstance(report, dict):
-        raise OutputError(f"{str(path)!r} is not a report written by compress: an object was expected.")
-    return report
+    return read_json(path, OutputError, "a report written by compress")
 
 
 def rebuild_report(folder: str | Path) -> list[Path]:

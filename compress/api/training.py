@@ -20,10 +20,10 @@ from compress.artifact.folder import TRAINING_JSON, check_reload, stored_state, 
 from compress.atomic import new_folder, reserved
 from compress.checkpoint.architecture import (
     Architecture,
-    build_architecture,
     describe_inputs,
     with_versions,
 )
+from compress.checkpoint.builders import build_architecture
 from compress.checkpoint.manifest import computed_state, file_sha256
 from compress.compression.resume import RunState
 from compress.data import Cast, DataSource
@@ -94,9 +94,9 @@ def train(recipe: Recipe, progress: Progress | None = None, *, resume: bool = Fa
     options = (recipe.training or TrainingOptions.model_validate({})).completed()
     if recipe.arch is None:
         raise RecipeError("arch: a training needs an architecture, such as compress:mlp or torchvision:resnet18.")
-    module = build_architecture(recipe.arch, recipe.arch_arg, seed=recipe.seed)
+    module = build_architecture(recipe.arch, recipe.arch_arg, seed=recipe.seed, trusted=True)
     shape, preprocessing = describe_inputs(recipe.arch, recipe.arch_arg)
-    start = Start(module, Architecture(recipe.arch, dict(recipe.arch_arg), shape, preprocessing))
+    start = Start(module, Architecture(recipe.arch, dict(recipe.arch_arg), shape, preprocessing, trusted=True))
     return train_from(start, recipe, options, progress or SilentProgress(), resume=resume)
 
 

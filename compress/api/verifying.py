@@ -13,9 +13,9 @@ from compress.api.evaluating import evaluate_artifact
 from compress.api.measuring import LATENCY_BATCHES
 from compress.api.reporting import MALFORMED, explain, is_training, read_report, read_training
 from compress.artifact.checksums import check_checksums
-from compress.checkpoint.manifest import Artifact, read_artifact
+from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.checkpoint.restoring import named_tensors
-from compress.errors import CompressError, DataError, OutputError, RecipeError
+from compress.errors import CompressError, DataError, OutputError, RecipeError, UntrustedCodeError
 from compress.graph.cost import count_macs, count_parameters, measure_latency
 from compress.graph.program import first_tensor
 from compress.preparation import check_device
@@ -35,6 +35,8 @@ def verify(
     tolerance: float = TOLERANCE,
     batch_size: int = 128,
     device: str = "cpu",
+    arch: str | None = None,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Check a written folder against itself: hashes, widths, costs; accuracy where there is data; latency measured.
@@ -44,6 +46,7 @@ def verify(
     Args:
         max_drop: also a gate: points of accuracy that may be lost against the original's in the report.
         tolerance: points by which the accuracy may differ from the report's.
+        arch, trust_code: as of `open_artifact`.
 
     Returns:
         `passed`, `checks` (each name, wanted, measured, passed, message), `evaluation` and `latency`.
@@ -58,10 +61,13 @@ def verify(
     folder = Path(folder)
     report = read_claims(folder) if is_training(folder) else read_report(folder)
     checks = check_files(folder)
+    word = {"arch": arch, "trust_code": trust_code}
     found: dict[str, Any] = {"folder": str(folder), "evaluation": None, "latency": []}
     if not failures(checks):
         try:
-            checks += check_network(folder, report, found, eval_data, max_drop, tolerance, batch_size, device, progress)
+            checks += check_network(
+                folder, report, found, eval_data, max_drop, tolerance, batch_size, device, word, progress
+            )
         except MALFORMED as error:
             raise OutputError(f"{str(folder)!r} is damaged: {explain(error)}.") from None
     found["passed"] = not failures(checks)
@@ -113,13 +119,16 @@ def check_network(
     tolerance: float,
     batch_size: int,
     device: str,
+    word: Mapping[str, Any],
     progress: Progress,
 ) -> list[Check]:
     """The network as it loads, against the manifest and the report; fills in `evaluation` and `latency`."""
     progress.stage("loading")
     try:
-        artifact = read_artifact(folder)
-        module = artifact.build().to(device)
+        artifact, module = open_artifact(folder, **word)
+        module = module.to(device)
+    except UntrustedCodeError:
+        raise
     except CompressError as error:
         return [Check("the model loads", "a network", "a fault", False, f"The model does not load: {error}")]
     checks = [Check("the model loads", "a network", type(module).__name__, True, "The model loads")]

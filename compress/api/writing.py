@@ -83,7 +83,7 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> dic
 
 def fingerprint(prepared: Prepared, recipe: Recipe, problem: Problem) -> dict[str, Any]:
     """What a run's intermediate results depend on, by contents, not by paths. Plain data."""
-    paths = {"checkpoint", "data", "eval", "output", "force"}
+    paths = {"checkpoint", "data", "eval", "output", "force", "trust_code"}
     found = describe_inputs(prepared, recipe, problem)
     evaluation = found["data"]["evaluation"]
     return {

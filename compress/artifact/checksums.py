@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.atomic import new_file
-from compress.checkpoint.manifest import file_sha256
+from compress.checkpoint.manifest import CHECKSUMS, file_sha256
 from compress.errors import OutputError
-
-CHECKSUMS = "SHA256SUMS"
+from compress.strict_json import read_regular
 
 
 def write_checksums(folder: Path) -> None:
@@ -21,11 +20,13 @@ def write_checksums(folder: Path) -> None:
 def check_checksums(folder: Path) -> dict[str, str]:
     """File name -> "same", "changed", "missing" or "unlisted", of every file in `folder` or on its list.
 
+    That protects from damage only: whoever forges a file forges its line too.
+
     Raises:
         OutputError: there is no list, or it cannot be read.
     """
     try:
-        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        lines = read_regular(folder / CHECKSUMS).decode("utf-8").splitlines()
         listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         names = file_names(folder)
         found = dict.fromkeys((*listed, *names), "same")
@@ -36,7 +37,7 @@ def check_checksums(folder: Path) -> dict[str, str]:
                 found[name] = "missing"
             elif file_sha256(folder / name) != listed[name]:
                 found[name] = "changed"
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise OutputError(f"{str(folder / CHECKSUMS)!r} cannot be read: {error}.") from None
     return dict(sorted(found.items()))
 

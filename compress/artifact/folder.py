@@ -28,16 +28,16 @@ NUMBERS = re.compile(r"\[\n\s*(?:(?:-?[\d.eE+-]+|null)(?:,\n\s*)?)+\n\s*\]")  # 
 LISTED = ("compress-networks", "torch", "torchvision", "safetensors", "numpy", "cvxpy", "scs", "clarabel")
 
 
-def load(folder: str | Path) -> nn.Module:
+def load(folder: str | Path, *, trust_code: bool = False, model: nn.Module | None = None) -> nn.Module:
     """The compressed network in a folder that a run wrote: the original class with smaller tensors, in eval mode.
 
-    Only `config.json` and `model.safetensors` are read; nothing is unpickled. An architecture that was given as
-    `package.module:factory` is imported again, so that module must be importable.
+    Only `config.json`, `model.safetensors` and `SHA256SUMS` are read; nothing is unpickled. See `compress.load`.
 
     Raises:
+        UntrustedCodeError: the folder names code, without `trust_code` or `model`.
         OutputError: the folder is not a complete, unaltered artifact.
     """
-    return read_artifact(folder).build()
+    return read_artifact(folder).build(trust_code=trust_code, model=model)
 
 
 def stored_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,18 +90,22 @@ def versions() -> dict[str, str]:
 
 
 RELOAD = """
-import sys, numpy, torch, compress
+import sys
+folder, probe, found, threads, *sys.path = sys.argv[1:]
+import numpy, torch, compress
 from compress.graph.program import first_tensor
-folder, probe, found, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 with torch.inference_mode():
-    outputs = compress.load(folder)(torch.from_numpy(numpy.load(probe)))
+    outputs = compress.load(folder, trust_code=True)(torch.from_numpy(numpy.load(probe)))
 numpy.save(found, first_tensor(outputs).double().numpy())
 """
 
 
 def check_reload(folder: Path, probe: Tensor, expected: Tensor, tolerance: float, scratch: Path) -> float:
     """Load `folder` in a fresh process, run `probe` (B, …) and compare with `expected`.
+
+    The process looks for modules where this one does, and nowhere else: not in the working directory. What the folder
+    names was built in this process before, so that it is trusted in the other.
 
     Returns:
         The largest deviation, relative to the largest expected magnitude.
@@ -111,7 +115,7 @@ def check_reload(folder: Path, probe: Tensor, expected: Tensor, tolerance: float
     """
     np.save(scratch / "probe.npy", probe.cpu().numpy())
     arguments = [str(folder.resolve()), str(scratch / "probe.npy"), str(scratch / "found.npy")]
-    command = [sys.executable, "-c", RELOAD, *arguments, str(torch.get_num_threads())]
+    command = [sys.executable, "-P", "-c", RELOAD, *arguments, str(torch.get_num_threads()), *sys.path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

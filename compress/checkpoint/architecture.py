@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import re
 import shlex
-import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from compress.checkpoint.builders import build_architecture, is_known
 from compress.checkpoint.parametrisations import in_common_form, plain_state
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.torchvision_index import (
-    WithoutMemory,
-    build_torchvision,
-    classifier_names,
-    names_digest,
-    read_index,
-)
-from compress.data.importing import import_object
+from compress.checkpoint.torchvision_index import classifier_names, names_digest, read_index
 from compress.data.preprocessing import Preprocessing
 from compress.errors import CheckpointError, UnknownArchitectureError, UnsupportedError
 from compress.models import REFERENCE_NETS
 
 COUNTER = "num_batches_tracked"
 SHOWN_FAULTS = 3
-BUILD_FAULTS = (
-    TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError, AssertionError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +33,7 @@ class Architecture:
         input_shape: shape of one sample, without the batch; None where it is not known.
         preprocessing: as published with the architecture; None where it is not known.
         how: whether it was named or recognised, in words.
+        trusted: whether the user named it, or gave the word for what a file names; only then may its code run.
     """
 
     spec: str
@@ -52,6 +41,7 @@ class Architecture:
     input_shape: tuple[int, ...] | None = None
     preprocessing: Preprocessing | None = None
     how: str = "named"
+    trusted: bool = False
 
 
 def find_architecture(
@@ -69,7 +59,7 @@ def find_architecture(
     given = dict(arguments or {})
     if arch is not None:
         completed = complete_arguments(arch, given, shapes)
-        module = build_architecture(arch, completed, memory=not is_known(arch))
+        module = build_architecture(arch, completed, memory=not is_known(arch), trusted=True)
         check_fit(module, in_common_form(module, checkpoint.state), arch)
         how = "named"
     else:
@@ -82,98 +72,7 @@ def find_architecture(
                 f"--arch-arg was given without --arch; this file was recognised as --arch {arch}, name it too."
             )
     shape, preprocessing = describe_inputs(arch, completed)
-    return Architecture(arch, completed, shape, preprocessing, how)
-
-
-def is_known(spec: str) -> bool:
-    """Whether a spec names a catalogue, not a user's module (which is built for real, as it may not know `meta`)."""
-    return spec.partition(":")[0] in BUILDERS
-
-
-def build_architecture(spec: str, arguments: Mapping[str, Any], *, memory: bool = True, seed: int = 0) -> nn.Module:
-    """The module of a spec with random weights of a seed; nothing is downloaded. The global random state stays.
-
-    Without `memory` the parameters are on the meta device: names and shapes only.
-
-    Raises:
-        UnknownArchitectureError: the name does not exist.
-        UnsupportedError: it cannot be built with these arguments.
-    """
-    scheme, _, name = spec.partition(":")
-    if not name:
-        raise UnknownArchitectureError(
-            f"--arch {spec!r} is not understood; expected torchvision:NAME, compress:NAME, timm:NAME or "
-            f"package.module:factory{suggestion(spec)}."
-        )
-    build = BUILDERS.get(scheme)
-    place = nullcontext() if memory else WithoutMemory()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), place:
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        try:
-            module = build(name, dict(arguments)) if build else build_factory(spec, dict(arguments))
-        except BUILD_FAULTS as error:
-            shown = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
-            reason = " ".join(str(error).split())[:300].rstrip(".")
-            raise UnsupportedError(f"{spec!r} cannot be built with {shown}: {reason}.") from error
-    if not isinstance(module, nn.Module):
-        raise UnsupportedError(f"{spec!r} gives {type(module).__name__}; an nn.Module was expected.")
-    return module
-
-
-def build_named_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """A torchvision classifier."""
-    if name not in classifier_names():
-        raise UnknownArchitectureError(
-            f"torchvision has no classifier {name!r}{close_names(name, classifier_names())}."
-        )
-    return build_torchvision(name, arguments)
-
-
-def build_reference(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """One of the project's reference nets."""
-    if name not in REFERENCE_NETS:
-        raise UnknownArchitectureError(f"compress.models has no {name!r}; it has {', '.join(REFERENCE_NETS)}.")
-    return REFERENCE_NETS[name].build(**arguments)
-
-
-def build_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """A timm model, without its weights."""
-    try:
-        import timm
-    except ImportError:
-        raise UnknownArchitectureError(
-            f"timm:{name} needs the timm package: pip install 'compress-networks[timm]'."
-        ) from None
-    if not timm.is_model(name):
-        raise UnknownArchitectureError(f"timm has no model {name!r}{close_names(name, timm.list_models())}.")
-    module: nn.Module = timm.create_model(name, pretrained=False, **arguments)
-    return module
-
-
-def build_factory(spec: str, arguments: dict[str, Any]) -> nn.Module:
-    """What a user's class or function returns. Its module is executed.
-
-    A class that takes one configuration and says of which type (`config_class`, the convention of the transformers
-    library) gets a configuration made of the arguments.
-    """
-    factory = import_object(spec, UnknownArchitectureError)
-    if isinstance(factory, nn.Module):
-        raise UnsupportedError(f"{spec!r} is a module that was built already; name its class or a function.")
-    if not callable(factory):
-        raise UnsupportedError(f"{spec!r} is not a class or a function.")
-    configuration = getattr(factory, "config_class", None)
-    if isinstance(factory, type) and isinstance(configuration, type) and "config" not in arguments:
-        return factory(configuration(**arguments))  # type: ignore[no-any-return]
-    module: nn.Module = factory(**arguments)
-    return module
-
-
-BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
-    "torchvision": build_named_torchvision,
-    "compress": build_reference,
-    "timm": build_timm,
-}
+    return Architecture(arch, completed, shape, preprocessing, how, trusted=True)
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -299,7 +198,7 @@ def recognise_class(
         return None
     spec = f"{kind.__module__}:{kind.__qualname__}"
     try:
-        if compare(build_architecture(spec, {}), shapes):
+        if compare(build_architecture(spec, {}, trusted=True), shapes):
             return None
     except UnsupportedError:
         return None
@@ -356,21 +255,6 @@ def describe_timm(name: str) -> tuple[tuple[int, ...] | None, Preprocessing | No
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
     )
     return shape, preprocessing
-
-
-def suggestion(spec: str) -> str:
-    """`torchvision:` in front of a bare name, if there is such a model."""
-    if spec in REFERENCE_NETS:
-        return f": did you mean compress:{spec}?"
-    return f": did you mean torchvision:{spec}?" if spec in classifier_names() else ""
-
-
-def close_names(name: str, names: list[str]) -> str:
-    """The nearest existing names, in words."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, names, 3)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def unknown_message(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> str:

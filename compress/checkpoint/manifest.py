@@ -3,24 +3,80 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compress.checkpoint.architecture import build_architecture, load_weights
+from compress.checkpoint.architecture import check_fit, load_weights
+from compress.checkpoint.builders import build_architecture, check_trust, is_known, shown
 from compress.checkpoint.parametrisations import in_common_form
 from compress.checkpoint.restoring import restore_shapes
-from compress.errors import OutputError
+from compress.checkpoint.without_memory import Bounds, total_bytes
+from compress.data.preprocessing import Preprocessing
+from compress.errors import OutputError, RecipeError, UnsupportedError
+from compress.strict_json import check_regular, read_object, read_regular
 
 FORMAT = 1
-MODEL, CONFIG = "model.safetensors", "config.json"
+MODEL, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
+MOST_INPUTS = 1 << 28  # numbers in one batch that the manifest asks for
+MOST_GROWTH, LEAST_BYTES = 64, 1 << 30  # of the original, against the file
+
+Size = Annotated[int, Field(strict=True, ge=0, le=1 << 40)]
+Count = Annotated[int, Field(strict=True, ge=1, le=1 << 31)]
+Dtype = Literal["float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool"]
+Whole = Annotated[int, Field(strict=True)]
+
+
+class ArchitectureEntry(BaseModel):
+    """What a manifest says of the original network."""
+
+    model_config = ConfigDict(frozen=True)
+    spec: str = Field(min_length=1, max_length=300)
+    arguments: dict[str, Any]
+    input_shape: tuple[Count, ...] = Field((), max_length=8)
+    input_dtype: Dtype = "float32"
+    batch_size: Count | None = None
+
+    @model_validator(mode="after")
+    def _batch_is_bounded(self) -> ArchitectureEntry:
+        if math.prod(self.input_shape) * (self.batch_size or 1) > MOST_INPUTS:
+            raise ValueError(f"a batch of more than {MOST_INPUTS} numbers")
+        return self
+
+
+class DataEntry(BaseModel):
+    """What a manifest says of the data, as far as it is used."""
+
+    model_config = ConfigDict(frozen=True)
+    preprocessing: dict[str, Any] | None = None
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _preprocessing_is_one(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            Preprocessing.from_dict(value)
+        return value
+
+
+class Manifest(BaseModel):
+    """`config.json`: everything in it that is used, checked; further entries are only words."""
+
+    model_config = ConfigDict(frozen=True)
+    architecture: ArchitectureEntry
+    shapes: dict[str, Annotated[tuple[Size, ...], Field(max_length=8)]]
+    attributes: dict[str, Whole | tuple[Whole | str | float | None, ...]]
+    hashes: dict[str, str | None]
+    kept: dict[str, tuple[Size, ...]] | None = None
+    data: DataEntry | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +92,30 @@ class Artifact:
         """Shape of one sample, without the batch."""
         return tuple(self.config["architecture"]["input_shape"])
 
-    def build(self) -> nn.Module:
+    def build(self, *, trust_code: bool = False, model: nn.Module | None = None) -> nn.Module:
         """The compressed network in eval mode, float32 where it was stored in half precision.
 
+        A network of the closed list is built without memory first, and must have the names and shapes of the file.
+
+        Args:
+            trust_code: the user's word for a `package.module:factory` that the manifest names.
+            model: the original network, which is copied and cut, in place of what the manifest names.
+
         Raises:
+            UntrustedCodeError: the manifest names code, and there is no word for it; nothing was imported.
             CompressError: the architecture cannot be built here, or does not fit the tensors.
         """
         architecture = self.config["architecture"]
-        module = build_architecture(architecture["spec"], architecture["arguments"])
+        if model is not None:
+            return self._fill(deepcopy(model))
+        if not trust_code:
+            check_trust(architecture["spec"], repr(str(self.folder)))
+        if is_known(architecture["spec"]):
+            self._try()
+        return self._fill(build_architecture(architecture["spec"], architecture["arguments"], trusted=trust_code))
+
+    def _fill(self, module: nn.Module) -> nn.Module:
+        """Cut a freshly built original and give it the file's numbers."""
         state = in_common_form(module, self.state)
         module = restore_shapes(module, self.config["shapes"], self.config["attributes"])
         if any(tensor.dtype == torch.float64 for tensor in state.values()):
@@ -51,31 +123,107 @@ class Artifact:
         load_weights(module, computed_state(state))
         return module.eval()
 
+    def _try(self) -> None:
+        """Refuse a manifest whose network is far larger than the file, or another one, before memory is taken."""
+        spec, arguments = (self.config["architecture"][name] for name in ("spec", "arguments"))
+        numbers = sum(tensor.numel() for tensor in self.state.values())
+        bounds = Bounds.of_file(numbers, len(self.state))
+        module = build_architecture(spec, arguments, memory=False, bounds=bounds)
+        allowed = max(LEAST_BYTES, MOST_GROWTH * sum(tensor.nbytes for tensor in self.state.values()))
+        if (wanted := total_bytes(module)) > allowed:
+            raise UnsupportedError(
+                f"{str(self.folder)!r} is refused: {shown(spec)} takes {wanted:.1e} bytes with its arguments, far more "
+                f"than the {numbers} numbers in the file; the manifest is damaged or hostile."
+            )
+        state = in_common_form(module, self.state)
+        module = restore_shapes(module, self.config["shapes"], self.config["attributes"])
+        check_fit(module, state, spec)
+
 
 def read_artifact(folder: str | Path) -> Artifact:
-    """Read and check a written folder: format, hash of the tensors. Raises OutputError."""
+    """Read and check a written folder: manifest, hash of the tensors, the list of hashes where there is one.
+
+    The hashes tell damage, not forgery: whoever changes a file can change its hash. Raises OutputError.
+    """
     folder = Path(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise OutputError(f"{str(folder)!r} is not a folder written by compress: {CONFIG}: {error}.") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise OutputError(f"{str(folder / CONFIG)!r} has format {found!r}; this version reads format {FORMAT}.")
+    config = read_object(folder / CONFIG, OutputError, "the manifest of a folder written by compress")
+    if config.get("format") != FORMAT:
+        found = config.get("format")
+        raise OutputError(f"{str(folder / CONFIG)!r} has format {found!r:.60}; this version reads format {FORMAT}.")
     missing = [name for name in ("architecture", "shapes", "attributes", "hashes") if name not in config]
     if missing:
         raise OutputError(f"{str(folder / CONFIG)!r} lacks {', '.join(missing)}; the folder is damaged.")
+    check_manifest(config, folder)
     try:
+        check_regular(folder / MODEL)
         digest = file_sha256(folder / MODEL)
-        if digest != config["hashes"][MODEL]:
+        if digest != config["hashes"].get(MODEL):
             raise OutputError(
                 f"{str(folder / MODEL)!r} was changed after it was written: its SHA-256 is {digest[:12]}…, "
-                f"the manifest says {str(config['hashes'][MODEL])[:12]}…."
+                f"the manifest says {str(config['hashes'].get(MODEL))[:12]}…."
             )
+        check_listed(folder, {MODEL: digest, CONFIG: file_sha256(folder / CONFIG)})
         state = load_file(folder / MODEL)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise OutputError(f"{str(folder / MODEL)!r} cannot be read: {error}.") from None
     return Artifact(folder, config, state)
+
+
+def open_artifact(
+    folder: str | Path, *, arch: str | None = None, trust_code: bool = False
+) -> tuple[Artifact, nn.Module]:
+    """A written folder and the network in it.
+
+    Args:
+        arch: the user's own `package.module:factory`, in the place of one that the folder names.
+        trust_code: the user's word for the one that it names.
+
+    Raises:
+        CompressError: any fault of the folder; UntrustedCodeError before anything that it names is imported.
+    """
+    artifact = with_arch(read_artifact(folder), arch)
+    return artifact, artifact.build(trust_code=trust_code or arch is not None)
+
+
+def with_arch(artifact: Artifact, arch: str | None, arguments: Mapping[str, Any] | None = None) -> Artifact:
+    """The artifact with the user's own factory in the place of one that it names, and the user's arguments over its.
+
+    The user's naming it is the user's word for it; a network of the closed list stays what the manifest says.
+
+    Raises:
+        RecipeError: the manifest names a network of the closed list, and the user another.
+    """
+    recorded = artifact.config["architecture"]
+    if arch is not None and arch != recorded["spec"] and is_known(recorded["spec"]):
+        raise RecipeError(f"arch: {str(artifact.folder)!r} says itself that it is {recorded['spec']}; leave arch out.")
+    chosen = {
+        **recorded,
+        "spec": recorded["spec"] if arch is None else arch,
+        "arguments": {**recorded["arguments"], **(arguments or {})},
+    }
+    return replace(artifact, config={**artifact.config, "architecture": chosen})
+
+
+def check_manifest(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a manifest with an entry of the wrong kind. Raises OutputError, which names the first."""
+    try:
+        Manifest.model_validate(config)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])[:100]
+        reason = fault["msg"].removeprefix("Value error, ")
+        raise OutputError(f"The manifest of {str(folder)!r} is damaged: {place}: {reason[:200]}.") from None
+
+
+def check_listed(folder: Path, digests: Mapping[str, str]) -> None:
+    """Compare with `SHA256SUMS`, where the folder has one. Raises OutputError, OSError, ValueError."""
+    if not (folder / CHECKSUMS).exists():
+        return
+    lines = read_regular(folder / CHECKSUMS).decode("utf-8").splitlines()
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name, digest in digests.items():
+        if listed.get(name, digest) != digest:
+            raise OutputError(f"{str(folder / name)!r} was changed after it was written: {CHECKSUMS} says otherwise.")
 
 
 def computed_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+
+from compress.checkpoint.without_memory import WithoutMemory
 
 INDEX = Path(__file__).with_name("torchvision_index.json")
 WITHOUT_AUX = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
@@ -27,23 +27,6 @@ def names_digest(names: Iterable[str]) -> str:
     """A digest of a set of tensor names, BatchNorm's batch counters left out (old files lack them)."""
     own = sorted(name for name in names if not name.endswith("num_batches_tracked"))
     return hashlib.blake2b("\n".join(own).encode(), digest_size=8).hexdigest()
-
-
-class WithoutMemory(TorchFunctionMode):
-    """Within it, parameters take no memory: new empty, zero, one or random tensors are made on the `meta` device.
-
-    Constants that a constructor computes with (`arange`, `linspace`, `tensor`) stay real, so that RegNet, whose widths
-    are computed with tensors, can be built.
-    """
-
-    FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand})
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Add `device="meta"` to the calls that make parameters."""
-        options = dict(kwargs or {})
-        if function in self.FACTORIES and options.get("device") is None:
-            options["device"] = "meta"
-        return function(*args, **options)
 
 
 def build_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -7,7 +7,7 @@ from compress.cli.takes import takes
 from compress.recipe import Recipe
 
 
-@takes("eval", "batch_size", "device", argument="folder", required=("eval",))
+@takes("eval", "arch", "trust_code", "batch_size", "device", argument="folder", required=("eval",))
 def evaluate_command(recipe: Recipe, *, as_json: Json = False) -> None:
     """Measure a written artifact again: `compress evaluate OUT --eval test.npz`."""
     from compress.api import evaluate
@@ -20,6 +20,8 @@ def evaluate_command(recipe: Recipe, *, as_json: Json = False) -> None:
             recipe.eval or "",
             batch_size=recipe.batch_size,
             device=recipe.device,
+            arch=recipe.arch,
+            trust_code=recipe.trust_code,
             progress=progress,
         )
     if as_json:

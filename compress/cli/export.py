@@ -7,6 +7,7 @@ from typing import Annotated
 from typer import Option
 
 from compress.cli.options import Folder, Json, print_json
+from compress.cli.takes import OPTIONS
 
 
 def export_command(
@@ -15,6 +16,10 @@ def export_command(
     eval_data: Annotated[
         str | None, Option("--eval", metavar="DATA", help="Data to compare the files on; else seeded noise.")
     ] = None,
+    arch: Annotated[
+        str | None, Option(metavar="ARCH", help="Your package.module:factory, for the one that the folder names.")
+    ] = None,
+    trust_code: Annotated[bool, Option("--trust-code", help=OPTIONS["trust_code"].help)] = False,
     as_json: Json = False,
 ) -> None:
     """Write an artifact in other formats, each checked: `compress export OUT --to onnx --eval test.npz`."""
@@ -23,7 +28,7 @@ def export_command(
     from compress.cli.progress import StderrProgress
 
     with StderrProgress() as progress:
-        found = export(folder, to, eval_data, progress=progress)
+        found = export(folder, to, eval_data, arch=arch, trust_code=trust_code, progress=progress)
     if as_json:
         print_json(found)
     else:

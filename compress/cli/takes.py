@@ -150,7 +150,8 @@ def resolve_recipe(typed: Mapping[str, Any], recipe_file: str | None, file: str 
     Raises:
         RecipeError: one line with all faults, each behind the flag that was typed.
     """
-    options = read_recipe(recipe_file) if recipe_file else {}
+    trusted = bool(typed.get("trust_code"))
+    options = read_recipe(recipe_file, trust_code=trusted, replaced=list(typed)) if recipe_file else {}
     section = options.get("training")
     for key, value in typed.items():
         name, dot, inner = key.partition(".")

@@ -17,7 +17,7 @@ Tolerance = Annotated[
 
 
 @tells_pipelines("compress verify")
-@takes("eval", "max_drop", "batch_size", "device", argument="folder")
+@takes("eval", "max_drop", "arch", "trust_code", "batch_size", "device", argument="folder")
 def verify_command(recipe: Recipe, *, outcome: Outcome, tolerance: Tolerance = 0.1, as_json: Json = False) -> None:
     """Check an artifact again before it ships: `compress verify OUT --eval test.npz`. Exit code 3 on a mismatch."""
     from compress.api import verify
@@ -35,6 +35,8 @@ def verify_command(recipe: Recipe, *, outcome: Outcome, tolerance: Tolerance = 0
             tolerance=tolerance,
             batch_size=recipe.batch_size,
             device=recipe.device,
+            arch=recipe.arch,
+            trust_code=recipe.trust_code,
             progress=progress,
         )
     checks = [Check(**check) for check in found["checks"]]

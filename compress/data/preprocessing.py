@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,12 @@ from torch import Tensor
 from compress.errors import DataError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+MOST_PIXELS = 1 << 14  # of a side
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,15 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Check the values. Raises ValueError."""
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and not (isinstance(values, tuple) and all(is_number(value) for value in values)):
+                raise ValueError(f"`{name}` must be numbers, one a channel, got {values!r:.60}.")
+        for name in ("resize", "crop"):
+            size = getattr(self, name)
+            sides = size if isinstance(size, tuple) and len(size) == 2 else (size,)
+            if size is not None and not all(type(side) is int and 1 <= side <= MOST_PIXELS for side in sides):
+                raise ValueError(f"`{name}` must be one or two sides of 1 to {MOST_PIXELS} pixels, got {size!r:.60}.")
         if (self.mean is None) != (self.std is None):
             raise ValueError("`mean` and `std` must be given together.")
         if self.std is not None and not all(value > 0 for value in self.std):

@@ -51,6 +51,9 @@ class Recipe(BaseModel):
     arch_arg: Assignments = option(dict, "Argument of the architecture.", Section.NETWORK, "KEY=VALUE")
     state_key: str | None = option(None, "Key of the state dict in the file.", Section.NETWORK, "KEY")
     trust_pickle: bool = option(False, "Let the file execute code while it is read.", Section.NETWORK)
+    trust_code: bool = option(
+        False, "Import and run the package.module:factory that a written folder names.", Section.NETWORK
+    )
     input_shape: Counts = option(None, "Shape of one sample, such as 3,32,32.", Section.NETWORK, "C,H,W")
     data: str | None = option(
         None,

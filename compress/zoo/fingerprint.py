@@ -16,7 +16,7 @@ from compress.recipe import Recipe
 
 FORMAT = 1
 ARITHMETIC = ("compress-networks", "torch", "torchvision", "numpy", "scs", "clarabel", "cvxpy", "timm", "transformers")
-NOT_RESULTS = {"output", "force", "checkpoint"}
+NOT_RESULTS = {"output", "force", "checkpoint", "trust_code"}
 
 
 class Fingerprints:

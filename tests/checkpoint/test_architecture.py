@@ -174,7 +174,7 @@ def test_a_trusted_module_of_an_importable_class_needs_no_name(tmp_path: Path) -
 )
 def test_names_that_do_not_exist_are_refused(spec: str, match: str) -> None:
     with pytest.raises(UnknownArchitectureError, match=match):
-        build_architecture(spec, {})
+        build_architecture(spec, {}, trusted=True)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_names_that_do_not_exist_are_refused(spec: str, match: str) -> None:
 )
 def test_architectures_that_cannot_be_built_say_why(spec: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=spec):
-        build_architecture(spec, arguments)
+        build_architecture(spec, arguments, trusted=True)
 
 
 def test_where_two_nets_fit_the_files_name_decides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ class LocalBackend:
         self.jobs = jobs
         self.memory = available_memory() if memory is None else memory
         self.devices = visible_devices() if devices is None else devices
+        os.environ["PYTHONSAFEPATH"] = "1"  # the server is started by `python -c`, which would look for modules here
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
         self._running: dict[str, _Running] = {}
