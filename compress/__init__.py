@@ -8,16 +8,14 @@ The names are imported on first use: `import compress` and `compress --help` do 
 
 from __future__ import annotations
 
-import os
-import sys
+from compress.safe_path import leave_working_directory as _leave_working_directory
 
-if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and os.path.dirname(__path__[0]) != os.getcwd():
-    del sys.path[0]  # `python -m compress` puts the working directory first, where a stranger's torch.py may lie
+_leave_working_directory(__path__[0])
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib import import_module  # noqa: E402  not before
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
-from compress.errors import CompressError
+from compress.errors import CompressError  # noqa: E402
 
 if TYPE_CHECKING:
     from compress.api import (

@@ -69,7 +69,7 @@ def reload_here(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
 
     def reloaded(folder: Path, probe: Tensor, expected: Tensor, tolerance: float, scratch: Path) -> float:
         with torch.inference_mode():
-            found = first_tensor(compress.load(folder)(probe))
+            found = first_tensor(compress.load(folder, trust_code=True)(probe))
         assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
         return 0.0
 
@@ -142,7 +142,7 @@ def test_a_fresh_process_loads_it_and_evaluation_knows_its_inputs(
     result = run(options(name, tmp_path, dtype), keep=0.5)
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {dtype}
-    again = compress.evaluate(tmp_path / "out", str(tmp_path / "eval.npz"))
+    again = compress.evaluate(tmp_path / "out", str(tmp_path / "eval.npz"), trust_code=True)
     assert again["samples"] == EVALUATED
     assert again["top1"] == pytest.approx(result.report["evaluation"]["compressed"]["top1"])
     assert again["loss"] == pytest.approx(result.report["evaluation"]["compressed"]["loss"])

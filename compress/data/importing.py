@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from typing import Any
 from urllib.parse import parse_qsl
@@ -13,15 +14,17 @@ from compress.errors import CompressError
 
 
 def import_object(spec: str, fault: type[CompressError]) -> Any:
-    """The object at `package.module:name`; modules in the current folder are found too. Executes that module.
+    """The object at `package.module:name`. Executes that module, so that only what the user named may come here.
+
+    A module that is not installed is looked for in the current folder, which stays on the module path from then on.
 
     Raises:
         fault: the module or the name does not exist, or importing it fails.
     """
     module_name, _, path = spec.partition(":")
-    if "" not in sys.path and "." not in sys.path:
-        sys.path.append("")  # a console script does not see the current folder otherwise
     try:
+        if importlib.util.find_spec(module_name.partition(".")[0]) is None and "" not in sys.path:
+            sys.path.append("")
         found: Any = importlib.import_module(module_name)
     except Exception as error:
         raise fault(f"{spec!r}: importing {module_name!r} fails: {type(error).__name__}: {error}.") from error

@@ -60,7 +60,7 @@ def test_a_missing_file_is_refused(tmp_path: Path, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(OutputError, match="cannot be read"):
         load(folder)
-    with pytest.raises(OutputError, match="not a folder written by compress"):
+    with pytest.raises(OutputError, match="manifest of a folder written by compress: No such file"):
         load(tmp_path / "nowhere")
 
 

@@ -106,9 +106,14 @@ def test_the_artifact_loads_with_its_biases_and_can_be_cut_again(tmp_path: Path)
     found = run(tmp_path, "bias_free", allow_bias=True, output=str(tmp_path / "first"))
     x = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert torch.equal(compress.load(tmp_path / "first")(x), found.module(x))
+        assert torch.equal(compress.load(tmp_path / "first", trust_code=True)(x), found.module(x))
     assert found.report["verification"]["reload_deviation"] <= 1e-6
-    options = {"checkpoint": str(tmp_path / "first"), "data": str(tmp_path / "train.npz"), "keep": 0.5}
+    options = {
+        "checkpoint": str(tmp_path / "first"),
+        "data": str(tmp_path / "train.npz"),
+        "keep": 0.5,
+        "trust_code": True,
+    }
     again = compress.run(compress.make_recipe({**options, "output": str(tmp_path / "second")}))
     assert again.report["added_biases"] == []
-    assert compress.load(tmp_path / "second")[6].bias.shape == (4,)
+    assert compress.load(tmp_path / "second", trust_code=True)[6].bias.shape == (4,)
