@@ -17,17 +17,19 @@ from compress.checkpoint.manifest import MODEL, computed_state, read_artifact, w
 from compress.checkpoint.parametrisations import materialise
 from compress.checkpoint.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
-from compress.errors import CheckpointError, DataError, NonFiniteError, RecipeError, TraceError
-from compress.graph.program import Program, first_tensor, run
+from compress.errors import CheckpointError, DataError, RecipeError, TraceError
+from compress.graph.program import Program, last_operation, output_values, run
 from compress.graph.trace import NetworkGraph, trace_network
+from compress.measures.kinds import Hints, describe_outputs, find_place, need_place, read_class_counts
+from compress.measures.outputs import Output, check_finite, largest_deviation, named_outputs
 from compress.progress import Progress
 from compress.recipe import Recipe
-from compress.report.evaluation import is_class_scores
 from compress.units.biases import missing_biases, with_biases
 from compress.units.find import find_units
 from compress.units.groups import UnitGroup
 
 TRACE_BATCH = 2
+TRACE_TOLERANCE = 1e-4  # relative, of what the graph computes
 FORWARD_FAULTS = (
     RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
 )  # fmt: skip
@@ -40,6 +42,7 @@ class Opened:
     Attributes:
         module: eval mode, computing precision.
         shapes, attributes, kept: as in a manifest, what it was cut to before; empty for a checkpoint file.
+        outputs: name -> how a manifest describes an output.
     """
 
     checkpoint: Checkpoint
@@ -48,6 +51,7 @@ class Opened:
     shapes: dict[str, list[int]] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, list[int]] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,9 @@ class Prepared:
         probe: one small batch of valid inputs, for tracing and for comparisons.
         groups: all groups of units, prunable or with a reason.
         biases: state names of zero biases that `module` has and the opened network has not.
+        outputs: every tensor that the network returns and that counts.
+        answered: name of the output that the evaluation data's, or the calibration data's, labels or targets are
+            answers to; empty without any.
     """
 
     opened: Opened
@@ -76,6 +83,8 @@ class Prepared:
     evaluation: DataSource | None
     overlapping: int
     biases: tuple[str, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    answered: str = ""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -109,17 +118,19 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     preprocessing = choose_preprocessing(recipe, architecture)
     calibration, evaluation, common = open_sources(recipe, preprocessing, progress, needs_data=needs_data)
     probes = make_probes(recipe, architecture, calibration or evaluation)
-    probe, outputs = run_on_probe(module, [each.to(device) for each in probes])
+    probe, returned = run_on_probe(module, [each.to(device) for each in probes])
     calibration, evaluation = (
         None if source is None else Cast(source, probe.dtype) for source in (calibration, evaluation)
     )
-    check_all_labels(outputs, calibration, evaluation)
     progress.stage("following the forward pass")
     network = trace_network(module, (probe,))
     program = Program.of(network)
     state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     state = {name: tensor.detach() for name, tensor in state.items()}
-    check_program(program, state, probe, outputs)
+    check_program(program, state, probe, returned)
+    outputs, answered = judge_outputs(
+        recipe, opened, program, len(probe), returned, (evaluation, calibration), progress
+    )
     groups = find_units(network, module, couple=recipe.couple)
     biases = missing_biases(module, groups) if recipe.allow_bias else ()
     if biases:
@@ -128,8 +139,12 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
         program = Program.of(network)
         state.update({name: tensor.detach() for name, tensor in module.named_parameters() if name in biases})
         groups = find_units(network, module, couple=recipe.couple)
+        nodes = output_values(program, run_on_probe(module, [probe])[1])
+        outputs = tuple(replace(output, node=nodes[output.name]) for output in outputs)
     return Prepared(
         opened=opened,
+        outputs=outputs,
+        answered=answered,
         biases=biases,
         preprocessing=preprocessing,
         module=module,
@@ -164,7 +179,7 @@ def open_network(recipe: Recipe) -> Opened:
         trusted=trusted,
     )
     cut = (dict(config["shapes"]), dict(config["attributes"]), dict(config.get("kept") or {}))
-    return Opened(load_checkpoint(artifact.folder / MODEL), architecture, module, *cut)
+    return Opened(load_checkpoint(artifact.folder / MODEL), architecture, module, *cut, artifact.outputs)
 
 
 def build_network(checkpoint: Checkpoint, architecture: Architecture) -> nn.Module:
@@ -265,14 +280,15 @@ def _resizable(inputs: Tensor, wanted: Sequence[int]) -> bool:
     return inputs.ndim == 4 and len(wanted) == 3 and inputs.shape[1] == wanted[0]
 
 
-def run_on_probe(module: nn.Module, probes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The first of the probes that the network runs on, and its output.
+def run_on_probe(module: nn.Module, probes: Sequence[Tensor]) -> tuple[Tensor, object]:
+    """The first of the probes that the network runs on, and what it returns.
 
     A probe of whole numbers is tried as it is and then in the network's own precision; any other in that precision.
 
     Raises:
         CheckpointError: the network runs on none of them; the message is about the first.
-        NonFiniteError: the output is NaN or Inf.
+        NonFiniteError: an output is NaN or Inf.
+        TraceError: it returns no tensor.
     """
     precision = next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), torch.float32)
     fault: str | None = None
@@ -281,39 +297,81 @@ def run_on_probe(module: nn.Module, probes: Sequence[Tensor]) -> tuple[Tensor, T
             inputs = probe.to(dtype)
             try:
                 with torch.inference_mode():
-                    output = first_tensor(module(inputs))
+                    returned: object = module(inputs)
             except FORWARD_FAULTS as error:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 fault = fault or f"The network does not run on inputs of shape {tuple(probe.shape)}: {lines[0]}"
                 continue
-            if not bool(torch.isfinite(output.sum())):
-                raise NonFiniteError("The network's output is NaN or Inf on the first samples; check weights and data.")
-            return inputs, output
+            check_finite(named_outputs(returned), f"{type(module).__name__} on the first samples")
+            return inputs, returned
     raise CheckpointError(fault or "The network was not tried on any input.")
 
 
-def check_program(program: Program, state: Mapping[str, Tensor], probe: Tensor, direct: Tensor) -> None:
-    """Refuse a trace that does not compute what the network computes (`direct`, its output on the probe).
+def check_program(program: Program, state: Mapping[str, Tensor], probe: Tensor, returned: object) -> None:
+    """Refuse a trace that does not compute what the network `returned` for the probe.
 
     Raises:
         TraceError: the trace gives something else.
     """
-    output = program.output
+    nodes = {name: node for name, node in output_values(program, returned).items() if node is not None}
     with torch.inference_mode():
-        traced = run(program, (state,), (probe,), [output])[output][0]
-    scale = float(direct.abs().max())
-    if traced.shape != direct.shape or float((direct - traced).abs().max()) > 1e-4 * max(scale, 1e-30):
-        raise TraceError("The traced graph does not compute what the network computes (it is not deterministic?).")
-
-
-def check_all_labels(outputs: Tensor, calibration: DataSource | None, evaluation: DataSource | None) -> None:
-    """Refuse labels that the network's outputs cannot be scored against. Raises DataError."""
-    if is_class_scores(outputs):
-        for source in (calibration, evaluation):
-            if source is not None:
-                source.check_labels(outputs.shape[1])
-    elif evaluation is not None and evaluation.has_labels:
-        raise DataError(
-            f"Labels are scored against class scores (batch, classes); this network gives {tuple(outputs.shape)} for a "
-            f"batch of {outputs.shape[0] if outputs.ndim else 0}. Give --eval data without labels."
+        found = run(program, (state,), (probe,), list(nodes.values()))
+    wanted = named_outputs(returned)
+    traced = {name: found[node][0] for name, node in nodes.items()}
+    deviation, where = largest_deviation({name: wanted[name] for name in traced}, traced)
+    if deviation > TRACE_TOLERANCE:
+        said = "" if len(wanted) == 1 else f", in its output `{where}`"
+        raise TraceError(
+            f"The traced graph does not compute what the network computes{said} (it is not deterministic?)."
         )
+
+
+def judge_outputs(
+    recipe: Recipe,
+    opened: Opened,
+    program: Program,
+    samples: int,
+    returned: object,
+    sources: Sequence[DataSource | None],
+    progress: Progress,
+) -> tuple[tuple[Output, ...], str]:
+    """The outputs that count, each with its kind, and the name of the one that labels or targets are answers to.
+
+    Args:
+        sources: evaluation data, then calibration data.
+
+    Raises:
+        DataError: labels or targets of the evaluation data, or the only labels there are, fit no output.
+    """
+    nodes = output_values(program, returned)
+    hints = Hints(
+        architecture=opened.architecture.spec,
+        class_counts=read_class_counts(opened.module),
+        last={name: last_operation(program, node) for name, node in nodes.items() if node is not None},
+        known=opened.outputs,
+    )
+    tensors = named_outputs(returned)
+    outputs = describe_outputs(tensors, samples, sources, hints, recipe.output_weight)
+    outputs = tuple(replace(output, node=nodes[output.name]) for output in outputs)
+    answered = ""
+    for number, source in enumerate(sources):
+        if source is None or (source.labels is None and source.targets is None):
+            continue
+        place = need_place(outputs, source) if number == 0 else find_place(outputs, source)
+        if place is None:
+            try:
+                need_place(outputs, source)
+            except DataError as error:
+                if source.labels is not None and source.labels.ndim == 1:
+                    raise
+                progress.note(f"warning: {error}")
+            continue
+        answered = answered or place.name
+    for output in outputs:
+        wide = output.kind == "real" and len(output.shape) == 1 and output.shape[0] > 1
+        if wide and output.name != answered:
+            progress.note(
+                f"output `{output.name}` of {output.shape[0]} numbers is compared by squares: nothing says that they "
+                "are class scores."
+            )
+    return outputs, answered

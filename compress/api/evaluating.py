@@ -11,10 +11,13 @@ from torch import nn
 from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.data import Cast, DataSource, Preprocessing, open_data
 from compress.errors import DataError
+from compress.measures.kinds import Hints, describe_outputs, need_place, read_class_counts
+from compress.measures.outputs import Output
 from compress.preparation import check_device
 from compress.progress import Progress, SilentProgress
-from compress.report.evaluation import Evaluation, evaluate_networks
-from compress.report.markdown import evaluation_report
+from compress.report.evaluation import Evaluation, evaluate_networks, network_outputs
+
+PROBED = 2  # samples that show what the network returns
 
 
 def evaluate(
@@ -36,10 +39,8 @@ def evaluate(
     artifact, module = open_artifact(folder, arch=arch, trust_code=trust_code)
     module = module.to(device)
     found, _ = evaluate_artifact(artifact, module, eval_data, batch_size, device, progress)
-    report = evaluation_report(found)
-    assert report is not None, "there was data"
-    error = {} if found.squared_error is None else {"squared_error": found.squared_error[1]}
-    return {"folder": str(folder), "samples": found.samples, **(report["compressed"] or {}), **error}
+    figures = {figure.key: figure.values[1] for figure in found.figures}
+    return {"folder": str(folder), "samples": found.samples, **figures}
 
 
 def evaluate_artifact(
@@ -49,15 +50,39 @@ def evaluate_artifact(
     source = open_evaluation(artifact, eval_data)
     progress.stage("evaluating", source.sample_count)
     only_batch = artifact.config["architecture"].get("batch_size")
+    outputs, answered = artifact_outputs(artifact, module, source, device)
     evaluation = evaluate_networks(
         module,
         module,
         source.batches(only_batch or batch_size),
+        outputs,
+        answered,
         device=device,
         progress=progress,
         only_batch=only_batch,
     )
     return evaluation, source.fingerprint
+
+
+def artifact_outputs(
+    artifact: Artifact, module: nn.Module, source: DataSource, device: str
+) -> tuple[tuple[Output, ...], str]:
+    """The loaded network's outputs, as the run described them and as these data's labels or targets say.
+
+    Raises:
+        DataError: labels or targets fit no output.
+    """
+    size = artifact.config["architecture"].get("batch_size") or PROBED
+    first = next(iter(source.batches(min(size, source.sample_count)))).inputs.to(device)
+    with torch.inference_mode():
+        tensors = network_outputs(module, first, artifact.config["architecture"].get("batch_size"))
+    known = artifact.outputs
+    hints = Hints(artifact.config["architecture"]["spec"], read_class_counts(module), known=known)
+    weights = {name: float(known[name]["weight"]) if name in known else 0.0 for name in tensors} if known else {}
+    outputs = describe_outputs(tensors, len(first), (source,), hints, weights)
+    if source.labels is None and source.targets is None:
+        return outputs, ""
+    return outputs, need_place(outputs, source).name
 
 
 def open_evaluation(artifact: Artifact, spec: str) -> DataSource:

@@ -27,6 +27,8 @@ def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, pro
         prepared.module,
         compressed,
         source.batches(only_batch or recipe.batch_size),
+        prepared.outputs,
+        prepared.answered if source.labels is not None or source.targets is not None else "",
         device=recipe.device,
         progress=progress,
         only_batch=only_batch,

@@ -16,7 +16,7 @@ from compress.convex import Moments, width_bound
 from compress.convex.moments import unit_columns
 from compress.diagnostics.forces import aligned_units
 from compress.errors import NothingToCompressError, SurgeryError
-from compress.graph.program import first_tensor
+from compress.measures.outputs import named_outputs
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
@@ -113,9 +113,9 @@ def output_deviation(prepared: Prepared, problem: Problem, state: Mapping[str, T
     with torch.inference_mode():
         for number in range(len(problem.held_back.sizes())):
             inputs = tuple(tensor.to(prepared.probe.device) for tensor in problem.held_back.read(number))
-            before = first_tensor(prepared.module(*inputs))
-            after = first_tensor(torch.func.functional_call(prepared.module, changed, inputs))
-            largest = max(largest, relative_deviation((before,), (after,)))
+            before = named_outputs(prepared.module(*inputs))
+            after = named_outputs(torch.func.functional_call(prepared.module, changed, inputs))
+            largest = max(largest, relative_deviation(list(before.values()), list(after.values())))
     return largest
 
 

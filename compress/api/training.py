@@ -30,9 +30,9 @@ from compress.data import Cast, DataSource
 from compress.data.source import Subset, split_held_back
 from compress.errors import DataError, GateError, InterruptionError, OutputError, RecipeError
 from compress.graph.cost import count_macs, count_parameters
-from compress.graph.program import first_tensor
+from compress.measures.kinds import Hints, describe_outputs, need_place, read_class_counts
+from compress.measures.outputs import named_outputs
 from compress.preparation import (
-    check_all_labels,
     check_device,
     choose_preprocessing,
     make_probes,
@@ -42,7 +42,7 @@ from compress.preparation import (
 )
 from compress.progress import Progress, SilentProgress, Stages
 from compress.recipe import Recipe, TrainingOptions, format_recipe
-from compress.report.evaluation import evaluate_networks
+from compress.report.evaluation import evaluate_networks, network_outputs
 from compress.report.markdown import evaluation_report
 from compress.training.loop import score
 from compress.training.losses import LOSSES, check_answers, constant_loss
@@ -142,8 +142,8 @@ def train_into(
         check_answers(options.loss, source, outputs)
         if evaluation is not None and evaluation.targets is not None:
             check_answers(options.loss, evaluation, outputs)
-        else:
-            check_all_labels(outputs, source, evaluation)
+        elif evaluation is not None and evaluation.has_labels:
+            need_place(describe_outputs(named_outputs(outputs), len(probe), (evaluation,), Hints()), evaluation)
         if (options.crop or options.flip) and probe.ndim != 4:
             raise RecipeError(f"training: crop and flip are for images; samples have shape {tuple(probe.shape[1:])}.")
         training, validation = split_source(source, options.held_back, recipe.seed)
@@ -284,7 +284,12 @@ def score_networks(
             "constant_loss": constant_loss(options.loss, evaluation.targets),
         }
     batches = evaluation.batches(recipe.batch_size)
-    found = evaluate_networks(before.eval(), after, batches, device=recipe.device, progress=progress)
+    first = next(iter(evaluation.batches(2))).inputs.to(recipe.device)
+    with torch.inference_mode():
+        tensors = network_outputs(after, first)
+    outputs = describe_outputs(tensors, len(first), (evaluation,), Hints(class_counts=read_class_counts(after)))
+    answered = need_place(outputs, evaluation).name if evaluation.has_labels else ""
+    found = evaluate_networks(before.eval(), after, batches, outputs, answered, device=recipe.device, progress=progress)
     described = evaluation_report(found)
     assert described is not None, "there was data"
     return {"samples": found.samples, "original": described["original"], "trained": described["compressed"]}
@@ -313,7 +318,7 @@ def write_trained(
         "certificates": {},
     }
     with torch.inference_mode():
-        expected = first_tensor(module(probe))
+        expected = named_outputs(module(probe))
     with new_folder(folder, force=recipe.force) as draft, tempfile.TemporaryDirectory() as scratch:
         manifest = write_artifact(draft, stored, config, {"recipe.yaml": format_recipe(recipe)})
         report["reload_deviation"] = check_reload(draft, probe, expected, RELOAD_TOLERANCE, Path(scratch))

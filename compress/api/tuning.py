@@ -11,7 +11,6 @@ from torch import nn
 from compress.compression.problem import Problem
 from compress.data.source import Subset
 from compress.errors import DataError, RecipeError
-from compress.graph.program import first_tensor
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe, TrainingOptions
@@ -66,7 +65,7 @@ def check_finetuning(prepared: Prepared, recipe: Recipe) -> None:
         )
     chosen = chosen_options(recipe)
     with torch.inference_mode():
-        check_answers(chosen.loss, prepared.calibration, first_tensor(prepared.module(prepared.probe)))
+        check_answers(chosen.loss, prepared.calibration, prepared.module(prepared.probe))
     if prepared.network.batch_size is not None:
         raise RecipeError(
             f"--finetune: this network runs on batches of {prepared.network.batch_size} only; give --recover STEPS, "
@@ -85,9 +84,19 @@ def finetune_module(
 ) -> tuple[nn.Module, Tuning]:
     """A fine-tuned copy of a cut network, never worse on the held-back samples than it was. Raises NonFiniteError."""
     if recipe.recover is not None:
-        return distil(
-            prepared.module, module, problem.fitting, problem.held_back, recipe.recover, progress, seed=recipe.seed
+        tuned, distillation = distil(
+            prepared.module,
+            module,
+            problem.fitting,
+            problem.held_back,
+            recipe.recover,
+            problem.outputs,
+            progress,
+            answered=problem.answered,
+            seed=recipe.seed,
         )
+        progress.note(distillation.describe())
+        return tuned, distillation
     chosen = chosen_options(recipe)
     fitting, held_back = (
         Subset(stream.source, stream.indices.numpy()) for stream in (problem.fitting, problem.held_back)

@@ -17,7 +17,7 @@ from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.checkpoint.restoring import named_tensors
 from compress.errors import CompressError, DataError, OutputError, RecipeError, UntrustedCodeError
 from compress.graph.cost import count_macs, count_parameters, measure_latency
-from compress.graph.program import first_tensor
+from compress.measures.outputs import named_outputs
 from compress.preparation import check_device
 from compress.progress import Progress, SilentProgress
 from compress.report.checks import Check, check_drop, failures
@@ -135,7 +135,8 @@ def check_network(
     checks += check_widths(artifact, module, report)
     probe = make_probe(artifact, device)
     with torch.inference_mode():
-        finite = bool(torch.isfinite(first_tensor(module(probe))).all())
+        outputs = named_outputs(module(probe))
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in outputs.values())
     checks.append(
         Check("outputs", "finite numbers", "finite" if finite else "NaN or Inf", finite, "Outputs on a first batch")
     )

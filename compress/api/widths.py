@@ -16,6 +16,8 @@ from compress.compression.search import SearchResult, search_widths
 from compress.compression.sweep import Compressed, sweep
 from compress.errors import DataError, NothingToCompressError, RecipeError, nearest
 from compress.graph.cost import count_macs, measure_latency
+from compress.measures.kinds import find_place
+from compress.measures.outputs import Output
 from compress.preparation import Prepared
 from compress.progress import Portion, Progress
 from compress.recipe import Recipe
@@ -130,10 +132,22 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         memory=recipe.memory_bytes,
         seed=recipe.seed,
         biases=prepared.biases,
+        outputs=tuple(output for output in prepared.outputs if output.node is not None),
+        answered=calibration_answers(prepared),
         readers=()
         if recipe.layer or recipe.exclude
         else tuple(consumer for group in groups for consumer in group.consumers),
     )
+
+
+def calibration_answers(prepared: Prepared) -> Output | None:
+    """The output that the calibration samples' labels or targets are answers to; None without any that fit."""
+    source = prepared.calibration
+    if source is None or (source.labels is None and source.targets is None):
+        return None
+    place = find_place(prepared.outputs, source)
+    found = None if place is None else next(one for one in prepared.outputs if one.name == place.name)
+    return found if found is not None and place is not None and found.kind == place.kind else None
 
 
 def check_patterns(groups: Sequence[UnitGroup], patterns: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ from compress.artifact.folder import (
 from compress.atomic import new_folder
 from compress.compression.problem import Problem
 from compress.errors import CompressError, OutputError, UnsupportedError
-from compress.graph.program import first_tensor
+from compress.measures.outputs import named_outputs
 from compress.preparation import Opened, Prepared
 from compress.progress import Progress, Stages
 from compress.recipe import Recipe, format_recipe
@@ -109,11 +109,12 @@ def write_run(
     config = {
         **{name: report[name] for name in ("checkpoint", "architecture", "data", "seed", "versions")},
         **describe_cut(prepared.opened, cut),
+        "outputs": [output.as_report() for output in prepared.outputs],
         "certificates": {layer["name"]: layer["lasso"] for layer in report["layers"] if layer.get("lasso") is not None},
         "hashes": {"checkpoint": prepared.checkpoint.sha256},
     }
     with torch.inference_mode():
-        expected = first_tensor(cut.narrowed.module(prepared.probe))
+        expected = named_outputs(cut.narrowed.module(prepared.probe))
     faults: list[CompressError] = []
     with new_folder(folder, force=recipe.force) as draft, tempfile.TemporaryDirectory() as scratch:
         manifest = write_artifact(draft, cut.stored, config, {"recipe.yaml": format_recipe(recipe)})

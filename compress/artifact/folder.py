@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.atomic import current_umask
 from compress.checkpoint.manifest import CONFIG, FORMAT, MODEL, file_sha256, read_artifact
 from compress.errors import OutputError
+from compress.measures.outputs import largest_deviation
 
 TRAINING_JSON = "training.json"  # of a training, in place of a run's report
 RECIPE, REPORT_JSON, REPORT_TEXT = "recipe.yaml", "report.json", "report.md"
@@ -93,40 +94,40 @@ RELOAD = """
 import sys
 folder, probe, found, threads, *sys.path = sys.argv[1:]
 import numpy, torch, compress
-from compress.graph.program import first_tensor
+from compress.measures.outputs import named_outputs
+from safetensors.torch import save_file
 torch.set_num_threads(int(threads))
 with torch.inference_mode():
-    outputs = compress.load(folder, trust_code=True)(torch.from_numpy(numpy.load(probe)))
-numpy.save(found, first_tensor(outputs).double().numpy())
+    outputs = named_outputs(compress.load(folder, trust_code=True)(torch.from_numpy(numpy.load(probe))))
+save_file({name: tensor.contiguous().clone() for name, tensor in outputs.items()}, found)
 """
 
 
-def check_reload(folder: Path, probe: Tensor, expected: Tensor, tolerance: float, scratch: Path) -> float:
-    """Load `folder` in a fresh process, run `probe` (B, …) and compare with `expected`.
+def check_reload(folder: Path, probe: Tensor, expected: Mapping[str, Tensor], tolerance: float, scratch: Path) -> float:
+    """Load `folder` in a fresh process, run `probe` (B, …) and compare all outputs with `expected`, by name.
 
     The process looks for modules where this one does, and nowhere else: not in the working directory. What the folder
     names was built in this process before, so that it is trusted in the other.
 
     Returns:
-        The largest deviation, relative to the largest expected magnitude.
+        The largest deviation, relative to the output's largest expected magnitude.
 
     Raises:
         OutputError: the process failed or the outputs differ by more than `tolerance`.
     """
     np.save(scratch / "probe.npy", probe.cpu().numpy())
-    arguments = [str(folder.resolve()), str(scratch / "probe.npy"), str(scratch / "found.npy")]
+    arguments = [str(folder.resolve()), str(scratch / "probe.npy"), str(scratch / "found.safetensors")]
     command = [sys.executable, "-P", "-c", RELOAD, *arguments, str(torch.get_num_threads()), *sys.path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         reason = lines[-1].partition(": ")[2] or lines[-1]
         raise OutputError(f"The written model does not load in a fresh process: {reason}")
-    found = torch.from_numpy(np.load(scratch / "found.npy"))
-    scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
-    deviation = float((found - expected.double().cpu()).abs().max()) / scale
+    deviation, where = largest_deviation(expected, load_file(scratch / "found.safetensors"))
     if not deviation <= tolerance:
+        said = "other outputs" if len(expected) == 1 else f"another output `{where}`"
         raise OutputError(
-            f"The written model gives other outputs in a fresh process: relative deviation {deviation:.1e}, "
+            f"The written model gives {said} in a fresh process: relative deviation {deviation:.1e}, "
             f"at most {tolerance:.0e} was expected."
         )
     return deviation

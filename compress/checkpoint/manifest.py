@@ -23,6 +23,7 @@ from compress.checkpoint.restoring import restore_shapes
 from compress.checkpoint.without_memory import Bounds, total_bytes
 from compress.data.preprocessing import Preprocessing
 from compress.errors import OutputError, RecipeError, UnsupportedError
+from compress.measures.outputs import read_described
 from compress.strict_json import check_regular, read_object, read_regular
 
 FORMAT = 1
@@ -91,6 +92,14 @@ class Artifact:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch."""
         return tuple(self.config["architecture"]["input_shape"])
+
+    @property
+    def outputs(self) -> dict[str, dict[str, Any]]:
+        """How the run described each output, by name; empty in older folders. Raises OutputError."""
+        try:
+            return read_described(self.config.get("outputs") or [])
+        except ValueError as error:
+            raise OutputError(f"{str(self.folder / CONFIG)!r} is damaged: {error}.") from None
 
     def build(self, *, trust_code: bool = False, model: nn.Module | None = None) -> nn.Module:
         """The compressed network in eval mode, float32 where it was stored in half precision.

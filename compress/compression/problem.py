@@ -14,6 +14,7 @@ from compress.compression.turns import Turn, make_turns
 from compress.data import DataSource
 from compress.errors import DataError
 from compress.graph.program import Program
+from compress.measures.outputs import Output
 from compress.progress import Progress
 from compress.recording.layer_moments import LayerMoments, make_layer_moments
 from compress.recording.readings import Reading, find_readings, output_positions
@@ -69,6 +70,8 @@ class Problem:
         share: this process's part of the batches to record.
         biases: state names of zero biases that the original network does not have.
         ingredients: what a sweep makes use of.
+        outputs: what the network returns and weights can change; what a distance between two of them is.
+        answered: the one of them that the samples' labels or targets are answers to; None without either.
     """
 
     program: Program
@@ -78,6 +81,8 @@ class Problem:
     held_back: SampleStream
     forward_macs: int
     memory: int
+    outputs: tuple[Output, ...]
+    answered: Output | None = None
     seed: int = 0
     readers: tuple[Consumer, ...] = ()
     share: Share = field(default_factory=Share)
@@ -88,6 +93,11 @@ class Problem:
     def device(self) -> torch.device:
         """Where the state lies."""
         return next(iter(self.state.values())).device
+
+    @property
+    def output_nodes(self) -> tuple[str, ...]:
+        """Nodes of the outputs, each once."""
+        return tuple(dict.fromkeys(output.node for output in self.outputs if output.node is not None))
 
     def turns(self) -> tuple[Turn, ...]:
         """The turns of a sweep, front to back."""

@@ -2,43 +2,67 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.stats import norm
 from torch import Tensor
-from torch.nn import functional
 
 from compress.graph.program import Program, run
+from compress.measures.figures import GATED, Figure, FigureSums
+from compress.measures.outputs import Distances, Output, weighted_mean
+from compress.measures.statistics import Change, compare_figure, judge
 from compress.recording.store import ActivationStore
 
+ONE_ERROR = float(norm.cdf(1.0))  # confidence of one standard error, which a search leaves itself
+LEFT_OUT = ("top5", "mean_iou", "perplexity", "squared_error")  # figures that calibration samples are not asked for
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class CalibrationScore:
     """Both networks on the same calibration samples.
 
     Attributes:
-        drop: points of top-1 accuracy lost; points of disagreement where the samples have no labels.
-        error: standard error of `drop`, from the paired samples.
-        top1, loss: (original, compressed) accuracy and mean cross-entropy in nats; None without labels.
+        distances: output name -> mean distance from the original's, in nats or relative squares.
+        distance: their mean by the outputs' weights.
+        figures: accuracy and loss where there are labels; agreement where an output is scores; else none.
     """
 
     samples: int
-    drop: float
-    error: float
-    agreement: float
-    top1: tuple[float, float] | None
-    loss: tuple[float, float] | None
+    distances: dict[str, float]
+    distance: float
+    figures: tuple[Figure, ...]
 
-    def passes(self, max_drop: float) -> bool:
-        """Whether the drop, and one standard error on top, stays within the bound."""
-        return self.drop + self.error <= max_drop
+    def figure(self, *keys: str) -> Figure | None:
+        """The first figure with one of these keys."""
+        return next((one for one in self.figures if one.key in keys), None)
+
+    def change(self, confidence: float = ONE_ERROR) -> Change | None:
+        """Accuracy lost, disagreement where the samples have no labels; None where no output is scores."""
+        judged = self.figure(*GATED) or self.figure("agreement")
+        return None if judged is None else compare_figure(judged, confidence)
+
+    def passes(self, max_drop: float, confidence: float | None = None) -> bool:
+        """Whether the loss stays within the bound, with a confidence (one standard error where none is given)."""
+        change = self.change(confidence or ONE_ERROR)
+        return change is not None and judge(change, max_drop, tested=True).passed
 
     def as_report(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        change = self.change()
+        pairs = {key: found for key in ("top1", "loss", "agreement") if (found := self.figure(key)) is not None}
+        return {
+            "samples": self.samples,
+            "drop": None if change is None else change.loss,
+            "error": None if change is None else change.bound - change.loss,
+            "agreement": None if "agreement" not in pairs else pairs["agreement"].values[1],
+            "top1": None if "top1" not in pairs else list(pairs["top1"].values),
+            "loss": None if "loss" not in pairs else list(pairs["loss"].values),
+            "distance": self.distance,
+            "outputs": self.distances,
+        }
 
 
 def score_samples(
@@ -47,54 +71,51 @@ def score_samples(
     current: Mapping[str, Tensor],
     batch: Callable[[int], Any],
     sizes: list[int],
+    outputs: Sequence[Output],
+    answered: Output | None = None,
     *,
     store: ActivationStore | None = None,
     advance: Callable[[int], None] | None = None,
-) -> CalibrationScore | None:
-    """Run the original and the masked compressed network over batches; None where the output is not class scores.
+) -> CalibrationScore:
+    """Run the original and the masked compressed network over batches.
 
     Args:
-        batch: batch number -> object with inputs and labels (or None).
+        batch: batch number -> object with inputs, labels and targets (or None).
+        outputs: those that are judged.
+        answered: the one of them that labels or targets are answers to.
         store: values from which a batch can start; used up.
     """
     device = next(iter(original.values())).device
-    output = program.output
-    lost: list[Tensor] = []
-    agreeing, hits, losses, labelled = 0, [0, 0], [0.0, 0.0], True
+    nodes = [output.node for output in outputs if output.node is not None]
+    sums = Distances(outputs)
+    agreeing = next((output for output in outputs if output.kind in ("classes", "binary")), None)
+    answers = None if answered is None else FigureSums(answered, skipped=LEFT_OUT)
+    agreement = None if agreeing is None else FigureSums(agreeing)
     with torch.inference_mode():
         for number, size in enumerate(sizes):
             start = store.get(number, device) if store is not None else None
             found = batch(number)
-            inputs = (found.inputs.to(device),)
-            pair = run(program, (original, current), inputs, [output], start=start)[output]
+            pairs = run(program, (original, current), (found.inputs.to(device),), nodes, start=start)
             if store is not None:
                 store.drop(number)
-            if pair[0].ndim != 2 or pair[0].shape[1] < 2:
-                return None
-            first, second = (value.argmax(1).cpu() for value in pair)
-            agreeing += int((first == second).sum())
-            if found.labels is None:
-                labelled = False
-                lost.append((first != second).double())
-            else:
-                labels = found.labels.cpu()
-                right = [(guess == labels).double() for guess in (first, second)]
-                lost.append(right[0] - right[1])
-                for index in range(2):
-                    hits[index] += int(right[index].sum())
-                    scores = pair[index].double().cpu()
-                    losses[index] += float(functional.cross_entropy(scores, labels, reduction="sum"))
+            first, second = (
+                {output.name: pairs[output.node][which] for output in outputs if output.node is not None}
+                for which in (0, 1)
+            )
+            sums.start(first, size)
+            sums.add(0, first, second, size)
+            if answered is not None and answers is not None:
+                wanted = found.labels if found.labels is not None else found.targets
+                answers.add(first[answered.name], second[answered.name], wanted)
+            if agreeing is not None and agreement is not None:
+                agreement.add_agreement(first[agreeing.name], second[agreeing.name], size)
             if advance is not None:
                 advance(size)
-    differences = torch.cat(lost)
-    count = len(differences)
-    # one more differing sample than was seen, so that a few samples without any do not count as certainty
-    deviation = math.sqrt(float(differences.square().sum()) + 1) / count
+    (distances,) = sums.means()
+    figures = [part for part in (answers, agreement) if part is not None]
     return CalibrationScore(
-        samples=count,
-        drop=100 * float(differences.mean()),
-        error=100 * deviation,
-        agreement=agreeing / count,
-        top1=(hits[0] / count, hits[1] / count) if labelled else None,
-        loss=(losses[0] / count, losses[1] / count) if labelled else None,
+        samples=sums.samples,
+        distances=distances,
+        distance=weighted_mean(outputs, distances),
+        figures=tuple(figure for part in figures for figure in part.figures()),
     )

@@ -45,7 +45,8 @@ class SearchResult:
     def describe_drop(self) -> str:
         """Held-back points lost, with the standard error."""
         score = self.layerwise.held_back
-        return "unknown" if score is None else f"{score.drop:.2f} ± {score.error:.2f}"
+        change = None if score is None else score.change()
+        return "unknown" if change is None else f"{change.loss:.2f} ± {change.bound - change.loss:.2f}"
 
 
 def search_widths(
@@ -80,8 +81,8 @@ def search_widths(
     def passes(found: SearchResult) -> bool:
         assert max_drop is not None, "only called with an accuracy bound"
         score = found.layerwise.held_back
-        if score is None:
-            raise GateError("--max-drop needs a network whose output is class scores (batch, classes); give a budget.")
+        if score is None or score.change() is None:
+            raise GateError("--max-drop needs a network with an output of class scores; give a budget.")
         return score.passes(max_drop)
 
     if budgets:

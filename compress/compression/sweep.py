@@ -36,7 +36,7 @@ class Compressed:
     Attributes:
         state: removed units' columns are zero in their consumers; consumers are refitted.
         fitting: score on the fitting samples, where it came for free; else None.
-        held_back: score on the held-back samples; None where the network's outputs are not class scores.
+        held_back: score on the held-back samples; None where nothing was scored.
     """
 
     results: list[LayerResult | StoredLayer]
@@ -271,7 +271,15 @@ def score_streams(
         progress.stage("scoring calibration samples" if which == 0 else "scoring held-back samples", stream.count)
         scores.append(
             score_samples(
-                problem.program, problem.state, current, stream.batch, sizes, store=store, advance=progress.advance
+                problem.program,
+                problem.state,
+                current,
+                stream.batch,
+                sizes,
+                problem.outputs,
+                problem.answered,
+                store=store,
+                advance=progress.advance,
             )
         )
     return scores[0], scores[1]
@@ -285,4 +293,4 @@ def next_frontier(problem: Problem, turns: Sequence[Turn], *, rectified: bool = 
     wanted |= {residual.other for group in later for residual in problem.residuals(group).values()}
     if rectified:
         wanted |= {rectifier.source for group in later for rectifier in problem.rectifiers(group).values()}
-    return problem.program.frontier(changing, [*sorted(wanted), problem.program.output])
+    return problem.program.frontier(changing, [*sorted(wanted), *problem.output_nodes])

@@ -148,17 +148,21 @@ def finite_inputs(name: str, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
 
 
 def check_label_array(name: str, labels: np.ndarray, count: int) -> np.ndarray:
-    """Labels (N,) int64 of whole numbers of any type. Raises DataError."""
+    """Labels (N,) int64, or (N, …) of masks, tokens or several yes and no, where negative ones say nothing.
+
+    Raises:
+        DataError: not one a sample, no whole numbers, or a negative label of a whole sample.
+    """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and is_whole(labels))
-    if not whole or labels.shape != (count,):
+    if not whole or labels.ndim < 1 or len(labels) != count:
         raise DataError(
-            f"{name}: `labels` must be whole numbers of shape (N,) = ({count},), got {labels.dtype} {labels.shape}; "
-            "real numbers to fit go under `targets`."
+            f"{name}: `labels` must be whole numbers of shape (N,) = ({count},), or (N, …) for masks and tokens, got "
+            f"{labels.dtype} {labels.shape}; real numbers to fit go under `targets`."
         )
     labels = np.asarray(labels).astype(np.int64)
-    if labels.size and labels.min() < 0:
+    if labels.ndim == 1 and labels.size and labels.min() < 0:
         first = int(np.flatnonzero(labels < 0)[0])
         raise DataError(f"{name}: labels must be 0 or larger; sample {first} has label {int(labels[first])}.")
     return labels

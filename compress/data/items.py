@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from compress.data.arrays import check_target_array, finite_inputs
+from compress.data.arrays import check_label_array, check_target_array, finite_inputs
 from compress.data.importing import describe_fault
 from compress.data.preprocessing import Preprocessing
 from compress.data.source import DataSource
@@ -120,7 +120,7 @@ class DatasetSource(DataSource):
             raise DataError(f"{name}: the data set is empty.")
         answers = self._answers()
         real = answers is not None and answers.dtype.kind == "f"
-        labels = None if answers is None or real else answers.astype(np.int64)
+        labels = None if answers is None or real else check_label_array(name, answers, self.count)
         targets = check_target_array(name, answers, self.count) if answers is not None and real else None
         classes = getattr(dataset, "classes", None) if labels is not None else None
         super().__init__(name, preprocessing, labels, classes, targets)
@@ -139,12 +139,13 @@ class DatasetSource(DataSource):
             raise DataError(f"{self.name}: the labels or targets of the samples have different shapes.") from None
         if rows.dtype.kind == "f":
             return rows
-        if rows.dtype.kind not in "iub" or rows.size != self.count:
-            kind = (
-                f"got {rows.dtype} of shape {rows.shape[1:]} for each; give samples alone where there is no such label"
+        if rows.dtype.kind not in "iub":
+            kind = f"got {rows.dtype} of shape {rows.shape[1:]} for each"
+            raise DataError(
+                f"{self.name}: labels must be whole numbers, as many for each sample, {kind}; give samples alone where "
+                "there is no such label."
             )
-            raise DataError(f"{self.name}: labels must be one whole number a sample, {kind}.")
-        return rows.reshape(-1).astype(np.int64)
+        return rows
 
     def _item(self, number: int) -> Any:
         """What the user's data set gives. Raises DataError."""

@@ -21,7 +21,7 @@ HASH_CHUNK = 512
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Inputs (B, …), float32 or int64 (tokens), ready for the network, labels (B,) int64 or targets (B, D) float32."""
+    """Inputs (B, …), float32 or int64 (tokens), for the network; labels (B, …) int64, or targets (B, D) float32."""
 
     inputs: Tensor
     labels: Tensor | None
@@ -34,7 +34,7 @@ class DataSource(ABC):
     Attributes:
         name: the spec it was opened from; it appears in messages.
         preprocessing: applied to images; None only scales them to [0, 1].
-        labels: (N,) int64, or None.
+        labels: (N,) int64, or (N, …) of masks, tokens or several yes and no; or None.
         class_names: names of the classes where the source knows them.
         targets: (N, D) float32, real numbers to fit, in place of labels; or None.
     """
@@ -80,10 +80,17 @@ class DataSource(ABC):
             return None
         return int(self.labels.max()) + 1
 
+    @cached_property
+    def label_values(self) -> np.ndarray:
+        """The distinct labels, ascending; empty without any."""
+        return np.empty(0, np.int64) if self.labels is None else np.unique(self.labels)
+
     def check_labels(self, outputs: int) -> None:
         """Refuse labels that a network with `outputs` outputs cannot predict. Raises DataError."""
         if self.labels is None:
             return
+        if self.labels.ndim > 1:
+            raise DataError(f"{self.name}: one label a sample was expected, got labels of shape {self.labels.shape}.")
         wrong = (self.labels < 0) | (self.labels >= outputs)
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])

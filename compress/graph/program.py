@@ -18,7 +18,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compress.errors import TraceError
 from compress.graph.trace import NetworkGraph
+from compress.measures.outputs import named_outputs
 
+RESHAPING = {
+    "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "flatten", "clone", "contiguous", "detach", "alias",
+    "to", "_to_copy", "permute", "transpose", "select", "getitem",
+}  # fmt: skip
 Value: TypeAlias = Any  # what a node gives: a tensor, a number, or a tuple of these
 
 
@@ -100,13 +105,6 @@ class Program:
             if node is not None and isinstance(node.meta.get("val"), Tensor)
         )
         return cls(network, tuple(builder.steps), builder.leaves, outputs)
-
-    @property
-    def output(self) -> str:
-        """Name of the value that holds the network's first output tensor."""
-        if not self.outputs:
-            raise TraceError("The network returns no tensor.")
-        return self.outputs[0]
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:
@@ -229,6 +227,36 @@ def run(
             if not remaining[name] and name not in names:
                 del values[name]
     return {name: values[name] for name in names}
+
+
+def output_values(program: Program, returned: object) -> dict[str, str | None]:
+    """Name of each tensor in what the network `returned` -> the program's value that holds it.
+
+    None where weights cannot change it: an input or a constant that is handed on.
+    """
+    named = named_outputs(returned)
+    tensors = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
+    if len(tensors) != len(program.outputs):  # it was traced with its own tensors alone, without caches
+        tensors = list(named.values())
+    found: dict[str, str | None] = dict.fromkeys(named)
+    left = list(named.items())
+    for tensor, value in zip(tensors, program.outputs, strict=True):
+        place = next((number for number, (_, own) in enumerate(left) if own is tensor), None)
+        if place is not None:
+            name, _ = left.pop(place)
+            found[name] = value if value in program.by_name or program.tensor(value) is not None else None
+    return found
+
+
+def last_operation(program: Program, name: str) -> str:
+    """The operation that made a value's numbers, `sigmoid` for one; what only reshapes or copies is passed over."""
+    while name in program.by_name:
+        step = program.by_name[name]
+        operation = getattr(step.target, "__name__", str(step.target)).split(".")[0].removesuffix("_")
+        if operation not in RESHAPING or not step.inputs:
+            return operation
+        name = step.inputs[0]
+    return ""
 
 
 def run_outputs(
@@ -480,11 +508,3 @@ def functional_target(node: fx.Node) -> Any:
     if functional is None:
         raise TraceError(f"`{target}` changes its argument and has no functional form.")
     return functional
-
-
-def first_tensor(outputs: object) -> Tensor:
-    """The tensor a network returns, or the first one in the container it returns. Raises TraceError."""
-    for leaf in tree_leaves(outputs):
-        if isinstance(leaf, Tensor):
-            return leaf
-    raise TraceError(f"The network returns {type(outputs).__name__}; a tensor, or a container with one, was expected.")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree
 
 from compress.errors import TraceError
 from compress.graph.inlining import inline_regions
+from compress.measures.outputs import named_outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +165,7 @@ _PREFIX = "traced."
 
 def output_tensors(outputs: object) -> tuple[Tensor, ...]:
     """The tensors that a network returned, in flattened order; key-value caches are no output of the network."""
-    leaves = _pytree.tree_leaves(outputs, is_leaf=lambda value: type(value).__name__.endswith("Cache"))
-    return tuple(value for value in leaves if isinstance(value, Tensor))
+    return tuple(named_outputs(outputs).values())
 
 
 def _strip_prefix(graph: fx.Graph) -> None:

@@ -26,6 +26,7 @@ Numbers = Annotated[tuple[float, ...] | None, BeforeValidator(numbers)]
 Counts = Annotated[tuple[int, ...] | None, BeforeValidator(counts)]
 Extent = Annotated[int | tuple[int, int] | None, BeforeValidator(extent)]
 Assignments = Annotated[dict[str, Any], BeforeValidator(assignments)]
+Weights = Annotated[dict[str, float], BeforeValidator(assignments)]
 
 
 class Recipe(BaseModel):
@@ -115,6 +116,9 @@ class Recipe(BaseModel):
         None, "Fraction of the latency to keep, batch 1, measured here.", Section.WIDTHS, "SHARE", gt=0, lt=1
     )
     round_to: int = option(1, "Kept widths are multiples of this.", Section.WIDTHS, "COUNT", ge=1)
+    output_weight: Weights = option(
+        dict, "Weight of one of several outputs; 0 leaves it out.", Section.WIDTHS, "NAME=NUMBER", default_text="1 each"
+    )
     solver: Literal["newton", "proximal", "conic"] = option(
         "newton", "Solver of the certified lasso; conic is cvxpy.", Section.SOLVING
     )
@@ -194,6 +198,14 @@ class Recipe(BaseModel):
         for text in texts if isinstance(texts, (list, tuple)) else ():
             parse_reduction(str(text))
         return tuple(str(text) for text in texts) if isinstance(texts, (list, tuple)) else texts
+
+    @field_validator("output_weight")
+    @classmethod
+    def _weights_are_numbers(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, weight in value.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"weights must be 0 or larger, got {name}={weight:g}")
+        return value
 
     @field_validator("std")
     @classmethod

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from compress.errors import DataError, NonFiniteError
-from compress.graph.program import first_tensor
+from compress.errors import DataError
+from compress.measures.figures import GATED, Figure, FigureSums
+from compress.measures.outputs import Distances, Output, check_finite, named_outputs, weighted_mean
 from compress.progress import Progress
 
-TOP5_FROM_CLASSES = 20
 MOST_DISAGREEMENTS = 12  # kept with their inputs
 MOST_CHANGES = 30  # pairs of classes
 
@@ -51,18 +51,38 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class OutputChange:
+    """How far one output of the compressed network lies from the original's.
+
+    Attributes:
+        distance: mean over samples, in nats or in squares relative to the output's spread; see `Output.measure`.
+        relative_change: ‖compressed − original‖_F / ‖original‖_F; of whole numbers, the share that differs.
+        agreement: share of answers that both networks give alike; None where the output is no scores.
+    """
+
+    output: Output
+    distance: float
+    relative_change: float
+    agreement: float | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Both networks on the same samples.
 
     Attributes:
         samples: how many.
-        original, compressed: scores; None without labels.
-        agreement: fraction of samples on which both predict the same class; None where outputs are no class scores.
-        relative_output_change: ‖compressed − original‖_F / ‖original‖_F over all outputs.
+        original, compressed: scores; None without a label a sample.
+        agreement: fraction of samples on which both predict the same, of the output that labels belong to or else the
+            first one with scores; None where no output is scores.
+        relative_output_change: root of the weighted mean square of the outputs' relative changes.
         per_class: class -> (samples, original top-1, compressed top-1); empty without labels.
         changes: (class predicted by the original, by the compressed network, samples), most samples first.
         disagreements: the worst, worst first.
-        squared_error: both networks' mean over samples of ‖output − target‖², where the data has real targets.
+        figures: what labels or targets say of both networks, sample by sample.
+        outputs: every output that counts.
+        answered: name of the output that labels or targets are answers to; empty without any.
+        guess: share of right answers of whoever always gives the commonest label; 0 without labels.
     """
 
     samples: int
@@ -73,38 +93,29 @@ class Evaluation:
     per_class: dict[int, tuple[int, float, float]] = field(default_factory=dict)
     changes: tuple[tuple[int, int, int], ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
-    squared_error: tuple[float, float] | None = None
+    figures: tuple[Figure, ...] = ()
+    outputs: tuple[OutputChange, ...] = ()
+    answered: str = ""
+    guess: float = 0.0
+
+    def figure(self, *keys: str) -> Figure | None:
+        """The first figure with one of these keys."""
+        return next((one for one in self.figures if one.key in keys), None)
 
     @property
     def drop(self) -> float | None:
-        """Points of top-1 accuracy lost (positive: the compressed network is worse); None without labels."""
-        if self.original is None or self.compressed is None:
-            return None
-        return 100 * (self.original.top1 - self.compressed.top1)
+        """Points of accuracy lost, of mean IoU if more of that is (positive: the compressed network is worse).
 
+        None where nothing is right or wrong.
+        """
+        gated = [figure.worsening for figure in self.figures if figure.key in GATED]
+        return max(gated, default=None)
 
-@dataclass
-class _Count:
-    samples: int = 0
-    top1: int = 0
-    top5: int = 0
-    loss: float = 0.0
-    hits: Tensor | None = None
-
-    def add(self, outputs: Tensor, labels: Tensor) -> None:
-        classes = outputs.shape[-1]
-        correct = outputs.argmax(-1) == labels
-        self.samples += len(labels)
-        self.top1 += int(correct.sum())
-        self.loss += float(functional.cross_entropy(outputs.double(), labels, reduction="sum"))
-        if classes >= TOP5_FROM_CLASSES:
-            self.top5 += int((outputs.topk(5).indices == labels[:, None]).any(-1).sum())
-        found = torch.bincount(labels[correct], minlength=classes)
-        self.hits = found if self.hits is None else self.hits + found
-
-    def score(self, classes: int) -> Score:
-        top5 = self.top5 / self.samples if classes >= TOP5_FROM_CLASSES else None
-        return Score(self.top1 / self.samples, top5, self.loss / self.samples)
+    @property
+    def squared_error(self) -> tuple[float, float] | None:
+        """Both networks' mean over samples of ‖output − target‖²; None without real targets."""
+        found = self.figure("squared_error")
+        return None if found is None else found.values
 
 
 @dataclass
@@ -115,13 +126,13 @@ class _Differences:
     worst: list[Disagreement] = field(default_factory=list)
     pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
 
-    def add(self, inputs: Tensor, labels: Tensor | None, first: Tensor, second: Tensor) -> int:
-        """Count a batch; returns on how many samples both networks agree."""
+    def add(self, output: Output, inputs: Tensor, labels: Tensor | None, first: Tensor, second: Tensor) -> None:
+        """Count a batch of one output's class scores."""
         before, after = first.argmax(1), second.argmax(1)
         places = (before != after).nonzero()[:, 0]
         if len(places):
             was, now = before[places], after[places]
-            old, new = (outputs[places].double().softmax(1) for outputs in (first, second))
+            old, new = (output.logs(scores[places]).exp() for scores in (first, second))
             rows = torch.arange(len(places), device=places.device)
             lost = old[rows, was] - new[rows, was]
             self.pairs.update(zip(was.tolist(), now.tolist(), strict=True))
@@ -140,7 +151,6 @@ class _Differences:
                 )
             self.worst = sorted(self.worst, key=lambda one: (-one.lost, one.index))[:MOST_DISAGREEMENTS]
         self.seen += len(first)
-        return len(first) - len(places)
 
     def changes(self) -> tuple[tuple[int, int, int], ...]:
         """The commonest changes of a prediction."""
@@ -152,99 +162,133 @@ def evaluate_networks(
     original: nn.Module,
     compressed: nn.Module,
     batches: Iterable[Any],
+    outputs: Sequence[Output],
+    answered: str = "",
     *,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
     only_batch: int | None = None,
 ) -> Evaluation:
-    """Run both networks over batches of (inputs, labels or None); every number comes from this one pass.
+    """Run both networks over batches of (inputs, labels, targets); every number comes from this one pass.
 
     Args:
+        outputs: those that count.
+        answered: name of the one that labels or targets are answers to.
         only_batch: the one batch size that the networks run on; a smaller batch is filled up, the filling not counted.
 
     Raises:
-        DataError: no samples, labels without class scores, or labels out of range.
-        NonFiniteError: a network's output is NaN or Inf.
+        DataError: no samples, or labels out of range.
+        NonFiniteError: an output of a network is NaN or Inf.
     """
-    before, after, differences = _Count(), _Count(), _Differences()
-    samples = agreeing = 0
-    change = norm = 0.0
-    squares: list[float] | None = None
-    totals: Tensor | None = None
-    classes, scored = 0, False
+    sums, differences = Distances(outputs), _Differences()
+    squares = {output.name: [0.0, 0.0] for output in outputs}  # of changes and of the original
+    agreements = {output.name: FigureSums(output) for output in outputs if output.kind in ("classes", "binary")}
+    judged = next((output for output in outputs if output.name == answered), None)
+    answers = None if judged is None else FigureSums(judged)
+    shown = judged if judged is not None else next((one for one in outputs if one.name in agreements), None)
+    single = shown is not None and shown.kind == "classes" and not shown.positions
+    found_labels: list[Tensor] = []
     with torch.inference_mode():
         for batch in batches:
             inputs = batch.inputs.to(device)
-            first, second = (network_output(network, inputs, only_batch) for network in (original, compressed))
-            scored = is_class_scores(first)
-            samples += len(inputs)
-            if scored:
-                classes = first.shape[1]
-                agreeing += differences.add(inputs, batch.labels, first, second)
-            change += float((second.double() - first.double()).square().sum())
-            norm += float(first.double().square().sum())
-            if batch.labels is not None:
-                if not scored:
-                    raise DataError(
-                        f"Labels need one row of class scores (batch, classes) per sample, got {tuple(first.shape)}."
-                    )
-                labels = check_labels(batch.labels, classes).to(device)
-                before.add(first, labels)
-                after.add(second, labels)
-                found = torch.bincount(labels, minlength=classes)
-                totals = found if totals is None else totals + found
-            if batch.targets is not None:
-                own = [squared_errors(outputs, batch.targets) for outputs in (first, second)]
-                squares = own if squares is None else [sum(pair) for pair in zip(squares, own, strict=True)]
+            size = len(inputs)
+            first = network_outputs(original, inputs, only_batch)
+            second = first if compressed is original else network_outputs(compressed, inputs, only_batch)
+            sums.start(first, size)
+            sums.add(0, first, second, size)
+            for output in outputs:
+                was, now = first[output.name].double(), second[output.name].double()
+                squares[output.name][0] += float((now - was).square().sum())
+                squares[output.name][1] += float(was.square().sum())
+                if output.name in agreements:
+                    agreements[output.name].add_agreement(first[output.name], second[output.name], size)
+            if shown is not None and single:
+                labels = batch.labels if shown is judged else None
+                differences.add(shown, inputs, labels, first[shown.name], second[shown.name])
+            wanted = batch.labels if batch.labels is not None else batch.targets
+            if judged is not None and answers is not None and wanted is not None:
+                if judged.kind == "classes" and not judged.positions:
+                    found_labels.append(check_labels(wanted, judged.classes))
+                answers.add(first[judged.name], second[judged.name], wanted)
             if progress is not None:
-                progress.advance(len(inputs))
-    if not samples:
+                progress.advance(size)
+    if not sums.samples:
         raise DataError("The evaluation data holds no samples.")
-    per_class = {}
-    if totals is not None and before.hits is not None and after.hits is not None:
-        per_class = {
-            index: (int(total), int(before.hits[index]) / int(total), int(after.hits[index]) / int(total))
-            for index, total in enumerate(totals)
-            if total
-        }
+    agreeing = {name: part.figures()[0].values[1] for name, part in agreements.items()}
+    (distances,) = sums.means()
+    changes = tuple(
+        OutputChange(
+            output,
+            distances[output.name],
+            distances[output.name] if output.kind == "whole" else _relative(*squares[output.name]),
+            agreeing.get(output.name),
+        )
+        for output in outputs
+    )
+    figures = () if answers is None else answers.figures()
+    before, after = (_score(figures, which) for which in (0, 1))
     return Evaluation(
-        samples=samples,
-        original=before.score(classes) if before.samples else None,
-        compressed=after.score(classes) if after.samples else None,
-        agreement=agreeing / samples if scored else None,
-        relative_output_change=(change / norm) ** 0.5 if norm else 0.0,
-        per_class=per_class,
+        samples=sums.samples,
+        original=before,
+        compressed=after,
+        agreement=None if shown is None else agreeing.get(shown.name),
+        relative_output_change=weighted_mean(
+            outputs, {change.output.name: change.relative_change**2 for change in changes}
+        )
+        ** 0.5,
+        per_class=_by_class(figures, found_labels),
         changes=differences.changes(),
         disagreements=tuple(differences.worst),
-        squared_error=None if squares is None else (squares[0] / samples, squares[1] / samples),
+        figures=figures,
+        outputs=changes,
+        answered=answered,
+        guess=0.0 if answers is None or not figures else answers.guess,
     )
 
 
-def squared_errors(outputs: Tensor, targets: Tensor) -> float:
-    """Σ‖output − target‖² of targets (B, D). Raises DataError where outputs are not D numbers a sample."""
-    rows = outputs.flatten(1).double() if outputs.ndim > 1 else outputs[:, None].double()
-    if rows.shape != targets.shape:
-        raise DataError(
-            f"The data has {targets.shape[1]} targets a sample, and the network gives {tuple(outputs.shape[1:])}; they "
-            "must be as many."
-        )
-    return float((rows - targets.to(rows)).square().sum())
+def _relative(change: float, norm: float) -> float:
+    return (change / norm) ** 0.5 if norm else 0.0
 
 
-def is_class_scores(outputs: Tensor) -> bool:
-    """Whether outputs are one row of scores of at least two classes a sample: (batch, classes)."""
-    return outputs.ndim == 2 and outputs.shape[1] > 1
+def _score(figures: Sequence[Figure], which: int) -> Score | None:
+    values = {figure.key: figure.values[which] for figure in figures}
+    if "top1" not in values:
+        return None
+    return Score(values["top1"], values.get("top5"), values["loss"])
 
 
-def network_output(network: nn.Module, inputs: Tensor, only_batch: int | None = None) -> Tensor:
-    """A network's output, or the first tensor in the container it returns. Raises TraceError, NonFiniteError."""
+def _by_class(figures: Sequence[Figure], labels: Sequence[Tensor]) -> dict[int, tuple[int, float, float]]:
+    """Class -> (samples, original top-1, compressed top-1)."""
+    top1 = next((figure for figure in figures if figure.key == "top1"), None)
+    if top1 is None:
+        return {}
+    classes = torch.cat(list(labels)).cpu().numpy()
+    found = {}
+    for label in np.unique(classes):
+        own = classes == label
+        before, after = (float(part[own, 0].mean()) for part in top1.numerators)
+        found[int(label)] = (int(own.sum()), before, after)
+    return found
+
+
+def network_outputs(network: nn.Module, inputs: Tensor, only_batch: int | None = None) -> dict[str, Tensor]:
+    """What a network returns for a batch, by name, without the parts of samples that only fill up the batch.
+
+    Raises:
+        TraceError: it returns no tensor.
+        NonFiniteError: an output is NaN or Inf.
+    """
     count = len(inputs)
     if only_batch is not None and count < only_batch:
         inputs = torch.cat([inputs, inputs[-1:].expand(only_batch - count, *inputs.shape[1:])])
-    outputs = first_tensor(network(inputs))[:count]
-    if not bool(torch.isfinite(outputs.sum())):
-        raise NonFiniteError(f"The output of {type(network).__name__} is NaN or Inf; check weights and preprocessing.")
-    return outputs
+    outputs = named_outputs(network(inputs))
+    check_finite(outputs, type(network).__name__)
+    if len(inputs) == count:
+        return outputs
+    return {
+        name: tensor[:count] if tensor.ndim and len(tensor) == len(inputs) else tensor
+        for name, tensor in outputs.items()
+    }
 
 
 def check_labels(labels: Tensor, classes: int) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from compress.graph.cost import Cost
+from compress.measures.figures import GATED, MEANINGS
+from compress.measures.statistics import CONFIDENCE, compare_figure
 from compress.report.evaluation import Evaluation, Score
 from compress.report.thumbnails import thumbnail
 
@@ -25,11 +27,13 @@ def evaluation_report(
     *,
     preprocessing: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
+    confidence: float = CONFIDENCE,
 ) -> dict[str, Any] | None:
     """Both networks on the evaluation data; None where there was none.
 
     Args:
         preprocessing: as recorded, to show the inputs of the worst disagreements as they were before it.
+        confidence: of the intervals of what changed.
     """
     if evaluation is None:
         return None
@@ -41,6 +45,29 @@ def evaluation_report(
         "agreement": evaluation.agreement,
         "relative_output_change": evaluation.relative_output_change,
         **({} if evaluation.squared_error is None else {"squared_error": list(evaluation.squared_error)}),
+        "figures": [
+            {
+                "key": figure.key,
+                "output": figure.output,
+                "original": figure.values[0],
+                "compressed": figure.values[1],
+                "change": compare_figure(figure, confidence).as_report(),
+            }
+            for figure in evaluation.figures
+        ],
+        "outputs": [
+            {
+                "name": one.output.name,
+                "kind": one.output.kind,
+                "measure": one.output.measure,
+                "because": one.output.reason,
+                "weight": one.output.weight,
+                "distance": one.distance,
+                "relative_change": one.relative_change,
+                "agreement": one.agreement,
+            }
+            for one in evaluation.outputs
+        ],
         "per_class": {
             str(label): {"samples": count, "original": before, "compressed": after}
             for label, (count, before, after) in evaluation.per_class.items()
@@ -143,11 +170,11 @@ def headline(report: Mapping[str, Any]) -> str:
     parts = [f"{before / after:.2f}× fewer parameters", f"{ratio(report['cost']['macs']):.2f}× fewer MACs"]
     evaluation = report["evaluation"]
     if evaluation is not None and evaluation["drop_points"] is not None:
-        top1 = evaluation["original"]["top1"], evaluation["compressed"]["top1"]
-        parts.append(f"accuracy {100 * top1[0]:.2f} → {100 * top1[1]:.2f} %")
+        name, before, after = gated_figure(evaluation)
+        parts.append(f"{name} {100 * before:.2f} → {100 * after:.2f} %")
         if report.get("finetune"):
             tuning = report["finetune"]
-            untuned = tuning["evaluation_before"]["compressed"]["top1"]
+            untuned = gated_figure(tuning["evaluation_before"])[2]
             effort = f"{tuning['epochs']} epochs of {tuning['method']}" if "method" in tuning else ""
             parts[-1] += f" ({100 * untuned:.2f} before {effort or str(tuning['steps']) + ' label-free steps'})"
     elif evaluation is not None and "squared_error" in evaluation:
@@ -157,6 +184,15 @@ def headline(report: Mapping[str, Any]) -> str:
     elif evaluation is not None:
         parts.append(f"relative output change {evaluation['relative_output_change']:.4f}")
     return ", ".join(parts) + "."
+
+
+def gated_figure(evaluation: Mapping[str, Any]) -> tuple[str, float, float]:
+    """The figure that a bound in points is of: its name, and the value of both networks."""
+    for figure in evaluation.get("figures") or []:
+        if figure["key"] in GATED:
+            name = "accuracy" if figure["key"] == "top1" else MEANINGS[figure["key"]].name
+            return name, figure["original"], figure["compressed"]
+    return "accuracy", evaluation["original"]["top1"], evaluation["compressed"]["top1"]
 
 
 def ratio(pair: list[int]) -> float:
@@ -177,20 +213,52 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         where = f"latency, batch {latency['batch_size']}, {latency['threads']} threads, {latency['device']}"
         rows.append((where, f"{before:.2f} ms", f"{after:.2f} ms", f"{before / after:.2f}×"))
     if evaluation is not None:
-        if evaluation["original"] is not None:
-            for key, name in (("top1", "top-1"), ("top5", "top-5")):
-                if key in evaluation["original"]:
-                    first, second = 100 * evaluation["original"][key], 100 * evaluation["compressed"][key]
-                    rows.append((name, f"{first:.2f} %", f"{second:.2f} %", f"{second - first:+.2f} points"))
-            first, second = evaluation["original"]["loss"], evaluation["compressed"]["loss"]
-            rows.append(("loss", f"{first:.4f}", f"{second:.4f}", f"{second - first:+.4f}"))
-        if "squared_error" in evaluation:
-            first, second = evaluation["squared_error"]
-            rows.append(("squared error", f"{first:.5g}", f"{second:.5g}", f"{second - first:+.2g}"))
+        rows += [figure_row(figure) for figure in evaluation.get("figures") or []]
+        rows += flip_rows(evaluation.get("figures") or [])
         if evaluation["agreement"] is not None:
             rows.append(("agreement", "", f"{100 * evaluation['agreement']:.2f} %", ""))
-        rows.append(("relative output change", "", f"{evaluation['relative_output_change']:.4f}", ""))
+        rows += output_rows(evaluation.get("outputs") or [])
     return rows  # type: ignore[return-value]
+
+
+def figure_row(figure: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """One figure of both networks, and its change with the interval."""
+    meaning = MEANINGS[figure["key"]]
+    first, second, change = figure["original"], figure["compressed"], figure["change"]
+    sign = -1 if meaning.higher else 1  # a loss is counted positive
+    ends = [None if end is None else sign * end for end in change["interval"]]
+    low, high = ends if sign == 1 else ends[::-1]
+    form = "+.2f" if meaning.share else "+.3g"
+    shown = " … ".join("?" if end is None else format(end, form) for end in (low, high))
+    moved = f"{sign * change['loss']:{form}}{' points' if meaning.share else ''} ({shown})"
+    if meaning.share:
+        return meaning.name, f"{100 * first:.2f} %", f"{100 * second:.2f} %", moved
+    return meaning.name, f"{first:.5g}", f"{second:.5g}", moved
+
+
+def flip_rows(figures: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """How many samples turned wrong and how many right, of the first figure where that is all there is to a sample."""
+    for figure in figures:
+        change = figure["change"]
+        if change["flips"] is not None:
+            lost, won = change["flips"]
+            chance = f"p {change['p_value']:.2g}"
+            return [("right → wrong, wrong → right", "", f"{lost:,}, {won:,}", chance)]
+    return []
+
+
+def output_rows(outputs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """How far each output moved from the original's; where there are several, by name and with what it is."""
+    lone = len(outputs) == 1
+    rows = []
+    for one in outputs:
+        name = "relative output change" if lone else f"relative change of `{one['name']}`"
+        agreement = "" if one["agreement"] is None or lone else f", {100 * one['agreement']:.2f} % agree"
+        detail = f"{one['measure']} {one['distance']:.3g}{agreement}"
+        if one["weight"] != 1:
+            detail += f", weight {one['weight']:g}"
+        rows.append((name, "", f"{one['relative_change']:.4f}", detail))
+    return rows
 
 
 def comparison(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -1,23 +1,24 @@
 """distil(): all weights of a cut network adjusted by gradient steps to predict what the original predicts, label-free.
 
-The targets are the original's own outputs on the calibration samples, taken once. Normalisation statistics stay as they
-are. What comes out is never worse on the held-back samples than what went in: the best weights seen there are kept.
+The targets are the original's own outputs on the calibration samples, taken once; all outputs count. Normalisation
+statistics stay as they are. What comes out is never worse on the held-back samples than what went in, by the figures
+that a report leads with: of the weights looked at that are not, the ones nearest to the original are kept.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from compress.compression.damage import divergence
 from compress.errors import NonFiniteError
-from compress.graph.program import first_tensor
+from compress.measures.figures import GATED, MEANINGS, FigureSums
+from compress.measures.outputs import Output, Spread, named_outputs, weighted_mean
 from compress.progress import Progress
 
 RATE = 3e-4  # of Adam
@@ -25,6 +26,9 @@ TEMPERATURE = 4.0  # of the class distributions; sharper ones say little about s
 WARM_UP = 0.1  # share of the steps in which the rate rises
 CHECKS = 6  # times that held-back samples are looked at
 CLIP = 1.0  # largest gradient norm
+LEADING = (*GATED, "squared_error", "agreement", "distance")  # figures that a report leads with
+
+Tensors = Mapping[str, Tensor]
 
 
 class Batches(Protocol):
@@ -33,8 +37,33 @@ class Batches(Protocol):
     def sizes(self) -> list[int]:
         """Samples in each batch."""
 
+    def batch(self, number: int) -> Any:
+        """One batch: inputs, labels, targets."""
+
     def read(self, number: int) -> tuple[Tensor, ...]:
         """Inputs of one batch."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A network on the held-back samples.
+
+    Attributes:
+        divergence: mean `soft_divergence` from the original.
+        figures: what labels or targets say, else how many answers agree with the original's; else the distance.
+    """
+
+    step: int
+    divergence: float
+    figures: dict[str, float]
+
+    def no_worse_than(self, other: Check) -> bool:
+        """Whether no figure that a report leads with is worse."""
+        leading = [key for key in LEADING if key in self.figures] or list(self.figures)
+        return all(
+            self.figures[key] >= other.figures[key] if MEANINGS[key].higher else self.figures[key] <= other.figures[key]
+            for key in leading
+        )
 
 
 @dataclass(frozen=True)
@@ -42,17 +71,38 @@ class Distillation:
     """What the steps did.
 
     Attributes:
-        divergences: (step, mean `soft_divergence` of the outputs on held-back samples), from step 0 on.
-        kept_step: the step whose weights were kept.
+        checks: of the held-back samples, from step 0 on.
+        kept_step: the step whose weights were kept; 0 where no later ones were nearer and at least as good.
     """
 
     steps: int
-    divergences: tuple[tuple[int, float], ...]
+    checks: tuple[Check, ...]
     kept_step: int
+
+    @property
+    def divergences(self) -> tuple[tuple[int, float], ...]:
+        """(step, divergence) of every check."""
+        return tuple((check.step, check.divergence) for check in self.checks)
+
+    def describe(self) -> str:
+        """What was kept, in words."""
+        first = self.checks[0]
+        kept = next(check for check in self.checks if check.step == self.kept_step)
+        pairs = ", ".join(
+            f"{MEANINGS[key].name} {value:.4g} → {kept.figures[key]:.4g}" for key, value in first.figures.items()
+        )
+        if self.kept_step == 0:
+            return "fine-tuning did not help on held-back samples: the network is kept as it was cut"
+        return f"fine-tuning on held-back samples: {pairs} (step {self.kept_step} of {self.steps} kept)"
 
     def as_report(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        return {
+            "steps": self.steps,
+            "divergences": [list(pair) for pair in self.divergences],
+            "held_back": [{"step": check.step, **check.figures} for check in self.checks],
+            "kept_step": self.kept_step,
+        }
 
 
 def distil(
@@ -61,15 +111,19 @@ def distil(
     fitting: Batches,
     held_back: Batches,
     steps: int,
+    outputs: Sequence[Output],
     progress: Progress,
     *,
+    answered: Output | None = None,
     rate: float = RATE,
     seed: int = 0,
 ) -> tuple[nn.Module, Distillation]:
     """A copy of `compressed` after `steps` of Adam towards the original's outputs; eval mode throughout.
 
     Args:
-        fitting, held_back: batches of disjoint samples, without labels; one batch of the first makes one step.
+        fitting, held_back: batches of disjoint samples; one batch of the first makes one step.
+        outputs: those that count; whole numbers have no gradient and are only looked at.
+        answered: the one that labels or targets are answers to.
         rate: largest learning rate; it rises linearly, then falls as a half cosine.
 
     Raises:
@@ -81,25 +135,32 @@ def distil(
         tensor.requires_grad_(True)
     device = parameters[0].device
     progress.stage("original's outputs", sum(fitting.sizes()) + sum(held_back.sizes()))
-    targets = outputs_of(original, fitting, device, progress)
-    checks = outputs_of(original, held_back, device, progress)
+    wanted = outputs_of(original, fitting, outputs, device, progress)
+    checks = outputs_of(original, held_back, outputs, device, progress)
+    scales = measure_scales(outputs, wanted, fitting.sizes())
+    smooth = [output for output in outputs if output.kind != "whole"]
+
+    def check(step: int) -> Check:
+        return check_held_back(module, held_back, checks, outputs, scales, answered, device, step)
+
     optimizer = torch.optim.Adam(parameters, lr=rate)
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
-    best, kept_step = copy.deepcopy(module.state_dict()), 0
-    lowest = mean_divergence(module, held_back, checks, device)
-    divergences = [(0, lowest)]
+    best, kept = copy.deepcopy(module.state_dict()), check(0)
+    seen = [kept]
     every = max(1, math.ceil(steps / CHECKS))
     progress.stage("distilling", steps)
-    for step in range(1, steps + 1):
+    for step in range(1, steps + 1) if smooth else ():
         if not order:
-            order = torch.randperm(len(targets), generator=generator).tolist()
+            order = torch.randperm(len(wanted), generator=generator).tolist()
         number = order.pop()
         for group in optimizer.param_groups:
             group["lr"] = rate * rate_share(step - 1, steps)
         with torch.enable_grad():
-            inputs = [tensor.to(device) for tensor in fitting.read(number)]
-            loss = soft_divergence(targets[number].to(device), first_tensor(module(*inputs))).mean()
+            found = named_outputs(module(*(tensor.to(device) for tensor in fitting.read(number))))
+            before = {name: tensor.to(device) for name, tensor in wanted[number].items()}
+            size = fitting.sizes()[number]
+            loss = soft_divergence(smooth, before, found, scales, size).mean()
             if not bool(torch.isfinite(loss)):
                 raise NonFiniteError(f"The distillation loss is NaN or Inf at step {step}.")
             optimizer.zero_grad(set_to_none=True)
@@ -108,14 +169,13 @@ def distil(
             optimizer.step()
         progress.advance()
         if step % every == 0 or step == steps:
-            found = mean_divergence(module, held_back, checks, device)
-            divergences.append((step, found))
-            if found < lowest:
-                lowest, kept_step, best = found, step, copy.deepcopy(module.state_dict())
+            seen.append(check(step))
+            if seen[-1].divergence < kept.divergence and seen[-1].no_worse_than(seen[0]):
+                kept, best = seen[-1], copy.deepcopy(module.state_dict())
     module.load_state_dict(best)
     for tensor in parameters:
         tensor.grad = None
-    return module, Distillation(steps, tuple(divergences), kept_step)
+    return module, Distillation(steps, tuple(seen), kept.step)
 
 
 def rate_share(step: int, steps: int) -> float:
@@ -126,29 +186,81 @@ def rate_share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def soft_divergence(before: Tensor, after: Tensor) -> Tensor:
-    """How far outputs moved, per sample (B,): T²·KL of the classes at temperature T, else relative squares."""
-    if before.ndim == 2 and before.shape[1] > 1:
-        return TEMPERATURE**2 * divergence(before / TEMPERATURE, after / TEMPERATURE)
-    return divergence(before, after)
+def soft_divergence(
+    outputs: Sequence[Output],
+    before: Tensors,
+    after: Tensors,
+    scales: Mapping[str, float],
+    samples: int,
+    *,
+    temperature: float = TEMPERATURE,
+) -> Tensor:
+    """How far outputs moved, per sample (B,): mean over the outputs by weight, squares held against their spread.
+
+    Of class scores T²·KL at a temperature T.
+    """
+    total = sum(output.weight for output in outputs)
+    found = torch.zeros(samples, dtype=torch.float64, device=before[outputs[0].name].device)
+    for output in outputs:
+        moved = output.distances(before[output.name], after[output.name], samples, temperature=temperature)
+        found = found + output.weight / total * moved / scales[output.name]
+    return found
 
 
-def outputs_of(module: nn.Module, stream: Batches, device: torch.device, progress: Progress) -> list[Tensor]:
-    """The network's first output on every batch."""
+def outputs_of(
+    module: nn.Module, stream: Batches, outputs: Sequence[Output], device: torch.device, progress: Progress
+) -> list[dict[str, Tensor]]:
+    """The network's outputs on every batch, by name."""
     found = []
     with torch.inference_mode():
         for number, size in enumerate(stream.sizes()):
-            found.append(first_tensor(module(*(tensor.to(device) for tensor in stream.read(number)))).cpu())
+            tensors = named_outputs(module(*(tensor.to(device) for tensor in stream.read(number))))
+            found.append({output.name: tensors[output.name].cpu() for output in outputs})
             progress.advance(size)
-    return [output.clone() for output in found]  # out of inference mode, so that gradients may pass by them
+    # out of inference mode, so that gradients may pass by them
+    return [{name: tensor.clone() for name, tensor in tensors.items()} for tensors in found]
 
 
-def mean_divergence(module: nn.Module, stream: Batches, targets: Sequence[Tensor], device: torch.device) -> float:
-    """Mean divergence per sample of the network's outputs from the targets."""
-    total, count = 0.0, 0
+def measure_scales(outputs: Sequence[Output], batches: Sequence[Tensors], sizes: Sequence[int]) -> dict[str, float]:
+    """What each output's distances are held against: its spread, 1 where they are nats or shares."""
+    spreads = {output.name: Spread() for output in outputs}
+    for tensors, size in zip(batches, sizes, strict=True):
+        for output in outputs:
+            if output.kind == "real":
+                spreads[output.name].add(tensors[output.name], size)
+    return {name: spread.scale for name, spread in spreads.items()}
+
+
+def check_held_back(
+    module: nn.Module,
+    stream: Batches,
+    wanted: Sequence[Tensors],
+    outputs: Sequence[Output],
+    scales: Mapping[str, float],
+    answered: Output | None,
+    device: torch.device,
+    step: int,
+) -> Check:
+    """How far the network's outputs lie from the wanted ones, and what a report would lead with."""
+    soft, total = 0.0, dict.fromkeys(scales, 0.0)
+    shown = answered or next((output for output in outputs if output.kind in ("classes", "binary")), None)
+    sums = None if shown is None else FigureSums(shown)
     with torch.inference_mode():
         for number, size in enumerate(stream.sizes()):
-            output = first_tensor(module(*(tensor.to(device) for tensor in stream.read(number))))
-            total += float(soft_divergence(targets[number].to(device), output).sum())
-            count += size
-    return total / max(count, 1)
+            found = named_outputs(module(*(tensor.to(device) for tensor in stream.read(number))))
+            before = {name: tensor.to(device) for name, tensor in wanted[number].items()}
+            soft += float(soft_divergence(outputs, before, found, scales, size).sum())
+            for output in outputs:
+                total[output.name] += float(output.distances(before[output.name], found[output.name], size).sum())
+            if answered is not None and sums is not None:
+                batch = stream.batch(number)
+                answers = batch.labels if batch.labels is not None else batch.targets
+                sums.add(found[answered.name], found[answered.name], answers)
+            elif shown is not None and sums is not None:
+                sums.add_agreement(before[shown.name], found[shown.name], size)
+    count = max(sum(stream.sizes()), 1)
+    figures = {} if sums is None else {figure.key: figure.values[1] for figure in sums.figures()}
+    if not figures or len(outputs) > 1:
+        means = {name: value / count / scales[name] for name, value in total.items()}
+        figures["distance"] = weighted_mean(outputs, means)
+    return Check(step, soft / count, figures)

@@ -52,8 +52,10 @@ def answers_of(batch: Batch) -> Tensor:
     return found
 
 
-def check_answers(loss: str, source: DataSource, outputs: Tensor) -> None:
+def check_answers(loss: str, source: DataSource, outputs: object) -> None:
     """Refuse data that a network with these outputs (B, …) cannot be trained on with that loss. Raises DataError."""
+    if not isinstance(outputs, Tensor):
+        raise DataError(f"Training needs a network that returns one tensor; this one returns {type(outputs).__name__}.")
     targets, width = source.targets, outputs[0].numel()
     if targets is None and source.labels is None:
         raise DataError(f"{source.name} has no labels and no targets; a network cannot be trained on it.")

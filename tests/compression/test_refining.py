@@ -85,7 +85,7 @@ def test_refining_brings_the_output_nearer_and_keeps_the_cut(module: nn.Module) 
     options, progress = LayerOptions(certify=False), SilentProgress()
     first = sweep(problem, same_for_all(problem.groups, Keep(4)), options, progress)
     second = refine(problem, first, options, progress, sweeps=2)
-    inputs, output = problem.held_back.read(0), problem.program.output
+    inputs, output = problem.held_back.read(0), problem.program.outputs[0]
     errors = []
     for found in (first, second):
         before, after = run(problem.program, (problem.state, found.state), inputs, [output])[output]

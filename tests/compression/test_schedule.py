@@ -15,8 +15,10 @@ from compress.compression.sweep import sweep
 from compress.compression.turns import Choose, Refit, left_channels, make_turns
 from compress.data.source import Batch
 from compress.graph.cost import count_macs
-from compress.graph.program import Program, run
+from compress.graph.program import Program, output_values, run
 from compress.graph.trace import trace_network
+from compress.measures.kinds import Hints, describe_outputs
+from compress.measures.outputs import named_outputs
 from compress.progress import SilentProgress
 from compress.recording.record import record_moments
 from compress.recording.residuals import find_residual
@@ -61,6 +63,9 @@ def make_problem(module: nn.Module, *shape: int, readers: bool = True) -> Proble
     network = trace_network(module, (probe,))
     groups = find_units(network, module)
     samples = Samples(300, *shape)
+    returned = module.eval()(probe)
+    nodes = output_values(Program.of(network), returned)
+    outputs = describe_outputs(named_outputs(returned), 2, (), Hints())
     state = {name: t.detach() for name, t in [*module.named_parameters(), *module.named_buffers()]}
     return Problem(
         program=Program.of(network),
@@ -70,6 +75,7 @@ def make_problem(module: nn.Module, *shape: int, readers: bool = True) -> Proble
         held_back=SampleStream(samples, torch.arange(240, 300), 60),  # type: ignore[arg-type]
         forward_macs=count_macs(module, (probe,)),
         memory=2**30,
+        outputs=tuple(replace(output, node=nodes[output.name]) for output in outputs),
         readers=tuple(consumer for group in groups for consumer in group.consumers) if readers else (),
     )
 
@@ -152,7 +158,7 @@ def test_refitting_what_moved_brings_the_output_nearer(module: nn.Module) -> Non
         problem = make_problem(module, 3, 8, 8, readers=readers)
         found = sweep(problem, same_for_all(problem.groups, Keep(5)), LayerOptions(certify=False), SilentProgress())
         inputs = problem.held_back.read(0)
-        output = problem.program.output
+        output = problem.program.outputs[0]
         first, second = run(problem.program, (problem.state, found.state), inputs, [output])[output]
         errors.append(float((first - second).norm() / first.norm()))
     assert errors[1] < errors[0]

@@ -85,13 +85,7 @@ FAULTY: dict[str, tuple[Any, str]] = {
     "items are dicts": (Items({"image": SAMPLE, "label": 1}), "dict of `image`, `label`"),
     "two inputs": (Items(((SAMPLE, torch.ones(2)), 1), ((SAMPLE, torch.ones(2)), 0)), "one array of numbers"),
     "an unequal pair": (Items((SAMPLE, 1), SAMPLE), "without a label"),
-    "masks": (
-        Items(
-            (SAMPLE, torch.ones(2, 2, dtype=torch.int64)),
-        ),
-        "one whole number a sample",
-    ),
-    "words as labels": (Items((SAMPLE, "cat"), (SAMPLE, "dog")), "one whole number a sample"),
+    "words as labels": (Items((SAMPLE, "cat"), (SAMPLE, "dog")), "labels must be whole numbers"),
     "labels of different shapes": (Items((SAMPLE, torch.ones(2)), (SAMPLE, torch.ones(3))), "different shapes"),
     "samples of different shapes": (Items(SAMPLE, torch.ones(4)), "different shapes"),
     "words": (Items("cat"), "one array of numbers"),

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from compress.data import Batch
 from compress.errors import DataError, NonFiniteError
-from compress.report.evaluation import evaluate_networks, network_output
+from compress.measures.outputs import Output
+from compress.report.evaluation import Evaluation, evaluate_networks, network_outputs
 
 
 class Fixed(nn.Module):
@@ -31,6 +32,13 @@ def batches(labels: Tensor | None, count: int, size: int = 7) -> list[Batch]:
     ]
 
 
+def evaluate(first: Tensor, second: Tensor, labels: Tensor | None) -> Evaluation:
+    """The rows of two tables as outputs of two networks that give class scores."""
+    outputs = (Output("output", (first.shape[1],), "classes", class_dim=1),)
+    answered = "" if labels is None else "output"
+    return evaluate_networks(Fixed(first), Fixed(second), batches(labels, len(first)), outputs, answered)
+
+
 def tables(classes: int = 25, count: int = 40) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(count, classes, generator=generator)
@@ -40,7 +48,7 @@ def tables(classes: int = 25, count: int = 40) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_scores_are_those_of_the_whole_table_at_once() -> None:
     first, second, labels = tables()
-    found = evaluate_networks(Fixed(first), Fixed(second), batches(labels, 40))
+    found = evaluate(first, second, labels)
     for score, table in ((found.original, first), (found.compressed, second)):
         assert score is not None
         assert score.top1 == pytest.approx(float((table.argmax(1) == labels).double().mean()))
@@ -53,7 +61,7 @@ def test_scores_are_those_of_the_whole_table_at_once() -> None:
 
 def test_without_labels_only_the_comparison_is_left() -> None:
     first, second, _ = tables()
-    found = evaluate_networks(Fixed(first), Fixed(second), batches(None, 40))
+    found = evaluate(first, second, None)
     assert found.original is None
     assert found.drop is None
     assert 0 < found.agreement < 1
@@ -61,7 +69,7 @@ def test_without_labels_only_the_comparison_is_left() -> None:
 
 def test_top5_needs_twenty_classes() -> None:
     first, second, labels = tables(classes=19)
-    found = evaluate_networks(Fixed(first), Fixed(second), batches(labels, 40))
+    found = evaluate(first, second, labels)
     assert found.original is not None
     assert found.original.top5 is None
 
@@ -69,23 +77,23 @@ def test_top5_needs_twenty_classes() -> None:
 def test_no_samples_are_a_data_fault() -> None:
     first, second, _ = tables()
     with pytest.raises(DataError, match="no samples"):
-        evaluate_networks(Fixed(first), Fixed(second), [])
+        evaluate_networks(Fixed(first), Fixed(second), [], (Output("output", (25,), "classes", class_dim=1),))
 
 
 def test_labels_out_of_range_are_a_data_fault() -> None:
     first, second, labels = tables()
     with pytest.raises(DataError, match="25 classes; got 25"):
-        evaluate_networks(Fixed(first), Fixed(second), batches(labels.clamp_min(25), 40))
+        evaluate(first, second, labels.clamp_min(25))
 
 
 def test_a_nan_output_is_named() -> None:
     with pytest.raises(NonFiniteError, match="Fixed"):
-        network_output(Fixed(torch.full((3, 2), float("nan"))), torch.zeros(3, 1))
+        network_outputs(Fixed(torch.full((3, 2), float("nan"))), torch.zeros(3, 1))
 
 
 def test_the_worst_disagreements_come_first_and_are_those_of_the_whole_table() -> None:
     first, second, labels = tables(classes=4, count=200)
-    found = evaluate_networks(Fixed(first), Fixed(second), batches(labels, 200))
+    found = evaluate(first, second, labels)
     before, after = first.argmax(1), second.argmax(1)
     rows = torch.arange(200)
     lost = first.double().softmax(1)[rows, before] - second.double().softmax(1)[rows, before]
@@ -98,7 +106,7 @@ def test_the_worst_disagreements_come_first_and_are_those_of_the_whole_table() -
 
 def test_the_changes_of_a_prediction_are_counted_by_pair() -> None:
     first, second, labels = tables(classes=4, count=200)
-    found = evaluate_networks(Fixed(first), Fixed(second), batches(labels, 200))
+    found = evaluate(first, second, labels)
     pairs = list(zip(first.argmax(1).tolist(), second.argmax(1).tolist(), strict=True))
     assert {(was, now): count for was, now, count in found.changes} == {
         pair: pairs.count(pair) for pair in set(pairs) if pair[0] != pair[1]

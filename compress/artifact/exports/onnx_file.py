@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import CompressError, OutputError, UnsupportedError
+from compress.measures.outputs import LONE, named_outputs
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-INPUT, OUTPUT = "input", "output"
+INPUT = "input"
 
 
 def need(*packages: str) -> list[Any]:
@@ -40,13 +41,15 @@ def write_onnx(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool =
         UnsupportedError: an operation has no ONNX form, or the exporter is not installed.
     """
     need("onnx", "onnxscript")
+    with torch.inference_mode():
+        names = list(named_outputs(module(sample)))
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
-                module, (sample,), dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=[INPUT],
-                output_names=[OUTPUT],
+                TensorsAlone(module), (sample,), dynamo=True, verbose=False, dynamic_shapes=shapes,
+                input_names=[INPUT], output_names=names,
             )  # fmt: skip
         model = program.model_proto
         strip_metadata(model)
@@ -58,6 +61,18 @@ def write_onnx(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool =
     except Exception as error:  # the exporter raises whatever its translations raise
         raise UnsupportedError(f"The network has no ONNX form: {first_cause(error)}") from None
     return {"opset": next(one.version for one in model.opset_import if one.domain == "")}
+
+
+class TensorsAlone(nn.Module):
+    """A network whose outputs are tensors in a tuple, whatever container it returns."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The network's outputs, in the order of their names."""
+        return tuple(named_outputs(self.module(inputs)).values())
 
 
 def strip_metadata(model: Any) -> None:
@@ -79,7 +94,7 @@ def first_cause(error: BaseException) -> str:
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file as a module: one tensor in, one out, computed by onnxruntime on the CPU with torch's thread count.
+    """An ONNX file as a module, computed by onnxruntime on the CPU with torch's thread count.
 
     Raises:
         OutputError: no such file, no ONNX file, or one that reads other files.
@@ -102,11 +117,14 @@ class OnnxNetwork(nn.Module):
         except Exception as error:  # onnxruntime raises classes of its own, made at run time
             raise OutputError(f"{str(path)!r} is not an ONNX file that runs here: {first_cause(error)}") from None
         self.names = [one.name for one in self.session.get_inputs()]
+        self.outputs = [one.name for one in self.session.get_outputs()]
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The first output for a batch (B, …)."""
-        found = self.session.run(None, {self.names[0]: inputs.detach().cpu().numpy()})
-        return torch.from_numpy(found[0])
+    def forward(self, inputs: Tensor) -> Tensor | dict[str, Tensor]:
+        """What the network returns for a batch (B, …): a tensor, or its outputs by their names."""
+        found = [
+            torch.from_numpy(one) for one in self.session.run(None, {self.names[0]: inputs.detach().cpu().numpy()})
+        ]
+        return found[0] if self.outputs == [LONE] else dict(zip(self.outputs, found, strict=True))
 
 
 def refuse_other_files(content: bytes, name: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from compress.artifact.exports.onnx_file import first_cause
 from compress.artifact.exports.pt2_check import check_pt2
 from compress.errors import OutputError, UnsupportedError
+from compress.measures.outputs import named_outputs
 
 
 def write_pt2(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool = True) -> None:
@@ -26,7 +27,7 @@ def write_pt2(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool = 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(module, (sample,), dynamic_shapes=shapes)
+            program = torch.export.export(in_plain_containers(module, sample), (sample,), dynamic_shapes=shapes)
         except Exception as error:  # torch.export raises whatever tracing raises
             raise UnsupportedError(f"The network cannot be exported to .pt2: {first_cause(error)}") from None
         program.example_inputs = None
@@ -37,6 +38,30 @@ def write_pt2(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool = 
             draft = Path(scratch) / path.name  # the archive names its root after the file
             torch.export.save(program, draft)
             draft.replace(path)
+
+
+class NamedOutputs(nn.Module):
+    """A network whose outputs are tensors in a dict by their names, whatever container it returns."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """The network's outputs by name."""
+        return named_outputs(self.module(inputs))
+
+
+def in_plain_containers(module: nn.Module, sample: Tensor) -> nn.Module:
+    """The network itself where it returns tensors in tuples, lists and dicts, which the archive may name."""
+
+    def plain(value: object) -> bool:
+        if type(value) in (tuple, list):
+            return all(map(plain, value))  # type: ignore[call-overload]
+        return isinstance(value, Tensor) or (type(value) is dict and all(map(plain, value.values())))
+
+    with torch.inference_mode():
+        return module if plain(module(sample)) else NamedOutputs(module)
 
 
 def keeps_weights_raw() -> bool:

@@ -1,0 +1,60 @@
+"""Why an evaluation cannot tell whether accuracy was lost, however the gate comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from compress.measures.figures import GATED, Figure
+from compress.measures.statistics import compare_figure, guesses_as_well
+from compress.report.evaluation import Evaluation
+
+BETTER = 5.0  # points by which a cut network without fine-tuning does not surpass a sound original
+CAUSES = "are the labels, their order and the preprocessing those it was trained with?"
+
+
+def find_doubts(evaluation: Evaluation, most: float | None = None, *, tuned: bool = False) -> list[str]:
+    """One line for each reason not to believe an accuracy gate on this evaluation; empty where there is none.
+
+    Args:
+        most: points that may be lost, where that is bounded.
+        tuned: whether the network was fine-tuned, which may make it better than its original.
+    """
+    figure = evaluation.figure(*GATED)
+    if figure is None:
+        return []
+    found = [*_too_few(evaluation.samples, most), *_near_chance(figure, evaluation)]
+    return found if found or tuned else list(_better(figure))
+
+
+def _too_few(samples: int, most: float | None) -> Iterator[str]:
+    if most and 100 / samples > most * (1 + 1e-9):
+        needed = -(-100 // most)
+        yield (
+            f"{samples:,} evaluation samples cannot show a loss of {most:g} points, of which one sample alone is "
+            f"{100 / samples:.3g}; give at least {needed:,.0f}"
+        )
+
+
+def _near_chance(figure: Figure, evaluation: Evaluation) -> Iterator[str]:
+    """The original is no better than a guess, which is the commonest label, or each label as often."""
+    accuracy, guess = figure.values[0], evaluation.guess
+    if figure.hits is not None:
+        lost = guesses_as_well(int(figure.hits[0].sum()), evaluation.samples, guess)
+    else:
+        lost = figure.key != "mean_iou" and accuracy <= guess
+    if lost:
+        yield (
+            f"the original's {figure.meaning.name} of {100 * accuracy:.2f} % on {evaluation.samples:,} samples is no "
+            f"better than always giving the commonest label ({100 * guess:.2f} %); {CAUSES}"
+        )
+
+
+def _better(figure: Figure) -> Iterator[str]:
+    """Far better than the original although nothing was trained."""
+    change = compare_figure(figure)
+    if change.loss <= -BETTER and change.interval[1] < 0:
+        before, after = (100 * value for value in figure.values)
+        yield (
+            f"the compressed network's {figure.meaning.name} of {after:.2f} % is far above the original's "
+            f"{before:.2f} %, so the original is broken on these data; {CAUSES}"
+        )
