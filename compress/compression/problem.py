@@ -45,7 +45,7 @@ class SampleStream:
 
     def read(self, number: int) -> tuple[Tensor, ...]:
         """Inputs of batch `number`."""
-        return (self.batch(number).inputs,)
+        return self.batch(number).tensors  # type: ignore[no-any-return]
 
     def batch(self, number: int):  # type: ignore[no-untyped-def]
         """Batch `number`, inputs and labels."""

@@ -39,10 +39,14 @@ class LiveSource(DataSource):
         """N."""
         return len(self.tensors[0])
 
-    def read_inputs(self, numbers: np.ndarray) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Rows of every input."""
+    def read_inputs(self, numbers: np.ndarray) -> Tensor:
+        """Rows of the first input."""
+        return self.tensors[0][torch.from_numpy(numbers)]
+
+    def read_further(self, numbers: np.ndarray) -> tuple[Tensor, ...]:
+        """Rows of the other inputs."""
         places = torch.from_numpy(numbers)
-        return tuple(tensor[places] for tensor in self.tensors)
+        return tuple(tensor[places] for tensor in self.tensors[1:])
 
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
         """Rows of every input, one after another."""

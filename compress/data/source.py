@@ -21,11 +21,21 @@ HASH_CHUNK = 512
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Inputs (B, …), float32 or int64 (tokens), for the network; labels (B, …) int64, or targets (B, D) float32."""
+    """Inputs (B, …), float32 or int64 (tokens), for the network; labels (B, …) int64, or targets (B, D) float32.
+
+    Attributes:
+        further: inputs after the first, of a network that takes several.
+    """
 
     inputs: Tensor
     labels: Tensor | None
     targets: Tensor | None = None
+    further: tuple[Tensor, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All inputs, in the order of the call."""
+        return (self.inputs, *self.further)
 
 
 class DataSource(ABC):
@@ -61,6 +71,10 @@ class DataSource(ABC):
     @abstractmethod
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
         """Inputs (B, …), float32 or int64, of the samples with these numbers (B,). Raises DataError."""
+
+    def read_further(self, numbers: np.ndarray) -> tuple[Tensor, ...]:
+        """Inputs after the first, of a network that takes several; none unless a source says otherwise."""
+        return ()
 
     @abstractmethod
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
@@ -117,7 +131,7 @@ class DataSource(ABC):
             own = np.arange(start, stop) if numbers is None else numbers[start:stop]
             labels = None if self.labels is None else torch.from_numpy(self.labels[own].astype(np.int64))
             targets = None if self.targets is None else torch.from_numpy(self.targets[own])
-            yield Batch(self.read_inputs(own), labels, targets)
+            yield Batch(self.read_inputs(own), labels, targets, self.read_further(own))
 
     def sample_hashes(self) -> Iterator[bytes]:
         """A 16-byte BLAKE2b digest of every sample's raw content, in order. Raises DataError."""
@@ -169,6 +183,10 @@ class Subset(DataSource):
         """Inputs of the source's samples."""
         return self.source.read_inputs(self.numbers[numbers])
 
+    def read_further(self, numbers: np.ndarray) -> tuple[Tensor, ...]:
+        """Further inputs of the source's samples."""
+        return self.source.read_further(self.numbers[numbers])
+
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
         """Content of the source's samples."""
         return self.source.read_bytes(self.numbers[numbers])
@@ -190,6 +208,14 @@ class Cast(DataSource):
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
         """Inputs of the source's samples in the dtype."""
         return self.source.read_inputs(numbers).to(self.dtype)
+
+    def read_further(self, numbers: np.ndarray) -> tuple[Tensor, ...]:
+        """Further inputs, those of real numbers in the dtype where it is one of real numbers."""
+        real = self.dtype.is_floating_point
+        return tuple(
+            each.to(self.dtype) if real and each.is_floating_point() else each
+            for each in self.source.read_further(numbers)
+        )
 
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
         """Content of the source's samples."""
