@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,9 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     calibration, evaluation = (
         None if source is None else Cast(source, probe.dtype) for source in (calibration, evaluation)
     )
+    if calibration is not None and evaluation is not None:
+        try_samples(module, evaluation, "--eval", probe)
+    note_preprocessing(recipe, architecture, preprocessing, calibration or evaluation, progress)
     progress.stage("following the forward pass")
     network = trace_network(module, (probe,))
     program = Program.of(network)
@@ -228,8 +232,10 @@ def open_sources(
     """
     if needs_data and recipe.data is None:
         raise DataError("No calibration data: give --data folder:PATH, npz:PATH, safetensors:PATH or digits.")
-    calibration = open_data(recipe.data, preprocessing) if recipe.data else None
-    evaluation = open_data(recipe.eval, preprocessing) if recipe.eval else None
+    with blamed("--data"):
+        calibration = None if recipe.data is None else open_data(recipe.data, preprocessing)
+    with blamed("--eval"):
+        evaluation = None if recipe.eval is None else open_data(recipe.eval, preprocessing)
     common = 0
     if calibration is not None and evaluation is not None:
         progress.stage("comparing calibration and evaluation samples")
@@ -247,6 +253,65 @@ def open_sources(
     if recipe.max_drop is not None and evaluation is not None and not evaluation.has_labels:
         raise DataError("--max-drop needs labels, and the evaluation data has none.")
     return calibration, evaluation, common
+
+
+@contextmanager
+def blamed(option: str) -> Iterator[None]:
+    """Faults of the data are said with the option that gave them. Raises DataError."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{option}: {error}") from error
+
+
+def try_samples(module: nn.Module, source: DataSource, option: str, probe: Tensor) -> None:
+    """Run the network once on the first samples of a source, so that it does not fail at the end of the work.
+
+    Args:
+        probe: a batch (B, …) that the network does run on, whose size is taken.
+
+    Raises:
+        DataError: the network does not run on them.
+    """
+    with blamed(option):
+        count = min(len(probe), source.sample_count)
+        tensors = next(iter(source.batches(count, torch.arange(count)))).tensors
+    places = torch.arange(len(probe)) % count
+    try:
+        with torch.inference_mode():
+            module(*(each[places].to(probe.device) for each in tensors))
+    except FORWARD_FAULTS as error:
+        raise DataError(
+            f"{option}: the network runs on the calibration samples of shape {tuple(probe.shape[1:])}, but not on "
+            f"those of shape {tuple(tensors[0].shape[1:])} from {source.name}: {first_line(error)}"
+        ) from error
+
+
+def note_preprocessing(
+    recipe: Recipe,
+    architecture: Architecture,
+    preprocessing: Preprocessing | None,
+    source: DataSource | None,
+    progress: Progress,
+) -> None:
+    """Say how images are prepared where nobody has said it: it may not be how the network was trained."""
+    if source is None or not source.reads_images or recipe.mean is not None or architecture.how == "recorded":
+        return
+    if preprocessing is None or preprocessing.mean is None or preprocessing.std is None:
+        progress.note(
+            "images are scaled to [0, 1] and not normalised; give --mean and --std if the network wants that."
+        )
+        return
+    mean, std = (",".join(f"{value:g}" for value in each) for each in (preprocessing.mean, preprocessing.std))
+    progress.note(
+        f"images are prepared as published for {architecture.spec}: --mean {mean} --std {std}; give yours if this "
+        "network was trained with others."
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, or its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def make_probes(recipe: Recipe, architecture: Architecture, source: DataSource | None) -> list[Tensor]:
@@ -299,8 +364,9 @@ def run_on_probe(module: nn.Module, probes: Sequence[Tensor]) -> tuple[Tensor, o
                 with torch.inference_mode():
                     returned: object = module(inputs)
             except FORWARD_FAULTS as error:
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                fault = fault or f"The network does not run on inputs of shape {tuple(probe.shape)}: {lines[0]}"
+                fault = (
+                    fault or f"The network does not run on inputs of shape {tuple(probe.shape)}: {first_line(error)}"
+                )
                 continue
             check_finite(named_outputs(returned), f"{type(module).__name__} on the first samples")
             return inputs, returned

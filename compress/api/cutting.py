@@ -12,6 +12,7 @@ from compress.api.tuning import Tuning, finetune_module
 from compress.artifact.folder import stored_state
 from compress.checkpoint.architecture import with_versions
 from compress.checkpoint.manifest import computed_state
+from compress.compression.layer import NEEDS_MEMORY
 from compress.compression.problem import Problem
 from compress.compression.sweep import Compressed
 from compress.errors import NothingToCompressError
@@ -56,9 +57,7 @@ def make_cut(
     """
     kept = {result.name: result.kept for result in found.results if len(result.kept) < result.units}
     if not kept:
-        raise NothingToCompressError(
-            "Every selected layer needs all its units at this setting; allow more with --error or --keep."
-        )
+        raise NothingToCompressError(explain_whole(found, recipe))
     with clock("cut"):
         progress.stage("cutting and verifying")
         narrowed, deviation = cut_network(prepared, problem.groups, kept, found.state)
@@ -68,6 +67,18 @@ def make_cut(
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
     cut = Cut(kept, narrowed, stored, deviation, evaluation)
     return finetune_cut(prepared, problem, cut, recipe, clock, progress) if recipe.tunes else cut
+
+
+def explain_whole(found: Compressed, recipe: Recipe) -> str:
+    """Why no layer lost a unit, and which option changes that."""
+    short = sum(NEEDS_MEMORY in result.as_report()["sampling"] for result in found.results)
+    if short:
+        return (
+            f"{short} of {len(found.results)} selected layers stay as they are because weighing their units needs more "
+            f"than --memory {recipe.memory}, and no other can lose a unit at this setting."
+        )
+    message = "Every selected layer needs all its units at this setting; allow more with --error or --keep"
+    return f"{message}, or a smaller --round-to than {recipe.round_to}." if recipe.round_to > 1 else f"{message}."
 
 
 def round_to_stored(module: nn.Module, prepared: Prepared) -> dict[str, Tensor]:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.api.cautions import caution_layers, caution_samples
 from compress.api.cutting import make_cut
 from compress.api.measuring import loses_too_much, measure_costs
 from compress.api.tuning import check_finetuning
-from compress.api.widths import choose_widths, layer_options, make_problem
+from compress.api.widths import check_widths, choose_widths, layer_options, make_problem
 from compress.api.writing import describe_inputs, fingerprint, write_run
 from compress.artifact.exports import check_exports
 from compress.artifact.folder import versions
@@ -87,6 +88,9 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
         check_finetuning(prepared, recipe)
         progress.reach(COMPRESSING[0])
         problem = replace(make_problem(prepared, recipe), share=share)
+        check_widths(problem.groups, recipe)
+        for caution in caution_samples(prepared, problem):
+            progress.note(caution)
     state = None
     if resume:
         state = RunState.open(folder.with_name(folder.name + STATE_SUFFIX), fingerprint(prepared, recipe, problem))
@@ -110,6 +114,8 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
     if searched is not None:
         with clock("compress"):
             certified = certify_widths(searched, layer_options(recipe), progress)
+    for caution in caution_layers([result.as_report() for result in found.results], problem.held_back.count):
+        progress.note(caution)
     with clock("measure"):
         progress.reach(MEASURING)
         progress.stage("measuring latency")

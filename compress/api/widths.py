@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compress.api.merging import merge_layers
 from compress.compression.curves import prepare_search
-from compress.compression.decisions import Decision, Keep, LassoSupport, Within, same_for_all
+from compress.compression.decisions import Decision, Keep, LassoSupport, Within, count_to_keep, round_up, same_for_all
 from compress.compression.layer import LayerOptions
 from compress.compression.problem import Problem, fit_samples, select_groups
 from compress.compression.resume import RunState
@@ -148,6 +148,22 @@ def calibration_answers(prepared: Prepared) -> Output | None:
     place = find_place(prepared.outputs, source)
     found = None if place is None else next(one for one in prepared.outputs if one.name == place.name)
     return found if found is not None and place is not None and found.kind == place.kind else None
+
+
+def check_widths(groups: Sequence[UnitGroup], recipe: Recipe) -> None:
+    """Refuse, before any work, options that leave every layer whole. Raises NothingToCompressError."""
+    widest = max(groups, key=lambda group: group.unit_count)
+    if recipe.keep is not None and all(
+        count_to_keep(recipe.keep, group.unit_count) >= group.unit_count for group in groups
+    ):
+        raise NothingToCompressError(
+            f"--keep {recipe.keep} keeps every unit: the widest selected layer, {widest.name}, has {widest.unit_count}."
+        )
+    if all(round_up(1, recipe.round_to, group.unit_count) >= group.unit_count for group in groups):
+        raise NothingToCompressError(
+            f"--round-to {recipe.round_to} keeps every unit: the widest selected layer, {widest.name}, has "
+            f"{widest.unit_count}."
+        )
 
 
 def check_patterns(groups: Sequence[UnitGroup], patterns: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
     for row in summary_rows(report):
         summary.add_row(*row)
     console.print(summary)
-    console.print(headline(report))
+    console.print(headline(report), soft_wrap=True)
     if folder is not None:
         show_exports(str(folder), report.get("exports") or [])
         console.print(f"written to {folder}")

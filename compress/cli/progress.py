@@ -86,7 +86,7 @@ class StderrProgress:
         """Say a line now, and keep it for the report."""
         self.notes.append(message)
         if self.loudness >= 0:
-            self.console.print(message, style="yellow")
+            self.console.print(message, style="yellow", soft_wrap=True)
 
     def _time_left(self, before: str) -> str:
         elapsed = time.monotonic() - self._began

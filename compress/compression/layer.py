@@ -41,6 +41,7 @@ from compress.recording.layer_moments import LayerMoments, count_duplicates, dea
 from compress.units.groups import UnitGroup
 
 CURVE_POINTS = 200  # of a curve or spectrum, in the report
+NEEDS_MEMORY = "left as it is: a width above that needs more --memory"
 POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units
 
 
@@ -445,7 +446,7 @@ def untouched(
         floor=moments.unchanged[1],
         weights={},
         rows=moments.rows,
-        positions=f"{moments.positions}; left as it is: a width above that needs more --memory",
+        positions=f"{moments.positions}; {NEEDS_MEMORY}",
         seconds=seconds,
     )
 

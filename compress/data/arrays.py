@@ -69,6 +69,11 @@ class ArraySource(DataSource):
         """N."""
         return len(self.rows)
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether the rows are images."""
+        return self.images
+
     def read_rows(self, numbers: np.ndarray) -> np.ndarray:
         """Rows with these numbers: one contiguous read where they follow each other."""
         if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and bool((np.diff(numbers) == 1).all()):

@@ -45,6 +45,11 @@ class FolderSource(DataSource):
         """Number of image files."""
         return len(self.files)
 
+    @property
+    def reads_images(self) -> bool:
+        """Yes."""
+        return True
+
     def read_image(self, number: int) -> Image.Image:
         """One decoded image. Raises DataError naming the file."""
         path = self.files[number]
@@ -174,6 +179,11 @@ class DatasetSource(DataSource):
     def sample_count(self) -> int:
         """`len` of the data set."""
         return self.count
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the first sample is an image."""
+        return self.read_sample(0).dtype == np.uint8
 
     def read_sample(self, number: int) -> np.ndarray:
         """One sample as an array: uint8 (H, W, C) for an image, float otherwise."""

@@ -81,6 +81,11 @@ class DataSource(ABC):
         """Raw content of these samples, before any preprocessing. Raises DataError."""
 
     @property
+    def reads_images(self) -> bool:
+        """Whether samples are images, which the preprocessing is applied to, and not numbers fed as they are."""
+        return False
+
+    @property
     def has_labels(self) -> bool:
         """Whether every sample has a label."""
         return self.labels is not None
@@ -179,6 +184,11 @@ class Subset(DataSource):
         """n."""
         return len(self.numbers)
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether the source's samples are images."""
+        return self.source.reads_images
+
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
         """Inputs of the source's samples."""
         return self.source.read_inputs(self.numbers[numbers])
@@ -204,6 +214,11 @@ class Cast(DataSource):
     def sample_count(self) -> int:
         """N."""
         return self.source.sample_count
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the source's samples are images."""
+        return self.source.reads_images
 
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
         """Inputs of the source's samples in the dtype."""

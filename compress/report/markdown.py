@@ -183,6 +183,8 @@ def headline(report: Mapping[str, Any]) -> str:
         parts.append(f"agreement with the original {100 * evaluation['agreement']:.2f} %")
     elif evaluation is not None:
         parts.append(f"relative output change {evaluation['relative_output_change']:.4f}")
+    else:
+        parts += held_back_text(report)
     return ", ".join(parts) + "."
 
 
@@ -193,6 +195,15 @@ def gated_figure(evaluation: Mapping[str, Any]) -> tuple[str, float, float]:
             name = "accuracy" if figure["key"] == "top1" else MEANINGS[figure["key"]].name
             return name, figure["original"], figure["compressed"]
     return "accuracy", evaluation["original"]["top1"], evaluation["compressed"]["top1"]
+
+
+def held_back_text(report: Mapping[str, Any]) -> list[str]:
+    """How the cut does on samples that nothing was fitted to, in words; none where that was not measured."""
+    score = report["calibration"]["held_back"]
+    if score is not None and score.get("agreement") is not None:
+        return [f"agreement with the original {100 * score['agreement']:.2f} % on {score['samples']} held-back samples"]
+    errors = [layer["held_back_error"] for layer in report["layers"] if layer.get("held_back_error") is not None]
+    return [f"held-back error of a layer at most {max(errors):.4f}"] if errors else []
 
 
 def ratio(pair: list[int]) -> float:
@@ -212,6 +223,9 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         before, after = latency["before_ms"], latency["after_ms"]
         where = f"latency, batch {latency['batch_size']}, {latency['threads']} threads, {latency['device']}"
         rows.append((where, f"{before:.2f} ms", f"{after:.2f} ms", f"{before / after:.2f}×"))
+    held_back = report["calibration"]["held_back"]
+    if held_back is not None and held_back.get("agreement") is not None:
+        rows.append((f"agreement, {held_back['samples']} held back", "", f"{100 * held_back['agreement']:.2f} %", ""))
     if evaluation is not None:
         rows += [figure_row(figure) for figure in evaluation.get("figures") or []]
         rows += flip_rows(evaluation.get("figures") or [])
