@@ -92,7 +92,7 @@ def test_json_is_pure_and_progress_goes_to_stderr(tmp_path: Path) -> None:
         ([CHECKPOINT, "--data", "digits", "--mean", "a,b"], 2, "mean"),
         ([CHECKPOINT, "--data", "digits", "--arch", "torchvision:vgg11"], 1, ""),
         ([CHECKPOINT, "--data", "digits", "--arch", "no_such_package:net"], 5, "no_such_package"),
-        ([CHECKPOINT, "--data", "digits", "--keep", "100000"], 4, "units"),
+        ([CHECKPOINT, "--data", "digits", "--keep", "100000"], 4, "keeps every unit"),
         ([CHECKPOINT, "--data", "digits", "--max-drop", "1"], 2, "eval"),
         ([CHECKPOINT, "--data", "digits", "--eval", "digits", "--max-drop", "1"], 1, "disjoint"),
         ([CHECKPOINT, "--data", "digits", "--device", "warp"], 2, "warp"),

@@ -199,7 +199,7 @@ def gated_figure(evaluation: Mapping[str, Any]) -> tuple[str, float, float]:
 
 def held_back_text(report: Mapping[str, Any]) -> list[str]:
     """How the cut does on samples that nothing was fitted to, in words; none where that was not measured."""
-    score = report["calibration"]["held_back"]
+    score = (report.get("calibration") or {}).get("held_back")
     if score is not None and score.get("agreement") is not None:
         return [f"agreement with the original {100 * score['agreement']:.2f} % on {score['samples']} held-back samples"]
     errors = [layer["held_back_error"] for layer in report["layers"] if layer.get("held_back_error") is not None]
@@ -223,7 +223,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         before, after = latency["before_ms"], latency["after_ms"]
         where = f"latency, batch {latency['batch_size']}, {latency['threads']} threads, {latency['device']}"
         rows.append((where, f"{before:.2f} ms", f"{after:.2f} ms", f"{before / after:.2f}×"))
-    held_back = report["calibration"]["held_back"]
+    held_back = (report.get("calibration") or {}).get("held_back")
     if held_back is not None and held_back.get("agreement") is not None:
         rows.append((f"agreement, {held_back['samples']} held back", "", f"{100 * held_back['agreement']:.2f} %", ""))
     if evaluation is not None:
