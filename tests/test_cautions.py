@@ -83,7 +83,8 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     )
     draw = np.random.default_rng(0)
     for name, count in (("data", 120), ("eval", 50)):
-        np.savez(tmp_path / f"{name}.npz", inputs=draw.normal(size=(count, 6)).astype("f4"))
+        inputs, labels = draw.normal(size=(count, 6)).astype("f4"), draw.integers(0, 4, count)
+        np.savez(tmp_path / f"{name}.npz", inputs=inputs, **({"labels": labels} if name == "data" else {}))
     return {
         "checkpoint": str(tmp_path / "net.pt"),
         "arch": "cautioned_net:net",
