@@ -255,7 +255,7 @@ def largest_deviation(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
     Of whole numbers and truth values, the share that differs beyond one in a hundred: rounding may turn a near tie.
     Infinite where names, shapes or kinds of number differ.
     """
-    if list(expected) != list(found):
+    if set(expected) != set(found):
         return float("inf"), ", ".join(expected)
     worst, where = 0.0, next(iter(expected))
     for name, wanted in expected.items():
