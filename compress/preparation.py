@@ -64,7 +64,7 @@ class Prepared:
         module: eval mode, computing precision, on the device.
         state: the module's tensors by name (parameters and buffers).
         stored: the checkpoint's tensors as they came, in their own dtypes.
-        probe: one small batch of valid inputs, for tracing and for comparisons.
+        examples: one small batch of every input, for tracing and for comparisons.
         groups: all groups of units, prunable or with a reason.
         biases: state names of zero biases that `module` has and the opened network has not.
         outputs: every tensor that the network returns and that counts.
@@ -76,7 +76,7 @@ class Prepared:
     preprocessing: Preprocessing | None
     module: nn.Module
     state: dict[str, Tensor]
-    probe: Tensor
+    examples: tuple[Tensor, ...]
     network: NetworkGraph
     program: Program
     groups: tuple[UnitGroup, ...]
@@ -86,6 +86,11 @@ class Prepared:
     biases: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
     answered: str = ""
+
+    @property
+    def probe(self) -> Tensor:
+        """The example of the first input."""
+        return self.examples[0]
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -115,35 +120,55 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     computed = materialise(opened.module)
     if computed:
         progress.note(f"computed weights written out as numbers: {', '.join(computed)}")
-    architecture, module = opened.architecture, opened.module.to(device)
-    preprocessing = choose_preprocessing(recipe, architecture)
-    calibration, evaluation, common = open_sources(recipe, preprocessing, progress, needs_data=needs_data)
-    probes = make_probes(recipe, architecture, calibration or evaluation)
-    probe, returned = run_on_probe(module, [each.to(device) for each in probes])
+    opened.module.to(device)
+    preprocessing = choose_preprocessing(recipe, opened.architecture)
+    sources = open_sources(recipe, preprocessing, progress, needs_data=needs_data)
+    return prepare_network(recipe, opened, preprocessing, sources, progress)
+
+
+def prepare_network(
+    recipe: Recipe,
+    opened: Opened,
+    preprocessing: Preprocessing | None,
+    sources: tuple[DataSource | None, DataSource | None, int],
+    progress: Progress,
+) -> Prepared:
+    """Try an opened network on its data, trace it and find the groups of units.
+
+    Args:
+        sources: as `open_sources` gives them.
+
+    Raises:
+        CompressError: the network does not run on the data, cannot be traced, or gives NaN; in one line.
+    """
+    calibration, evaluation, common = sources
+    module, device = opened.module, check_device(recipe.device)
+    probes = make_probes(recipe, opened.architecture, calibration or evaluation)
+    examples, returned = run_on_probe(module, [tuple(part.to(device) for part in each) for each in probes])
     calibration, evaluation = (
-        None if source is None else Cast(source, probe.dtype) for source in (calibration, evaluation)
+        None if source is None else Cast(source, examples[0].dtype) for source in (calibration, evaluation)
     )
     if calibration is not None and evaluation is not None:
-        try_samples(module, evaluation, "--eval", probe)
-    note_preprocessing(recipe, architecture, preprocessing, calibration or evaluation, progress)
+        try_samples(module, evaluation, "--eval", examples[0])
+    note_preprocessing(recipe, opened.architecture, preprocessing, calibration or evaluation, progress)
     progress.stage("following the forward pass")
-    network = trace_network(module, (probe,))
+    network = trace_network(module, examples)
     program = Program.of(network)
     state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     state = {name: tensor.detach() for name, tensor in state.items()}
-    check_program(program, state, probe, returned)
+    check_program(program, state, examples, returned)
     outputs, answered = judge_outputs(
-        recipe, opened, program, len(probe), returned, (evaluation, calibration), progress
+        recipe, opened, program, len(examples[0]), returned, (evaluation, calibration), progress
     )
     groups = find_units(network, module, couple=recipe.couple)
     biases = missing_biases(module, groups) if recipe.allow_bias else ()
     if biases:
         module = with_biases(module, biases)
-        network = trace_network(module, (probe,))
+        network = trace_network(module, examples)
         program = Program.of(network)
         state.update({name: tensor.detach() for name, tensor in module.named_parameters() if name in biases})
         groups = find_units(network, module, couple=recipe.couple)
-        nodes = output_values(program, run_on_probe(module, [probe])[1])
+        nodes = output_values(program, run_on_probe(module, [examples])[1])
         outputs = tuple(replace(output, node=nodes[output.name]) for output in outputs)
     return Prepared(
         opened=opened,
@@ -153,7 +178,7 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
         preprocessing=preprocessing,
         module=module,
         state=state,
-        probe=probe,
+        examples=examples,
         network=network,
         program=program,
         groups=groups,
@@ -314,8 +339,8 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def make_probes(recipe: Recipe, architecture: Architecture, source: DataSource | None) -> list[Tensor]:
-    """Small batches of valid inputs: real samples where there are some, else seeded noise, then zero tokens.
+def make_probes(recipe: Recipe, architecture: Architecture, source: DataSource | None) -> list[tuple[Tensor, ...]]:
+    """Small batches of every valid input: real samples where there are some, else seeded noise, then zero tokens.
 
     A network may be written for one batch size; `TRACE_BATCH` and the recipe's are tried.
     """
@@ -324,15 +349,16 @@ def make_probes(recipe: Recipe, architecture: Architecture, source: DataSource |
         if wanted is None:
             raise DataError("The shape of the inputs is not known: give --data, or --input-shape 3,32,32.")
         noise = torch.randn(TRACE_BATCH, *wanted, generator=torch.Generator().manual_seed(recipe.seed))
-        return [noise, torch.zeros(TRACE_BATCH, *wanted, dtype=torch.int64)]
+        return [(noise,), (torch.zeros(TRACE_BATCH, *wanted, dtype=torch.int64),)]
     probes = []
     for size in dict.fromkeys((TRACE_BATCH, recipe.batch_size)):
         count = min(size, source.sample_count)
-        inputs = next(iter(source.batches(count, torch.arange(count)))).inputs
-        probes.append(inputs.repeat(-(-size // count), *[1] * (inputs.ndim - 1))[:size])
-    if wanted is not None and tuple(probes[0].shape[1:]) != tuple(wanted) and not _resizable(probes[0], wanted):
+        inputs = next(iter(source.batches(count, torch.arange(count)))).tensors
+        probes.append(tuple(part.repeat(-(-size // count), *[1] * (part.ndim - 1))[:size] for part in inputs))
+    first = probes[0][0]
+    if wanted is not None and tuple(first.shape[1:]) != tuple(wanted) and not _resizable(first, wanted):
         raise DataError(
-            f"The network takes samples of shape {tuple(wanted)}, the data gives {tuple(probes[0].shape[1:])}; "
+            f"The network takes samples of shape {tuple(wanted)}, the data gives {tuple(first.shape[1:])}; "
             "give --resize and --crop, or other data."
         )
     return probes
@@ -345,10 +371,11 @@ def _resizable(inputs: Tensor, wanted: Sequence[int]) -> bool:
     return inputs.ndim == 4 and len(wanted) == 3 and inputs.shape[1] == wanted[0]
 
 
-def run_on_probe(module: nn.Module, probes: Sequence[Tensor]) -> tuple[Tensor, object]:
+def run_on_probe(module: nn.Module, probes: Sequence[tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], object]:
     """The first of the probes that the network runs on, and what it returns.
 
-    A probe of whole numbers is tried as it is and then in the network's own precision; any other in that precision.
+    A first input of whole numbers is tried as it is and then in the network's own precision; real numbers in that
+    precision alone.
 
     Raises:
         CheckpointError: the network runs on none of them; the message is about the first.
@@ -358,30 +385,32 @@ def run_on_probe(module: nn.Module, probes: Sequence[Tensor]) -> tuple[Tensor, o
     precision = next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), torch.float32)
     fault: str | None = None
     for probe in probes:
-        for dtype in (precision,) if probe.is_floating_point() else (probe.dtype, precision):
-            inputs = probe.to(dtype)
+        for dtype in (precision,) if probe[0].is_floating_point() else (probe[0].dtype, precision):
+            further = (part.to(precision) if part.is_floating_point() else part for part in probe[1:])
+            inputs = (probe[0].to(dtype), *further)
             try:
                 with torch.inference_mode():
-                    returned: object = module(inputs)
+                    returned: object = module(*inputs)
             except FORWARD_FAULTS as error:
-                fault = (
-                    fault or f"The network does not run on inputs of shape {tuple(probe.shape)}: {first_line(error)}"
-                )
+                shapes = ", ".join(str(tuple(part.shape)) for part in probe)
+                fault = fault or f"The network does not run on inputs of shape {shapes}: {first_line(error)}"
                 continue
             check_finite(named_outputs(returned), f"{type(module).__name__} on the first samples")
             return inputs, returned
     raise CheckpointError(fault or "The network was not tried on any input.")
 
 
-def check_program(program: Program, state: Mapping[str, Tensor], probe: Tensor, returned: object) -> None:
-    """Refuse a trace that does not compute what the network `returned` for the probe.
+def check_program(
+    program: Program, state: Mapping[str, Tensor], examples: tuple[Tensor, ...], returned: object
+) -> None:
+    """Refuse a trace that does not compute what the network `returned` for the examples.
 
     Raises:
         TraceError: the trace gives something else.
     """
     nodes = {name: node for name, node in output_values(program, returned).items() if node is not None}
     with torch.inference_mode():
-        found = run(program, (state,), (probe,), list(nodes.values()))
+        found = run(program, (state,), examples, list(nodes.values()))
     wanted = named_outputs(returned)
     traced = {name: found[node][0] for name, node in nodes.items()}
     deviation, where = largest_deviation({name: wanted[name] for name in traced}, traced)

@@ -114,6 +114,6 @@ def cut_network(
     changed.update({name: changed[first] for name, first in aliases.items() if first in changed})
     narrowed = narrow(prepared.module, kept, groups, weights=changed)
     deviation = verify_narrowed(
-        prepared.network, prepared.module, kept, groups, narrowed, (prepared.probe,), weights=changed
+        prepared.network, prepared.module, kept, groups, narrowed, prepared.examples, weights=changed
     )
     return narrowed, deviation

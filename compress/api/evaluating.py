@@ -73,13 +73,13 @@ def artifact_outputs(
         DataError: labels or targets fit no output.
     """
     size = artifact.config["architecture"].get("batch_size") or PROBED
-    first = next(iter(source.batches(min(size, source.sample_count)))).inputs.to(device)
+    first = [part.to(device) for part in next(iter(source.batches(min(size, source.sample_count)))).tensors]
     with torch.inference_mode():
         tensors = network_outputs(module, first, artifact.config["architecture"].get("batch_size"))
     known = artifact.outputs
     hints = Hints(artifact.config["architecture"]["spec"], read_class_counts(module), known=known)
     weights = {name: float(known[name]["weight"]) if name in known else 0.0 for name in tensors} if known else {}
-    outputs = describe_outputs(tensors, len(first), (source,), hints, weights)
+    outputs = describe_outputs(tensors, len(first[0]), (source,), hints, weights)
     if source.labels is None and source.targets is None:
         return outputs, ""
     return outputs, need_place(outputs, source).name

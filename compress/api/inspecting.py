@@ -49,10 +49,10 @@ def inspect(recipe: Recipe, progress: Progress | None = None, *, deep: bool = Fa
         "recognised": prepared.architecture.how,
         "input_shape": list(prepared.probe.shape[1:]),
         "parameters": count_parameters(prepared.module),
-        "macs": count_macs(prepared.module, (prepared.probe,)),
+        "macs": count_macs(prepared.module, prepared.examples),
         "layers": list(layers.values()),
     }
-    if deep and prepared.calibration is not None and prepared.probe.is_floating_point():
+    if deep and prepared.calibration is not None and len(prepared.examples) == 1 and prepared.probe.is_floating_point():
         count = min(LIPSCHITZ_SAMPLES, prepared.calibration.sample_count)
         if prepared.network.batch_size is not None:
             count = min(count, prepared.network.batch_size)

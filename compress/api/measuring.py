@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.graph.cost import Cost, count_macs, count_parameters, measure_latency
+from compress.graph.cost import Cost, batch_of, count_macs, count_parameters, measure_latency
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -39,11 +39,11 @@ def measure_costs(
     prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor]
 ) -> tuple[Cost, Cost, list[dict[str, Any]]]:
     """Costs of the two networks and their latencies at each of `LATENCY_BATCHES`."""
-    probe, only_batch, original = prepared.probe, prepared.network.batch_size, prepared.opened.module
+    examples, only_batch, original = prepared.examples, prepared.network.batch_size, prepared.opened.module
     latencies = []
     for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
-        inputs = probe if only_batch is not None else probe[:1].expand(batch, *probe.shape[1:])
-        before, after = measure_latency((original, compressed), (inputs,))
+        inputs = batch_of(examples, None if only_batch is not None else batch)
+        before, after = measure_latency((original, compressed), inputs)
         latencies.append(
             {
                 "batch_size": batch,
@@ -53,10 +53,10 @@ def measure_costs(
                 "after_ms": after.milliseconds,
             }
         )
-    before_cost = Cost(count_parameters(original), count_macs(original, (probe,)), tensor_bytes(prepared.stored))
+    before_cost = Cost(count_parameters(original), count_macs(original, examples), tensor_bytes(prepared.stored))
     return (
         before_cost,
-        Cost(count_parameters(compressed), count_macs(compressed, (probe,)), tensor_bytes(stored)),
+        Cost(count_parameters(compressed), count_macs(compressed, examples), tensor_bytes(stored)),
         latencies,
     )
 

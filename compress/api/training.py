@@ -136,7 +136,7 @@ def train_into(
         source, evaluation, overlapping = open_sources(recipe, preprocessing, progress, needs_data=True)
         assert source is not None, "asked for"
         probes = make_probes(recipe, start.architecture, source)
-        probe, outputs = run_on_probe(module.eval(), [each.to(device) for each in probes])
+        (probe,), outputs = run_on_probe(module.eval(), [tuple(part.to(device) for part in each) for each in probes])
         source = Cast(source, probe.dtype)
         evaluation = None if evaluation is None else Cast(evaluation, probe.dtype)
         check_answers(options.loss, source, outputs)
@@ -286,7 +286,7 @@ def score_networks(
     batches = evaluation.batches(recipe.batch_size)
     first = next(iter(evaluation.batches(2))).inputs.to(recipe.device)
     with torch.inference_mode():
-        tensors = network_outputs(after, first)
+        tensors = network_outputs(after, (first,))
     outputs = describe_outputs(tensors, len(first), (evaluation,), Hints(class_counts=read_class_counts(after)))
     answered = need_place(outputs, evaluation).name if evaluation.has_labels else ""
     found = evaluate_networks(before.eval(), after, batches, outputs, answered, device=recipe.device, progress=progress)

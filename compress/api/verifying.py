@@ -16,7 +16,7 @@ from compress.artifact.checksums import check_checksums
 from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.checkpoint.restoring import named_tensors
 from compress.errors import CompressError, DataError, OutputError, RecipeError, UntrustedCodeError
-from compress.graph.cost import count_macs, count_parameters, measure_latency
+from compress.graph.cost import batch_of, count_macs, count_parameters, measure_latency
 from compress.measures.outputs import named_outputs
 from compress.preparation import check_device
 from compress.progress import Progress, SilentProgress
@@ -235,8 +235,8 @@ def measure(artifact: Artifact, module: nn.Module, probe: Tensor, report: Mappin
     recorded = {one["batch_size"]: one["after_ms"] for one in report["cost"]["latency"]}
     found = []
     for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
-        inputs = probe if only_batch is not None else probe[:1].expand(batch, *probe.shape[1:])
-        latency = measure_latency((module,), (inputs,))[0]
+        inputs = batch_of((probe,), None if only_batch is not None else batch)
+        latency = measure_latency((module,), inputs)[0]
         found.append(
             {
                 "batch_size": batch,

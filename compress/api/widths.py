@@ -15,7 +15,7 @@ from compress.compression.resume import RunState
 from compress.compression.search import SearchResult, search_widths
 from compress.compression.sweep import Compressed, sweep
 from compress.errors import DataError, NothingToCompressError, RecipeError, nearest
-from compress.graph.cost import count_macs, measure_latency
+from compress.graph.cost import batch_of, count_macs, measure_latency
 from compress.measures.kinds import find_place
 from compress.measures.outputs import Output
 from compress.preparation import Prepared
@@ -44,7 +44,7 @@ def choose_widths(
         plan = same_for_all(problem.groups, width_rule(recipe))
         return sweep(problem, plan, options, progress, kept_state=state), None
     parameters = dict(prepared.module.named_parameters())
-    sample = (prepared.probe if prepared.network.batch_size is not None else prepared.probe[:1],)
+    sample = batch_of(prepared.examples, 1 if prepared.network.batch_size is None else None)
     share = problem.share
     whole = None
     if "latency" in recipe.budgets:
@@ -128,7 +128,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         groups=usable,
         fitting=fitting,
         held_back=held_back,
-        forward_macs=count_macs(prepared.module, (prepared.probe,)),
+        forward_macs=count_macs(prepared.module, prepared.examples),
         memory=recipe.memory_bytes,
         seed=recipe.seed,
         biases=prepared.biases,

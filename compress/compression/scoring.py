@@ -95,7 +95,9 @@ def score_samples(
         for number, size in enumerate(sizes):
             start = store.get(number, device) if store is not None else None
             found = batch(number)
-            pairs = run(program, (original, current), (found.inputs.to(device),), nodes, start=start)
+            pairs = run(
+                program, (original, current), tuple(part.to(device) for part in found.tensors), nodes, start=start
+            )
             if store is not None:
                 store.drop(number)
             first, second = (

@@ -50,6 +50,13 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     return int(counter.get_total_flops()) // 2 // inputs[0].shape[0]
 
 
+def batch_of(examples: Sequence[Tensor], size: int | None) -> tuple[Tensor, ...]:
+    """The first sample of every example `size` times; the examples as they are where there is no size."""
+    if size is None:
+        return tuple(examples)
+    return tuple(part[:1].expand(size, *part.shape[1:]) for part in examples)
+
+
 def measure_latency(modules: Sequence[nn.Module], inputs: Sequence[Tensor], *, seconds: float = 3.0) -> list[Latency]:
     """Median latencies of several networks on the same inputs, their passes interleaved so that drift hits all alike.
 

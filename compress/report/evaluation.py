@@ -190,8 +190,8 @@ def evaluate_networks(
     found_labels: list[Tensor] = []
     with torch.inference_mode():
         for batch in batches:
-            inputs = batch.inputs.to(device)
-            size = len(inputs)
+            inputs = tuple(part.to(device) for part in batch.tensors)
+            size = len(inputs[0])
             first = network_outputs(original, inputs, only_batch)
             second = first if compressed is original else network_outputs(compressed, inputs, only_batch)
             sums.start(first, size)
@@ -204,7 +204,7 @@ def evaluate_networks(
                     agreements[output.name].add_agreement(first[output.name], second[output.name], size)
             if shown is not None and single:
                 labels = batch.labels if shown is judged else None
-                differences.add(shown, inputs, labels, first[shown.name], second[shown.name])
+                differences.add(shown, inputs[0], labels, first[shown.name], second[shown.name])
             wanted = batch.labels if batch.labels is not None else batch.targets
             if judged is not None and answers is not None and wanted is not None:
                 if judged.kind == "classes" and not judged.positions:
@@ -271,24 +271,22 @@ def _by_class(figures: Sequence[Figure], labels: Sequence[Tensor]) -> dict[int, 
     return found
 
 
-def network_outputs(network: nn.Module, inputs: Tensor, only_batch: int | None = None) -> dict[str, Tensor]:
+def network_outputs(network: nn.Module, inputs: Sequence[Tensor], only_batch: int | None = None) -> dict[str, Tensor]:
     """What a network returns for a batch, by name, without the parts of samples that only fill up the batch.
 
     Raises:
         TraceError: it returns no tensor.
         NonFiniteError: an output is NaN or Inf.
     """
-    count = len(inputs)
+    count = size = len(inputs[0])
     if only_batch is not None and count < only_batch:
-        inputs = torch.cat([inputs, inputs[-1:].expand(only_batch - count, *inputs.shape[1:])])
-    outputs = named_outputs(network(inputs))
+        size = only_batch
+        inputs = [torch.cat([part, part[-1:].expand(size - count, *part.shape[1:])]) for part in inputs]
+    outputs = named_outputs(network(*inputs))
     check_finite(outputs, type(network).__name__)
-    if len(inputs) == count:
+    if size == count:
         return outputs
-    return {
-        name: tensor[:count] if tensor.ndim and len(tensor) == len(inputs) else tensor
-        for name, tensor in outputs.items()
-    }
+    return {name: tensor[:count] if tensor.ndim and len(tensor) == size else tensor for name, tensor in outputs.items()}
 
 
 def check_labels(labels: Tensor, classes: int) -> Tensor:

@@ -88,7 +88,7 @@ def test_labels_out_of_range_are_a_data_fault() -> None:
 
 def test_a_nan_output_is_named() -> None:
     with pytest.raises(NonFiniteError, match="Fixed"):
-        network_outputs(Fixed(torch.full((3, 2), float("nan"))), torch.zeros(3, 1))
+        network_outputs(Fixed(torch.full((3, 2), float("nan"))), (torch.zeros(3, 1),))
 
 
 def test_the_worst_disagreements_come_first_and_are_those_of_the_whole_table() -> None:
