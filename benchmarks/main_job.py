@@ -31,6 +31,7 @@ from compress.graph import program
 from compress.preparation import Prepared, prepare
 from compress.progress import SilentProgress
 from compress.recipe import Recipe, make_recipe
+from compress.report.model import RunReport
 
 SOLVING = ("recording", "ranks", "lasso", "selection", "width", "refit")
 WIDTHS = (47, 32, 24, 20, 18, 16, 15, 14, 13, 12, 11, 10, 9, 8)
@@ -63,7 +64,7 @@ def forward_seconds(prepared: Prepared, recipe: Recipe, samples: int) -> float:
     return (time.perf_counter() - begin) * samples / part
 
 
-def timed_run(found: Run, **extra: Any) -> tuple[dict[str, Any], dict[str, float]]:
+def timed_run(found: Run, **extra: Any) -> tuple[RunReport, dict[str, float]]:
     """A run's report, and its times as multiples of a plain forward pass (measured before and after it)."""
     recipe = recipe_of(found, **extra)
     prepared = prepare(recipe, SilentProgress(), needs_data=True)
@@ -71,18 +72,20 @@ def timed_run(found: Run, **extra: Any) -> tuple[dict[str, Any], dict[str, float
     forwards = [forward_seconds(prepared, recipe, samples)]
     with tempfile.TemporaryDirectory() as folder:
         report = run(recipe.model_copy(update={"output": f"{folder}/out"})).report
+    assert report is not None, "one process"
     forwards.append(forward_seconds(prepared, recipe, samples))
     forward = sum(forwards) / 2
-    seconds = report["seconds"]
-    layers = [layer["seconds"] for layer in report["layers"] if "seconds" in layer]
+    seconds = report.seconds
+    layers = [layer.seconds for layer in report.layers]
     own = sum(layer.get(stage, 0.0) for layer in layers for stage in SOLVING) + seconds["write"] + seconds["cut"]
     whole = sum(seconds.values()) - seconds["evaluate"] - seconds["measure"]
     return report, {"forward": forward, "own": own / forward, "whole": whole / forward, "seconds": whole}
 
 
-def accuracy(report: dict[str, Any]) -> tuple[float, float, float]:
-    evaluation = report["evaluation"]
-    before, after = evaluation["original"]["top1"], evaluation["compressed"]["top1"]
+def accuracy(report: RunReport) -> tuple[float, float, float]:
+    assert report.evaluation is not None, "labelled evaluation data"
+    assert report.evaluation.top1 is not None, "labelled evaluation data"
+    before, after = report.evaluation.top1
     return 100 * before, 100 * after, 100 * (before - after)
 
 
@@ -108,12 +111,11 @@ def main() -> int:
 def measure_units(found: Run) -> None:
     extra = {} if found.quick else {"eval": found.options.eval}
     report, times = timed_run(found, layer=["classifier.4"], keep=47, **extra)
-    layer = next(layer for layer in report["layers"] if layer["name"] == "classifier.4")
-    calibration = report["calibration"]["fitting"]
+    layer, calibration = report.layer("classifier.4"), report.calibration.fitting
     rows = [
-        ("units", layer["units"], layer["kept"]),
-        ("train loss", *calibration["loss"]),
-        ("train top-1 %", *(100 * value for value in calibration["top1"])),
+        ("units", layer.units, layer.kept),
+        ("train loss", *calibration.loss),
+        ("train top-1 %", *(100 * value for value in calibration.top1)),
     ]
     if not found.quick:
         before, after, drop = accuracy(report)
@@ -121,8 +123,9 @@ def measure_units(found: Run) -> None:
         found.goal("points-lost-at-47-units", round(drop, 3), 0.05)
     found.table("Last ReLU layer at 47 units", ("", "original", "compressed"), rows)
     found.say(
-        f"rank Φ {layer['rank_features']}, rank Ψ {layer['rank_outputs']} (relative singular value 1e-3), "
-        f"bound {layer['bound']}: {layer['bound_text']}; relative gap {layer['lasso']['relative_duality_gap']:.1e}"
+        f"rank Φ {layer.facts.rank_features}, rank Ψ {layer.facts.rank_outputs} (relative singular value 1e-3), "
+        f"bound {layer.facts.bound}: {layer.facts.bound_text}; "
+        f"relative gap {layer.certificate.relative_duality_gap:.1e}"
     )
     found.say(f"one plain forward pass {times['forward']:.1f} s, whole run {times['whole']:.2f} of it")
 
@@ -169,8 +172,7 @@ def measure_widths(found: Run) -> None:
 def measure_classifier(found: Run) -> None:
     report, times = timed_run(found, layer=["classifier"], keep=47, eval=found.options.eval)
     before, after, drop = accuracy(report)
-    cut = [layer for layer in report["layers"] if "kept" in layer]
-    widths = ", ".join(f"{layer['name']} {layer['units']} → {layer['kept']}" for layer in cut)
+    widths = ", ".join(f"{layer.name} {layer.units} → {layer.kept}" for layer in report.layers)
     found.table(
         "Both hidden classifier layers",
         ("layers", "test top-1 % before", "after", "one forward pass, s", "own work / forward", "whole run / forward"),
@@ -185,13 +187,11 @@ def measure_whole(found: Run) -> None:
     report, times = timed_run(found, eval=found.options.eval)
     before, after, _ = accuracy(report)
     rows = [
-        (layer["name"], layer["units"], layer["kept"], layer["error"], layer["held_back_error"], layer["sampling"])
-        for layer in report["layers"]
-        if "kept" in layer
+        (layer.name, layer.units, layer.kept, layer.fit.error, layer.fit.held_back_error, layer.fit.sampling)
+        for layer in report.layers
     ]
     found.table("All ReLU layers, default tolerance", ("layer", "units", "kept", "error", "held back", "data"), rows)
-    cost = report["cost"]
-    fewer = [first / second for first, second in (cost["parameters"], cost["macs"])]
+    fewer = [report.cost.parameters.factor, report.cost.macs.factor]
     found.say(
         f"test top-1 {before:.2f} → {after:.2f} %, {fewer[0]:.2f}× fewer parameters, {fewer[1]:.2f}× fewer MACs; "
         f"one forward pass {times['forward']:.1f} s"

@@ -62,10 +62,14 @@ def main() -> int:
         found.table(
             f"Streams: {name}",
             ("group", "units", "kept"),
-            [(layer["name"], layer["units"], layer.get("kept")) for layer in report["layers"] if is_stream(layer)],
+            [
+                (layer["name"], layer["units"], layer.get("kept"))
+                for layer in (*report["layers"], *report["skipped"])
+                if is_stream(layer)
+            ],
         )
     whole, inner = list(reports.values())[-1], list(reports.values())[-2]
-    cut = [layer for layer in whole["layers"] if is_stream(layer) and "skipped" not in layer]
+    cut = [layer for layer in whole["layers"] if is_stream(layer)]
     found.goal("streams-that-can-be-cut", len(cut), STREAMS, at_least=True)
     found.goal("deviation-with-streams", whole["verification"]["narrowed_deviation"], 1e-4)
     points = [100 * report["evaluation"]["compressed"]["top1"] for report in (inner, whole)]
@@ -88,7 +92,7 @@ def compress(given: argparse.Namespace, extra: list[str], evaluation: Path, cali
 def row(report: dict[str, Any]) -> tuple[float, ...]:
     scores, cost = report["evaluation"], report["cost"]
     share = [cost[name][1] / cost[name][0] for name in ("macs", "parameters")]
-    cut = [layer for layer in report["layers"] if layer.get("kept", layer["units"]) < layer["units"]]
+    cut = [layer for layer in report["layers"] if layer["kept"] < layer["units"]]
     before, after = (100 * scores[name]["top1"] for name in ("original", "compressed"))
     return before, after, *share, len(cut), report["verification"]["narrowed_deviation"]
 

@@ -97,11 +97,11 @@ class RecipeError(CompressError):
 
 
 class GateError(CompressError):
-    """An accuracy or budget gate that failed; `report` is what the run found, where it came that far."""
+    """An accuracy or budget gate that failed; `report` is the `RunReport` of what was found, where it came that far."""
 
     exit_code = 3
 
-    def __init__(self, message: str, report: dict[str, Any] | None = None) -> None:
+    def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
 

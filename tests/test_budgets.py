@@ -10,45 +10,45 @@ import pytest
 import compress
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
-from compress.report.markdown import headline
+from compress.report.model import RunReport
+from compress.report.rows import headline
 
 BASE: dict[str, Any] = {**DEMO_OPTIONS, "calibration_samples": 500}
 
 
-def report(**options: Any) -> dict[str, Any]:
-    return compress.run(compress.make_recipe({**BASE, **options}), dry_run=True).report
+def report(**options: Any) -> RunReport:
+    found = compress.run(compress.make_recipe({**BASE, **options}), dry_run=True).report
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("budgets", [{"macs": 0.5}, {"params": 0.2}, {"macs": 0.6, "params": 0.3}])
 def test_the_cut_network_keeps_its_budgets_and_the_prediction_was_exact(budgets: dict[str, float]) -> None:
     found = report(**budgets)
     for name, key in (("macs", "macs"), ("params", "parameters")):
-        before, after = found["cost"][key]
-        assert after / before == pytest.approx(found["search"]["predicted_costs"][name], abs=1e-6)
+        before, after = getattr(found.cost, key)
+        assert after / before == pytest.approx(found.search.predicted_costs[name], abs=1e-6)
         if name in budgets:
             assert after / before <= budgets[name] + 1e-9
-    assert found["evaluation"]["drop_points"] < 3
-    cut = [layer for layer in found["layers"] if "kept" in layer and layer["kept"] < layer["units"]]
+    assert found.evaluation.drop_points < 3
+    cut = [layer for layer in found.layers if layer.kept < layer.units]
     assert cut
-    assert all(layer["lasso"]["relative_duality_gap"] <= 1e-6 for layer in cut)
+    assert all(layer.certificate.relative_duality_gap <= 1e-6 for layer in cut)
 
 
 def test_an_accuracy_bound_gives_the_largest_cut_that_held_back_samples_allow() -> None:
     found = report(max_drop=3.0, calibration_samples=1000)
-    before, after = found["cost"]["parameters"]
+    before, after = found.cost.parameters
     assert after < 0.5 * before
-    trials = found["search"]["trials"]
-    assert all(trial["held_back"]["samples"] == 100 for trial in trials)
-    assert 1 <= found["evaluations"] <= 4
-    assert found["search"]["held_back_evaluations"] == len(trials)
-    assert found["evaluation"]["drop_points"] <= 3.0 + 1e-9
+    trials = found.search.trials
+    assert all(trial.held_back.samples == 100 for trial in trials)
+    assert 1 <= found.evaluations <= 4
+    assert found.evaluation.drop_points <= 3.0 + 1e-9
 
 
 def test_widths_are_rounded_where_asked() -> None:
     found = report(macs=0.5, round_to=8)
-    assert all(
-        layer["kept"] % 8 == 0 or layer["kept"] == layer["units"] for layer in found["layers"] if "kept" in layer
-    )
+    assert all(layer.kept % 8 == 0 or layer.kept == layer.units for layer in found.layers)
 
 
 def test_an_impossible_budget_is_a_failed_gate_that_names_the_best(tmp_path: Path) -> None:
@@ -64,44 +64,44 @@ def test_a_width_rule_and_a_budget_contradict_each_other() -> None:
 
 def test_the_error_form_at_zero_is_exact() -> None:
     found = report(error=0, layer=["classifier.2"])
-    (layer,) = [layer for layer in found["layers"] if "kept" in layer]
-    assert layer["lasso"]["form"].startswith("exact")
-    assert layer["error"] < 2e-3
+    (layer,) = found.layers
+    assert layer.certificate.form.startswith("exact")
+    assert layer.fit.error < 2e-3
 
 
 def test_a_latency_budget_is_searched_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(latency=0.7)
-    costs = found["search"]["predicted_costs"]
+    costs = found.search.predicted_costs
     assert costs["latency"] <= 0.7 + 1e-9
-    before, after = found["cost"]["macs"]
+    before, after = found.cost.macs
     assert after < before
 
 
 def test_fine_tuning_is_reported_apart() -> None:
     found = report(keep=3, finetune=20)
-    tuning = found["finetune"]
-    assert tuning["steps"] == 20
-    assert found["evaluations"] == 2
-    divergences = dict(tuning["divergences"])
-    assert divergences[tuning["kept_step"]] == min(divergences.values()) < divergences[0]
+    tuning = found.finetune
+    assert (tuning.method, tuning.length) == ("distillation", 20)
+    assert found.evaluations == 2
+    divergences = dict(tuning.divergences)
+    assert divergences[tuning.kept] == min(divergences.values()) < divergences[0]
     plain = report(keep=3)
-    assert plain["finetune"] is None
-    assert tuning["evaluation_before"]["compressed"] == plain["evaluation"]["compressed"]
+    assert plain.finetune is None
+    assert tuning.evaluation_before.compressed == plain.evaluation.compressed
 
 
 def test_fine_tuning_with_labels_is_reported_apart() -> None:
     found = report(keep=5, finetune="pathprox", training={"epochs": 4, "lr": 0.003, "batch_size": 16})
-    tuning = found["finetune"]
-    losses = [row["validation_loss"] for row in tuning["curve"]]
+    tuning = found.finetune
+    losses = [row.validation_loss for row in tuning.curve]
     assert len(losses) == 4
-    assert tuning["kept_epoch"] == 1 + losses.index(min(losses))
-    assert min(losses) < tuning["held_back_before"]["loss"]
-    assert tuning["evaluation_before"]["compressed"] == report(keep=5)["evaluation"]["compressed"]
-    assert found["evaluation"]["compressed"]["loss"] < tuning["evaluation_before"]["compressed"]["loss"]
+    assert tuning.kept == 1 + losses.index(min(losses))
+    assert min(losses) < tuning.held_back_before.loss
+    assert tuning.evaluation_before.compressed == report(keep=5).evaluation.compressed
+    assert found.evaluation.compressed.loss < tuning.evaluation_before.compressed.loss
     assert "before 4 epochs of pathprox" in headline(found)
 
 
 def test_a_fine_tuning_that_gains_nothing_leaves_the_cut_network() -> None:
     found = report(keep=3, finetune="sgd", training={"epochs": 1, "lr": 10.0, "momentum": 0.0})
-    assert found["finetune"]["kept_epoch"] == 0
-    assert found["evaluation"]["compressed"] == found["finetune"]["evaluation_before"]["compressed"]
+    assert found.finetune.kept == 0
+    assert found.evaluation.compressed == found.finetune.evaluation_before.compressed

@@ -19,6 +19,7 @@ from compress.compression.problem import fit_samples
 from compress.data import open_data
 from compress.errors import CompressError, DataError, NothingToCompressError
 from compress.measures.outputs import largest_deviation, named_outputs
+from compress.report.model import LayerReport
 from tests import strange_networks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
@@ -116,22 +117,21 @@ def run(given: dict[str, Any], **more: Any) -> RunResult:
     return compress.run(compress.make_recipe({**given, **more}))
 
 
-def cut_layers(result: RunResult) -> dict[str, dict[str, Any]]:
+def cut_layers(result: RunResult) -> dict[str, LayerReport]:
     """The layers that lost units, by name."""
-    return {layer["name"]: layer for layer in result.report["layers"] if layer.get("kept", 0) < layer["units"] and
-            "kept" in layer}  # fmt: skip
+    return {layer.name: layer for layer in result.report.layers if layer.kept < layer.units}
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_network_is_cut_verified_written_and_loaded(name: str, tmp_path: Path) -> None:
     result = run(options(name, tmp_path), keep=0.5)
     assert cut_layers(result)
-    assert result.report["verification"]["narrowed_deviation"] <= 1e-5
-    before, after = result.report["cost"]["parameters"]
+    assert result.report.verification.narrowed_deviation <= 1e-5
+    before, after = result.report.cost.parameters
     assert after < before
-    assert result.report["evaluation"]["samples"] == EVALUATED
-    for layer in result.report["layers"]:
-        assert layer.get("skipped") or 1 <= layer["kept"] == max(1, round(layer["units"] / 2))
+    assert result.report.evaluation.samples == EVALUATED
+    for layer in result.report.layers:
+        assert 1 <= layer.kept == max(1, round(layer.units / 2))
 
 
 @pytest.mark.usefixtures("fresh_process")
@@ -144,8 +144,8 @@ def test_a_fresh_process_loads_it_and_evaluation_knows_its_inputs(
     assert {tensor.dtype for tensor in stored.values()} == {dtype}
     again = compress.evaluate(tmp_path / "out", str(tmp_path / "eval.npz"), trust_code=True)
     assert again["samples"] == EVALUATED
-    assert again["top1"] == pytest.approx(result.report["evaluation"]["compressed"]["top1"])
-    assert again["loss"] == pytest.approx(result.report["evaluation"]["compressed"]["loss"])
+    assert again["top1"] == pytest.approx(result.report.evaluation.compressed.top1)
+    assert again["loss"] == pytest.approx(result.report.evaluation.compressed.loss)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("residual", torch.float64), ("Vit", torch.float16)])
@@ -180,14 +180,14 @@ def test_streams_are_cut_when_asked(name: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_budget_is_kept_and_costs_are_as_predicted(name: str, cost: str, tmp_path: Path) -> None:
     report = run(options(name, tmp_path), **{cost: 0.7}).report
-    before, after = report["cost"][{"macs": "macs", "params": "parameters"}[cost]]
+    before, after = getattr(report.cost, {"macs": "macs", "params": "parameters"}[cost])
     assert after <= 0.7 * before
-    assert report["search"]["predicted_costs"][cost] == pytest.approx(after / before, abs=1e-6)
+    assert report.search.predicted_costs[cost] == pytest.approx(after / before, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["Vit", "FixedBatch", "SeveralOutputs"])
 def test_an_accuracy_bound_works_on_it(name: str, tmp_path: Path) -> None:
-    assert run(options(name, tmp_path), max_drop=60).report["evaluation"]["drop_points"] <= 60
+    assert run(options(name, tmp_path), max_drop=60).report.evaluation.drop_points <= 60
 
 
 @pytest.mark.parametrize("name", ["grouped", "Vit"])
@@ -267,7 +267,9 @@ def test_the_reported_errors_are_those_of_the_narrowed_layer(name: str, tmp_path
     original = build(name)
     for stream, key in zip(streams, ("error", "held_back_error"), strict=True):
         batches = [stream.batch(number).inputs for number in range(len(stream.sizes()))]
-        assert measured_error(original, result.module, readers, batches) == pytest.approx(found[key], rel=1e-3)
+        assert measured_error(original, result.module, readers, batches) == pytest.approx(
+            getattr(found.fit, key), rel=1e-3
+        )
 
 
 @pytest.mark.parametrize(
@@ -283,12 +285,12 @@ def test_the_refit_beats_removal_without_it(name: str, layer: str, reader: str, 
     masked = copy.deepcopy(original)
     weight = masked.get_submodule(reader).weight
     dim = 0 if isinstance(masked.get_submodule(reader), nn.ConvTranspose2d) else 1
-    removed = [unit for unit in range(found["units"]) if unit not in kept]
+    removed = [unit for unit in range(found.units) if unit not in kept]
     with torch.no_grad():
         weight.index_fill_(dim, torch.tensor(removed), 0)
     fitting, _ = fit_samples(open_data(given["data"], None), 10**6, 0.1, 16, 0)
     batches = [fitting.batch(number).inputs for number in range(len(fitting.sizes()))]
-    assert found["error"] < measured_error(original, masked, [reader], batches)
+    assert found.fit.error < measured_error(original, masked, [reader], batches)
 
 
 def result_units(folder: Path, layer: str) -> list[int]:
@@ -301,16 +303,16 @@ def result_units(folder: Path, layer: str) -> list[int]:
 @pytest.mark.parametrize(("name", "keep"), [("dead_conv", 5), ("degenerate", 16)])
 def test_dead_constant_and_twin_units_cost_nothing(name: str, keep: int, tmp_path: Path) -> None:
     result = run(options(name, tmp_path), keep=keep, layer=("0",))
-    assert result.report["evaluation"]["relative_output_change"] < 1e-5
-    assert result.report["evaluation"]["agreement"] == 1.0
+    assert result.report.evaluation.relative_output_change < 1e-5
+    assert result.report.evaluation.agreement == 1.0
 
 
 def test_with_few_samples_the_refit_does_not_lose_to_the_weights_as_they_are(tmp_path: Path) -> None:
     given = options("FixedBatch", tmp_path)
     write_inputs(tmp_path / "data.npz", "FixedBatch", 40, 1)
-    layers = {layer["name"]: layer for layer in run(given, keep=7, layer=("conv",)).report["layers"]}
-    assert layers["conv"]["inherited_error"] < 1e-5  # all units: 288 columns, 36 rows
-    assert layers["conv"]["held_back_error"] < 1.0
+    fit = run(given, keep=7, layer=("conv",)).report.layer("conv").fit
+    assert fit.inherited_error < 1e-5  # all units: 288 columns, 36 rows
+    assert fit.held_back_error < 1.0
 
 
 @pytest.fixture(scope="module")
@@ -322,32 +324,32 @@ def flattened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_units_beyond_the_memory_bound_are_short_listed(flattened: dict[str, Any]) -> None:
     (layer,) = cut_layers(run(flattened, keep=4, layer=("0",))).values()
-    assert layer["kept"] == 4
-    assert "6 of 64 units considered" in layer["sampling"]
+    assert layer.kept == 4
+    assert "6 of 64 units considered" in layer.fit.sampling
 
 
 def test_no_layer_is_cut_deeper_than_asked_for_want_of_memory(flattened: dict[str, Any]) -> None:
     with pytest.raises(NothingToCompressError):
         run(flattened, keep=0.5, layer=("0",))
-    layers = {layer["name"]: layer for layer in run(flattened, error=0.4).report["layers"]}
-    assert layers["0"]["kept"] == 64
-    assert layers["0"]["held_back_error"] < 1e-5
-    assert "left as it is" in layers["0"]["sampling"]
+    layer = run(flattened, error=0.4).report.layer("0")
+    assert layer.kept == 64
+    assert layer.fit.held_back_error < 1e-5
+    assert "left as it is" in layer.fit.sampling
 
 
 def test_a_search_with_short_memory_keeps_its_budget(flattened: dict[str, Any]) -> None:
-    before, after = run(flattened, params=0.5).report["cost"]["parameters"]
+    before, after = run(flattened, params=0.5).report.cost.parameters
     assert after <= 0.5 * before
 
 
 def test_a_latency_budget_is_searched_with_short_memory(flattened: dict[str, Any]) -> None:
     report = run(flattened, latency=0.95).report
-    assert report["search"]["predicted_costs"]["latency"] <= 0.95 + 1e-9
+    assert report.search.predicted_costs["latency"] <= 0.95 + 1e-9
 
 
 def test_readings_that_share_the_memory_are_short_listed_together(tmp_path: Path) -> None:
     report = run(options("Inception", tmp_path), keep=0.5, memory="100K").report
-    assert all(layer["units"] >= layer["kept"] > 0 for layer in report["layers"] if "kept" in layer)
+    assert all(layer.units >= layer.kept > 0 for layer in report.layers)
 
 
 def test_nothing_to_cut_is_said_with_every_reason(tmp_path: Path) -> None:
@@ -391,4 +393,4 @@ def test_every_width_rule_ends_well(name: str, more: dict[str, Any], tmp_path: P
     except CompressError as fault:
         assert isinstance(fault, NothingToCompressError)  # noqa: PT017 - it may end either way
     else:
-        assert result.report["verification"]["narrowed_deviation"] <= 1e-5
+        assert result.report.verification.narrowed_deviation <= 1e-5

@@ -5,8 +5,7 @@ Each is one line that begins with "warning:" and goes to the terminal and into t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from compress.data import DataSource
 from compress.data.source import draw_indices
 from compress.errors import DataError
 from compress.preparation import Prepared
+from compress.report.model import LayerReport
 
 FEW_SAMPLES = 100
 DISTINCT = 0.9  # share of different samples below which the others are called copies
@@ -103,25 +103,31 @@ def describe(rows: Tensor) -> tuple[Tensor, Tensor]:
     return features.mean(0), features.std(0, unbiased=False)
 
 
-def caution_layers(layers: Sequence[Mapping[str, Any]], held_back: int) -> Iterator[str]:
+def caution_layers(layers: Sequence[LayerReport], held_back: int) -> Iterator[str]:
     """About a cut's layers as they stand in a report: single units, errors that part."""
-    cut = [layer for layer in layers if layer.get("kept", 0) < layer["units"] and "kept" in layer]
-    single = [layer["name"] for layer in cut if layer["kept"] == 1]
+    cut = [layer for layer in layers if layer.kept < layer.units]
+    single = [layer.name for layer in cut if layer.kept == 1]
     if single:
         yield f"warning: a single unit is left of {listed(single)}."
-    parted = [layer for layer in cut if parts(layer["error"], layer["held_back_error"])]
+    parted = [
+        (layer.name, layer.fit.error, layer.fit.held_back_error)
+        for layer in cut
+        if layer.fit.error is not None
+        and layer.fit.held_back_error is not None
+        and parts(layer.fit.error, layer.fit.held_back_error)
+    ]
     if parted:
-        worst = max(parted, key=lambda layer: layer["held_back_error"])
+        _, error, held_back_error = max(parted, key=lambda found: found[2])
         yield (
             f"warning: errors on the {held_back} held-back samples exceed those on the fitting samples in "
-            f"{listed([layer['name'] for layer in parted])}, at most {worst['held_back_error']:.2f} beside "
-            f"{worst['error']:.2f}: the refit does not hold for other samples; give more of them, or cut less."
+            f"{listed([name for name, _, _ in parted])}, at most {held_back_error:.2f} beside {error:.2f}: the refit "
+            "does not hold for other samples; give more of them, or cut less."
         )
 
 
-def parts(error: float | None, held_back: float | None) -> bool:
+def parts(error: float, held_back: float) -> bool:
     """Whether a held-back error is far above the error on the fitting samples."""
-    return error is not None and held_back is not None and held_back > max(error + PARTING, FACTOR * error)
+    return held_back > max(error + PARTING, FACTOR * error)
 
 
 def listed(names: Sequence[str]) -> str:

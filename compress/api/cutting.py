@@ -71,7 +71,7 @@ def make_cut(
 
 def explain_whole(found: Compressed, recipe: Recipe) -> str:
     """Why no layer lost a unit, and which option changes that."""
-    short = sum(NEEDS_MEMORY in result.as_report()["sampling"] for result in found.results)
+    short = sum(NEEDS_MEMORY in result.report().fit.sampling for result in found.results)
     if short:
         return (
             f"{short} of {len(found.results)} selected layers stay as they are because weighing their units needs more "

@@ -5,22 +5,34 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compress.api.evaluating import open_evaluation
-from compress.api.reporting import MALFORMED, explain, is_training, read_report, read_training, write_pages
+from compress.api.reporting import read_any_report, write_pages
 from compress.api.verifying import make_probe
-from compress.api.writing import EXPORT_SAMPLES
+from compress.api.writing import first_samples
 from compress.artifact.checksums import check_checksums, write_checksums
 from compress.artifact.exports import EXPORTS, check_exports, write_exports
-from compress.artifact.folder import REPORT_JSON, TRAINING_JSON, write_json
+from compress.artifact.folder import write_json
 from compress.atomic import new_file
 from compress.checkpoint.manifest import CHECKSUMS, CONFIG, MODEL, open_artifact
 from compress.errors import OutputError, RecipeError
 from compress.progress import Progress, SilentProgress
+from compress.report.model import ExportReport, plain_data
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where further formats were written, and one report for each."""
+
+    folder: str
+    exports: tuple[ExportReport, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return plain_data(self)
 
 
 def export(
@@ -31,16 +43,13 @@ def export(
     arch: str | None = None,
     trust_code: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Exported:
     """Write an artifact in further formats into its own folder, and note them in its report.
 
     Args:
         kinds: of `onnx`, `pt2` and `hf`.
         eval_data: data whose first samples the files are compared on; without it, seeded noise.
         arch, trust_code: as of `open_artifact`.
-
-    Returns:
-        `folder` and `exports`, one mapping for each kind.
 
     Raises:
         CompressError: any fault; the folder is left as it was.
@@ -51,8 +60,7 @@ def export(
     if not kinds:
         raise RecipeError(f"export: name at least one of {', '.join(EXPORTS)}.")
     check_exports(kinds)
-    trained = is_training(folder)
-    report = read_training(folder) if trained else read_report(folder)
+    report = read_any_report(folder)
     changed = [name for name, status in check_checksums(folder).items() if status in ("changed", "missing")]
     if changed:
         raise OutputError(f"{changed[0]} was changed after it was written; `compress verify` tells more.")
@@ -60,10 +68,7 @@ def export(
     if eval_data is None:
         samples = make_probe(artifact, "cpu")
     else:
-        source = open_evaluation(artifact, eval_data)
-        samples = next(
-            iter(source.batches(EXPORT_SAMPLES, torch.arange(min(EXPORT_SAMPLES, source.sample_count))))
-        ).inputs
+        samples = first_samples(open_evaluation(artifact, eval_data))
     only_batch = artifact.config["architecture"].get("batch_size")
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
@@ -76,17 +81,13 @@ def export(
                 put(place / EXPORTS[kind], folder / EXPORTS[kind])
     except OSError as error:
         raise OutputError(f"Cannot write to {str(folder)!r}: {error.strerror or error}.") from None
-    except MALFORMED as error:
-        raise OutputError(f"{str(folder / REPORT_JSON)!r} is damaged: {explain(error)}.") from None
-    others = [one for one in report.get("exports") or [] if one["kind"] not in kinds]
-    report["exports"] = [*others, *made]
-    with new_file(folder / (TRAINING_JSON if trained else REPORT_JSON)) as draft:
-        write_json(draft, report)
-    if not trained:
-        write_pages(folder, report)
+    report = report.with_exports(made)
+    with new_file(folder / report.FILE) as draft:
+        write_json(draft, report.to_json())
+    write_pages(folder, report)
     if (folder / CHECKSUMS).is_file():
         write_checksums(folder)
-    return {"folder": str(folder), "exports": made}
+    return Exported(str(folder), tuple(made))
 
 
 def put(made: Path, target: Path) -> None:

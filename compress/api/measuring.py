@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
-from compress.graph.cost import Cost, batch_of, count_macs, count_parameters, measure_latency
+from compress.graph.cost import batch_of, count_macs, count_parameters, measure_latency
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.report.evaluation import Evaluation, evaluate_networks
+from compress.report.model import CostReport, Counts, Latency
 
 LATENCY_BATCHES = (1, 64)
 
@@ -35,29 +35,19 @@ def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, pro
     )
 
 
-def measure_costs(
-    prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor]
-) -> tuple[Cost, Cost, list[dict[str, Any]]]:
+def measure_costs(prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor]) -> CostReport:
     """Costs of the two networks and their latencies at each of `LATENCY_BATCHES`."""
     examples, only_batch, original = prepared.examples, prepared.network.batch_size, prepared.opened.module
     latencies = []
     for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
         inputs = batch_of(examples, None if only_batch is not None else batch)
         before, after = measure_latency((original, compressed), inputs)
-        latencies.append(
-            {
-                "batch_size": batch,
-                "threads": before.threads,
-                "device": before.device,
-                "before_ms": before.milliseconds,
-                "after_ms": after.milliseconds,
-            }
-        )
-    before_cost = Cost(count_parameters(original), count_macs(original, examples), tensor_bytes(prepared.stored))
-    return (
-        before_cost,
-        Cost(count_parameters(compressed), count_macs(compressed, examples), tensor_bytes(stored)),
-        latencies,
+        latencies.append(Latency(batch, before.threads, before.device, before.milliseconds, after.milliseconds))
+    return CostReport(
+        parameters=Counts(*(count_parameters(module) for module in (original, compressed))),
+        macs=Counts(*(count_macs(module, examples) for module in (original, compressed))),
+        bytes=Counts(tensor_bytes(prepared.stored), tensor_bytes(stored)),
+        latency=tuple(latencies),
     )
 
 

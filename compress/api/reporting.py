@@ -1,4 +1,4 @@
-"""Reports of runs that are done: rebuilt, and set side by side."""
+"""Reports of runs that are done: read, rebuilt, and set side by side."""
 
 from __future__ import annotations
 
@@ -6,53 +6,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from compress.artifact.checksums import write_checksums
-from compress.artifact.folder import REPORT_JSON, REPORT_PAGE, REPORT_TEXT, TRAINING_JSON
+from compress.artifact.folder import REPORT_PAGE, REPORT_TEXT
 from compress.atomic import new_file
 from compress.checkpoint.manifest import CHECKSUMS
 from compress.errors import OutputError
+from compress.report.comparison import Comparison, compare_reports
 from compress.report.html import render_comparison, render_report
-from compress.report.markdown import comparison, markdown_report
-from compress.strict_json import read_object as read_json
-
-MALFORMED = (
-    KeyError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    IndexError,
-    ArithmeticError,
-    RecursionError,
-    TemplateError,
-)
+from compress.report.markdown import markdown_report
+from compress.report.model import Report, RunReport, TrainingReport
+from compress.strict_json import read_object
 
 
-def read_report(folder: str | Path) -> dict[str, Any]:
-    """The content of a run's `report.json`. Raises OutputError."""
-    path = Path(folder) / REPORT_JSON
-    if is_training(folder):
+def read_report(folder: str | Path) -> RunReport:
+    """The report of a run, of this release or of an earlier one. Raises OutputError."""
+    report = read_any_report(folder)
+    if not isinstance(report, RunReport):
         raise OutputError(
-            f"{str(folder)!r} holds a training, whose report is {TRAINING_JSON}; `compress verify` and `export` take "
+            f"{str(folder)!r} holds a training, whose report is {report.FILE}; `compress verify` and `export` take "
             "the folder, and `compress FOLDER --data …` compresses the network in it."
         )
-    return read_object(path)
+    return report
 
 
-def read_training(folder: str | Path) -> dict[str, Any]:
-    """The content of a training's `training.json`. Raises OutputError."""
-    return read_object(Path(folder) / TRAINING_JSON)
+def read_any_report(folder: str | Path) -> RunReport | TrainingReport:
+    """The report of a run or of a training. Raises OutputError."""
+    run, training = (Path(folder) / kind.FILE for kind in (RunReport, TrainingReport))
+    if training.is_file() and not run.exists():
+        return TrainingReport.from_json(read_report_json(training), str(training))
+    return RunReport.from_json(read_report_json(run), str(run))
 
 
-def is_training(folder: str | Path) -> bool:
-    """Whether a training wrote the folder, not a run."""
-    return (Path(folder) / TRAINING_JSON).is_file() and not (Path(folder) / REPORT_JSON).exists()
+def read_report_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a report's file. Raises OutputError."""
+    return read_object(path, OutputError, "a report written by compress")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises OutputError."""
-    return read_json(path, OutputError, "a report written by compress")
+def pages(report: Report) -> dict[str, str]:
+    """File name -> content of what is made from a report for people."""
+    if not isinstance(report, RunReport):
+        return {}
+    return {REPORT_TEXT: markdown_report(report), REPORT_PAGE: render_report(report)}
 
 
 def rebuild_report(folder: str | Path) -> list[Path]:
@@ -64,20 +58,17 @@ def rebuild_report(folder: str | Path) -> list[Path]:
     return paths
 
 
-def write_pages(folder: Path, report: dict[str, Any]) -> list[Path]:
-    """Write `report.md` and `report.html`; returns their paths. Raises OutputError."""
-    try:
-        texts = {REPORT_TEXT: markdown_report(report), REPORT_PAGE: render_report(report)}
-    except MALFORMED as error:
-        raise OutputError(f"{str(folder / REPORT_JSON)!r} is damaged: {explain(error)}.") from None
+def write_pages(folder: Path, report: Report) -> list[Path]:
+    """Write what is made from a report for people; returns the paths. Raises OutputError."""
+    texts = pages(report)
     for name, text in texts.items():
         with new_file(folder / name) as draft:
             draft.write_text(text, encoding="utf-8")
     return [folder / name for name in texts]
 
 
-def compare(folders: Sequence[str | Path], page: str | Path | None = None) -> dict[str, Any]:
-    """Several runs side by side: figures of each, kept units by layer, and the same as texts.
+def compare(folders: Sequence[str | Path], page: str | Path | None = None) -> Comparison:
+    """Several runs side by side: figures of each, and kept units by layer.
 
     Args:
         page: where to write an HTML page of it.
@@ -86,17 +77,8 @@ def compare(folders: Sequence[str | Path], page: str | Path | None = None) -> di
         OutputError: a folder holds no report, or the page cannot be written.
     """
     reports = [(str(folder), read_report(folder)) for folder in folders]
-    try:
-        found = comparison(reports)
-        text = render_comparison(reports)
-    except MALFORMED as error:
-        raise OutputError(f"One of the reports is damaged: {explain(error)}.") from None
     if page is not None:
+        text = render_comparison(reports)
         with new_file(page) as draft:
             draft.write_text(text, encoding="utf-8")
-    return found
-
-
-def explain(error: Exception) -> str:
-    """What a malformed report lacks, in words."""
-    return f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return compare_reports(reports)

@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.api.cautions import caution_layers, caution_samples
-from compress.api.cutting import make_cut
+from compress.api.cutting import Cut, make_cut
 from compress.api.measuring import loses_too_much, measure_costs
 from compress.api.tuning import check_finetuning
-from compress.api.widths import check_widths, choose_widths, layer_options, make_problem
-from compress.api.writing import describe_inputs, fingerprint, write_run
+from compress.api.widths import check_widths, choose_widths, describe_rule, layer_options, make_problem
+from compress.api.writing import (
+    Finished,
+    describe_architecture,
+    describe_evaluation,
+    describe_preprocessing,
+    first_samples,
+    write_finished,
+)
 from compress.artifact.exports import check_exports
 from compress.artifact.folder import versions
 from compress.atomic import reserved
-from compress.compression.resume import RunState
+from compress.compression.layer import LayerResult
+from compress.compression.problem import Problem
+from compress.compression.resume import RunState, StoredLayer
 from compress.compression.search import certify_widths, milder_search, search_report
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
-from compress.preparation import prepare
+from compress.preparation import Prepared, prepare
 from compress.progress import Portion, Progress, SilentProgress, Stages
 from compress.recipe import Recipe, make_recipe
 from compress.recording.sharing import Share, local_device, process_group
 from compress.report.checks import check_gates, failures
-from compress.report.markdown import cost_report, evaluation_report
+from compress.report.evaluation import Evaluation
+from compress.report.model import (
+    CalibrationReport,
+    Certificate,
+    DataUsed,
+    EvaluationReport,
+    Inputs,
+    LayerReport,
+    RunReport,
+    Samples,
+    SkippedLayer,
+    SourceFile,
+    Verification,
+    plain_data,
+)
 
 STATE_SUFFIX = ".state"  # of the folder beside the output that a resumable run keeps its state in
 COMPRESSING, MEASURING = (0.1, 0.7), 0.85  # expected shares of a run's time that are over at the beginning, and the end
@@ -40,12 +64,12 @@ class RunResult:
     """What a run did.
 
     Attributes:
-        report: the content of `report.json`.
+        report: the content of `report.json`; None in a process that only helps another one.
         folder: where the artifact lies; None for a dry run.
         module: the compressed network, eval mode.
     """
 
-    report: dict[str, Any]
+    report: RunReport | None
     folder: Path | None
     module: nn.Module
 
@@ -76,7 +100,7 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
 def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool, resume: bool) -> RunResult:
     """The main job in one process of a group: all record their share and choose alike, the first evaluates and writes.
 
-    The others give an empty report.
+    The others give no report.
     """
     clock = Stages()
     folder = output_folder(recipe)
@@ -91,9 +115,10 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
         check_widths(problem.groups, recipe)
         for caution in caution_samples(prepared, problem):
             progress.note(caution)
+        inputs = describe_inputs(prepared, recipe, problem)
     state = None
     if resume:
-        state = RunState.open(folder.with_name(folder.name + STATE_SUFFIX), fingerprint(prepared, recipe, problem))
+        state = RunState.open(folder.with_name(folder.name + STATE_SUFFIX), fingerprint(inputs, recipe))
     with clock("compress"):
         found, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), state)
     cut = make_cut(prepared, problem, found, recipe, clock, progress)
@@ -106,74 +131,143 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
         cut = make_cut(prepared, problem, found, recipe, clock, progress)
         evaluations += 1
     if not share.writes:
-        return RunResult({}, None, cut.narrowed.module)
-    added = [name for name in prepared.biases if name in cut.narrowed.shapes]
-    if added:
-        progress.note(f"got a bias: {', '.join(name.rpartition('.')[0] for name in added)}")
-    certified: dict[str, Any] = {}
+        return RunResult(None, None, cut.narrowed.module)
+    certified: dict[str, Certificate] = {}
     if searched is not None:
         with clock("compress"):
             certified = certify_widths(searched, layer_options(recipe), progress)
-    for caution in caution_layers([result.as_report() for result in found.results], problem.held_back.count):
+    for caution in caution_layers([result.report() for result in found.results], problem.held_back.count):
         progress.note(caution)
     with clock("measure"):
         progress.reach(MEASURING)
         progress.stage("measuring latency")
-        costs = measure_costs(prepared, cut.narrowed.module, cut.stored)
-    report = {
-        **describe_inputs(prepared, recipe, problem),
-        "layers": [
-            *(
-                {**result.as_report(), "lasso": certified[result.name]}
-                if result.name in certified
-                else result.as_report()
-                for result in found.results
-            ),
-            *(
-                {"name": group.name, "units": group.unit_count, "skipped": group.skip_reason}
-                for group in prepared.groups
-                if not group.prunable
-            ),
-        ],
-        "search": None if searched is None else search_report(searched),
-        "calibration": {
-            "fitting": None if found.fitting is None else found.fitting.as_report(),
-            "held_back": None if found.held_back is None else found.held_back.as_report(),
-        },
-        "cost": cost_report(*costs),
-        "evaluation": evaluation_report(
-            cut.evaluation,
-            preprocessing=None if prepared.preprocessing is None else prepared.preprocessing.as_dict(),
-            class_names=None if prepared.evaluation is None else prepared.evaluation.class_names,
+        cost = measure_costs(prepared, cut.narrowed.module, cut.stored)
+    added = tuple(name for name in prepared.biases if name in cut.narrowed.shapes)
+    if added:
+        progress.note(f"got a bias: {', '.join(name.rpartition('.')[0] for name in added)}")
+    report = RunReport(
+        inputs,
+        recipe=recipe.model_dump(mode="json", exclude={"output", "force", "export"}),
+        rule=describe_rule(recipe),
+        layers=tuple(layer_report(result, certified) for result in found.results),
+        skipped=tuple(
+            SkippedLayer(group.name, group.unit_count, str(group.skip_reason))
+            for group in prepared.groups
+            if group.skip_reason is not None
         ),
-        "evaluations": evaluations * (1 if cut.tuning is None else 2) if cut.evaluation is not None else 0,
-        "finetune": None
-        if cut.tuning is None
-        else {**cut.tuning.as_report(), "evaluation_before": evaluation_report(cut.untuned)},
-        "added_biases": added,
-        "verification": {"narrowed_deviation": cut.deviation},
-        "notes": list(getattr(progress, "notes", [])),
-        "versions": versions(),
-    }
-    raise_failed_gates(report, recipe)
+        cost=cost,
+        verification=Verification(cut.deviation),
+        calibration=CalibrationReport(
+            *(None if one is None else one.report() for one in (found.fitting, found.held_back))
+        ),
+        search=None if searched is None else search_report(searched),
+        evaluation=report_evaluation(prepared, cut.evaluation),
+        evaluations=evaluations * (1 if cut.tuning is None else 2) if cut.evaluation is not None else 0,
+        finetune=None if cut.tuning is None else cut.tuning.report(report_evaluation(prepared, cut.untuned)),
+        added_biases=added,
+        notes=tuple(getattr(progress, "notes", ())),
+        seconds=dict(clock.seconds),
+    )
+    report = replace(report, gates=check_gates(report, recipe))
+    raise_failed_gates(report)
     if dry_run:
-        report["seconds"] = clock.seconds
         return RunResult(report, None, cut.narrowed.module)
     with clock("write"):
-        write_run(folder, recipe, prepared, cut, report, clock, progress)
+        report = write_run(folder, recipe, prepared, cut, report, clock, progress)
     if state is not None:
         state.remove()
     return RunResult(report, folder, cut.narrowed.module)
 
 
-def raise_failed_gates(report: dict[str, Any], recipe: Recipe) -> None:
-    """Put the gates' outcome into the report. Raises GateError with the report when one failed."""
-    gates = check_gates(report, recipe)
-    report["gates"] = [gate.as_report() for gate in gates]
-    failed = failures(gates)
+def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> Inputs:
+    """What went in: file, architecture, data."""
+    assert prepared.calibration is not None, "a run needs data"
+    checkpoint = prepared.checkpoint
+    return Inputs(
+        checkpoint=SourceFile(
+            file=Path(recipe.checkpoint).name,
+            sha256=checkpoint.sha256,
+            dtype=str(checkpoint.dtype).removeprefix("torch."),
+            state_key=checkpoint.state_key,
+            prefix=checkpoint.prefix,
+        ),
+        architecture=describe_architecture(prepared.architecture, prepared.probe, prepared.network.batch_size),
+        data=DataUsed(
+            fitting=Samples(
+                recipe.data, problem.fitting.count, prepared.calibration.fingerprint, held_back=problem.held_back.count
+            ),
+            evaluation=describe_evaluation(recipe.eval, prepared.evaluation, prepared.overlapping),
+            preprocessing=describe_preprocessing(prepared.preprocessing),
+        ),
+        seed=recipe.seed,
+        versions=versions(),
+    )
+
+
+def fingerprint(inputs: Inputs, recipe: Recipe) -> dict[str, Any]:
+    """What a run's intermediate results depend on, by contents, not by paths. Plain data."""
+    paths = {"checkpoint", "data", "eval", "output", "force", "trust_code"}
+    data = inputs.data
+    return {
+        "model": None if inputs.checkpoint is None else inputs.checkpoint.sha256,
+        "calibration data": data.fitting.fingerprint,
+        "evaluation data": None if data.evaluation is None else data.evaluation.fingerprint,
+        **{name: value for name, value in recipe.model_dump(mode="json").items() if name not in paths},
+        "versions": inputs.versions,
+    }
+
+
+def layer_report(result: LayerResult | StoredLayer, certified: Mapping[str, Certificate]) -> LayerReport:
+    """A layer as a report holds it, with the certificate that a search gave it."""
+    report = result.report()
+    return replace(report, certificate=certified.get(result.name, report.certificate))
+
+
+def report_evaluation(prepared: Prepared, evaluation: Evaluation | None) -> EvaluationReport | None:
+    """An evaluation as a report holds it."""
+    if evaluation is None or prepared.evaluation is None:
+        return None
+    return evaluation.report(describe_preprocessing(prepared.preprocessing), prepared.evaluation.class_names)
+
+
+def raise_failed_gates(report: RunReport) -> None:
+    """Raises GateError with the report where a gate failed."""
+    failed = failures(report.gates)
     if failed:
         reasons = "; ".join(gate.message for gate in failed)
         raise GateError(f"{reasons}; nothing was written.", report)
+
+
+def write_run(
+    folder: Path, recipe: Recipe, prepared: Prepared, cut: Cut, report: RunReport, clock: Stages, progress: Progress
+) -> RunReport:
+    """Write the compressed network into its folder; gives the report as written. Raises CompressError."""
+    before, narrowed = prepared.opened, cut.narrowed
+    source = prepared.evaluation or prepared.calibration
+    assert source is not None, "a run needs data"
+    network = Finished(
+        module=narrowed.module,
+        stored=cut.stored,
+        probe=prepared.probe,
+        shapes={**before.shapes, **narrowed.shapes},
+        attributes={**before.attributes, **narrowed.attributes},
+        kept=kept_of_original(before.kept, cut.kept),
+        certificates={
+            layer.name: plain_data(layer.certificate) for layer in report.layers if layer.certificate is not None
+        },
+        outputs=tuple(output.as_report() for output in prepared.outputs),
+        origin=prepared.checkpoint.sha256,
+    )
+    return write_finished(folder, network, report, recipe, lambda: first_samples(source), clock, progress)
+
+
+def kept_of_original(before: Mapping[str, Any], kept: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Kept units by the numbers of a freshly built original, whatever was cut from it before."""
+    found = {name: list(units) for name, units in before.items()}
+    for name, units in kept.items():
+        own = units.tolist()
+        found[name] = [found[name][unit] for unit in own] if name in found else own
+    return found
 
 
 def demo_recipe(output: str = "compress-demo", *, force: bool = False) -> Recipe:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from compress.api.running import STATE_SUFFIX
-from compress.api.writing import RELOAD_TOLERANCE
-from compress.artifact.checksums import write_checksums
-from compress.artifact.folder import TRAINING_JSON, check_reload, stored_state, versions, write_artifact, write_json
-from compress.atomic import new_folder, reserved
+from compress.api.writing import (
+    Finished,
+    describe_architecture,
+    describe_evaluation,
+    describe_preprocessing,
+    first_samples,
+    write_finished,
+)
+from compress.artifact.exports import check_exports
+from compress.artifact.folder import stored_state, versions
+from compress.atomic import reserved
 from compress.checkpoint.architecture import (
     Architecture,
     describe_inputs,
     with_versions,
 )
 from compress.checkpoint.builders import build_architecture
-from compress.checkpoint.manifest import computed_state, file_sha256
+from compress.checkpoint.manifest import computed_state
 from compress.compression.resume import RunState
 from compress.data import Cast, DataSource
 from compress.data.source import Subset, split_held_back
@@ -41,9 +47,18 @@ from compress.preparation import (
     run_on_probe,
 )
 from compress.progress import Progress, SilentProgress, Stages
-from compress.recipe import Recipe, TrainingOptions, format_recipe
+from compress.recipe import Recipe, TrainingOptions
 from compress.report.evaluation import evaluate_networks, network_outputs
-from compress.report.markdown import evaluation_report
+from compress.report.model import (
+    DataUsed,
+    Inputs,
+    Samples,
+    Scores,
+    SourceFile,
+    TrainingEvaluation,
+    TrainingReport,
+    plain_data,
+)
 from compress.training.loop import score
 from compress.training.losses import LOSSES, check_answers, constant_loss
 from compress.training.outcome import describe_training
@@ -56,7 +71,7 @@ DEFAULT_OUTPUTS = {"train": "-trained", "finetune": "-finetuned"}
 class TrainResult:
     """What a training did: the content of `training.json`, the folder, the network in eval mode."""
 
-    report: dict[str, Any]
+    report: TrainingReport
     folder: Path
     module: nn.Module
 
@@ -67,13 +82,13 @@ class Start:
 
     Attributes:
         shapes, attributes, kept: what makes a freshly built `architecture` this network, as in a manifest.
-        origin: the file it came from, plain data; None where it starts from random weights.
+        origin: the file it came from; None where it starts from random weights.
         stored: its tensors as stored, whose dtypes the result takes; empty for a new network.
     """
 
     module: nn.Module
     architecture: Architecture
-    origin: dict[str, Any] | None = None
+    origin: SourceFile | None = None
     stored: Mapping[str, Tensor] = field(default_factory=dict)
     shapes: dict[str, list[int]] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +124,7 @@ def finetune(recipe: Recipe, progress: Progress | None = None, *, resume: bool =
 def load_start(recipe: Recipe) -> Start:
     """The network of a checkpoint file or of a written folder. Raises CompressError."""
     opened = open_network(recipe)
-    origin = {"file": Path(recipe.checkpoint).name, "sha256": opened.checkpoint.sha256}
+    origin = SourceFile(Path(recipe.checkpoint).name, opened.checkpoint.sha256)
     cut = (opened.shapes, opened.attributes, opened.kept)
     return Start(opened.module, opened.architecture, origin, opened.checkpoint.state, *cut)
 
@@ -120,6 +135,7 @@ def train_from(
     """Train a network on the recipe's data, score it, and write it beside its final place, then put it in place."""
     kind = "train" if start.origin is None else "finetune"
     folder = Path(recipe.output or f"{Path(recipe.checkpoint).stem or 'network'}{DEFAULT_OUTPUTS[kind]}")
+    check_exports(recipe.export)
     with reserved(folder, force=recipe.force):
         return train_into(folder, kind, start, recipe, options, progress, resume=resume)
 
@@ -147,37 +163,23 @@ def train_into(
         if (options.crop or options.flip) and probe.ndim != 4:
             raise RecipeError(f"training: crop and flip are for images; samples have shape {tuple(probe.shape[1:])}.")
         training, validation = split_source(source, options.held_back, recipe.seed)
-        described = {
-            "origin": start.origin,
-            "architecture": {
-                "spec": start.architecture.spec,
-                "arguments": start.architecture.arguments,
-                "recognised": start.architecture.how,
-                "input_shape": list(probe.shape[1:]),
-                "input_dtype": str(probe.dtype).removeprefix("torch."),
-                "batch_size": None,
-            },
-            "data": {
-                "training": {
-                    "source": recipe.data,
-                    "samples": training.sample_count,
-                    "held_back": 0 if validation is None else validation.sample_count,
-                    "fingerprint": source.fingerprint,
-                },
-                "evaluation": None
-                if evaluation is None
-                else {
-                    "source": recipe.eval,
-                    "samples": evaluation.sample_count,
-                    "overlap": overlapping,
-                    "fingerprint": evaluation.fingerprint,
-                },
-                "preprocessing": None if preprocessing is None else preprocessing.as_dict(),
-            },
-            "seed": recipe.seed,
-            "versions": versions(),
-        }
-    state = open_state(folder, fingerprint(described, options, recipe), resume=resume, force=recipe.force)
+        inputs = Inputs(
+            checkpoint=start.origin,
+            architecture=describe_architecture(start.architecture, probe, None),
+            data=DataUsed(
+                fitting=Samples(
+                    recipe.data,
+                    training.sample_count,
+                    source.fingerprint,
+                    held_back=0 if validation is None else validation.sample_count,
+                ),
+                evaluation=describe_evaluation(recipe.eval, evaluation, overlapping),
+                preprocessing=describe_preprocessing(preprocessing),
+            ),
+            seed=recipe.seed,
+            versions=versions(),
+        )
+    state = open_state(folder, fingerprint(inputs, options, recipe), resume=resume, force=recipe.force)
     with clock("train"), going_on_later(state.folder):
         trained = train_copy(
             module, probe, options, training, validation, seed=recipe.seed, folder=state.folder, progress=progress
@@ -191,21 +193,37 @@ def train_into(
     stored = stored_state(trained.module.state_dict(), start.stored)
     trained.module.load_state_dict(with_versions(trained.module, computed_state(stored)))
     with clock("evaluate"):
-        report: dict[str, Any] = {
-            "kind": kind,
-            **described,
-            "parameters": count_parameters(trained.module),
-            "macs": count_macs(trained.module, (probe,)),
-            **describe_training(trained, options, training, validation, probe),
-            "evaluation": score_networks(module, trained.module, evaluation, recipe, options, progress),
-            "notes": list(getattr(progress, "notes", [])),
-        }
-        if report["undebiased"] is not None and evaluation is not None:
-            scored = score_networks(module, trained.undebiased or module, evaluation, recipe, options, progress)
-            report["undebiased"]["evaluation"] = None if scored is None else scored["trained"]
-        if start.origin is None and report["evaluation"] is not None:
-            report["evaluation"]["original"] = None
-    write_trained(folder, recipe, start, trained.module, stored, probe, report, state.folder, clock, progress)
+        outcome = describe_training(trained, options, training, validation, probe)
+        scored = score_networks(module, trained.module, evaluation, recipe, options, progress)
+        if scored is not None and start.origin is None:
+            scored = replace(scored, original=None)
+        undebiased = outcome.undebiased
+        if undebiased is not None and trained.undebiased is not None:
+            before = score_networks(module, trained.undebiased, evaluation, recipe, options, progress)
+            undebiased = replace(undebiased, evaluation=None if before is None else before.trained)
+        report = TrainingReport(
+            inputs,
+            kind=kind,
+            options=options.model_dump(mode="json"),
+            parameters=count_parameters(trained.module),
+            macs=count_macs(trained.module, (probe,)),
+            samples=training.sample_count,
+            evaluation=scored,
+            notes=tuple(getattr(progress, "notes", ())),
+            **{**vars(outcome), "undebiased": undebiased},
+        )
+    journal = state.folder / JOURNAL
+    network = Finished(
+        module=trained.module,
+        stored=stored,
+        probe=probe,
+        shapes=start.shapes,
+        attributes=start.attributes,
+        kept=start.kept,
+        beside=(journal,) if journal.is_file() else (),
+    )
+    samples = evaluation or source
+    report = write_finished(folder, network, report, recipe, lambda: first_samples(samples), clock, progress)
     shutil.rmtree(state.folder, ignore_errors=True)
     return TrainResult(report, folder, trained.module)
 
@@ -221,18 +239,17 @@ def split_source(source: DataSource, held_back: float, seed: int) -> tuple[DataS
     return Subset(source, own.numpy()), Subset(source, rest.numpy())
 
 
-def fingerprint(described: Mapping[str, Any], options: TrainingOptions, recipe: Recipe) -> dict[str, Any]:
+def fingerprint(inputs: Inputs, options: TrainingOptions, recipe: Recipe) -> dict[str, Any]:
     """What a training depends on, by contents, not by paths."""
-    arithmetic = options.model_dump(mode="json", exclude={"trainings"})
-    origin = described["origin"]
+    origin = inputs.checkpoint
     return {
-        "network": {**described["architecture"], "sha256": None if origin is None else origin["sha256"]},
-        "training data": described["data"]["training"]["fingerprint"],
-        "preprocessing": described["data"]["preprocessing"],
+        "network": {**plain_data(inputs.architecture), "sha256": None if origin is None else origin.sha256},
+        "training data": inputs.data.fitting.fingerprint,
+        "preprocessing": inputs.data.preprocessing,
         "seed": recipe.seed,
         "device": recipe.device,
-        **arithmetic,
-        "versions": described["versions"],
+        **options.model_dump(mode="json", exclude={"trainings"}),
+        "versions": inputs.versions,
     }
 
 
@@ -266,23 +283,20 @@ def score_networks(
     recipe: Recipe,
     options: TrainingOptions,
     progress: Progress,
-) -> dict[str, Any] | None:
-    """Scores on the evaluation data, as in a run's report but `compressed` being the trained network.
-
-    Real targets are scored by the loss, beside that of the best constant.
-    """
+) -> TrainingEvaluation | None:
+    """Scores of two networks on the evaluation data; real targets by the loss, beside that of the best constant."""
     if evaluation is None:
         return None
     progress.stage("evaluating", evaluation.sample_count)
     if evaluation.targets is not None:
         losses = [score(network, evaluation, LOSSES[options.loss], recipe.batch_size)[0] for network in (before, after)]
-        return {
-            "samples": evaluation.sample_count,
-            "original": {"loss": losses[0]},
-            "trained": {"loss": losses[1]},
-            "loss": options.loss,
-            "constant_loss": constant_loss(options.loss, evaluation.targets),
-        }
+        return TrainingEvaluation(
+            samples=evaluation.sample_count,
+            original=Scores(losses[0]),
+            trained=Scores(losses[1]),
+            loss=options.loss,
+            constant_loss=constant_loss(options.loss, evaluation.targets),
+        )
     batches = evaluation.batches(recipe.batch_size)
     first = next(iter(evaluation.batches(2))).inputs.to(recipe.device)
     with torch.inference_mode():
@@ -290,42 +304,4 @@ def score_networks(
     outputs = describe_outputs(tensors, len(first), (evaluation,), Hints(class_counts=read_class_counts(after)))
     answered = need_place(outputs, evaluation).name if evaluation.has_labels else ""
     found = evaluate_networks(before.eval(), after, batches, outputs, answered, device=recipe.device, progress=progress)
-    described = evaluation_report(found)
-    assert described is not None, "there was data"
-    return {"samples": found.samples, "original": described["original"], "trained": described["compressed"]}
-
-
-def write_trained(
-    folder: Path,
-    recipe: Recipe,
-    start: Start,
-    module: nn.Module,
-    stored: Mapping[str, Tensor],
-    probe: Tensor,
-    report: dict[str, Any],
-    state: Path,
-    clock: Stages,
-    progress: Progress,
-) -> None:
-    """Write the artifact and its report, reload it in a fresh process, then put it in place."""
-    progress.stage("writing and reloading")
-    config = {
-        **{name: report[name] for name in ("architecture", "data", "seed", "versions")},
-        "checkpoint": start.origin,
-        "shapes": start.shapes,
-        "attributes": start.attributes,
-        "kept": start.kept,
-        "certificates": {},
-    }
-    with torch.inference_mode():
-        expected = named_outputs(module(probe))
-    with new_folder(folder, force=recipe.force) as draft, tempfile.TemporaryDirectory() as scratch:
-        manifest = write_artifact(draft, stored, config, {"recipe.yaml": format_recipe(recipe)})
-        report["reload_deviation"] = check_reload(draft, probe, expected, RELOAD_TOLERANCE, Path(scratch))
-        if (state / JOURNAL).is_file():
-            shutil.copyfile(state / JOURNAL, draft / JOURNAL)
-            manifest["hashes"][JOURNAL] = file_sha256(draft / JOURNAL)
-        report["hashes"] = manifest["hashes"]
-        report["seconds"] = clock.seconds
-        write_json(draft / TRAINING_JSON, report)
-        write_checksums(draft)
+    return TrainingEvaluation(found.samples, found.original, found.compressed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from compress.errors import DataError, RecipeError
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe, TrainingOptions
+from compress.report.model import EvaluationReport, Scores, TuningReport
 from compress.training.distillation import distil
 from compress.training.loop import Fitted, score
 from compress.training.losses import LOSSES, check_answers
@@ -23,8 +24,8 @@ from compress.training.session import train_copy
 class Tuning(Protocol):
     """What a fine-tuning did."""
 
-    def as_report(self) -> dict[str, Any]:
-        """Plain data."""
+    def report(self, before: EvaluationReport | None) -> TuningReport:
+        """What a report holds of it; `before`: the evaluation of the cut network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,16 +42,17 @@ class LabelledTuning:
     before: tuple[float, float | None]
     kept_epoch: int
 
-    def as_report(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "method": self.options.method,
-            "epochs": self.options.epochs,
-            "options": self.options.model_dump(mode="json"),
-            "held_back_before": {"loss": self.before[0], "top1": self.before[1]},
-            "curve": list(self.fitted.curve),
-            "kept_epoch": self.kept_epoch,
-        }
+    def report(self, before: EvaluationReport | None) -> TuningReport:
+        """What a report holds of it; `before`: the evaluation of the cut network."""
+        return TuningReport(
+            method=self.options.method,
+            length=len(self.fitted.curve),
+            kept=self.kept_epoch,
+            evaluation_before=before,
+            options=self.options.model_dump(mode="json"),
+            held_back_before=Scores(*self.before),
+            curve=self.fitted.epochs,
+        )
 
 
 def check_finetuning(prepared: Prepared, recipe: Recipe) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,63 @@ from torch import Tensor, nn
 
 from compress.api.evaluating import evaluate_artifact
 from compress.api.measuring import LATENCY_BATCHES
-from compress.api.reporting import MALFORMED, explain, is_training, read_report, read_training
+from compress.api.reporting import read_any_report
 from compress.artifact.checksums import check_checksums
 from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.checkpoint.restoring import named_tensors
-from compress.errors import CompressError, DataError, OutputError, RecipeError, UntrustedCodeError
+from compress.errors import CompressError, DataError, RecipeError, UntrustedCodeError
 from compress.graph.cost import batch_of, count_macs, count_parameters, measure_latency
 from compress.measures.outputs import named_outputs
 from compress.preparation import check_device
 from compress.progress import Progress, SilentProgress
-from compress.report.checks import Check, check_drop, failures
+from compress.report.checks import check_drop, failures
 from compress.report.evaluation import Evaluation
+from compress.report.model import Check, Claims
 
 TOLERANCE = 0.1  # points of accuracy by which another machine may differ
 ERROR_TOLERANCE = 1e-3  # of a squared error, relative
+
+
+@dataclass(frozen=True)
+class MeasuredScores:
+    """What the network in a folder scored now; None where the data has no labels, or no targets."""
+
+    samples: int
+    fingerprint: str
+    top1: float | None = None
+    loss: float | None = None
+    squared_error: float | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredLatency:
+    """Milliseconds a batch of the network in a folder, now and as its report has it."""
+
+    batch_size: int
+    threads: int
+    device: str
+    milliseconds: float
+    recorded_milliseconds: float | None
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found when a folder was looked at again.
+
+    Attributes:
+        passed: no check failed.
+        evaluation, latency: None and empty where nothing was measured.
+    """
+
+    folder: str
+    passed: bool
+    checks: tuple[Check, ...]
+    evaluation: MeasuredScores | None = None
+    latency: tuple[MeasuredLatency, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
 
 
 def verify(
@@ -38,7 +81,7 @@ def verify(
     arch: str | None = None,
     trust_code: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Verified:
     """Check a written folder against itself: hashes, widths, costs; accuracy where there is data; latency measured.
 
     Nothing is built from a folder whose hashes do not hold. The hashes tell damage and carelessness, not forgery.
@@ -48,9 +91,6 @@ def verify(
         tolerance: points by which the accuracy may differ from the report's.
         arch, trust_code: as of `open_artifact`.
 
-    Returns:
-        `passed`, `checks` (each name, wanted, measured, passed, message), `evaluation` and `latency`.
-
     Raises:
         CompressError: the folder was not written by this tool, or the data cannot be used.
     """
@@ -59,40 +99,41 @@ def verify(
     if max_drop is not None and eval_data is None:
         raise RecipeError("max_drop needs evaluation data: give eval.")
     folder = Path(folder)
-    report = read_claims(folder) if is_training(folder) else read_report(folder)
+    claims = read_any_report(folder).claims()
     checks = check_files(folder)
-    word = {"arch": arch, "trust_code": trust_code}
-    found: dict[str, Any] = {"folder": str(folder), "evaluation": None, "latency": []}
-    if not failures(checks):
-        try:
-            checks += check_network(
-                folder, report, found, eval_data, max_drop, tolerance, batch_size, device, word, progress
-            )
-        except MALFORMED as error:
-            raise OutputError(f"{str(folder)!r} is damaged: {explain(error)}.") from None
-    found["passed"] = not failures(checks)
-    found["checks"] = [check.as_report() for check in checks]
-    return found
-
-
-def read_claims(folder: Path) -> dict[str, Any]:
-    """What a training says about its network, in the form of a run's report. Raises OutputError."""
-    training = read_training(folder)
+    if failures(checks):
+        return Verified(str(folder), False, tuple(checks))
+    progress.stage("loading")
     try:
-        scored = training["evaluation"]
-        evaluation = None
-        if scored is not None:
-            evaluation = {"original": scored["original"], "compressed": scored["trained"]}
-            if scored.get("loss") == "squared":
-                evaluation["squared_error"] = [None, scored["trained"]["loss"]]
-        return {
-            "layers": [],
-            "cost": {name: [None, training[name]] for name in ("parameters", "macs")} | {"latency": []},
-            "evaluation": evaluation,
-            "data": training["data"],
-        }
-    except MALFORMED as error:
-        raise OutputError(f"{str(folder)!r} is damaged: {explain(error)}.") from None
+        artifact, module = open_artifact(folder, arch=arch, trust_code=trust_code)
+        module = module.to(device)
+    except UntrustedCodeError:
+        raise
+    except CompressError as error:
+        fault = Check("the model loads", "a network", "a fault", False, f"The model does not load: {error}")
+        return Verified(str(folder), False, (*checks, fault))
+    probe = make_probe(artifact, device)
+    checks += check_network(artifact, module, probe, claims)
+    scores = None
+    if eval_data is not None:
+        evaluation, fingerprint = evaluate_artifact(artifact, module, eval_data, batch_size, device, progress)
+        scores = measured_scores(evaluation, fingerprint)
+        checks += check_accuracy(evaluation, fingerprint, claims, max_drop, tolerance)
+    progress.stage("measuring latency")
+    latency = measure(artifact, module, probe, claims)
+    return Verified(str(folder), not failures(checks), tuple(checks), scores, latency)
+
+
+def measured_scores(evaluation: Evaluation, fingerprint: str) -> MeasuredScores:
+    """What was scored now."""
+    scored, errors = evaluation.compressed, evaluation.squared_error
+    return MeasuredScores(
+        samples=evaluation.samples,
+        fingerprint=fingerprint,
+        top1=None if scored is None else scored.top1,
+        loss=None if scored is None else scored.loss,
+        squared_error=None if errors is None else errors[1],
+    )
 
 
 def check_files(folder: Path) -> list[Check]:
@@ -110,56 +151,26 @@ def check_files(folder: Path) -> list[Check]:
     ]
 
 
-def check_network(
-    folder: Path,
-    report: Mapping[str, Any],
-    found: dict[str, Any],
-    eval_data: str | None,
-    max_drop: float | None,
-    tolerance: float,
-    batch_size: int,
-    device: str,
-    word: Mapping[str, Any],
-    progress: Progress,
-) -> list[Check]:
-    """The network as it loads, against the manifest and the report; fills in `evaluation` and `latency`."""
-    progress.stage("loading")
-    try:
-        artifact, module = open_artifact(folder, **word)
-        module = module.to(device)
-    except UntrustedCodeError:
-        raise
-    except CompressError as error:
-        return [Check("the model loads", "a network", "a fault", False, f"The model does not load: {error}")]
+def check_network(artifact: Artifact, module: nn.Module, probe: Tensor, claims: Claims) -> list[Check]:
+    """The network as it loads, against the manifest and the report."""
     checks = [Check("the model loads", "a network", type(module).__name__, True, "The model loads")]
-    checks += check_widths(artifact, module, report)
-    probe = make_probe(artifact, device)
+    checks += check_widths(artifact, module, claims)
     with torch.inference_mode():
         outputs = named_outputs(module(probe))
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in outputs.values())
     checks.append(
         Check("outputs", "finite numbers", "finite" if finite else "NaN or Inf", finite, "Outputs on a first batch")
     )
-    for name, value in (("parameters", count_parameters(module)), ("macs", count_macs(module, (probe,)))):
-        wanted = report["cost"][name][1]
+    for name, wanted, value in (
+        ("parameters", claims.parameters, count_parameters(module)),
+        ("macs", claims.macs, count_macs(module, (probe,))),
+    ):
         same = f"{name}: the report says {wanted:,}, the network has {value:,}"
         checks.append(Check(name, f"{wanted:,}", f"{value:,}", value == wanted, same))
-    if eval_data is not None:
-        evaluation, fingerprint = evaluate_artifact(artifact, module, eval_data, batch_size, device, progress)
-        scored = evaluation.compressed
-        found["evaluation"] = {
-            "samples": evaluation.samples,
-            "fingerprint": fingerprint,
-            **({} if scored is None else {"top1": scored.top1, "loss": scored.loss}),
-            **({} if evaluation.squared_error is None else {"squared_error": evaluation.squared_error[1]}),
-        }
-        checks += check_accuracy(evaluation, fingerprint, report, max_drop, tolerance)
-    progress.stage("measuring latency")
-    found["latency"] = measure(artifact, module, probe, report)
     return checks
 
 
-def check_widths(artifact: Artifact, module: nn.Module, report: Mapping[str, Any]) -> list[Check]:
+def check_widths(artifact: Artifact, module: nn.Module, claims: Claims) -> list[Check]:
     """The tensors' shapes against the manifest, and the kept units against the report."""
     held = {**named_tensors(module), **artifact.state}  # the file, and buffers that no file holds
     wrong = [
@@ -177,39 +188,39 @@ def check_widths(artifact: Artifact, module: nn.Module, report: Mapping[str, Any
         )
     ]
     kept = artifact.config["kept"]
-    for layer in report["layers"]:
-        if "skipped" not in layer:
-            name, wanted = layer["name"], layer["kept"]
-            count = len(kept[name]) if name in kept else layer["units"]
-            said = f"{name}: the report says {wanted} units, the manifest {count}"
-            checks.append(Check(f"width of {name}", str(wanted), str(count), count == wanted, said))
+    for name, width in claims.widths.items():
+        count = len(kept[name]) if name in kept else width.before
+        said = f"{name}: the report says {width.after} units, the manifest {count}"
+        checks.append(Check(f"width of {name}", str(width.after), str(count), count == width.after, said))
     return checks
 
 
 def check_accuracy(
-    evaluation: Evaluation, fingerprint: str, report: Mapping[str, Any], max_drop: float | None, tolerance: float
+    evaluation: Evaluation, fingerprint: str, claims: Claims, max_drop: float | None, tolerance: float
 ) -> list[Check]:
     """The accuracy, or the squared error, against the report's, where both are of the same samples.
 
     Raises:
         DataError: a gate was asked for on samples that the original was not evaluated on.
     """
-    recorded, own = report["evaluation"], report["data"]["evaluation"]
-    same = recorded is not None and own is not None and own["fingerprint"] == fingerprint
-    if same and max_drop is None and evaluation.squared_error is not None and "squared_error" in recorded:
-        return [check_squared_error(recorded["squared_error"][1], evaluation.squared_error[1])]
-    scored = evaluation.compressed is not None and same and "top1" in (recorded["compressed"] or {})
-    if not scored or (max_drop is not None and recorded["original"] is None):
+    same = claims.fingerprint == fingerprint
+    if same and max_drop is None and evaluation.squared_error is not None and claims.squared_error is not None:
+        return [check_squared_error(claims.squared_error, evaluation.squared_error[1])]
+    top1 = None if evaluation.compressed is None else evaluation.compressed.top1
+    wanted = None if claims.scores is None else claims.scores.top1
+    original = None if claims.original is None else claims.original.top1
+    if not same or top1 is None or wanted is None or (max_drop is not None and original is None):
         why = "The report holds no accuracy on these samples, so there is nothing to compare with"
         if max_drop is not None:
             raise DataError(f"{why}; --max-drop needs the evaluation data and labels of the run.")
         return [Check("accuracy as reported", "the report's samples", "other samples", None, why)]
-    assert evaluation.compressed is not None, "checked above"
-    wanted, value = (100 * top1 for top1 in (recorded["compressed"]["top1"], evaluation.compressed.top1))
-    close = abs(value - wanted) <= tolerance + 1e-9
-    said = f"The report says {wanted:.2f} % on these samples, {value:.2f} % was measured"
-    checks = [Check("accuracy as reported", f"{wanted:.2f} ± {tolerance:g} %", f"{value:.2f} %", close, said)]
-    return checks if max_drop is None else [*checks, check_drop(100 * recorded["original"]["top1"] - value, max_drop)]
+    close = 100 * abs(top1 - wanted) <= tolerance + 1e-9
+    said = f"The report says {100 * wanted:.2f} % on these samples, {100 * top1:.2f} % was measured"
+    asked = f"{100 * wanted:.2f} ± {tolerance:g} %"
+    checks = [Check("accuracy as reported", asked, f"{100 * top1:.2f} %", close, said)]
+    if max_drop is not None and original is not None:
+        checks.append(check_drop(100 * (original - top1), max_drop))
+    return checks
 
 
 def check_squared_error(wanted: float, value: float) -> Check:
@@ -229,21 +240,13 @@ def make_probe(artifact: Artifact, device: str) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device=device, dtype=dtype)
 
 
-def measure(artifact: Artifact, module: nn.Module, probe: Tensor, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def measure(artifact: Artifact, module: nn.Module, probe: Tensor, claims: Claims) -> tuple[MeasuredLatency, ...]:
     """Latency of the loaded network, beside what the report says; another machine gives other numbers."""
     only_batch = artifact.config["architecture"].get("batch_size")
-    recorded = {one["batch_size"]: one["after_ms"] for one in report["cost"]["latency"]}
     found = []
     for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
         inputs = batch_of((probe,), None if only_batch is not None else batch)
         latency = measure_latency((module,), inputs)[0]
-        found.append(
-            {
-                "batch_size": batch,
-                "threads": latency.threads,
-                "device": latency.device,
-                "milliseconds": latency.milliseconds,
-                "recorded_milliseconds": recorded.get(batch),
-            }
-        )
-    return found
+        recorded = claims.latency.get(batch)
+        found.append(MeasuredLatency(batch, latency.threads, latency.device, latency.milliseconds, recorded))
+    return tuple(found)

@@ -1,169 +1,169 @@
-"""What a run writes down about itself."""
+"""A finished network goes into a folder with its report: of a run and of a training alike."""
 
 from __future__ import annotations
 
 import copy
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
-from compress.api.cutting import Cut
-from compress.api.widths import describe_rule
+from compress.api.reporting import pages
 from compress.artifact.checksums import write_checksums
 from compress.artifact.exports.writing import EXPORTS, write_export
-from compress.artifact.folder import (
-    REPORT_JSON,
-    REPORT_PAGE,
-    REPORT_TEXT,
-    check_reload,
-    versions,
-    write_artifact,
-    write_json,
-)
+from compress.artifact.folder import RECIPE, check_reload, write_artifact, write_json
 from compress.atomic import new_folder
-from compress.compression.problem import Problem
+from compress.checkpoint.architecture import Architecture
+from compress.checkpoint.manifest import file_sha256
+from compress.data import DataSource, Preprocessing
 from compress.errors import CompressError, OutputError, UnsupportedError
 from compress.measures.outputs import named_outputs
-from compress.preparation import Opened, Prepared
 from compress.progress import Progress, Stages
 from compress.recipe import Recipe, format_recipe
-from compress.report.html import render_report
-from compress.report.markdown import markdown_report
+from compress.report.model import ArchitectureUsed, ExportReport, Report, Samples, plain_data
 
 RELOAD_TOLERANCE = 1e-5
 EXPORT_SAMPLES = 64
 
-
-def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> dict[str, Any]:
-    """What went in: file, architecture, data, options."""
-    calibration = prepared.calibration
-    assert calibration is not None, "a run needs data"
-    return {
-        "checkpoint": {
-            "file": Path(recipe.checkpoint).name,
-            "sha256": prepared.checkpoint.sha256,
-            "state_key": prepared.checkpoint.state_key,
-            "prefix": prepared.checkpoint.prefix,
-            "dtype": str(prepared.checkpoint.dtype).removeprefix("torch."),
-        },
-        "architecture": {
-            "spec": prepared.architecture.spec,
-            "arguments": prepared.architecture.arguments,
-            "recognised": prepared.architecture.how,
-            "input_shape": list(prepared.probe.shape[1:]),
-            "input_dtype": str(prepared.probe.dtype).removeprefix("torch."),
-            "batch_size": prepared.network.batch_size,
-        },
-        "data": {
-            "calibration": {
-                "source": recipe.data,
-                "samples": problem.fitting.count,
-                "held_back": problem.held_back.count,
-                "fingerprint": calibration.fingerprint,
-            },
-            "evaluation": None
-            if prepared.evaluation is None
-            else {
-                "source": recipe.eval,
-                "samples": prepared.evaluation.sample_count,
-                "fingerprint": prepared.evaluation.fingerprint,
-                "overlap": prepared.overlapping,
-            },
-            "preprocessing": None if prepared.preprocessing is None else prepared.preprocessing.as_dict(),
-        },
-        "recipe": recipe.model_dump(mode="json", exclude={"output", "force", "export"}),
-        "rule": describe_rule(recipe),
-        "seed": recipe.seed,
-    }
+AnyReport = TypeVar("AnyReport", bound=Report)
 
 
-def fingerprint(prepared: Prepared, recipe: Recipe, problem: Problem) -> dict[str, Any]:
-    """What a run's intermediate results depend on, by contents, not by paths. Plain data."""
-    paths = {"checkpoint", "data", "eval", "output", "force", "trust_code"}
-    found = describe_inputs(prepared, recipe, problem)
-    evaluation = found["data"]["evaluation"]
-    return {
-        "model": prepared.checkpoint.sha256,
-        "calibration data": found["data"]["calibration"]["fingerprint"],
-        "evaluation data": None if evaluation is None else evaluation["fingerprint"],
-        **{name: value for name, value in recipe.model_dump(mode="json").items() if name not in paths},
-        "versions": versions(),
-    }
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A network that is ready to be written.
+
+    Attributes:
+        module: in eval mode; `stored`: its tensors in the dtypes they are written in.
+        probe: a small batch that the written one is compared on.
+        shapes, attributes, kept: what makes a freshly built architecture this network.
+        certificates: group name -> plain data, for the manifest.
+        outputs: plain data of those that count, for the manifest.
+        origin: SHA-256 of the checkpoint it came from.
+        beside: further files that go into the folder.
+    """
+
+    module: nn.Module
+    stored: Mapping[str, Tensor]
+    probe: Tensor
+    shapes: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+    kept: Mapping[str, Any]
+    certificates: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[dict[str, Any], ...] = ()
+    origin: str | None = None
+    beside: tuple[Path, ...] = ()
 
 
-def write_run(
+def describe_architecture(architecture: Architecture, probe: Tensor, batch_size: int | None) -> ArchitectureUsed:
+    """An architecture as a report holds it; `probe` (B, …): what goes in."""
+    return ArchitectureUsed(
+        spec=architecture.spec,
+        arguments=dict(architecture.arguments),
+        input_shape=tuple(probe.shape[1:]),
+        recognised=architecture.how,
+        input_dtype=str(probe.dtype).removeprefix("torch."),
+        batch_size=batch_size,
+    )
+
+
+def describe_evaluation(spec: str | None, source: DataSource | None, overlap: int) -> Samples | None:
+    """Evaluation data as a report holds it; `overlap`: samples that are in the other data too."""
+    if source is None:
+        return None
+    return Samples(spec, source.sample_count, source.fingerprint, overlap=overlap)
+
+
+def describe_preprocessing(preprocessing: Preprocessing | None) -> dict[str, Any] | None:
+    """Preprocessing as a report holds it."""
+    return None if preprocessing is None else preprocessing.as_dict()
+
+
+def write_finished(
     folder: Path,
+    network: Finished,
+    report: AnyReport,
     recipe: Recipe,
-    prepared: Prepared,
-    cut: Cut,
-    report: dict[str, Any],
+    samples: Callable[[], Tensor],
     clock: Stages,
     progress: Progress,
-) -> None:
-    """Write the artifact beside its final place, reload it in a fresh process, then put it in place."""
+) -> AnyReport:
+    """Write a network beside its final place, reload it in a fresh process, export it, then put all in place.
+
+    Args:
+        samples: gives real inputs (N, …) that exports are compared on.
+
+    Returns:
+        The report as it was written.
+
+    Raises:
+        OutputError: the written network gives other outputs.
+        UnsupportedError, OutputError: an export failed; the rest is in place.
+    """
     progress.stage("writing and reloading")
-    config = {
-        **{name: report[name] for name in ("checkpoint", "architecture", "data", "seed", "versions")},
-        **describe_cut(prepared.opened, cut),
-        "outputs": [output.as_report() for output in prepared.outputs],
-        "certificates": {layer["name"]: layer["lasso"] for layer in report["layers"] if layer.get("lasso") is not None},
-        "hashes": {"checkpoint": prepared.checkpoint.sha256},
+    manifest = {
+        **plain_data(report.inputs),
+        **{name: dict(getattr(network, name)) for name in ("shapes", "attributes", "kept", "certificates")},
+        "outputs": list(network.outputs),
+        "hashes": {} if network.origin is None else {"checkpoint": network.origin},
     }
     with torch.inference_mode():
-        expected = named_outputs(cut.narrowed.module(prepared.probe))
-    faults: list[CompressError] = []
+        expected = named_outputs(network.module(network.probe))
     with new_folder(folder, force=recipe.force) as draft, tempfile.TemporaryDirectory() as scratch:
-        manifest = write_artifact(draft, cut.stored, config, {"recipe.yaml": format_recipe(recipe)})
-        report["verification"]["reload_deviation"] = check_reload(
-            draft, prepared.probe, expected, RELOAD_TOLERANCE, Path(scratch)
+        hashes = write_artifact(draft, network.stored, manifest, {RECIPE: format_recipe(recipe)})["hashes"]
+        report = report.reloaded(check_reload(draft, network.probe, expected, RELOAD_TOLERANCE, Path(scratch)))
+        for file in network.beside:
+            shutil.copyfile(file, draft / file.name)
+            hashes[file.name] = file_sha256(draft / file.name)
+        made, faults = export_all(recipe.export, draft, report, network.module, samples, progress)
+        report = replace(
+            report.with_exports(made),
+            hashes=hashes,
+            notes=(*report.notes, *(f"not exported to {kind}: {fault}" for kind, fault in faults)),
+            seconds=dict(clock.seconds),
         )
-        report["exports"] = []
-        for kind in recipe.export:
-            progress.stage(f"exporting {kind}")
-            try:
-                report["exports"].append(export_one(kind, draft, report, prepared, cut))
-            except (UnsupportedError, OutputError) as error:
-                faults.append(error)
-                report["notes"].append(f"not exported to {kind}: {error}")
-        report["hashes"] = manifest["hashes"]
-        report["seconds"] = clock.seconds
         write_report(draft, report)
         write_checksums(draft)
     if faults:
-        reasons = " ".join(str(fault) for fault in faults)
-        raise type(faults[0])(f"The compressed network was written to {str(folder)!r}, but not every export: {reasons}")
+        reasons = " ".join(str(fault) for _, fault in faults)
+        raise type(faults[0][1])(f"The network was written to {str(folder)!r}, but not every export: {reasons}")
+    return report
 
 
-def describe_cut(before: Opened, cut: Cut) -> dict[str, Any]:
-    """Shapes, attributes and kept units against a freshly built original, whatever was cut from it before."""
-    kept = {name: list(units) for name, units in before.kept.items()}
-    for name, units in cut.kept.items():
-        own = units.tolist()
-        kept[name] = [kept[name][unit] for unit in own] if name in kept else own
-    return {
-        "shapes": {**before.shapes, **cut.narrowed.shapes},
-        "attributes": {**before.attributes, **cut.narrowed.attributes},
-        "kept": kept,
-    }
+def export_all(
+    kinds: Iterable[str],
+    draft: Path,
+    report: Report,
+    module: nn.Module,
+    samples: Callable[[], Tensor],
+    progress: Progress,
+) -> tuple[list[ExportReport], list[tuple[str, CompressError]]]:
+    """Every export of the artifact in `draft` that works, and (kind, fault) of those that do not; no file of them."""
+    made: list[ExportReport] = []
+    faults: list[tuple[str, CompressError]] = []
+    for kind in kinds:
+        progress.stage(f"exporting {kind}")
+        try:
+            made.append(export_one(kind, draft, report, module, samples()))
+        except (UnsupportedError, OutputError) as error:
+            faults.append((kind, error))
+    return made, faults
 
 
-def export_one(kind: str, draft: Path, report: Mapping[str, Any], prepared: Prepared, cut: Cut) -> dict[str, Any]:
-    """One export of the artifact in `draft`, compared on evaluation samples (calibration samples where there are none).
+def export_one(kind: str, draft: Path, report: Report, module: nn.Module, samples: Tensor) -> ExportReport:
+    """One export of the artifact in `draft`, compared on samples.
 
     Raises:
         UnsupportedError: the network has no such form; no file is left.
         OutputError: the file gives other outputs; no file is left.
     """
-    source = prepared.evaluation or prepared.calibration
-    assert source is not None, "a run needs data"
-    samples = next(iter(source.batches(EXPORT_SAMPLES, torch.arange(min(EXPORT_SAMPLES, source.sample_count))))).inputs
-    module = copy.deepcopy(cut.narrowed.module).cpu()
+    own = copy.deepcopy(module).cpu()
     try:
-        return write_export(kind, draft, report, module, samples, only_batch=prepared.network.batch_size)
+        return write_export(kind, draft, report, own, samples, only_batch=report.inputs.architecture.batch_size)
     except CompressError:
         target = draft / EXPORTS[kind]
         if target.is_dir():
@@ -172,8 +172,13 @@ def export_one(kind: str, draft: Path, report: Mapping[str, Any], prepared: Prep
         raise
 
 
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write `report.json`, `report.md` and `report.html` into a folder."""
-    write_json(folder / REPORT_JSON, report)
-    (folder / REPORT_TEXT).write_text(markdown_report(report), encoding="utf-8")
-    (folder / REPORT_PAGE).write_text(render_report(report), encoding="utf-8")
+def first_samples(source: DataSource) -> Tensor:
+    """The first samples' inputs (N, …), as many as exports are compared on."""
+    return next(iter(source.batches(EXPORT_SAMPLES, torch.arange(min(EXPORT_SAMPLES, source.sample_count))))).inputs
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write a report and the pages made from it into a folder."""
+    write_json(folder / report.FILE, report.to_json())
+    for name, text in pages(report).items():
+        (folder / name).write_text(text, encoding="utf-8")

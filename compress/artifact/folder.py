@@ -22,9 +22,7 @@ from compress.checkpoint.manifest import CONFIG, FORMAT, MODEL, file_sha256, rea
 from compress.errors import OutputError
 from compress.measures.outputs import largest_deviation
 
-TRAINING_JSON = "training.json"  # of a training, in place of a run's report
-RECIPE, REPORT_JSON, REPORT_TEXT = "recipe.yaml", "report.json", "report.md"
-REPORT_PAGE = "report.html"
+RECIPE, REPORT_TEXT, REPORT_PAGE = "recipe.yaml", "report.md", "report.html"
 NUMBERS = re.compile(r"\[\n\s*(?:(?:-?[\d.eE+-]+|null)(?:,\n\s*)?)+\n\s*\]")  # no string holds a line break
 LISTED = ("compress-networks", "torch", "torchvision", "safetensors", "numpy", "cvxpy", "scs", "clarabel")
 

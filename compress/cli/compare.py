@@ -20,7 +20,7 @@ def compare_command(
 
     found = compare(folders, html)
     if as_json:
-        print_json({name: found[name] for name in ("runs", "layers")})
+        print_json(found.to_json())
     else:
         show_comparison(found)
         if html:

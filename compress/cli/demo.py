@@ -21,7 +21,8 @@ def demo_command(
 
     with StderrProgress() as progress:
         result = run(demo_recipe(output, force=force), progress)
+    assert result.report is not None, "one process runs the demo"
     if as_json:
-        print_json(result.report)
+        print_json(result.report.to_json())
     else:
         show_run(result.report, result.folder)

@@ -9,35 +9,33 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from compress.api.verifying import MeasuredLatency
 from compress.cli.console import PlainConsole
-from compress.report.checks import Check
-from compress.report.markdown import decimals, headline, summary_rows
+from compress.report.comparison import Comparison
+from compress.report.model import Check, ExportReport, RunReport
+from compress.report.rows import decimals, headline, summary_rows
 
 
-def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
+def show_run(report: RunReport, folder: Path | None) -> None:
     """The layer table, the summary and where the artifact lies."""
     console = PlainConsole()
     table = Table("layer", "units", "rank Φ · Ψ", "error", "held back", "gap", box=SIMPLE_HEAD)
     table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.no_wrap, column.justify = True, "right"
-    skipped = []
-    for layer in report["layers"]:
-        if "skipped" in layer:
-            skipped.append(layer)
-            continue
-        lasso = layer["lasso"]
+    for layer in report.layers:
+        lasso = layer.certificate
         table.add_row(
-            layer["name"],
-            f"{layer['units']} → {layer['kept']}",
-            f"{layer['rank_features']} · {layer['rank_outputs']}",
-            decimals(layer["error"]),
-            decimals(layer["held_back_error"]),
-            f"{lasso['relative_duality_gap']:.0e}" if lasso else "–",
+            layer.name,
+            f"{layer.units} → {layer.kept}",
+            f"{layer.facts.rank_features} · {layer.facts.rank_outputs}",
+            decimals(layer.fit.error),
+            decimals(layer.fit.held_back_error),
+            "–" if lasso is None else f"{lasso.relative_duality_gap:.0e}",
         )
     console.print(table)
-    for layer in skipped:
-        console.print(f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}")
+    for one in report.skipped:
+        console.print(f"skipped {one.name} ({one.units} units): {one.reason}")
     summary = Table("", "before", "after", "change", box=SIMPLE_HEAD)
     for column in summary.columns[1:]:
         column.justify = "right"
@@ -46,7 +44,7 @@ def show_run(report: Mapping[str, Any], folder: Path | None) -> None:
     console.print(summary)
     console.print(headline(report), soft_wrap=True)
     if folder is not None:
-        show_exports(str(folder), report.get("exports") or [])
+        show_exports(str(folder), report.exports)
         console.print(f"written to {folder}")
 
 
@@ -98,24 +96,23 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
     PlainConsole().print(table)
 
 
-def show_comparison(found: Mapping[str, Any]) -> None:
+def show_comparison(found: Comparison) -> None:
     """Runs as columns: their figures, then the units each layer kept."""
     console = PlainConsole()
-    for number, run in enumerate(found["runs"], 1):
-        console.print(f"{number}  {run['name']}")
-    table = Table("", *(str(number) for number in range(1, len(found["runs"]) + 1)), box=SIMPLE_HEAD)
+    for number, run in enumerate(found.runs, 1):
+        console.print(f"{number}  {run.name}")
+    table = Table("", *(str(number) for number in range(1, len(found.runs) + 1)), box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in found["rows"]:
+    for row in found.rows:
         table.add_row(*row)
     table.add_section()
-    for layer in found["layers"]:
-        kept = ("–" if units is None else f"{units} of {layer['units']}" for units in layer["kept"])
-        table.add_row(layer["name"], *kept)
+    for layer in found.layers:
+        table.add_row(layer.name, *("–" if units is None else f"{units} of {layer.units}" for units in layer.kept))
     console.print(table)
 
 
-def show_checks(checks: Sequence[Check], latencies: Sequence[Mapping[str, Any]]) -> None:
+def show_checks(checks: Sequence[Check], latencies: Sequence[MeasuredLatency]) -> None:
     """Checks with their verdicts, then the latency measured here beside the recorded one."""
     console = PlainConsole()
     table = Table("check", "wanted", "measured", "", box=SIMPLE_HEAD)
@@ -124,26 +121,23 @@ def show_checks(checks: Sequence[Check], latencies: Sequence[Mapping[str, Any]])
         table.add_row(check.name, check.wanted, check.measured, verdict)
     console.print(table)
     for one in latencies:
-        recorded = one["recorded_milliseconds"]
+        recorded = one.recorded_milliseconds
         beside = "" if recorded is None else f" (the report says {recorded:.2f} ms)"
         console.print(
-            f"latency, batch {one['batch_size']}, {one['threads']} threads, {one['device']}: "
-            f"{one['milliseconds']:.2f} ms{beside}",
+            f"latency, batch {one.batch_size}, {one.threads} threads, {one.device}: {one.milliseconds:.2f} ms{beside}"
         )
 
 
-def show_exports(folder: str, exports: Sequence[Mapping[str, Any]]) -> None:
+def show_exports(folder: str, exports: Sequence[ExportReport]) -> None:
     """What was exported, how far it deviates, and how fast it is."""
     console = PlainConsole()
     for one in exports:
-        checks = ", ".join(f"{check['deviation']:.0e} at batch {check['batch_size']}" for check in one["checks"])
-        console.print(
-            f"{folder}/{one['file']}: relative deviation {checks} ({one['checked_with']})",
-        )
-        for latency in one.get("latency", ()):
+        checks = ", ".join(f"{check.deviation:.0e} at batch {check.batch_size}" for check in one.checks)
+        console.print(f"{folder}/{one.file}: relative deviation {checks} ({one.checked_with})")
+        for latency in one.latency:
             console.print(
-                f"  batch {latency['batch_size']}, {latency['threads']} threads: {latency['exported_ms']:.2f} ms, "
-                f"torch {latency['torch_ms']:.2f} ms",
+                f"  batch {latency.batch_size}, {latency.threads} threads: {latency.exported_ms:.2f} ms, "
+                f"torch {latency.torch_ms:.2f} ms"
             )
 
 

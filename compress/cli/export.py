@@ -30,6 +30,6 @@ def export_command(
     with StderrProgress() as progress:
         found = export(folder, to, eval_data, arch=arch, trust_code=trust_code, progress=progress)
     if as_json:
-        print_json(found)
+        print_json(found.to_json())
     else:
-        show_exports(found["folder"], found["exports"])
+        show_exports(found.folder, found.exports)

@@ -27,6 +27,6 @@ def finetune_command(recipe: Recipe, *, resume: Resume = False, as_json: Json = 
     with StderrProgress() as progress:
         result = finetune(recipe, progress, resume=resume)
     if as_json:
-        print_json(result.report)
+        print_json(result.report.to_json())
     else:
         show_training(result.report, result.folder)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from compress.cli.options import OUTPUT, declare
 from compress.errors import CompressError, GateError
+
+if TYPE_CHECKING:  # these know pydantic, and every command starts here
+    from compress.report.model import Check, RunReport
 
 Github = Annotated[
     bool,
@@ -30,13 +33,13 @@ class Outcome:
     """What a command found, filled in while it works.
 
     Attributes:
-        checks: `compress.report.checks.Check` of everything looked at.
+        checks: of everything looked at.
         headline, markdown: one sentence, and the step summary.
         outputs: name -> value for later steps.
         wanted: whether anybody asked to be told.
     """
 
-    checks: list[Any] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
     headline: str = ""
     markdown: str = ""
     outputs: dict[str, str] = field(default_factory=dict)
@@ -80,30 +83,32 @@ def told_to_pipelines(suite: str, github: bool, junit: str | None) -> Iterator[O
     tell(suite, outcome, github, junit, None)
 
 
-def describe_run(outcome: Outcome, report: dict[str, Any], folder: Path | None) -> None:
+def describe_run(outcome: Outcome, report: RunReport, folder: Path | None) -> None:
     """Fill in the outcome of a run from its report."""
     from compress.report.checks import check_run, failures
-    from compress.report.markdown import headline, markdown_report, ratio
+    from compress.report.markdown import markdown_report
+    from compress.report.rows import headline
 
     outcome.checks = check_run(report)
     outcome.headline = headline(report)
     outcome.markdown = markdown_report(report)
-    evaluation = report["evaluation"] or {}
+    drop = None if report.evaluation is None else report.evaluation.drop_points
+    agreement = None if report.evaluation is None else report.evaluation.agreement
     outcome.outputs = {
         "passed": "false" if failures(outcome.checks) else "true",
         "folder": "" if folder is None else str(folder),
-        "parameters-reduction": f"{ratio(report['cost']['parameters']):.4f}",
-        "macs-reduction": f"{ratio(report['cost']['macs']):.4f}",
-        "drop-points": "" if evaluation.get("drop_points") is None else f"{evaluation['drop_points']:.4f}",
-        "agreement": "" if evaluation.get("agreement") is None else f"{evaluation['agreement']:.6f}",
+        "parameters-reduction": f"{report.cost.parameters.factor:.4f}",
+        "macs-reduction": f"{report.cost.macs.factor:.4f}",
+        "drop-points": "" if drop is None else f"{drop:.4f}",
+        "agreement": "" if agreement is None else f"{agreement:.6f}",
     }
 
 
-def describe_checks(outcome: Outcome, folder: str, checks: list[Any]) -> None:
+def describe_checks(outcome: Outcome, folder: str, checks: Sequence[Check]) -> None:
     """Fill in the outcome of a verification from its checks."""
     from compress.report.checks import checks_markdown
 
-    outcome.checks = checks
+    outcome.checks = list(checks)
     outcome.headline = f"{folder}: {len(checks)} checks passed."
     outcome.markdown = checks_markdown(folder, checks)
     outcome.outputs = {"folder": folder}

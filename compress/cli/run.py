@@ -31,11 +31,11 @@ def run_command(
 
     with StderrProgress() as progress, profiled(progress, profile) as watched:
         result = run(recipe, watched, dry_run=dry_run, resume=resume)
-    if not result.report:  # under torchrun the first process says it all
+    if result.report is None:  # under torchrun the first process says it all
         return
     if outcome.wanted:
         describe_run(outcome, result.report, result.folder)
     if as_json:
-        print_json(result.report)
+        print_json(result.report.to_json())
     else:
         show_run(result.report, result.folder)

@@ -28,6 +28,6 @@ def train_command(recipe: Recipe, *, resume: Resume = False, as_json: Json = Fal
     with StderrProgress() as progress:
         result = train(recipe, progress, resume=resume)
     if as_json:
-        print_json(result.report)
+        print_json(result.report.to_json())
     else:
         show_training(result.report, result.folder)

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.cli.console import PlainConsole
+from compress.report.model import Scores, TrainingEvaluation, TrainingReport
 
 SHOWN_EPOCHS = 12
 
@@ -56,54 +57,44 @@ def _say(console: PlainConsole, text: str) -> None:
     console.print(text)
 
 
-def _evaluated(score: Mapping[str, Any] | None) -> str:
+def _evaluated(score: Scores | None) -> str:
     """A score on the evaluation data, in words."""
     if score is None:
         return ""
-    return f", accuracy {score['top1']:.2%}" if "top1" in score else f", evaluated loss {score['loss']:.5g}"
+    return f", accuracy {score.top1:.2%}" if score.top1 is not None else f", evaluated loss {score.loss:.5g}"
 
 
-def show_training(found: Mapping[str, Any], folder: Path) -> None:
+def show_training(report: TrainingReport, folder: Path) -> None:
     """The last epochs, then losses, sparsity and where the network lies."""
     console = PlainConsole()
     table = Table("epoch", "rate", "loss", "validation loss", "validation top-1", box=SIMPLE_HEAD)
-    for row in found["curve"][-SHOWN_EPOCHS:]:
-        cells = (row["rate"], row["loss"], row["validation_loss"], row["validation_top1"])
-        table.add_row(str(row["epoch"]), *("–" if cell is None else f"{cell:.4g}" for cell in cells))
+    for row in report.curve[-SHOWN_EPOCHS:]:
+        cells = (row.rate, row.loss, row.validation_loss, row.validation_top1)
+        table.add_row(str(row.epoch), *("–" if cell is None else f"{cell:.4g}" for cell in cells))
     console.print(table)
-    active = found["active_fraction"]
+    active = report.active_fraction
     units = "" if active is None else f", {active:.1%} of the coupled units active"
+    loss = "–" if report.training is None else f"{report.training.loss:.4g}"
     _say(
         console,
-        f"{found['method']}, best epoch {found['best_epoch']}: training loss {found['training']['loss']:.4g}, "
-        f"{found['nonzeros']:,} of {found['weights']:,} weights nonzero{units}",
+        f"{report.method}, best epoch {report.best_epoch}: training loss {loss}, "
+        f"{report.nonzeros:,} of {report.weights:,} weights nonzero{units}",
     )
-    before = found.get("undebiased")
-    if before is not None:
-        kept = "" if found["best_epoch"] > found["curve"][-1]["epoch"] - found["options"]["debias"] else ", not kept"
+    before = report.undebiased
+    if before is not None and before.training is not None:
+        debiased = [row for row in report.curve if row.phase == "debias"]
+        kept = "" if any(row.epoch == report.best_epoch for row in debiased) else ", not kept"
         _say(
             console,
-            f"{found['options']['debias']} epochs without penalty{kept}: training loss "
-            f"{before['training']['loss']:.4g} before{_evaluated(before.get('evaluation'))}",
+            f"{len(debiased)} epochs without penalty{kept}: training loss "
+            f"{before.training.loss:.4g} before{_evaluated(before.evaluation)}",
         )
-    search = found["penalty_search"]
+    search = report.penalty_search
     if search is not None:
-        shown = ", ".join(f"{value:.4g}" for value in search["penalties"])
-        _say(console, f"penalty {shown} after {search['trainings']} trainings")
-    evaluation = found["evaluation"]
-    if evaluation is not None and "constant_loss" in evaluation:
-        before = "" if evaluation["original"] is None else f"{evaluation['original']['loss']:.5g} → "
-        _say(
-            console,
-            f"{evaluation['loss']} loss {before}{evaluation['trained']['loss']:.5g} of {evaluation['samples']:,} "
-            f"samples (the best constant: {evaluation['constant_loss']:.5g})",
-        )
-    elif evaluation is not None and evaluation["trained"] is not None:
-        before = "" if evaluation["original"] is None else f"{100 * evaluation['original']['top1']:.2f} → "
-        _say(
-            console,
-            f"accuracy {before}{100 * evaluation['trained']['top1']:.2f} % of {evaluation['samples']:,} samples",
-        )
+        shown = ", ".join(f"{value:.4g}" for value in search.penalties)
+        _say(console, f"penalty {shown} after {search.trainings} trainings")
+    if report.evaluation is not None and report.evaluation.trained is not None:
+        _say(console, _scored(report.evaluation, report.evaluation.trained))
     _say(console, f"written to {folder}")
 
 
@@ -116,3 +107,16 @@ def show_plateau(found: Mapping[str, Any]) -> None:
         f"rank(Φ)·rank(Ψ) = {found['rank_features']}·{found['rank_outputs']} = {found['bound']}, "
         f"N(N + 1) = {found['data_bound']}"
     )
+
+
+def _scored(found: TrainingEvaluation, trained: Scores) -> str:
+    """The scores on the evaluation data before and after, in words."""
+    original = found.original
+    if found.loss is not None and found.constant_loss is not None:
+        before = "" if original is None else f"{original.loss:.5g} → "
+        return (
+            f"{found.loss} loss {before}{trained.loss:.5g} of {found.samples:,} samples "
+            f"(the best constant: {found.constant_loss:.5g})"
+        )
+    before = "" if original is None or original.top1 is None else f"{100 * original.top1:.2f} → "
+    return f"accuracy {before}{100 * (trained.top1 or 0):.2f} % of {found.samples:,} samples"

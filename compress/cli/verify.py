@@ -25,7 +25,7 @@ def verify_command(recipe: Recipe, *, outcome: Outcome, tolerance: Tolerance = 0
     from compress.cli.pipelines import describe_checks
     from compress.cli.progress import StderrProgress
     from compress.errors import GateError
-    from compress.report.checks import Check, failures
+    from compress.report.checks import failures
 
     with StderrProgress() as progress:
         found = verify(
@@ -39,12 +39,11 @@ def verify_command(recipe: Recipe, *, outcome: Outcome, tolerance: Tolerance = 0
             trust_code=recipe.trust_code,
             progress=progress,
         )
-    checks = [Check(**check) for check in found["checks"]]
-    describe_checks(outcome, recipe.checkpoint, checks)
+    describe_checks(outcome, recipe.checkpoint, found.checks)
     if as_json:
-        print_json(found)
+        print_json(found.to_json())
     else:
-        show_checks(checks, found["latency"])
-    failed = failures(checks)
+        show_checks(found.checks, found.latency)
+    failed = failures(found.checks)
     if failed:
         raise GateError(f"{'; '.join(check.message for check in failed)}.")

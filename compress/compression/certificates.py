@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from compress.convex import Moments, MultitaskLasso, Solution, solve, solve_tolerance, solve_unit_count
+from compress.report.model import Certificate
 
 SEARCHABLE = 300_000  # K·s·D·s up to which a search over λ is affordable
 LARGE_PENALTY = 0.1
@@ -32,14 +31,14 @@ def certify_layer(
     return found, f"penalised, λ such that {width} units are active"
 
 
-def certificate_report(certificate: Solution, form: str, silencing_penalty: float) -> dict[str, Any]:
-    """A certificate as plain data; `form` says which problem it solves."""
-    return {
-        "form": form,
-        "penalty": certificate.penalty,
-        "silencing_penalty": silencing_penalty,
-        "objective": certificate.objective,
-        "relative_duality_gap": min(1.0, certificate.gap),  # no more than the objective itself
-        "active_units": len(certificate.active),
-        "status": certificate.message,
-    }
+def certificate_report(certificate: Solution, form: str, silencing_penalty: float) -> Certificate:
+    """A certificate as a report holds it; `form` says which problem it solves."""
+    return Certificate(
+        form=form,
+        penalty=certificate.penalty,
+        silencing_penalty=silencing_penalty,
+        objective=certificate.objective,
+        relative_duality_gap=min(1.0, certificate.gap),  # no more than the objective itself
+        active_units=len(certificate.active),
+        status=certificate.message,
+    )

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +37,7 @@ from compress.convex import (
 )
 from compress.diagnostics.balance import input_norms
 from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
+from compress.report.model import Facts, Fit, LayerReport, Point, Spectra, WidthErrors
 from compress.units.groups import UnitGroup
 
 CURVE_POINTS = 200  # of a curve or spectrum, in the report
@@ -110,36 +110,42 @@ class LayerResult:
     seconds: dict[str, float] = field(default_factory=dict)
     measured: dict[int, float] = field(default_factory=dict)
 
-    def as_report(self) -> dict[str, Any]:
-        """Plain data for the report."""
+    def report(self) -> LayerReport:
+        """What a report holds of it."""
         certificate = self.certificate
-        return {
-            "name": self.name,
-            "units": self.units,
-            "kept": len(self.kept),
-            "dead": self.dead,
-            "duplicates": self.duplicates,
-            "rank_features": self.bound.rank_features,
-            "rank_outputs": self.bound.rank_outputs,
-            "bound": self.bound.bound,
-            "bound_text": self.bound.message,
-            "spectra": {
-                "tolerance": self.bound.tolerance,
-                "features": thinned(self.bound.feature_spectrum, first=1),
-                "outputs": thinned(self.bound.output_spectrum, first=1),
-            },
-            "curve": None if self.curve is None else thinned(self.curve.errors),
-            "held_back_curve": [[width, rounded(error)] for width, error in sorted(self.measured.items())],
-            "error": finite(self.error),
-            "held_back_error": finite(self.held_back_error),
-            "inherited_error": finite(self.floor),
-            "rows": self.rows,
-            "sampling": self.positions,
-            "lasso": None
+        return LayerReport(
+            name=self.name,
+            units=self.units,
+            kept=len(self.kept),
+            facts=Facts(
+                dead=self.dead,
+                duplicates=self.duplicates,
+                rank_features=self.bound.rank_features,
+                rank_outputs=self.bound.rank_outputs,
+                bound=self.bound.bound,
+                bound_text=self.bound.message,
+                spectra=Spectra(
+                    tolerance=self.bound.tolerance,
+                    features=thinned(self.bound.feature_spectrum, first=1),
+                    outputs=thinned(self.bound.output_spectrum, first=1),
+                ),
+            ),
+            widths=WidthErrors(
+                curve=None if self.curve is None else thinned(self.curve.errors),
+                tried=tuple(Point(width, rounded(error)) for width, error in sorted(self.measured.items())),
+            ),
+            fit=Fit(
+                error=finite(self.error),
+                held_back_error=finite(self.held_back_error),
+                inherited_error=finite(self.floor),
+                rows=self.rows,
+                sampling=self.positions,
+            ),
+            certificate=None
             if certificate is None
             else certificate_report(certificate, self.form, self.silencing_penalty),
-            "seconds": dict(self.seconds),
-        }
+            seconds=dict(self.seconds),
+        )
 
 
 def finite(value: float) -> float | None:
@@ -152,12 +158,12 @@ def rounded(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def thinned(values: Tensor, first: int = 0) -> list[list[float | None]]:
-    """Points [place, value] of a curve (n,), at most `CURVE_POINTS` of them, evenly spread; places start at `first`."""
+def thinned(values: Tensor, first: int = 0) -> tuple[Point, ...]:
+    """Points (place, value) of a curve (n,), at most `CURVE_POINTS` of them, evenly spread; places start at `first`."""
     count = len(values)
     steps = min(count, CURVE_POINTS)
     places = sorted({round(step * (count - 1) / max(1, steps - 1)) for step in range(steps)})
-    return [[place + first, rounded(float(values[place]))] for place in places]
+    return tuple(Point(place + first, rounded(float(values[place]))) for place in places)
 
 
 def layer_unit_costs(

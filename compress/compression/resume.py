@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +25,7 @@ from compress.compression.decisions import Plan
 from compress.compression.layer import LayerFacts
 from compress.convex import SelectionCurve, WidthBound
 from compress.errors import OutputError, RecipeError
+from compress.report.model import LayerReport, adapter, plain_data
 
 FINGERPRINT = "fingerprint.json"
 
@@ -35,11 +37,11 @@ class StoredLayer:
     name: str
     units: int
     kept: Tensor
-    report: dict[str, Any]
+    found: LayerReport
 
-    def as_report(self) -> dict[str, Any]:
-        """Plain data, as the earlier run had it."""
-        return self.report
+    def report(self) -> LayerReport:
+        """As the earlier run had it."""
+        return self.found
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,16 +117,20 @@ class RunState:
         tensors, about = found
         tensors.pop("empty", None)
         kept = tensors.pop("kept", None)
-        layer = None if kept is None else StoredLayer(about["name"], about["units"], kept, about["report"])
+        try:
+            report = None if kept is None else adapter(LayerReport).validate_python(about)
+        except ValidationError:
+            return None  # what another version kept is recomputed
+        layer = None if kept is None or report is None else StoredLayer(report.name, report.units, kept, report)
         return SettledTurn({name.removeprefix("weight:"): tensor for name, tensor in tensors.items()}, layer)
 
     def write_turn(self, number: int, weights: Mapping[str, Tensor], layer: Any = None) -> None:
-        """Keep what a turn settled. `layer` has name, units, kept and as_report()."""
+        """Keep what a turn settled. `layer` has name, units, kept and report()."""
         tensors = {f"weight:{name}": tensor for name, tensor in weights.items()}
         about: dict[str, Any] = {}
         if layer is not None:
             tensors["kept"] = layer.kept
-            about = {"name": layer.name, "units": layer.units, "report": layer.as_report()}
+            about = plain_data(layer.report())
         self._write(f"{self.sweep}-{number}", tensors, about)
 
     def read_curves(self) -> KnownCurves | None:

@@ -15,6 +15,7 @@ from compress.measures.figures import GATED, Figure, FigureSums
 from compress.measures.outputs import Distances, Output, weighted_mean
 from compress.measures.statistics import Change, compare_figure, judge
 from compress.recording.store import ActivationStore
+from compress.report.model import CalibrationFigures, Measured, finite
 
 ONE_ERROR = float(norm.cdf(1.0))  # confidence of one standard error, which a search leaves itself
 LEFT_OUT = ("top5", "mean_iou", "perplexity", "squared_error")  # figures that calibration samples are not asked for
@@ -49,20 +50,20 @@ class CalibrationScore:
         change = self.change(confidence or ONE_ERROR)
         return change is not None and judge(change, max_drop, tested=True).passed
 
-    def as_report(self) -> dict[str, Any]:
-        """Plain data."""
+    def report(self) -> CalibrationFigures:
+        """What a report holds of it."""
         change = self.change()
-        pairs = {key: found for key in ("top1", "loss", "agreement") if (found := self.figure(key)) is not None}
-        return {
-            "samples": self.samples,
-            "drop": None if change is None else change.loss,
-            "error": None if change is None else change.bound - change.loss,
-            "agreement": None if "agreement" not in pairs else pairs["agreement"].values[1],
-            "top1": None if "top1" not in pairs else list(pairs["top1"].values),
-            "loss": None if "loss" not in pairs else list(pairs["loss"].values),
-            "distance": self.distance,
-            "outputs": self.distances,
-        }
+        top1, loss, agreement = (self.figure(key) for key in ("top1", "loss", "agreement"))
+        return CalibrationFigures(
+            samples=self.samples,
+            drop=None if change is None else change.loss,
+            error=None if change is None else finite(change.bound - change.loss),
+            agreement=None if agreement is None else agreement.values[1],
+            top1=None if top1 is None else Measured(*top1.values),
+            loss=None if loss is None else Measured(*loss.values),
+            distance=self.distance,
+            outputs=dict(self.distances),
+        )
 
 
 def score_samples(

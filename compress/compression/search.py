@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +14,13 @@ from compress.compression.certificates import certificate_report, certify_layer
 from compress.compression.curves import Search
 from compress.compression.decisions import Plan, Width
 from compress.compression.latency import LatencyModel
-from compress.compression.layer import POLISHABLE, LayerOptions, layer_unit_costs, legal_units
+from compress.compression.layer import POLISHABLE, LayerOptions, layer_unit_costs, legal_units, rounded
 from compress.compression.problem import record_all
 from compress.compression.sweep import Compressed, refine, sweep
 from compress.convex import MultitaskLasso
 from compress.errors import GateError
 from compress.progress import Portion, Progress
+from compress.report.model import Certificate, LayerSearch, SearchReport, Step, Trial
 
 LATENCY_CHECKS = 3  # cut networks that are timed before the sweep, each correcting the predicted latency
 LATENCY_SLACK = 0.02  # of the budget, within which a timed network counts as within it
@@ -40,7 +40,7 @@ class SearchResult:
     search: Search
     layerwise: Compressed
     allocation: Allocation
-    trials: list[dict[str, Any]]
+    trials: list[Trial]
 
     def describe_drop(self) -> str:
         """Held-back points lost, with the standard error."""
@@ -73,7 +73,7 @@ def search_widths(
     Raises:
         GateError: a budget cannot be met, or the accuracy bound cannot be kept within the budgets.
     """
-    trials: list[dict[str, Any]] = []
+    trials: list[Trial] = []
 
     def attempt(allocation: Allocation) -> SearchResult:
         return _run_trial(search, allocation, options, Portion(progress, 0, 1 / (1 + sweeps)), trials)
@@ -125,7 +125,7 @@ def timed_search(
 
 
 def _run_trial(
-    search: Search, allocation: Allocation, options: LayerOptions, progress: Progress, trials: list[dict[str, Any]]
+    search: Search, allocation: Allocation, options: LayerOptions, progress: Progress, trials: list[Trial]
 ) -> SearchResult:
     """Compress front to back at the allocated widths and note what the held-back samples say."""
     found = sweep(
@@ -171,16 +171,12 @@ def refined(found: SearchResult, options: LayerOptions, progress: Progress, swee
     return replace(found, layerwise=layerwise)
 
 
-def note_trial(trials: list[dict[str, Any]], allocation: Allocation, found: Compressed, refined: int = 0) -> None:
+def note_trial(trials: list[Trial], allocation: Allocation, found: Compressed, refined: int = 0) -> None:
     """What the held-back samples say of a compressed network, for the report."""
-    score = None if found.held_back is None else found.held_back.as_report()
     trials.append(
-        {
-            "predicted_damage": allocation.damage,
-            "costs": allocation.costs,
-            "refining_sweeps": refined,
-            "held_back": score,
-        }
+        Trial(
+            allocation.damage, allocation.costs, refined, None if found.held_back is None else found.held_back.report()
+        )
     )
 
 
@@ -250,12 +246,13 @@ def at_damage(search: Search, target: float) -> Allocation:
     return Allocation(chosen, damage(chosen), relative_costs(search.model, chosen), low)
 
 
-def certify_widths(found: SearchResult, options: LayerOptions, progress: Progress) -> dict[str, dict[str, Any]]:
-    """For every layer that was cut, a certified lasso solution on the original network's moments, as plain data.
+def certify_widths(found: SearchResult, options: LayerOptions, progress: Progress) -> dict[str, Certificate]:
+    """For every layer that was cut, a certified lasso solution on the original network's moments.
 
     The moments are recorded again where the curves came from an earlier run.
     """
-    search, certified = found.search, {}
+    search = found.search
+    certified: dict[str, Certificate] = {}
     cut = [result for result in found.layerwise.results if len(result.kept) < result.units]
     moments = search.moments
     if cut and not moments:
@@ -273,19 +270,18 @@ def certify_widths(found: SearchResult, options: LayerOptions, progress: Progres
     return certified
 
 
-def search_report(found: SearchResult) -> dict[str, Any]:
-    """How the widths were found: trials, and per layer the measured and the predicted damage. Plain data."""
-    return {
-        "trials": found.trials,
-        "held_back_evaluations": len(found.trials),
-        "predicted_costs": found.allocation.costs,
-        "layers": {
-            name: {
-                "width": found.allocation.widths[name],
-                "predicted_damage": float(curve.damage[found.allocation.widths[name]]),
-                "measured": [list(point) for point in curve.measured],
-                "error_curve": [round(float(error), 6) for error in curve.errors],
-            }
+def search_report(found: SearchResult) -> SearchReport:
+    """How the widths were found: trials, and per layer the measured and the predicted damage."""
+    return SearchReport(
+        trials=tuple(found.trials),
+        predicted_costs=found.allocation.costs,
+        layers={
+            name: LayerSearch(
+                width=found.allocation.widths[name],
+                predicted_damage=float(curve.damage[found.allocation.widths[name]]),
+                measured=tuple(Step(*point) for point in curve.measured),
+                error_curve=tuple(rounded(float(error)) for error in curve.errors),
+            )
             for name, curve in found.search.damages.items()
         },
-    }
+    )

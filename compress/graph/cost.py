@@ -28,16 +28,6 @@ class Latency:
     repeats: int
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one network costs. `macs` are for one sample; operations without a formula are not counted."""
-
-    parameters: int
-    macs: int
-    bytes_on_disk: int
-    latency: Latency | None = None
-
-
 def count_parameters(module: nn.Module) -> int:
     """Scalars in distinct parameters."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import brentq
@@ -44,19 +44,6 @@ class Change:
     method: Literal["Tango's score interval", "paired bootstrap"]
     flips: tuple[int, int] | None = None
     p_value: float | None = None
-
-    def as_report(self) -> dict[str, Any]:
-        """Plain data; None for what is infinite."""
-        ends = [end if math.isfinite(end) else None for end in (*self.interval, self.bound)]
-        return {
-            "loss": self.loss,
-            "interval": ends[:2],
-            "bound": ends[2],
-            "confidence": self.confidence,
-            "method": self.method,
-            "flips": None if self.flips is None else list(self.flips),
-            "p_value": self.p_value,
-        }
 
 
 def compare_figure(figure: Figure, confidence: float = CONFIDENCE, *, seed: int = 0) -> Change:

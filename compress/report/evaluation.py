@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,19 +14,25 @@ from torch import Tensor, nn
 from compress.errors import DataError
 from compress.measures.figures import GATED, Figure, FigureSums
 from compress.measures.outputs import Distances, Output, check_finite, named_outputs, weighted_mean
+from compress.measures.statistics import CONFIDENCE, Change, compare_figure
 from compress.progress import Progress
+from compress.report.model import (
+    ClassChange,
+    ClassScore,
+    DisagreementReport,
+    EvaluationReport,
+    FigureChange,
+    FigureReport,
+    Flips,
+    Measured,
+    OutputReport,
+    Scores,
+    finite,
+)
+from compress.report.thumbnails import thumbnail
 
 MOST_DISAGREEMENTS = 12  # kept with their inputs
 MOST_CHANGES = 30  # pairs of classes
-
-
-@dataclass(frozen=True)
-class Score:
-    """One network on labelled samples. Fractions in [0, 1]; loss is the mean cross-entropy in nats."""
-
-    top1: float
-    top5: float | None
-    loss: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +92,8 @@ class Evaluation:
     """
 
     samples: int
-    original: Score | None
-    compressed: Score | None
+    original: Scores | None
+    compressed: Scores | None
     agreement: float | None
     relative_output_change: float
     per_class: dict[int, tuple[int, float, float]] = field(default_factory=dict)
@@ -116,6 +122,75 @@ class Evaluation:
         """Both networks' mean over samples of ‖output − target‖²; None without real targets."""
         found = self.figure("squared_error")
         return None if found is None else found.values
+
+    def report(
+        self,
+        preprocessing: Mapping[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        confidence: float = CONFIDENCE,
+    ) -> EvaluationReport:
+        """What a report holds of it.
+
+        Args:
+            preprocessing: as recorded, to show the inputs of the worst disagreements as they were before it.
+            confidence: of the intervals of what changed.
+        """
+        return EvaluationReport(
+            samples=self.samples,
+            original=self.original,
+            compressed=self.compressed,
+            drop_points=self.drop,
+            agreement=self.agreement,
+            relative_output_change=self.relative_output_change,
+            squared_error=None if self.squared_error is None else Measured(*self.squared_error),
+            figures=tuple(
+                FigureReport(
+                    figure.key, figure.output, *figure.values, change_report(compare_figure(figure, confidence))
+                )
+                for figure in self.figures
+            ),
+            outputs=tuple(
+                OutputReport(
+                    name=one.output.name,
+                    kind=one.output.kind,
+                    measure=one.output.measure,
+                    because=one.output.reason,
+                    weight=one.output.weight,
+                    distance=one.distance,
+                    relative_change=one.relative_change,
+                    agreement=one.agreement,
+                )
+                for one in self.outputs
+            ),
+            per_class=tuple(ClassScore(label, *figures) for label, figures in self.per_class.items()),
+            class_names=None if class_names is None else tuple(class_names),
+            changes=tuple(ClassChange(*change) for change in self.changes),
+            disagreements=tuple(
+                DisagreementReport(
+                    index=one.index,
+                    label=one.label,
+                    original=one.original,
+                    compressed=one.compressed,
+                    probabilities=Measured(*one.probabilities),
+                    lost=one.lost,
+                    thumbnail=thumbnail(one.inputs, preprocessing),
+                )
+                for one in self.disagreements
+            ),
+        )
+
+
+def change_report(change: Change) -> FigureChange:
+    """A change as a report holds it; None for what is infinite."""
+    return FigureChange(
+        loss=change.loss,
+        interval=(finite(change.interval[0]), finite(change.interval[1])),
+        bound=finite(change.bound),
+        confidence=change.confidence,
+        method=change.method,
+        flips=None if change.flips is None else Flips(*change.flips),
+        p_value=change.p_value,
+    )
 
 
 @dataclass
@@ -250,11 +325,11 @@ def _relative(change: float, norm: float) -> float:
     return (change / norm) ** 0.5 if norm else 0.0
 
 
-def _score(figures: Sequence[Figure], which: int) -> Score | None:
+def _score(figures: Sequence[Figure], which: int) -> Scores | None:
     values = {figure.key: figure.values[which] for figure in figures}
     if "top1" not in values:
         return None
-    return Score(values["top1"], values.get("top5"), values["loss"])
+    return Scores(values["loss"], values["top1"], values.get("top5"))
 
 
 def _by_class(figures: Sequence[Figure], labels: Sequence[Tensor]) -> dict[int, tuple[int, float, float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from compress.atomic import new_file
-from compress.report.checks import Check
+from compress.report.model import Check
 
 FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # not in XML 1.0
 

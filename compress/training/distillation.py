@@ -20,6 +20,7 @@ from compress.errors import NonFiniteError
 from compress.measures.figures import GATED, MEANINGS, FigureSums
 from compress.measures.outputs import Output, Spread, named_outputs, weighted_mean
 from compress.progress import Progress
+from compress.report.model import EvaluationReport, HeldBackCheck, Step, TuningReport
 
 RATE = 3e-4  # of Adam
 TEMPERATURE = 4.0  # of the class distributions; sharper ones say little about samples that the network is sure of
@@ -95,14 +96,16 @@ class Distillation:
             return "fine-tuning did not help on held-back samples: the network is kept as it was cut"
         return f"fine-tuning on held-back samples: {pairs} (step {self.kept_step} of {self.steps} kept)"
 
-    def as_report(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "steps": self.steps,
-            "divergences": [list(pair) for pair in self.divergences],
-            "held_back": [{"step": check.step, **check.figures} for check in self.checks],
-            "kept_step": self.kept_step,
-        }
+    def report(self, before: EvaluationReport | None) -> TuningReport:
+        """What a report holds of it; `before`: the evaluation of the cut network."""
+        return TuningReport(
+            method="distillation",
+            length=self.steps,
+            kept=self.kept_step,
+            evaluation_before=before,
+            divergences=tuple(Step(*point) for point in self.divergences),
+            held_back=tuple(HeldBackCheck(check.step, dict(check.figures)) for check in self.checks),
+        )
 
 
 def distil(

@@ -19,6 +19,7 @@ from compress.atomic import new_file
 from compress.data.source import DataSource
 from compress.errors import NonFiniteError, OutputError
 from compress.progress import Progress, SilentProgress
+from compress.report.model import Epoch
 from compress.training.losses import LossFunction, answers_of
 
 
@@ -35,6 +36,11 @@ class Fitted:
     curve: tuple[dict[str, Any], ...]
     best_epoch: int
     stopped_early: bool
+
+    @property
+    def epochs(self) -> tuple[Epoch, ...]:
+        """The curve as a report holds it."""
+        return tuple(Epoch(**row) for row in self.curve)
 
 
 def fit(

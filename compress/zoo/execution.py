@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError, GateError
+from compress.report.model import RunReport
 from compress.zoo.plan import Job
 
 DONE, GATE, FAILED = "done", "gate failed", "failed"
@@ -71,7 +72,7 @@ def execute(job: Job, tell: Report | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     torch.set_num_threads(job.threads)
     outcome: dict[str, Any] = {"status": FAILED, "exit_code": 1, "reason": None}
-    report: Mapping[str, Any] | None = None
+    report: RunReport | None = None
     try:
         report = run(job.recipe, RelayedProgress(tell or (lambda _: None))).report
         outcome.update(status=DONE, exit_code=0)
@@ -97,18 +98,17 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def figures(report: Mapping[str, Any]) -> dict[str, Any]:
+def figures(report: RunReport) -> dict[str, Any]:
     """The figures of a report that a summary shows; None where there is no such figure."""
-    cost, evaluation = report["cost"], report["evaluation"] or {}
-    before, after = evaluation.get("original") or {}, evaluation.get("compressed") or {}
-    latencies = cost.get("latency") or []
+    cost, evaluation = report.cost, report.evaluation
+    top1 = None if evaluation is None else evaluation.top1
     return {
-        "parameters": list(cost["parameters"]),
-        "macs": list(cost["macs"]),
-        "top1": None if before.get("top1") is None else [before["top1"], after["top1"]],
-        "drop_points": evaluation.get("drop_points"),
-        "agreement": evaluation.get("agreement"),
-        "latency_ms": None if not latencies else [latencies[0]["before_ms"], latencies[0]["after_ms"]],
+        "parameters": list(cost.parameters),
+        "macs": list(cost.macs),
+        "top1": None if top1 is None else list(top1),
+        "drop_points": None if evaluation is None else evaluation.drop_points,
+        "agreement": None if evaluation is None else evaluation.agreement,
+        "latency_ms": [cost.latency[0].before_ms, cost.latency[0].after_ms] if cost.latency else None,
     }
 
 

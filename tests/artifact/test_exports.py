@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,7 +204,7 @@ def test_the_model_card_is_one_that_the_hub_reads(written: Path) -> None:
 
 
 def test_a_card_without_an_evaluation_claims_no_accuracy() -> None:
-    assert "model-index" not in model_card({**make_report(), "evaluation": None})
+    assert "model-index" not in model_card(replace(make_report(), evaluation=None))
 
 
 @RAW

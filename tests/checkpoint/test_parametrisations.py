@@ -122,9 +122,9 @@ def test_a_weight_normalised_checkpoint_is_cut_and_the_artifact_loads_again(name
         "output": str(tmp_path / "out"),
     }
     found = compress.run(compress.make_recipe(options))
-    assert [layer["kept"] for layer in found.report["layers"] if "kept" in layer] == [6, 5]
-    assert found.report["verification"]["reload_deviation"] <= 1e-6  # in a fresh process
-    assert any("0.weight, 2.weight, 6.weight" in note for note in found.report["notes"])
+    assert [layer.kept for layer in found.report.layers] == [6, 5]
+    assert found.report.verification.reload_deviation <= 1e-6  # in a fresh process
+    assert any("0.weight, 2.weight, 6.weight" in note for note in found.report.notes)
     with torch.inference_mode():
         assert torch.equal(compress.load(tmp_path / "out", trust_code=True)(X), found.module(X))
 

@@ -13,8 +13,8 @@ def test_a_long_curve_keeps_its_ends_and_few_points() -> None:
     values = torch.linspace(1, 0, 5000, dtype=torch.float64)
     points = thinned(values)
     assert len(points) == CURVE_POINTS
-    assert points[0] == [0, 1.0]
-    assert points[-1] == [4999, 0.0]
+    assert points[0] == (0, 1.0)
+    assert points[-1] == (4999, 0.0)
     assert all(value == pytest.approx(float(values[place]), rel=1e-4) for place, value in points if place is not None)
 
 

@@ -3,83 +3,112 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import torch
 
+from compress.report import model
+from compress.report.model import Counts, Measured, Point, Step
 from compress.report.thumbnails import thumbnail
 
 SPIKED = "<script>alert(1)</script>&\"'"  # must stay text wherever it turns up
 
 
-def make_layer(name: str, units: int, kept: int, points: int = 200) -> dict[str, Any]:
+def make_layer(name: str, units: int, kept: int, points: int = 200) -> model.LayerReport:
     """One layer with a falling error curve and falling spectra."""
     places = [round(step * units / (points - 1)) for step in range(points)]
     columns = [1 + round(step * (9 * units - 1) / (points - 1)) for step in range(points)]
-    return {
-        "name": name, "units": units, "kept": kept, "dead": 1, "duplicates": 0,
-        "rank_features": units // 2, "rank_outputs": 3, "bound": 3 * (units // 2),
-        "bound_text": f"rank(Φ) = {units // 2} and rank(Ψ) = 3",
-        "spectra": {
-            "tolerance": 1e-3,
-            "features": [[place, math.exp(-12 * place / columns[-1])] for place in columns],
-            "outputs": [[place, math.exp(-9 * place / columns[-1])] for place in columns],
-        },
-        "curve": [[place, math.exp(-4 * place / units)] for place in places],
-        "held_back_curve": [[units // 2, 0.15], [kept, 0.1], [units, 0.02]],
-        "error": 0.08, "held_back_error": 0.1, "inherited_error": 0.0, "rows": 5000, "sampling": "all",
-        "lasso": {
-            "form": "smallest Σc‖v‖", "penalty": 1e-3, "silencing_penalty": 1.0, "objective": 3.2,
-            "relative_duality_gap": 1e-8, "active_units": kept, "status": "certified",
-        },
-        "seconds": {"recording": 1.0},
-    }  # fmt: skip
+    return model.LayerReport(
+        name, units, kept,
+        facts=model.Facts(
+            dead=1, duplicates=0, rank_features=units // 2, rank_outputs=3, bound=3 * (units // 2),
+            bound_text=f"rank(Φ) = {units // 2} and rank(Ψ) = 3",
+            spectra=model.Spectra(
+                1e-3,
+                tuple(Point(place, math.exp(-12 * place / columns[-1])) for place in columns),
+                tuple(Point(place, math.exp(-9 * place / columns[-1])) for place in columns),
+            ),
+        ),
+        widths=model.WidthErrors(
+            tuple(Point(place, math.exp(-4 * place / units)) for place in places),
+            (Point(units // 2, 0.15), Point(kept, 0.1), Point(units, 0.02)),
+        ),
+        fit=model.Fit(0.08, 0.1, 0.0, 5000, "all"),
+        certificate=model.Certificate("smallest Σc‖v‖", 1e-3, 1.0, 3.2, 1e-8, kept, "certified"),
+        seconds={"recording": 1.0},
+    )  # fmt: skip
 
 
-def make_report(layers: int = 3, classes: int = 4, side: int = 8) -> dict[str, Any]:
+def make_search(layers: tuple[model.LayerReport, ...]) -> model.SearchReport:
+    """A search that made two networks."""
+    score = model.CalibrationFigures(100, 0.5, 0.2, 0.98, Measured(0.9, 0.895), Measured(0.3, 0.31))
+    return model.SearchReport(
+        trials=(model.Trial(0.01, {"macs": 0.4}, 0, score), model.Trial(0.003, {"macs": 0.6}, 2, score)),
+        predicted_costs={"macs": 0.6},
+        layers={
+            layer.name: model.LayerSearch(layer.kept, 1e-3, (Step(layer.kept, 1.1e-3), Step(1, 0.2)), (1.0, 0.5))
+            for layer in layers
+        },
+    )
+
+
+def make_report(layers: int = 3, classes: int = 4, side: int = 8) -> model.RunReport:
     """A report with that many layers and classes, its worst disagreements shown as square images of `side` pixels."""
     generator = torch.Generator().manual_seed(0)
-    return {
-        "checkpoint": {"file": f"net{SPIKED}.pt", "sha256": "ab" * 32, "dtype": "float32"},
-        "architecture": {"spec": "compress:mlp", "arguments": {"widths": [4, 6, 3]}, "input_shape": [3, side, side]},
-        "data": {
-            "calibration": {"source": "a.npz", "samples": 900, "held_back": 100, "fingerprint": "cd" * 16},
-            "evaluation": {"source": "b.npz", "samples": 1000, "fingerprint": "ef" * 16, "overlap": 0},
-            "preprocessing": None,
-        },
-        "recipe": {"checkpoint": f"net{SPIKED}.pt", "keep": 0.5, "max_drop": 1.0},
-        "rule": "keep 0.5 of the units",
-        "seed": 0,
-        "layers": [
-            *(make_layer(f"f.{place}{SPIKED}", 16 * (1 + place % 8), 8 * (1 + place % 8)) for place in range(layers)),
-            {"name": "head", "units": classes, "skipped": f"it is an output of the network {SPIKED}"},
-        ],
-        "cost": {
-            "parameters": [1_000_000, 250_000], "macs": [4_000_000, 1_000_000], "bytes": [4_000_000, 1_000_000],
-            "latency": [{"batch_size": 64, "threads": 1, "device": "cpu", "before_ms": 4.0, "after_ms": 2.0}],
-        },
-        "evaluation": {
-            "samples": 1000,
-            "original": {"top1": 0.9, "loss": 0.3}, "compressed": {"top1": 0.895, "loss": 0.31},
-            "drop_points": 0.5, "agreement": 0.97, "relative_output_change": 0.1,
-            "per_class": {
-                str(label): {"samples": 10, "original": 0.9, "compressed": 0.9 - 0.001 * label}
-                for label in range(classes)
-            },
-            "class_names": [f"class {label} {SPIKED}" for label in range(classes)],
-            "changes": [[0, 1, 12], [1, 0, 5]],
-            "disagreements": [
-                {
-                    "index": 7 * place, "label": 0, "original": 0, "compressed": 1,
-                    "probabilities": [0.9, 0.8], "lost": 0.7,
-                    "thumbnail": thumbnail(torch.rand(3, side, side, generator=generator)),
-                }
+    made = tuple(make_layer(f"f.{place}{SPIKED}", 16 * (1 + place % 8), 8 * (1 + place % 8)) for place in range(layers))
+    return model.RunReport(
+        model.Inputs(
+            model.SourceFile(f"net{SPIKED}.pt", "ab" * 32, "float32"),
+            model.ArchitectureUsed("compress:mlp", {"widths": [4, 6, 3]}, (3, side, side)),
+            model.DataUsed(
+                model.Samples("a.npz", 900, "cd" * 16, held_back=100), model.Samples("b.npz", 1000, "ef" * 16)
+            ),
+            0,
+            {"python": "3.12", "torch": "2.9", "compress-networks": "0.1.0"},
+        ),
+        recipe={"checkpoint": f"net{SPIKED}.pt", "keep": 0.5, "max_drop": 1.0},
+        rule="keep 0.5 of the units",
+        layers=made,
+        skipped=(model.SkippedLayer("head", classes, f"it is an output of the network {SPIKED}"),),
+        cost=model.CostReport(
+            Counts(1_000_000, 250_000), Counts(4_000_000, 1_000_000), Counts(4_000_000, 1_000_000),
+            (model.Latency(64, 1, "cpu", 4.0, 2.0),),
+        ),
+        verification=model.Verification(1e-7, 0.0),
+        search=make_search(made),
+        evaluation=model.EvaluationReport(
+            1000, model.Scores(0.3, 0.9), model.Scores(0.31, 0.895), 0.5, 0.97, 0.1,
+            per_class=tuple(
+                model.ClassScore(label, 10, 0.9, max(0.0, 0.9 - 0.001 * label)) for label in range(classes)
+            ),
+            class_names=tuple(f"class {label} {SPIKED}" for label in range(classes)),
+            changes=(model.ClassChange(0, 1, 12), model.ClassChange(1, 0, 5)),
+            disagreements=tuple(
+                model.DisagreementReport(
+                    7 * place, 0, 0, 1, Measured(0.9, 0.8), 0.7,
+                    thumbnail(torch.rand(3, side, side, generator=generator)),
+                )
                 for place in range(12)
-            ],
-        },
-        "verification": {"narrowed_deviation": 1e-7, "reload_deviation": 0.0},
-        "hashes": {"model.safetensors": "12" * 32},
-        "notes": [f"a note {SPIKED}"],
-        "versions": {"python": "3.12", "torch": "2.9", "compress-networks": "0.1.0"},
-        "seconds": {"prepare": 1.0},
-    }  # fmt: skip
+            ),
+        ),
+        hashes={"model.safetensors": "12" * 32},
+        notes=(f"a note {SPIKED}",),
+        seconds={"prepare": 1.0},
+    )  # fmt: skip
+
+
+def make_small_report() -> model.RunReport:
+    """A report with one of everything, and little of it."""
+    report = make_report(classes=2, side=4)
+    layers = (make_layer("a", 8, 4, points=3),)
+    evaluation = report.evaluation
+    assert evaluation is not None
+    return replace(
+        report,
+        layers=layers,
+        search=make_search(layers),
+        evaluation=replace(evaluation, disagreements=evaluation.disagreements[:1]),
+        finetune=model.TuningReport("distillation", 4, 2, evaluation, divergences=(Step(0, 0.1), Step(2, 0.05))),
+        gates=(model.Check("a", "b", "c", True, "d"),),
+        exports=(model.ExportReport("onnx", "f", "w", (model.ExportCheck(1, 0.0),), "ab", 3),),
+    )

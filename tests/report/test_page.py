@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from compress.api.reporting import compare, read_report, rebuild_report
 from compress.errors import OutputError
 from compress.report.html import render_comparison, render_report
 from compress.report.html.scales import Axis, tick_label
-from tests.report.reports import SPIKED, make_layer, make_report
+from compress.report.model import Check, RunReport
+from tests.report.reports import SPIKED, make_report, make_small_report
 
 LARGEST = 1_500_000  # bytes of a page
 
@@ -85,20 +86,19 @@ def test_every_link_of_the_page_leads_somewhere() -> None:
     assert links <= ids
 
 
-@pytest.mark.parametrize("part", ["evaluation", "gates", "recipe", "hashes"])
+@pytest.mark.parametrize("part", ["evaluation", "gates", "search", "finetune", "hashes"])
 def test_a_report_without_an_optional_part_still_makes_a_page(part: str) -> None:
-    report = make_report()
-    report.pop(part, None)
-    if part == "evaluation":
-        report["evaluation"] = None
-    assert "Layer by layer" in render_report(report)
+    content = make_report().to_json()
+    del content[part]
+    assert "Layer by layer" in render_report(RunReport.from_json(content, "report.json"))
 
 
 def test_a_failed_gate_is_the_verdict() -> None:
-    gate = {"name": "accuracy", "wanted": "≤ 0.1 points lost", "measured": "0.50", "passed": False}
-    page = parse(render_report({**make_report(), "gates": [gate]}))
+    gate = Check("accuracy", "≤ 0.1 points lost", "0.50", False, "too much")
+    page = parse(render_report(replace(make_report(), gates=(gate,))))
     assert "Failed: accuracy" in page.text
-    assert "Passed: accuracy" in parse(render_report({**make_report(), "gates": [{**gate, "passed": True}]})).text
+    passed = replace(make_report(), gates=(replace(gate, passed=True),))
+    assert "Passed: accuracy" in parse(render_report(passed)).text
 
 
 def test_an_axis_is_linear_or_logarithmic_and_never_leaves_its_ends() -> None:
@@ -116,9 +116,9 @@ def test_ticks_lie_on_the_axis_and_are_told_apart(low: float, high: float, log: 
     assert len({tick_label(tick) for tick in ticks}) == len(ticks)
 
 
-def folder_with(report: Any, path: Path) -> Path:
+def folder_with(report: RunReport, path: Path) -> Path:
     path.mkdir()
-    (path / "report.json").write_text(json.dumps(report))
+    (path / "report.json").write_text(json.dumps(report.to_json()))
     return path
 
 
@@ -130,14 +130,13 @@ def test_a_rebuilt_report_is_the_one_that_was_written(tmp_path: Path) -> None:
 
 
 def test_a_comparison_has_a_column_for_each_run_and_says_what_a_run_lacks(tmp_path: Path) -> None:
-    second = make_report(layers=2)
-    second["evaluation"] = None
+    second = replace(make_report(layers=2), evaluation=None)
     folders = [folder_with(make_report(layers=3), tmp_path / "a"), folder_with(second, tmp_path / "b")]
     found = compare(folders, tmp_path / "compare.html")
-    assert [run["parameters"] for run in found["runs"]] == [250_000, 250_000]
-    assert [run["top1"] for run in found["runs"]] == [0.895, None]
-    assert [layer["kept"] for layer in found["layers"]] == [[8, 8], [16, 16], [24, None]]
-    assert all(len(row) == 3 for row in found["rows"])
+    assert [run.parameters for run in found.runs] == [250_000, 250_000]
+    assert [run.top1 for run in found.runs] == [0.895, None]
+    assert [layer.kept for layer in found.layers] == [(8, 8), (16, 16), (24, None)]
+    assert all(len(row) == 3 for row in found.rows)
     assert (tmp_path / "compare.html").read_text().startswith("<!doctype html>")
 
 
@@ -145,7 +144,7 @@ def test_a_comparison_has_a_column_for_each_run_and_says_what_a_run_lacks(tmp_pa
 def test_a_damaged_report_is_one_clear_fault_and_leaves_no_file(damage: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
-    report = copy.deepcopy(make_report())
+    report = make_report().to_json()
     if damage == "missing":
         del report["layers"][0]["units"]
     if damage == "wrong type":
@@ -175,11 +174,7 @@ def damaged(value: Any, wrong: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("wrong", [..., None, "x", -1, {}, [[]]])
 def test_a_report_damaged_anywhere_is_a_page_or_one_fault(wrong: Any, tmp_path: Path) -> None:
-    report = make_report(layers=1, classes=2, side=4)
-    report["layers"][0] = make_layer("a", 8, 4, points=3)
-    report["evaluation"]["disagreements"] = report["evaluation"]["disagreements"][:1]
-    report["gates"] = [{"name": "a", "wanted": "b", "measured": "c", "passed": True}]
-    report["exports"] = [{"file": "f", "checked_with": "w", "checks": [{"batch_size": 1, "deviation": 0.0}]}]
+    report = make_small_report().to_json()
     path, outcomes = tmp_path / "report.json", []
     for changed in damaged(report, wrong):
         path.write_text(json.dumps(changed))

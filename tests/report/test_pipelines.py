@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.report.checks import Check, check_drop, check_reduction
+from compress.report.checks import check_drop, check_reduction
 from compress.report.github import annotation, escape_data, format_output, write_outputs, write_summary
 from compress.report.junit import junit_xml
+from compress.report.model import Check, CostReport, Counts, Latency
 
-COST = {
-    "parameters": [1000, 250],
-    "macs": [900, 300],
-    "bytes": [4000, 1000],
-    "latency": [{"before_ms": 1.0, "after_ms": 1.0}, {"before_ms": 6.0, "after_ms": 4.0}],
-}
+COST = CostReport(
+    parameters=Counts(1000, 250),
+    macs=Counts(900, 300),
+    bytes=Counts(4000, 1000),
+    latency=(Latency(1, 1, "cpu", 1.0, 1.0), Latency(64, 1, "cpu", 6.0, 4.0)),
+)
 
 
 def unescape(text: str) -> str:

@@ -17,6 +17,7 @@ from compress.cli import main
 from compress.errors import InterruptionError
 from compress.progress import SilentProgress
 from compress.recipe import make_recipe, read_recipe
+from compress.report.model import plain_data
 
 MLP = {"arch": "compress:mlp", "arch_arg": {"widths": [64, 12, 12, 10]}, "data": "digits", "eval": "digits?train=false"}
 
@@ -35,8 +36,8 @@ def trained(place: Path, name: str = "out", **training: object) -> dict[str, obj
 @pytest.mark.parametrize("method", ["sgd", "pathprox", "lasso", "group_lasso", "l1"])
 def test_every_method_learns_and_is_loaded_by_the_rest(method, tmp_path):
     report = trained(tmp_path, method=method, penalty=1e-4, epochs=3)
-    assert report["evaluation"]["trained"]["top1"] > 0.6
-    assert report["curve"][-1]["loss"] < report["curve"][0]["loss"]
+    assert report.evaluation.trained.top1 > 0.6
+    assert report.curve[-1].loss < report.curve[0].loss
     assert compress.load(tmp_path / "out")(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
     assert not (tmp_path / "out.state").exists()
 
@@ -85,21 +86,21 @@ class _Stages(SilentProgress):
 
 def test_the_best_epoch_by_held_back_loss_is_written_and_patience_stops(tmp_path):
     report = trained(tmp_path, epochs=30, lr=3.0, schedule="constant", momentum=0.0, patience=2)
-    losses = [row["validation_loss"] for row in report["curve"]]
-    assert report["stopped_early"]
+    losses = [row.validation_loss for row in report.curve]
+    assert report.stopped_early
     assert len(losses) < 30
-    assert report["validation"]["loss"] == pytest.approx(min(losses))
+    assert report.validation.loss == pytest.approx(min(losses))
 
 
 def test_the_search_reaches_the_target_and_records_its_iterations(tmp_path):
     report = trained(tmp_path, method="l1", target_sparsity=0.6, target_tolerance=0.05, epochs=3)
-    assert report["nonzeros"] == pytest.approx(0.4 * report["weights"], rel=0.05)
+    assert report.nonzeros == pytest.approx(0.4 * report.weights, rel=0.05)
     lines = [json.loads(line) for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
-    assert lines[0]["targets"] == [round(0.4 * report["weights"])]
-    assert len(lines) == 1 + report["penalty_search"]["trainings"]
+    assert lines[0]["targets"] == [round(0.4 * report.weights)]
+    assert len(lines) == 1 + report.penalty_search.trainings
     assert {"brackets", "penalties", "levels"} <= set(lines[-1])
     state = load_file(tmp_path / "out" / "model.safetensors")
-    assert sum(int(tensor.count_nonzero()) for tensor in state.values() if tensor.ndim >= 2) == report["nonzeros"]
+    assert sum(int(tensor.count_nonzero()) for tensor in state.values() if tensor.ndim >= 2) == report.nonzeros
 
 
 def test_a_search_that_ran_out_of_trainings_goes_on_when_resumed(tmp_path, capsys):
@@ -110,7 +111,7 @@ def test_a_search_that_ran_out_of_trainings_goes_on_when_resumed(tmp_path, capsy
     assert "--trainings" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
     assert main([*command, "--resume"]) == 0
-    assert json.loads(capsys.readouterr().out)["penalty_search"] == whole["penalty_search"]
+    assert json.loads(capsys.readouterr().out)["penalty_search"] == plain_data(whole.penalty_search)
     names = ("out", "again")
     assert len({(tmp_path / name / "model.safetensors").read_bytes() for name in names}) == 1
     assert len({(tmp_path / name / "journal.jsonl").read_bytes() for name in names}) == 1
@@ -120,9 +121,9 @@ def test_every_layer_reaches_the_share_with_a_penalty_of_its_own(tmp_path):
     report = trained(
         tmp_path, method="l1", target_sparsity=0.5, per_layer=True, target_tolerance=0.15, epochs=2, trainings=30
     )
-    for layer in report["layers"]:
-        assert layer["nonzeros"] == pytest.approx(0.5 * layer["weights"], rel=0.15)
-    assert len(set(report["penalty_search"]["penalties"])) == 3
+    for layer in report.layers:
+        assert layer.nonzeros == pytest.approx(0.5 * layer.weights, rel=0.15)
+    assert len(set(report.penalty_search.penalties)) == 3
 
 
 def test_a_compressed_folder_is_finetuned_in_its_smaller_shapes(tmp_path, capsys):

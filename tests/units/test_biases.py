@@ -72,12 +72,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Any]:
 
 
 def test_a_bias_lowers_the_error_on_samples_that_no_fit_has_seen(results: dict[bool, Any]) -> None:
-    without, with_bias = (results[allowed].report["evaluation"]["relative_output_change"] for allowed in (False, True))
+    without, with_bias = (results[allowed].report.evaluation.relative_output_change for allowed in (False, True))
     assert with_bias < 0.85 * without
 
 
 def test_without_the_option_no_parameter_is_added(results: dict[bool, Any]) -> None:
-    assert results[False].report["added_biases"] == []
+    assert results[False].report.added_biases == ()
     assert {name for name, _ in results[False].module.named_parameters()} == {
         name for name, _ in bias_free().named_parameters()
     }
@@ -85,20 +85,20 @@ def test_without_the_option_no_parameter_is_added(results: dict[bool, Any]) -> N
 
 def test_the_report_says_which_layers_gained_a_bias_and_counts_it(results: dict[bool, Any]) -> None:
     found = results[True]
-    assert found.report["added_biases"] == ["2.bias", "6.bias"]
-    assert any("got a bias: 2, 6" in note for note in found.report["notes"])
-    before, after = found.report["cost"]["parameters"]
+    assert found.report.added_biases == ("2.bias", "6.bias")
+    assert any("got a bias: 2, 6" in note for note in found.report.notes)
+    before, after = found.report.cost.parameters
     assert before == sum(value.numel() for value in bias_free().parameters())
     assert after == sum(value.numel() for value in found.module.parameters())
     assert [tuple(found.module[layer].bias.shape) for layer in (2, 6)] == [(6,), (4,)]
 
 
 def test_a_batch_norm_that_takes_the_constant_leaves_nothing_to_add(tmp_path: Path) -> None:
-    assert run(tmp_path, "normalised", allow_bias=True).report["added_biases"] == []
+    assert run(tmp_path, "normalised", allow_bias=True).report.added_biases == ()
 
 
 def test_a_budget_counts_the_biases_against_the_original(tmp_path: Path) -> None:
-    before, after = run(tmp_path, "bias_free", allow_bias=True, params=0.5).report["cost"]["parameters"]
+    before, after = run(tmp_path, "bias_free", allow_bias=True, params=0.5).report.cost.parameters
     assert after <= 0.5 * before
 
 
@@ -107,7 +107,7 @@ def test_the_artifact_loads_with_its_biases_and_can_be_cut_again(tmp_path: Path)
     x = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(compress.load(tmp_path / "first", trust_code=True)(x), found.module(x))
-    assert found.report["verification"]["reload_deviation"] <= 1e-6
+    assert found.report.verification.reload_deviation <= 1e-6
     options = {
         "checkpoint": str(tmp_path / "first"),
         "data": str(tmp_path / "train.npz"),
@@ -115,5 +115,5 @@ def test_the_artifact_loads_with_its_biases_and_can_be_cut_again(tmp_path: Path)
         "trust_code": True,
     }
     again = compress.run(compress.make_recipe({**options, "output": str(tmp_path / "second")}))
-    assert again.report["added_biases"] == []
+    assert again.report.added_biases == ()
     assert compress.load(tmp_path / "second", trust_code=True)[6].bias.shape == (4,)

@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from compress.checkpoint.manifest import CONFIG, MODEL
-from compress.report.markdown import headline, summary_rows
+from compress.report.escaping import code, escaped
+from compress.report.model import Report, RunReport, Scores, TrainingReport
+from compress.report.rows import headline, summary_rows
 
 CARD = "README.md"
 
 
-def write_hub_folder(artifact: Path, report: Mapping[str, Any], folder: Path) -> None:
-    """Copy tensors and manifest of a written artifact into the new `folder`, and write the model card."""
+def write_hub_folder(artifact: Path, report: Report, folder: Path) -> None:
+    """Copy tensors and manifest of the artifact in `artifact` into the new `folder`, and write the model card."""
     folder.mkdir()
     for name in (MODEL, CONFIG):
         shutil.copyfile(artifact / name, folder / name)
-    card = training_card(report) if "method" in report else model_card(report)
-    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(model_card(report), encoding="utf-8")
 
 
-def model_card(report: Mapping[str, Any]) -> str:
+@singledispatch
+def model_card(report: Report) -> str:
     """The model card: metadata as the Hub reads it, then what the network is, how to use it and what it was checked on.
 
     Licence, base model and intended use are not known to this tool and are left to whoever publishes.
     """
-    title = f"{Path(report['checkpoint']['file']).stem} compressed"
-    metadata = card_metadata(report, title, ["compressed", "structured-pruning"])
-    rows = "\n".join(
-        f"| {name} | {before} | {after} | {change} |" for name, before, after, change in summary_rows(report)
-    )
-    calibration = report["data"]["calibration"]
+    raise TypeError(f"no card for {type(report).__name__}")
+
+
+@model_card.register
+def run_card(report: RunReport) -> str:
+    """The card of a compressed network."""
+    checkpoint, fitting = report.checkpoint, report.inputs.data.fitting
+    title = f"{Path(checkpoint.file).stem} compressed"
+    scores = None if report.evaluation is None else report.evaluation.compressed
+    metadata = card_metadata(report, title, ["compressed", "structured-pruning"], scores)
+    rows = "\n".join(f"| {' | '.join(escaped(cell) for cell in row)} |" for row in summary_rows(report))
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()}
 ---
 
-# {title}
+# {escaped(title)}
 
-{headline(report)} Made from `{report["checkpoint"]["file"]}` (SHA-256 `{report["checkpoint"]["sha256"]}`) without
-retraining: units were removed and the next layer's weights refitted.
+{headline(report)} Made from {code(checkpoint.file)} (SHA-256 {code(checkpoint.sha256)}){how_it_was_made(report)}:
+units were removed and the next layer's weights refitted.
 
 | | before | after | |
 |---|---:|---:|---:|
@@ -52,8 +59,8 @@ retraining: units were removed and the next layer's weights refitted.
 
 ## How it was made and checked
 
-Widths: {report["rule"]}. Calibrated on {calibration["samples"]} samples of `{calibration["source"]}`, checked on
-{calibration["held_back"]} held back; seed {report["seed"]}. The figures above are of this very file, on the
+Widths: {escaped(report.rule)}. Calibrated on {fitting.samples} samples of {code(str(fitting.source))}, checked on
+{fitting.held_back} held back; seed {report.inputs.seed}. The figures above are of this very file, on the
 machine that made it.
 
 ## Limits
@@ -63,33 +70,36 @@ named above only; classes and groups may have changed unevenly (see the report o
 """
 
 
-def training_card(report: Mapping[str, Any]) -> str:
-    """The model card of a network that a training wrote, as `model_card`."""
-    architecture, options = report["architecture"], report["options"]
-    title = f"{architecture['spec'].partition(':')[2]} trained by {report['method']}"
-    data, evaluation = report["data"], report["evaluation"]
-    scores = {"training": report["training"], "held back": report["validation"]}
-    if evaluation is not None:
-        scores["evaluation"] = evaluation["trained"]
-    lines = [
-        f"| {name} | {score['loss']:.4g} | {'–' if score.get('top1') is None else format(score['top1'], '.2%')} |"
+def how_it_was_made(report: RunReport) -> str:
+    """Whether weights were trained after the cut, in words."""
+    return " without\nretraining" if report.finetune is None else f" with\n{report.finetune.effort} after the cut"
+
+
+@model_card.register
+def training_card(report: TrainingReport) -> str:
+    """The card of a network that a training wrote."""
+    architecture, fitting, options = report.inputs.architecture, report.inputs.data.fitting, report.options
+    title = f"{architecture.spec.partition(':')[2]} trained by {report.method}"
+    final = None if report.evaluation is None else report.evaluation.trained
+    scores = {"training": report.training, "held back": report.validation, "evaluation": final}
+    rows = "\n".join(
+        f"| {name} | {score.loss:.4g} | {'–' if score.top1 is None else format(score.top1, '.2%')} |"
         for name, score in scores.items()
         if score is not None
-    ]
-    rows = "\n".join(lines)
-    origin = report["origin"]
-    start = "random weights" if origin is None else f"`{origin['file']}` (SHA-256 `{origin['sha256']}`)"
-    metadata = card_metadata(report, title, [report["method"]])
+    )
+    origin = report.inputs.checkpoint
+    start = "random weights" if origin is None else f"{code(origin.file)} (SHA-256 {code(origin.sha256)})"
+    metadata = card_metadata(report, title, [report.method], final)
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()}
 ---
 
-# {title}
+# {escaped(title)}
 
-{report["parameters"]:,} parameters, {report["nonzeros"]:,} of {report["weights"]:,} weights nonzero. Trained from
+{report.parameters:,} parameters, {report.nonzeros:,} of {report.weights:,} weights nonzero. Trained from
 {start}.
 
-| samples | {options["loss"]} | top-1 |
+| samples | {escaped(str(options.get("loss", "loss")))} | top-1 |
 |---|---:|---:|
 {rows}
 
@@ -97,9 +107,9 @@ def training_card(report: Mapping[str, Any]) -> str:
 
 ## How it was made
 
-Method {report["method"]}, best of {len(report["curve"])} epochs: {report["best_epoch"]}; λ {options["penalty"]:g},
-learning rate {options["lr"]:g}, batches of {options["batch_size"]}; {data["training"]["samples"]} samples of
-`{data["training"]["source"]}`, {data["training"]["held_back"]} held back; seed {report["seed"]}.
+Method {escaped(report.method)}, best of {len(report.curve)} epochs: {report.best_epoch};
+λ {option(options, "penalty")}, learning rate {option(options, "lr")}, batches of {option(options, "batch_size")};
+{fitting.samples} samples of {code(str(fitting.source))}, {fitting.held_back} held back; seed {report.inputs.seed}.
 
 ## Limits
 
@@ -107,39 +117,38 @@ The figures are of the data named above only.
 """
 
 
-def card_metadata(report: Mapping[str, Any], title: str, tags: list[str]) -> dict[str, Any]:
-    """What the Hub reads at the head of a card."""
+def option(options: dict[str, Any], name: str) -> str:
+    """One option of a training in few digits."""
+    value = options.get(name)
+    return f"{value:g}" if isinstance(value, (int, float)) else escaped(str(value))
+
+
+def card_metadata(report: Report, title: str, tags: list[str], scores: Scores | None) -> dict[str, Any]:
+    """What the Hub reads at the head of a card; an accuracy where one was measured."""
     metadata: dict[str, Any] = {"library_name": "compress-networks", "tags": [*tags, "pytorch", "safetensors"]}
-    metric = card_metric(report)
-    if metric is not None:
-        dataset = {"name": report["data"]["evaluation"]["source"], "type": "custom"}
-        result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [metric]}
-        if len(report["architecture"]["input_shape"]) != 3:
-            result["task"] = {"type": "other"}
+    evaluation = report.inputs.data.evaluation
+    if scores is not None and scores.top1 is not None and evaluation is not None:
+        images = len(report.inputs.architecture.input_shape) == 3
+        result = {
+            "task": {"type": "image-classification" if images else "other"},
+            "dataset": {"name": evaluation.source, "type": "custom"},
+            "metrics": [{"type": "accuracy", "value": round(scores.top1, 6), "name": "top-1 accuracy"}],
+        }
         metadata["model-index"] = [{"name": title, "results": [result]}]
     return metadata
 
 
-def card_use(report: Mapping[str, Any]) -> str:
+def card_use(report: Report) -> str:
     """How the network in the folder is loaded."""
-    shape = ", ".join(str(side) for side in report["architecture"]["input_shape"])
-    dtype = report["architecture"].get("input_dtype", "float32")
+    architecture = report.inputs.architecture
+    shape = ", ".join(str(side) for side in architecture.input_shape)
     return f"""## Use
 
 ```python
 import compress
 
-network = compress.load("this-folder")  # inputs (batch, {shape}), {dtype}
+network = compress.load("this-folder")  # inputs (batch, {shape}), {architecture.input_dtype}
 ```
 
-Architecture: `{report["architecture"]["spec"]}`. `config.json` holds its arguments, the new shapes, the kept units and
+Architecture: {code(architecture.spec)}. `config.json` holds its arguments, the new shapes, the kept units and
 the preprocessing; it is not a configuration of `transformers`."""
-
-
-def card_metric(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The accuracy as the Hub's metadata want it; None where none was measured."""
-    evaluation = report["evaluation"]
-    scored = None if evaluation is None else evaluation.get("compressed", evaluation.get("trained"))
-    if scored is None or "top1" not in scored:
-        return None
-    return {"type": "accuracy", "value": round(scored["top1"], 6), "name": "top-1 accuracy"}

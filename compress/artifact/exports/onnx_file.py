@@ -29,13 +29,13 @@ def need(*packages: str) -> list[Any]:
         ) from None
 
 
-def write_onnx(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool = True) -> dict[str, Any]:
+def write_onnx(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool = True) -> int:
     """Write `module` as one ONNX file whose batch dimension is free (`dynamic`) or that of `sample` (B, …).
 
     The same network gives the same bytes: source locations, which the exporter adds, are left out.
 
     Returns:
-        `opset`, the version of the operator set.
+        The version of the operator set.
 
     Raises:
         UnsupportedError: an operation has no ONNX form, or the exporter is not installed.
@@ -60,7 +60,7 @@ def write_onnx(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool =
         raise
     except Exception as error:  # the exporter raises whatever its translations raise
         raise UnsupportedError(f"The network has no ONNX form: {first_cause(error)}") from None
-    return {"opset": next(one.version for one in model.opset_import if one.domain == "")}
+    return int(next(one.version for one in model.opset_import if one.domain == ""))
 
 
 class TensorsAlone(nn.Module):

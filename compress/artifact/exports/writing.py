@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from compress.checkpoint.manifest import file_sha256
 from compress.errors import OutputError, RecipeError, UnsupportedError
 from compress.graph.cost import measure_latency
 from compress.measures.outputs import largest_deviation, named_outputs
+from compress.report.model import ExportCheck, ExportLatency, ExportReport, Report
 
 EXPORTS = {"onnx": "model.onnx", "pt2": "model.pt2", "hf": "hf"}
 BATCHES = (1, 3)  # batch sizes at which a file is compared with the network
@@ -48,12 +49,12 @@ def check_exports(kinds: Sequence[str]) -> None:
 def write_export(
     kind: str,
     folder: Path,
-    report: Mapping[str, Any],
+    report: Report,
     module: nn.Module,
     samples: Tensor,
     *,
     only_batch: int | None = None,
-) -> dict[str, Any]:
+) -> ExportReport:
     """Write one export of the artifact in `folder` beside it, load it again and compare.
 
     Args:
@@ -61,18 +62,15 @@ def write_export(
         samples: real inputs (N, …) to compare on.
         only_batch: the one batch size that the network runs on.
 
-    Returns:
-        Plain data: kind, file, sha256, bytes, what it was checked with, and the deviation at every batch size.
-
     Raises:
         UnsupportedError: the network has no such form.
         OutputError: the file gives other outputs.
     """
     target = folder / EXPORTS[kind]
     batches = [first_samples(samples, size) for size in ((only_batch,) if only_batch else BATCHES)]
-    found: dict[str, Any] = {"kind": kind, "file": target.name, "checked_with": PLACES[kind]}
+    opset = None
     if kind == "onnx":
-        found |= write_onnx(module, traced(samples, only_batch), target, dynamic=only_batch is None)
+        opset = write_onnx(module, traced(samples, only_batch), target, dynamic=only_batch is None)
         deviations = [compare(OnnxNetwork(target), module, batch) for batch in batches]
     else:
         if kind == "pt2":
@@ -83,26 +81,23 @@ def write_export(
             reader = load_artifact
         deviations = [compare(reader(target), module, batch) for batch in batches[:-1]]
         deviations.append(reload(target, module, batches[-1]))
-    found["checks"] = [
-        {"batch_size": len(batch), "deviation": deviation} for batch, deviation in zip(batches, deviations, strict=True)
-    ]
+    checks = tuple(ExportCheck(len(batch), deviation) for batch, deviation in zip(batches, deviations, strict=True))
+    made = ExportReport(kind, target.name, PLACES[kind], checks, opset=opset)
     if kind == "hf":
-        return found
-    found |= {"sha256": file_sha256(target), "bytes": target.stat().st_size}
-    if kind == "onnx":
-        found["latency"] = measure(OnnxNetwork(target), module, samples, only_batch)
-    return found
+        return made
+    latency = measure(OnnxNetwork(target), module, samples, only_batch) if kind == "onnx" else ()
+    return replace(made, sha256=file_sha256(target), bytes=target.stat().st_size, latency=latency)
 
 
 def write_exports(
     kinds: Sequence[str],
     folder: Path,
-    report: Mapping[str, Any],
+    report: Report,
     module: nn.Module,
     samples: Tensor,
     *,
     only_batch: int | None = None,
-) -> list[dict[str, Any]]:
+) -> list[ExportReport]:
     """Write several exports; see `write_export`."""
     return [write_export(kind, folder, report, module, samples, only_batch=only_batch) for kind in kinds]
 
@@ -140,18 +135,13 @@ def reload(target: Path, module: nn.Module, batch: Tensor) -> float:
         return check_reload(target, batch, expected, TOLERANCE, Path(scratch))
 
 
-def measure(exported: nn.Module, module: nn.Module, samples: Tensor, only_batch: int | None) -> list[dict[str, Any]]:
+def measure(
+    exported: nn.Module, module: nn.Module, samples: Tensor, only_batch: int | None
+) -> tuple[ExportLatency, ...]:
     """Latencies of the network in torch and of the exported file, their passes interleaved."""
     found = []
     for size in (only_batch,) if only_batch else LATENCY_BATCHES:
         inputs = first_samples(samples, size)
         direct, other = measure_latency((module, exported), (inputs,), seconds=1.0)
-        found.append(
-            {
-                "batch_size": size,
-                "threads": direct.threads,
-                "torch_ms": direct.milliseconds,
-                "exported_ms": other.milliseconds,
-            }
-        )
-    return found
+        found.append(ExportLatency(size, direct.threads, other.milliseconds, direct.milliseconds))
+    return tuple(found)

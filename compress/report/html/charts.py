@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
 from compress.report.html.scales import Axis, tick_label
+from compress.report.model import LayerReport, Spectra
 
 WIDTH, HEIGHT = 340, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 36
@@ -15,7 +15,7 @@ FLOOR = 1e-6  # the smallest value that a logarithmic axis shows
 ALL_POINTS = 9000  # of all curves on one page, which bounds its size
 FEWEST_POINTS = 24
 
-Points = Sequence[Sequence[float | None]]
+Points = Sequence[tuple[float, float | None]]
 
 
 def points_per_curve(layers: int) -> int:
@@ -25,54 +25,54 @@ def points_per_curve(layers: int) -> int:
 
 def thin(points: Points, most: int) -> list[tuple[float, float]]:
     """At most `most` of the points that have a value, first and last among them."""
-    known = [(float(x), float(y)) for x, y in points if x is not None and y is not None]
+    known = [(float(x), float(y)) for x, y in points if y is not None]
     if len(known) <= most:
         return known
     return [known[round(step * (len(known) - 1) / (most - 1))] for step in range(most)]
 
 
-def error_chart(layer: Mapping[str, Any], number: int, most: int = 200) -> Markup:
+def error_chart(layer: LayerReport, number: int, most: int = 200) -> Markup:
     """error(width) of one layer: the selection's curve, the widths tried on held-back samples, and the chosen one."""
-    curve = thin(layer.get("curve") or [], most)
-    tried = [(width, error) for width, error in layer.get("held_back_curve") or [] if error is not None]
+    curve = thin(layer.widths.curve or (), most)
+    tried = [(width, error) for width, error in layer.widths.tried if error is not None]
     values = [y for _, y in (curve or tried) if y > 0]
     low = 10 ** -next((power for power in range(1, 6) if values and min(values) >= 10**-power), 6)
-    x = Axis(0, layer["units"], LEFT, WIDTH - RIGHT)
+    x = Axis(0, layer.units, LEFT, WIDTH - RIGHT)
     y = Axis(low, max([1.0, *values]), HEIGHT - BOTTOM, TOP, log=True)
     parts = [axes(x, y, "units kept", "relative error")]
-    bound = layer["bound"]
-    if bound < layer["units"]:
+    bound = layer.facts.bound
+    if bound < layer.units:
         parts.append(rule(x(bound), TOP, x(bound), HEIGHT - BOTTOM, "bound"))
         parts.append(text(x(bound) + 3, TOP + 9, f"bound {bound}", "note"))
     parts.append(polyline([(x(width), y(error)) for width, error in curve], "line first"))
     parts += [dot(x(width), y(error), 2.5, "held") for width, error in tried if error >= low]
-    chosen = layer["held_back_error"] if layer["held_back_error"] is not None else layer["error"]
-    said = f"{layer['kept']} of {layer['units']} units kept"
+    chosen = layer.fit.held_back_error if layer.fit.held_back_error is not None else layer.fit.error
+    said = f"{layer.kept} of {layer.units} units kept"
     if chosen is not None:
-        place = x(layer["kept"]), y(chosen)
+        place = x(layer.kept), y(chosen)
         parts.append(rule(place[0], place[1], place[0], HEIGHT - BOTTOM, "guide"))
         parts.append(rule(LEFT, place[1], place[0], place[1], "guide"))
         parts.append(dot(*place, 5, "chosen"))
         said += f", held-back error {chosen:.4f}"
-    return drawing(f"curve-{number}", f"Error by width of {layer['name']}", said, parts)
+    return drawing(f"curve-{number}", f"Error by width of {layer.name}", said, parts)
 
 
-def spectrum_chart(layer: Mapping[str, Any], number: int, most: int = 200) -> Markup:
+def spectrum_chart(layer: LayerReport, number: int, most: int = 200) -> Markup:
     """Relative singular values of Φ and Ψ, the tolerance, and the two numerical ranks."""
-    spectra = layer.get("spectra") or {"features": [], "outputs": [], "tolerance": FLOOR}
-    features, outputs = (thin(spectra[name], most) for name in ("features", "outputs"))
+    spectra = layer.facts.spectra or Spectra(FLOOR, (), ())
+    features, outputs = (thin(points, most) for points in (spectra.features, spectra.outputs))
     last = max([2.0, *(place for place, _ in (*features, *outputs))])
     x = Axis(1, last, LEFT, WIDTH - RIGHT)
-    y = Axis(min(FLOOR, spectra["tolerance"]), 1, HEIGHT - BOTTOM, TOP, log=True)
+    y = Axis(min(FLOOR, spectra.tolerance), 1, HEIGHT - BOTTOM, TOP, log=True)
     parts = [axes(x, y, "number", "singular value / largest")]
-    parts.append(rule(LEFT, y(spectra["tolerance"]), WIDTH - RIGHT, y(spectra["tolerance"]), "bound"))
-    ranks = (layer["rank_features"], layer["rank_outputs"])
+    parts.append(rule(LEFT, y(spectra.tolerance), WIDTH - RIGHT, y(spectra.tolerance), "bound"))
+    ranks = (layer.facts.rank_features, layer.facts.rank_outputs)
     for points, rank, style in zip((features, outputs), ranks, ("first", "second"), strict=True):
         parts.append(polyline([(x(place), y(value)) for place, value in points], f"line {style}"))
         if rank:
-            parts.append(rule(x(rank), y(spectra["tolerance"]), x(rank), HEIGHT - BOTTOM, f"rank {style}"))
-            parts.append(dot(x(rank), y(spectra["tolerance"]), 3, style))
-    return drawing(f"spectrum-{number}", f"Spectra of {layer['name']}", layer["bound_text"], parts)
+            parts.append(rule(x(rank), y(spectra.tolerance), x(rank), HEIGHT - BOTTOM, f"rank {style}"))
+            parts.append(dot(x(rank), y(spectra.tolerance), 3, style))
+    return drawing(f"spectrum-{number}", f"Spectra of {layer.name}", layer.facts.bound_text, parts)
 
 
 def class_chart(name: str, before: float, after: float, number: int) -> Markup:

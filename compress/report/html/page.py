@@ -1,8 +1,8 @@
-"""From the content of report.json to a page: the same report gives the same bytes."""
+"""From a report to a page: the same report gives the same bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from compress.report.comparison import compare_reports
 from compress.report.html.charts import (
     class_chart,
     error_chart,
@@ -19,7 +20,8 @@ from compress.report.html.charts import (
     trade_chart,
     width_bar,
 )
-from compress.report.markdown import comparison, decimals, export_rows, headline, ratio, summary_rows
+from compress.report.model import Check, EvaluationReport, LayerReport, RunReport
+from compress.report.rows import decimals, export_rows, headline, summary_rows
 
 MOST_CLASSES = 40
 MOST_CHANGES = 12
@@ -41,54 +43,51 @@ def _style() -> Markup:
     return Markup(resources.files("compress.report.html").joinpath("templates/style.css").read_text("utf-8").strip())
 
 
-def render_report(report: Mapping[str, Any]) -> str:
-    """The page of one run. A value that an older report lacks is left out; see `compress report` for rebuilding."""
-    layers = [layer for layer in report["layers"] if "skipped" not in layer]
-    evaluation = evaluation_view(report["evaluation"])
+def render_report(report: RunReport) -> str:
+    """The page of one run."""
+    layers = report.layers
+    evaluation = None if report.evaluation is None else evaluation_view(report.evaluation)
     sections = [("summary", "Before and after"), ("widths", "Widths"), ("layers", "Layers")]
     sections += [("certificates", "Certificates")]
     sections += [("evaluation", "Evaluation")] if evaluation else []
     sections += [("recipe", "Recipe"), ("origin", "Versions and hashes")]
-    gates = report.get("gates") or []
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
-            title=f"{report['checkpoint']['file']} compressed",
+            title=f"{report.checkpoint.file} compressed",
             style=_style(),
             report=report,
             headline=headline(report),
-            verdict=verdict(gates),
+            verdict=verdict(report.gates),
             sections=sections,
             tiles=tiles(report),
             summary=summary_rows(report),
-            gates=[
-                (one["name"], one["wanted"], one["measured"], "passed" if one["passed"] else "failed") for one in gates
-            ],
-            exports=export_rows(report),
+            gates=[(one.name, one.wanted, one.measured, "passed" if one.passed else "failed") for one in report.gates],
+            exports=export_rows(report.exports),
             bars=bars(layers),
-            skipped=[layer for layer in report["layers"] if "skipped" in layer],
+            skipped=report.skipped,
             layers=layer_views(layers),
             certificates=[certificate_row(layer) for layer in layers],
-            forms=[(layer["name"], layer["lasso"]["form"]) for layer in layers if layer["lasso"]],
+            forms=[(layer.name, layer.certificate.form) for layer in layers if layer.certificate],
             evaluation=evaluation,
-            recipe=yaml.safe_dump(report.get("recipe") or {}, sort_keys=False, allow_unicode=True).strip(),
+            recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True).strip(),
             origin=origin_rows(report),
+            version=report.inputs.versions.get("compress-networks", ""),
         )
     )
 
 
-def render_comparison(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+def render_comparison(reports: Sequence[tuple[str, RunReport]]) -> str:
     """A page with several runs, each (name, report), side by side."""
-    found = comparison(reports)
-    labelled = all(run["top1"] is not None for run in found["runs"])
-    quality = "top1" if labelled else "agreement"
+    found = compare_reports(reports)
+    labelled = all(run.top1 is not None for run in found.runs)
     trade = [
-        (run["name"], 100 * run["parameters_kept"], 100 * run[quality])
-        for run in found["runs"]
-        if run[quality] is not None
+        (run.name, 100 * run.parameters_kept, 100 * quality)
+        for run in found.runs
+        if (quality := run.top1 if labelled else run.agreement) is not None
     ]
-    widest = max((layer["units"] for layer in found["layers"]), default=1)
+    widest = max((layer.units for layer in found.layers), default=1)
     return (
         _environment()
         .get_template("compare.html.j2")
@@ -96,100 +95,101 @@ def render_comparison(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
             title=f"{len(reports)} runs compared",
             style=_style(),
             names=[name for name, _ in reports],
-            rows=found["rows"],
+            rows=found.rows,
             trade=trade_chart(trade, "top-1 accuracy" if labelled else "agreement")
             if len(trade) == len(reports)
             else "",
             layers=[
                 {
-                    "name": layer["name"],
+                    "name": layer.name,
                     "runs": [
                         None
                         if kept is None
                         else {
                             "number": run + 1,
                             "kept": kept,
-                            "units": layer["units"],
+                            "units": layer.units,
                             "bar": width_bar(
-                                layer["units"],
-                                kept,
-                                widest,
-                                f"{layer['name']}, run {run + 1}",
-                                place * len(reports) + run,
+                                layer.units, kept, widest, f"{layer.name}, run {run + 1}", place * len(reports) + run
                             ),
                         }
-                        for run, kept in enumerate(layer["kept"])
+                        for run, kept in enumerate(layer.kept)
                     ],
                 }
-                for place, layer in enumerate(found["layers"])
+                for place, layer in enumerate(found.layers)
             ],
         )
     )
 
 
-def verdict(gates: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def verdict(gates: Sequence[Check]) -> dict[str, str]:
     """Whether all gates passed, in words and as a style."""
     if not gates:
         return {"style": "none", "text": "No gate was set"}
-    failed = [one["name"] for one in gates if not one["passed"]]
+    failed = [one.name for one in gates if not one.passed]
     if failed:
         return {"style": "failed", "text": f"✗ Failed: {', '.join(failed)}"}
-    return {"style": "passed", "text": f"✓ Passed: {', '.join(one['name'] for one in gates)}"}
+    return {"style": "passed", "text": f"✓ Passed: {', '.join(one.name for one in gates)}"}
 
 
-def tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
+def tiles(report: RunReport) -> list[dict[str, str]]:
     """The headline figures."""
-    cost, evaluation = report["cost"], report["evaluation"]
+    cost, evaluation = report.cost, report.evaluation
     found = [
-        {"name": name, "figure": f"{ratio(cost[key]):.2f}×", "detail": f"{cost[key][0]:,} → {cost[key][1]:,}"}
-        for key, name in (("parameters", "fewer parameters"), ("macs", "fewer MACs"), ("bytes", "fewer bytes on disk"))
+        {"name": name, "figure": f"{pair.factor:.2f}×", "detail": f"{pair.before:,} → {pair.after:,}"}
+        for name, pair in (
+            ("fewer parameters", cost.parameters),
+            ("fewer MACs", cost.macs),
+            ("fewer bytes on disk", cost.bytes),
+        )
     ]
-    for latency in cost["latency"][-1:]:
-        before, after = latency["before_ms"], latency["after_ms"]
-        name = f"faster, batch {latency['batch_size']}, {latency['device']}"
-        found.append({"name": name, "figure": f"{before / after:.2f}×", "detail": f"{before:.2f} → {after:.2f} ms"})
+    for one in cost.latency[-1:]:
+        name = f"faster, batch {one.batch_size}, {one.device}"
+        detail = f"{one.before_ms:.2f} → {one.after_ms:.2f} ms"
+        found.append({"name": name, "figure": f"{one.factor:.2f}×", "detail": detail})
     if evaluation is None:
         return found
-    if evaluation["original"] is not None:
-        before, after = 100 * evaluation["original"]["top1"], 100 * evaluation["compressed"]["top1"]
-        detail = f"{before:.2f} → {after:.2f} %"
-        found.append(
-            {"name": "points of accuracy", "figure": f"{after - before:+.2f}".replace("-", "−"), "detail": detail}
-        )
-    if evaluation["agreement"] is not None:
-        share = f"{100 * evaluation['agreement']:.2f} %"
-        detail = f"on {evaluation['samples']:,} samples"
-        found.append({"name": "same class as before", "figure": share, "detail": detail})
+    if evaluation.top1 is not None:
+        before, after = (100 * value for value in evaluation.top1)
+        figure = f"{after - before:+.2f}".replace("-", "−")
+        found.append({"name": "points of accuracy", "figure": figure, "detail": f"{before:.2f} → {after:.2f} %"})
+    detail = f"on {evaluation.samples:,} samples"
+    if evaluation.agreement is not None:
+        figure = f"{100 * evaluation.agreement:.2f} %"
+        found.append({"name": "same class as before", "figure": figure, "detail": detail})
     else:
-        change, detail = f"{evaluation['relative_output_change']:.4f}", f"on {evaluation['samples']:,} samples"
-        found.append({"name": "relative output change", "figure": change, "detail": detail})
+        figure = f"{evaluation.relative_output_change:.4f}"
+        found.append({"name": "relative output change", "figure": figure, "detail": detail})
     return found
 
 
-def bars(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def bars(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
     """Every layer's width, drawn on one scale."""
-    widest = max((layer["units"] for layer in layers), default=1)
+    widest = max((layer.units for layer in layers), default=1)
     return [
         {
-            "name": layer["name"],
-            "units": layer["units"],
-            "kept": layer["kept"],
-            "bar": width_bar(layer["units"], layer["kept"], widest, f"Width of {layer['name']}", number),
+            "name": layer.name,
+            "units": layer.units,
+            "kept": layer.kept,
+            "bar": width_bar(layer.units, layer.kept, widest, f"Width of {layer.name}", number),
         }
         for number, layer in enumerate(layers)
     ]
 
 
-def layer_views(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def layer_views(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
     """Layers with their charts; in a very deep network those that lost most units."""
     drawn = layers
     if len(layers) > MOST_DRAWN:
-        order = sorted(range(len(layers)), key=lambda place: layers[place]["kept"] / max(1, layers[place]["units"]))
+        order = sorted(range(len(layers)), key=lambda place: layers[place].kept / max(1, layers[place].units))
         drawn = [layers[place] for place in sorted(order[:MOST_DRAWN])]
     most = points_per_curve(len(drawn))
     return [
         {
-            **layer,
+            "name": layer.name,
+            "units": layer.units,
+            "kept": layer.kept,
+            "facts": layer.facts,
             "curve_chart": error_chart(layer, number, most),
             "spectrum_chart": spectrum_chart(layer, number, most),
         }
@@ -197,100 +197,87 @@ def layer_views(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def certificate_row(layer: Mapping[str, Any]) -> tuple[str, ...]:
+def certificate_row(layer: LayerReport) -> tuple[str, ...]:
     """One layer's errors and certificate."""
-    lasso = layer["lasso"]
+    lasso = layer.certificate
     certificate = ("–", "–", "–", "–")
-    if lasso:
+    if lasso is not None:
         certificate = (
-            f"{lasso['penalty']:.2e}",
-            f"{lasso['objective']:.4g}",
-            f"{lasso['relative_duality_gap']:.1e}",
-            str(lasso["active_units"]),
+            f"{lasso.penalty:.2e}",
+            f"{lasso.objective:.4g}",
+            f"{lasso.relative_duality_gap:.1e}",
+            str(lasso.active_units),
         )
-    return (
-        layer["name"],
-        decimals(layer["error"]),
-        decimals(layer["held_back_error"]),
-        *certificate,
-        f"{layer['rows']:,}",
-    )
+    errors = (decimals(layer.fit.error), decimals(layer.fit.held_back_error))
+    return (layer.name, *errors, *certificate, f"{layer.fit.rows:,}")
 
 
-def evaluation_view(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def evaluation_view(evaluation: EvaluationReport) -> dict[str, Any]:
     """What the page shows of the evaluation."""
-    if evaluation is None:
-        return None
-    names = evaluation.get("class_names")
-
-    def name(label: int) -> str:
-        return names[label] if names and 0 <= label < len(names) else str(label)
-
-    classes = sorted(
-        ((int(label), one) for label, one in evaluation["per_class"].items()),
-        key=lambda pair: (pair[1]["compressed"] - pair[1]["original"], pair[0]),
-    )
+    name = evaluation.name_of
+    classes = sorted(evaluation.per_class, key=lambda one: (one.compressed - one.original, one.label))
     shown = classes
     if len(classes) > MOST_CLASSES:
-        most = sorted(classes, key=lambda pair: -abs(pair[1]["compressed"] - pair[1]["original"]))[:MOST_CLASSES]
-        shown = [pair for pair in classes if pair in most]
+        most = sorted(classes, key=lambda one: -abs(one.compressed - one.original))[:MOST_CLASSES]
+        shown = [one for one in classes if one in most]
     return {
         "said": evaluation_sentence(evaluation),
         "left_out": len(classes) - len(shown),
         "classes": [
             {
-                "name": name(label),
-                "chart": class_chart(name(label), one["original"], one["compressed"], number),
-                "change": f"{100 * (one['compressed'] - one['original']):+.1f} points",
+                "name": name(one.label),
+                "chart": class_chart(name(one.label), one.original, one.compressed, number),
+                "change": f"{100 * (one.compressed - one.original):+.1f} points",
             }
-            for number, (label, one) in enumerate(shown)
+            for number, one in enumerate(shown)
         ],
-        "changes": [
-            (name(was), name(now), f"{count:,}") for was, now, count in (evaluation.get("changes") or [])[:MOST_CHANGES]
-        ],
+        "changes": [(name(was), name(now), f"{count:,}") for was, now, count in evaluation.changes[:MOST_CHANGES]],
         "cases": [
             {
-                "index": case["index"],
-                "label": None if case["label"] is None else name(case["label"]),
-                "original": name(case["original"]),
-                "compressed": name(case["compressed"]),
-                "before": f"{100 * case['probabilities'][0]:.0f} %",
-                "after": f"{100 * case['probabilities'][1]:.0f} %",
-                "thumbnail": case["thumbnail"],
+                "index": case.index,
+                "label": None if case.label is None else name(case.label),
+                "original": name(case.original),
+                "compressed": name(case.compressed),
+                "before": f"{100 * case.probabilities.before:.0f} %",
+                "after": f"{100 * case.probabilities.after:.0f} %",
+                "thumbnail": case.thumbnail,
             }
-            for case in evaluation.get("disagreements") or []
+            for case in evaluation.disagreements
         ],
     }
 
 
-def evaluation_sentence(evaluation: Mapping[str, Any]) -> str:
+def evaluation_sentence(evaluation: EvaluationReport) -> str:
     """How both networks did, in one sentence."""
-    parts = [f"{evaluation['samples']:,} samples"]
-    if evaluation["original"] is not None:
-        before, after = evaluation["original"], evaluation["compressed"]
-        parts.append(f"top-1 {100 * before['top1']:.2f} → {100 * after['top1']:.2f} %")
-        parts.append(f"loss {before['loss']:.4f} → {after['loss']:.4f}")
-    if evaluation["agreement"] is not None:
-        parts.append(f"both predict the same class on {100 * evaluation['agreement']:.2f} %")
-    parts.append(f"relative output change {evaluation['relative_output_change']:.4f}")
+    parts = [f"{evaluation.samples:,} samples"]
+    if evaluation.top1 is not None:
+        parts.append(f"top-1 {100 * evaluation.top1.before:.2f} → {100 * evaluation.top1.after:.2f} %")
+    if evaluation.losses is not None:
+        parts.append(f"loss {evaluation.losses.before:.4f} → {evaluation.losses.after:.4f}")
+    if evaluation.squared_error is not None:
+        parts.append(f"squared error {evaluation.squared_error.before:.5g} → {evaluation.squared_error.after:.5g}")
+    if evaluation.agreement is not None:
+        parts.append(f"both predict the same class on {100 * evaluation.agreement:.2f} %")
+    parts.append(f"relative output change {evaluation.relative_output_change:.4f}")
     return "; ".join(parts) + "."
 
 
-def origin_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def origin_rows(report: RunReport) -> list[tuple[str, str]]:
     """Where everything came from."""
-    data = report["data"]
+    inputs, data = report.inputs, report.inputs.data
     rows = [
-        ("checkpoint", f"{report['checkpoint']['file']}, SHA-256 {report['checkpoint']['sha256']}"),
-        ("architecture", f"{report['architecture']['spec']} {report['architecture']['arguments'] or ''}".strip()),
+        ("checkpoint", f"{report.checkpoint.file}, SHA-256 {report.checkpoint.sha256}"),
+        ("architecture", f"{inputs.architecture.spec} {inputs.architecture.arguments or ''}".strip()),
     ]
-    for name in ("calibration", "evaluation"):
-        if data[name] is not None:
-            source = data[name]
-            rows.append((f"{name} data", f"{source['source']}, {source['samples']:,} samples, {source['fingerprint']}"))
-    rows += [(f"{name}, SHA-256", digest) for name, digest in sorted((report.get("hashes") or {}).items())]
-    deviations = report["verification"]
-    rows.append(("narrowed network against the masked original", f"{deviations['narrowed_deviation']:.1e} relative"))
-    if deviations.get("reload_deviation") is not None:
-        rows.append(("reloaded in a fresh process", f"{deviations['reload_deviation']:.1e} relative"))
-    rows.append(("seed", str(report["seed"])))
-    return rows + [(name, version) for name, version in report["versions"].items()]
+    for name, source in (("calibration", data.fitting), ("evaluation", data.evaluation)):
+        if source is not None:
+            rows.append((f"{name} data", f"{source.source}, {source.samples:,} samples, {source.fingerprint}"))
+    rows += [(f"{name}, SHA-256", digest) for name, digest in sorted(report.hashes.items())]
+    for name, deviation in (
+        ("narrowed network against the masked original", report.verification.narrowed_deviation),
+        ("reloaded in a fresh process", report.verification.reload_deviation),
+    ):
+        if deviation is not None:
+            rows.append((name, f"{deviation:.1e} relative"))
+    rows.append(("seed", str(inputs.seed)))
+    return [*rows, *inputs.versions.items()]
