@@ -19,6 +19,7 @@ from compress.errors import CompressError  # noqa: E402
 
 if TYPE_CHECKING:
     from compress.api import (
+        PruneResult,
         balance,
         compare,
         demo_recipe,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         finetune,
         inspect,
         plateau,
+        prune,
         rebuild_report,
         run,
         train,
@@ -47,7 +49,9 @@ _PLACES = {
         "export",
         "finetune",
         "inspect",
+        "PruneResult",
         "plateau",
+        "prune",
         "rebuild_report",
         "run",
         "train",
@@ -61,6 +65,7 @@ _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "CompressError",
+    "PruneResult",
     "Recipe",
     "TrainingOptions",
     "balance",
@@ -75,6 +80,7 @@ __all__ = [
     "make_recipe",
     "plan_zoo",
     "plateau",
+    "prune",
     "read_recipe",
     "rebuild_report",
     "run",

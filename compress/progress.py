@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TextIO
 
 
 class Progress(Protocol):
@@ -41,6 +42,52 @@ class SilentProgress:
     def note(self, message: str) -> None:
         """Keep the note."""
         self.notes.append(message)
+
+
+class LineProgress(SilentProgress):
+    """One line on a stream that is written over: for programs at a terminal and in notebooks, which show it as well.
+
+    Args:
+        stream: default: stderr.
+        every: seconds between two updates.
+    """
+
+    def __init__(self, stream: TextIO | None = None, every: float = 0.2) -> None:
+        super().__init__()
+        self._stream, self._every = stream or sys.stderr, every
+        self._title, self._done, self._last, self._width = "", 0, 0.0, 0
+        self._total: int | None = None
+
+    def stage(self, title: str, total: int | None = None) -> None:
+        """Show the stage."""
+        self._title, self._total, self._done = title, total, 0
+        self._show()
+
+    def advance(self, steps: int = 1) -> None:
+        """Count, and show now and then."""
+        self._done += steps
+        if time.monotonic() - self._last >= self._every:
+            self._show()
+
+    def note(self, message: str) -> None:
+        """Write the note on a line of its own, and keep it."""
+        super().note(message)
+        self.close()
+        self._stream.write(f"{message}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Wipe the line."""
+        self._stream.write("\r" + " " * self._width + "\r")
+        self._stream.flush()
+        self._width = 0
+
+    def _show(self) -> None:
+        share = f" {100 * self._done // self._total} %" if self._total else ""
+        text = f"{self._title}{share}"[:78]
+        self._stream.write("\r" + text.ljust(self._width))
+        self._stream.flush()
+        self._width, self._last = max(self._width, len(text)), time.monotonic()
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from compress.api.evaluating import evaluate
 from compress.api.exporting import export
 from compress.api.inspecting import inspect
 from compress.api.plateau import plateau
+from compress.api.pruning import PruneResult, prune
 from compress.api.reporting import compare, rebuild_report
 from compress.api.running import RunResult, demo_recipe, run
 from compress.api.training import TrainResult, finetune, train
 from compress.api.verifying import verify
 
 __all__ = [
+    "PruneResult",
     "RunResult",
     "TrainResult",
     "balance",
@@ -25,6 +27,7 @@ __all__ = [
     "finetune",
     "inspect",
     "plateau",
+    "prune",
     "rebuild_report",
     "run",
     "train",

@@ -30,7 +30,8 @@ from compress.atomic import reserved
 from compress.compression.layer import LayerResult
 from compress.compression.problem import Problem
 from compress.compression.resume import RunState, StoredLayer
-from compress.compression.search import certify_widths, milder_search, search_report
+from compress.compression.search import SearchResult, certify_widths, milder_search, search_report
+from compress.compression.sweep import Compressed
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
 from compress.preparation import Prepared, prepare
@@ -102,25 +103,77 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
 
     The others give no report.
     """
-    clock = Stages()
-    folder = output_folder(recipe)
+    clock, folder = Stages(), output_folder(recipe)
     if not dry_run:
         check_exports(recipe.export)
     torch.manual_seed(recipe.seed)
     with clock("prepare"):
         prepared = prepare(recipe, progress, needs_data=True)
+    state = folder.with_name(folder.name + STATE_SUFFIX) if resume else None
+    work = compress_prepared(prepared, recipe, progress, clock, share=share, state=state)
+    if not share.writes:
+        return RunResult(None, None, work.cut.narrowed.module)
+    report = report_work(work, recipe, progress, clock)
+    raise_failed_gates(report)
+    if dry_run:
+        return RunResult(report, None, work.cut.narrowed.module)
+    with clock("write"):
+        report = write_run(folder, recipe, work, report, clock, progress)
+    if work.state is not None:
+        work.state.remove()
+    return RunResult(report, folder, work.cut.narrowed.module)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A compressed network with everything that led to it.
+
+    Attributes:
+        inputs: what went in, as the report says it.
+        found: the network in its original shapes; `cut`: in its new ones, verified and evaluated.
+        searched: how the widths were found; None where a rule gave them.
+        evaluations: cuts that the evaluation data has seen.
+        state: where a resumable run keeps what it found.
+    """
+
+    prepared: Prepared
+    problem: Problem
+    inputs: Inputs
+    found: Compressed
+    searched: SearchResult | None
+    cut: Cut
+    evaluations: int
+    state: RunState | None = None
+
+
+def compress_prepared(
+    prepared: Prepared,
+    recipe: Recipe,
+    progress: Progress,
+    clock: Stages,
+    *,
+    share: Share | None = None,
+    state: Path | None = None,
+) -> Work:
+    """Choose the widths of a prepared network, refit, cut, evaluate; milder where evaluation disagrees with a bound.
+
+    Args:
+        state: folder that a resumable run keeps its state in.
+
+    Raises:
+        CompressError: any fault, a budget that cannot be kept, nothing to cut.
+    """
+    with clock("prepare"):
         check_finetuning(prepared, recipe)
         progress.reach(COMPRESSING[0])
-        problem = replace(make_problem(prepared, recipe), share=share)
+        problem = replace(make_problem(prepared, recipe), share=share or Share())
         check_widths(problem.groups, recipe)
         for caution in caution_samples(prepared, problem):
             progress.note(caution)
         inputs = describe_inputs(prepared, recipe, problem)
-    state = None
-    if resume:
-        state = RunState.open(folder.with_name(folder.name + STATE_SUFFIX), fingerprint(inputs, recipe))
+    kept = None if state is None else RunState.open(state, fingerprint(inputs, recipe))
     with clock("compress"):
-        found, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), state)
+        found, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept)
     cut = make_cut(prepared, problem, found, recipe, clock, progress)
     evaluations = 1
     while searched is not None and loses_too_much(recipe, cut.evaluation) and evaluations < MOST_EVALUATIONS:
@@ -130,13 +183,17 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
             found = searched.layerwise
         cut = make_cut(prepared, problem, found, recipe, clock, progress)
         evaluations += 1
-    if not share.writes:
-        return RunResult(None, None, cut.narrowed.module)
+    return Work(prepared, problem, inputs, found, searched, cut, evaluations, kept)
+
+
+def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -> RunReport:
+    """Certify, measure, and tell what was done, with the outcome of the gates."""
+    prepared, cut, found = work.prepared, work.cut, work.found
     certified: dict[str, Certificate] = {}
-    if searched is not None:
+    if work.searched is not None:
         with clock("compress"):
-            certified = certify_widths(searched, layer_options(recipe), progress)
-    for caution in caution_layers([result.report() for result in found.results], problem.held_back.count):
+            certified = certify_widths(work.searched, layer_options(recipe), progress)
+    for caution in caution_layers([result.report() for result in found.results], work.problem.held_back.count):
         progress.note(caution)
     with clock("measure"):
         progress.reach(MEASURING)
@@ -146,7 +203,7 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
     if added:
         progress.note(f"got a bias: {', '.join(name.rpartition('.')[0] for name in added)}")
     report = RunReport(
-        inputs,
+        work.inputs,
         recipe=recipe.model_dump(mode="json", exclude={"output", "force", "export"}),
         rule=describe_rule(recipe),
         layers=tuple(layer_report(result, certified) for result in found.results),
@@ -160,23 +217,15 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
         calibration=CalibrationReport(
             *(None if one is None else one.report() for one in (found.fitting, found.held_back))
         ),
-        search=None if searched is None else search_report(searched),
+        search=None if work.searched is None else search_report(work.searched),
         evaluation=report_evaluation(prepared, cut.evaluation),
-        evaluations=evaluations * (1 if cut.tuning is None else 2) if cut.evaluation is not None else 0,
+        evaluations=work.evaluations * (1 if cut.tuning is None else 2) if cut.evaluation is not None else 0,
         finetune=None if cut.tuning is None else cut.tuning.report(report_evaluation(prepared, cut.untuned)),
         added_biases=added,
         notes=tuple(getattr(progress, "notes", ())),
         seconds=dict(clock.seconds),
     )
-    report = replace(report, gates=check_gates(report, recipe))
-    raise_failed_gates(report)
-    if dry_run:
-        return RunResult(report, None, cut.narrowed.module)
-    with clock("write"):
-        report = write_run(folder, recipe, prepared, cut, report, clock, progress)
-    if state is not None:
-        state.remove()
-    return RunResult(report, folder, cut.narrowed.module)
+    return replace(report, gates=check_gates(report, recipe))
 
 
 def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> Inputs:
@@ -191,7 +240,7 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> Inp
             state_key=checkpoint.state_key,
             prefix=checkpoint.prefix,
         ),
-        architecture=describe_architecture(prepared.architecture, prepared.probe, prepared.network.batch_size),
+        architecture=describe_architecture(prepared.architecture, prepared.examples, prepared.network.batch_size),
         data=DataUsed(
             fitting=Samples(
                 recipe.data, problem.fitting.count, prepared.calibration.fingerprint, held_back=problem.held_back.count
@@ -239,16 +288,32 @@ def raise_failed_gates(report: RunReport) -> None:
 
 
 def write_run(
-    folder: Path, recipe: Recipe, prepared: Prepared, cut: Cut, report: RunReport, clock: Stages, progress: Progress
+    folder: Path,
+    recipe: Recipe,
+    work: Work,
+    report: RunReport,
+    clock: Stages,
+    progress: Progress,
+    *,
+    original: nn.Module | None = None,
 ) -> RunReport:
-    """Write the compressed network into its folder; gives the report as written. Raises CompressError."""
+    """Write the compressed network into its folder; gives the report as written.
+
+    Args:
+        original: the network that it is rebuilt from when it is reloaded, where no import can build that.
+
+    Raises:
+        CompressError: it cannot be written, or does not reload.
+    """
+    prepared, cut = work.prepared, work.cut
     before, narrowed = prepared.opened, cut.narrowed
     source = prepared.evaluation or prepared.calibration
     assert source is not None, "a run needs data"
     network = Finished(
         module=narrowed.module,
         stored=cut.stored,
-        probe=prepared.probe,
+        examples=prepared.examples,
+        original=original,
         shapes={**before.shapes, **narrowed.shapes},
         attributes={**before.attributes, **narrowed.attributes},
         kept=kept_of_original(before.kept, cut.kept),

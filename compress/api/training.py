@@ -165,7 +165,7 @@ def train_into(
         training, validation = split_source(source, options.held_back, recipe.seed)
         inputs = Inputs(
             checkpoint=start.origin,
-            architecture=describe_architecture(start.architecture, probe, None),
+            architecture=describe_architecture(start.architecture, (probe,), None),
             data=DataUsed(
                 fitting=Samples(
                     recipe.data,
@@ -216,7 +216,7 @@ def train_into(
     network = Finished(
         module=trained.module,
         stored=stored,
-        probe=probe,
+        examples=(probe,),
         shapes=start.shapes,
         attributes=start.attributes,
         kept=start.kept,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from compress.api.reporting import pages
 from compress.artifact.checksums import write_checksums
 from compress.artifact.exports.writing import EXPORTS, write_export
-from compress.artifact.folder import RECIPE, check_reload, write_artifact, write_json
+from compress.artifact.folder import RECIPE, check_reload, compare_reloaded, write_artifact, write_json
 from compress.atomic import new_folder
 from compress.checkpoint.architecture import Architecture
-from compress.checkpoint.manifest import file_sha256
+from compress.checkpoint.manifest import file_sha256, read_artifact
 from compress.data import DataSource, Preprocessing
 from compress.errors import CompressError, OutputError, UnsupportedError
 from compress.measures.outputs import named_outputs
 from compress.progress import Progress, Stages
 from compress.recipe import Recipe, format_recipe
-from compress.report.model import ArchitectureUsed, ExportReport, Report, Samples, plain_data
+from compress.report.model import ArchitectureUsed, ExportReport, InputUsed, Report, Samples, plain_data
 
 RELOAD_TOLERANCE = 1e-5
 EXPORT_SAMPLES = 64
@@ -39,7 +39,8 @@ class Finished:
 
     Attributes:
         module: in eval mode; `stored`: its tensors in the dtypes they are written in.
-        probe: a small batch that the written one is compared on.
+        examples: a small batch of every input, that the written one is compared on.
+        original: what the written one is rebuilt from, where no import can build that; it is then reloaded here.
         shapes, attributes, kept: what makes a freshly built architecture this network.
         certificates: group name -> plain data, for the manifest.
         outputs: plain data of those that count, for the manifest.
@@ -49,24 +50,31 @@ class Finished:
 
     module: nn.Module
     stored: Mapping[str, Tensor]
-    probe: Tensor
+    examples: tuple[Tensor, ...]
     shapes: Mapping[str, Any]
     attributes: Mapping[str, Any]
     kept: Mapping[str, Any]
     certificates: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[dict[str, Any], ...] = ()
     origin: str | None = None
+    original: nn.Module | None = None
     beside: tuple[Path, ...] = ()
 
 
-def describe_architecture(architecture: Architecture, probe: Tensor, batch_size: int | None) -> ArchitectureUsed:
-    """An architecture as a report holds it; `probe` (B, …): what goes in."""
+def describe_architecture(
+    architecture: Architecture, examples: Sequence[Tensor], batch_size: int | None
+) -> ArchitectureUsed:
+    """An architecture as a report holds it; `examples` (B, …): what goes in."""
+    first, *further = examples
     return ArchitectureUsed(
         spec=architecture.spec,
         arguments=dict(architecture.arguments),
-        input_shape=tuple(probe.shape[1:]),
+        input_shape=tuple(first.shape[1:]),
         recognised=architecture.how,
-        input_dtype=str(probe.dtype).removeprefix("torch."),
+        input_dtype=str(first.dtype).removeprefix("torch."),
+        further_inputs=tuple(
+            InputUsed(tuple(part.shape[1:]), str(part.dtype).removeprefix("torch.")) for part in further
+        ),
         batch_size=batch_size,
     )
 
@@ -112,10 +120,10 @@ def write_finished(
         "hashes": {} if network.origin is None else {"checkpoint": network.origin},
     }
     with torch.inference_mode():
-        expected = named_outputs(network.module(network.probe))
+        expected = named_outputs(network.module(*network.examples))
     with new_folder(folder, force=recipe.force) as draft, tempfile.TemporaryDirectory() as scratch:
         hashes = write_artifact(draft, network.stored, manifest, {RECIPE: format_recipe(recipe)})["hashes"]
-        report = report.reloaded(check_reload(draft, network.probe, expected, RELOAD_TOLERANCE, Path(scratch)))
+        report = report.reloaded(reload(network, draft, expected, Path(scratch)))
         for file in network.beside:
             shutil.copyfile(file, draft / file.name)
             hashes[file.name] = file_sha256(draft / file.name)
@@ -132,6 +140,19 @@ def write_finished(
         reasons = " ".join(str(fault) for _, fault in faults)
         raise type(faults[0][1])(f"The network was written to {str(folder)!r}, but not every export: {reasons}")
     return report
+
+
+def reload(network: Finished, draft: Path, expected: Mapping[str, Tensor], scratch: Path) -> float:
+    """Load what was written, run the examples and compare with `expected`; the largest relative deviation.
+
+    Raises:
+        OutputError: it does not load, or gives other outputs.
+    """
+    if network.original is None:
+        return check_reload(draft, network.examples, expected, RELOAD_TOLERANCE, scratch)
+    again = read_artifact(draft).build(model=network.original).to(network.examples[0].device)
+    with torch.inference_mode():
+        return compare_reloaded(expected, named_outputs(again(*network.examples)), RELOAD_TOLERANCE)
 
 
 def export_all(

@@ -7,12 +7,11 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -91,18 +90,22 @@ def versions() -> dict[str, str]:
 RELOAD = """
 import sys
 folder, probe, found, threads, *sys.path = sys.argv[1:]
-import numpy, torch, compress
+import torch, compress
 from compress.measures.outputs import named_outputs
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 torch.set_num_threads(int(threads))
+inputs = load_file(probe)
 with torch.inference_mode():
-    outputs = named_outputs(compress.load(folder, trust_code=True)(torch.from_numpy(numpy.load(probe))))
+    outputs = compress.load(folder, trust_code=True)(*(inputs[str(number)] for number in range(len(inputs))))
+outputs = named_outputs(outputs)
 save_file({name: tensor.contiguous().clone() for name, tensor in outputs.items()}, found)
 """
 
 
-def check_reload(folder: Path, probe: Tensor, expected: Mapping[str, Tensor], tolerance: float, scratch: Path) -> float:
-    """Load `folder` in a fresh process, run `probe` (B, …) and compare all outputs with `expected`, by name.
+def check_reload(
+    folder: Path, examples: Sequence[Tensor], expected: Mapping[str, Tensor], tolerance: float, scratch: Path
+) -> float:
+    """Load `folder` in a fresh process, run `examples` (B, …) and compare all outputs with `expected`, by name.
 
     The process looks for modules where this one does, and nowhere else: not in the working directory. What the folder
     names was built in this process before, so that it is trusted in the other.
@@ -113,15 +116,25 @@ def check_reload(folder: Path, probe: Tensor, expected: Mapping[str, Tensor], to
     Raises:
         OutputError: the process failed or the outputs differ by more than `tolerance`.
     """
-    np.save(scratch / "probe.npy", probe.cpu().numpy())
-    arguments = [str(folder.resolve()), str(scratch / "probe.npy"), str(scratch / "found.safetensors")]
+    inputs = {str(number): part.detach().cpu().clone().contiguous() for number, part in enumerate(examples)}
+    save_file(inputs, scratch / "probe.safetensors")
+    arguments = [str(folder.resolve()), str(scratch / "probe.safetensors"), str(scratch / "found.safetensors")]
     command = [sys.executable, "-P", "-c", RELOAD, *arguments, str(torch.get_num_threads()), *sys.path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         reason = lines[-1].partition(": ")[2] or lines[-1]
         raise OutputError(f"The written model does not load in a fresh process: {reason}")
-    deviation, where = largest_deviation(expected, load_file(scratch / "found.safetensors"))
+    return compare_reloaded(expected, load_file(scratch / "found.safetensors"), tolerance)
+
+
+def compare_reloaded(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float) -> float:
+    """The largest deviation of a reloaded network's outputs, relative to the output's largest expected magnitude.
+
+    Raises:
+        OutputError: an output differs by more than `tolerance`.
+    """
+    deviation, where = largest_deviation(expected, found)
     if not deviation <= tolerance:
         said = "other outputs" if len(expected) == 1 else f"another output `{where}`"
         raise OutputError(

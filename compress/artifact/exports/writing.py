@@ -132,7 +132,7 @@ def reload(target: Path, module: nn.Module, batch: Tensor) -> float:
     with torch.inference_mode():
         expected = named_outputs(module(batch))
     with tempfile.TemporaryDirectory() as scratch:
-        return check_reload(target, batch, expected, TOLERANCE, Path(scratch))
+        return check_reload(target, (batch,), expected, TOLERANCE, Path(scratch))
 
 
 def measure(

@@ -4,7 +4,7 @@ Frozen dataclasses down to the numbers. `to_json` gives plain data, `from_json` 
 that nothing after it meets a missing or a wrong part. A report of release 0.1.0 is read as well.
 """
 
-from compress.report.model.inputs import ArchitectureUsed, DataUsed, Inputs, Samples, SourceFile
+from compress.report.model.inputs import ArchitectureUsed, DataUsed, Inputs, InputUsed, Samples, SourceFile
 from compress.report.model.layers import (
     CalibrationFigures,
     CalibrationReport,
@@ -80,6 +80,7 @@ __all__ = [
     "Fit",
     "Flips",
     "HeldBackCheck",
+    "InputUsed",
     "Inputs",
     "Latency",
     "LayerReport",

@@ -19,12 +19,21 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class InputUsed:
+    """One input of a network: shape of one sample, and dtype."""
+
+    shape: tuple[Count, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
 class ArchitectureUsed:
     """An architecture and what goes into it.
 
     Attributes:
         recognised: how it was found.
         batch_size: the one batch size that it runs on; None where any will do.
+        further_inputs: after the first.
     """
 
     spec: str
@@ -33,6 +42,7 @@ class ArchitectureUsed:
     recognised: str = ""
     input_dtype: str = "float32"
     batch_size: int | None = None
+    further_inputs: tuple[InputUsed, ...] = ()
 
 
 @dataclass(frozen=True)

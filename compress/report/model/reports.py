@@ -12,7 +12,7 @@ from compress.errors import OutputError
 from compress.report.model.earlier import upgraded_run, upgraded_training
 from compress.report.model.inputs import Inputs, SourceFile
 from compress.report.model.layers import CalibrationReport, LayerReport, SearchReport, SkippedLayer
-from compress.report.model.numbers import Count, Counts, Plain, Real, adapter
+from compress.report.model.numbers import Count, Counts, Measured, Plain, Real, adapter
 from compress.report.model.results import (
     Check,
     CostReport,
@@ -120,6 +120,7 @@ class RunReport(Report):
         layers: those that were looked at, whether or not they lost units.
         evaluations: how often the evaluation data was looked at.
         added_biases: state names.
+        metrics: name -> what the user's own measure says before and after.
     """
 
     recipe: Plain
@@ -135,6 +136,7 @@ class RunReport(Report):
     finetune: TuningReport | None = None
     added_biases: tuple[str, ...] = ()
     gates: tuple[Check, ...] = ()
+    metrics: dict[str, Measured] = field(default_factory=dict)
 
     FILE: ClassVar[str] = "report.json"
 

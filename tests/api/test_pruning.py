@@ -1,0 +1,197 @@
+"""Networks that a program holds: any module, any iterable of batches, any measure, nothing on disk unless asked."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import compress
+from compress.errors import CompressError, DataError, GateError, OutputError, UnsupportedError
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(build: type[nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build()
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, values: Tensor) -> Tensor:
+        found: Tensor = self.layers(values)
+        return found
+
+
+class Detector(nn.Module):
+    """Two inputs by keyword, a dictionary of outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look, self.read = nn.Conv2d(1, 12, 3), nn.Linear(4, 12)
+        self.scores, self.boxes = nn.Linear(24, 3), nn.Linear(24, 4)
+
+    def forward(self, image: Tensor, *, features: Tensor) -> dict[str, Tensor]:
+        seen = torch.relu(self.look(image)).mean((2, 3))
+        both = torch.cat([seen, torch.relu(self.read(features))], 1)
+        return {"scores": self.scores(both), "boxes": self.boxes(both)}
+
+
+def batches(count: int = 6) -> list[Tensor]:
+    return [normal(32, 6, seed=seed) for seed in range(count)]
+
+
+@pytest.fixture(scope="module")
+def pruned() -> compress.PruneResult:
+    return compress.prune(seeded(Chain), batches(), macs=0.6, progress=False)
+
+
+def test_the_result_is_smaller_and_of_the_same_class(pruned: compress.PruneResult) -> None:
+    before, after = seeded(Chain), pruned.model
+    assert type(after) is Chain
+    assert not after.training
+    counts = [sum(tensor.numel() for tensor in net.parameters()) for net in (before, after)]
+    assert counts[1] < counts[0]
+    assert pruned.report.cost.parameters == tuple(counts)
+    assert "parameters" in repr(pruned)
+    assert "<iframe" in pruned._repr_html_()
+
+
+def test_the_given_module_is_not_changed() -> None:
+    module = seeded(Chain).train()
+    state = copy.deepcopy(module.state_dict())
+    compress.prune(module, batches(), keep=0.5, progress=False)
+    assert module.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_saved_result_reloads_into_the_users_own_class(pruned: compress.PruneResult, tmp_path: Path) -> None:
+    folder = pruned.save(tmp_path / "chain")
+    again = compress.load(folder, model=seeded(Chain))
+    torch.testing.assert_close(again(batches()[0]), pruned.model(batches()[0]))
+    assert not [file for file in folder.rglob("*") if file.suffix in (".pt", ".pth", ".pkl", ".bin")]
+    with pytest.raises(CompressError):
+        compress.load(folder)  # names code, without a word for it
+    with pytest.raises(OutputError):
+        pruned.save(folder)
+    pruned.save(folder, force=True)
+
+
+def test_equal_calls_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        compress.prune(seeded(Chain), batches(), macs=0.6, progress=False).save(tmp_path / name)
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "two" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_keywords_and_several_outputs_pass_through_and_reload(tmp_path: Path) -> None:
+    given = [{"image": normal(24, 1, 8, 8, seed=seed), "features": normal(24, 4, seed=seed + 50)} for seed in range(5)]
+    result = compress.prune(seeded(Detector), given, keep=0.5, progress=False)
+    found = result.model(given[0]["image"], features=given[0]["features"])
+    assert {name: tuple(value.shape) for name, value in found.items()} == {"scores": (24, 3), "boxes": (24, 4)}
+    again = compress.load(result.save(tmp_path / "out"), model=seeded(Detector))
+    torch.testing.assert_close(again(**given[0]), found)
+
+
+def test_a_measure_is_called_before_and_after(tmp_path: Path) -> None:
+    inputs, labels = normal(300, 6), torch.randint(3, (300,), generator=torch.Generator().manual_seed(1))
+    seen: list[int] = []
+
+    def accuracy(network: nn.Module) -> dict[str, float]:
+        seen.append(sum(tensor.numel() for tensor in network.parameters()))
+        return {"accuracy": float((network(inputs).argmax(1) == labels).float().mean())}
+
+    loader = DataLoader(TensorDataset(inputs, labels), 50)
+    result = compress.prune(seeded(Chain), loader, keep=0.5, evaluate=accuracy, progress=False)
+    assert len(seen) == 2
+    assert seen[0] > seen[1]
+    assert result.report.metrics["accuracy"] == result.metrics["accuracy"]
+    assert "accuracy" in repr(result)
+    result.save(tmp_path / "out")
+    assert "accuracy" in (tmp_path / "out" / "report.json").read_text()
+
+
+def test_a_measure_that_falls_too_far_is_a_failed_gate() -> None:
+    values = iter([0.9, 0.5])
+    with pytest.raises(GateError, match=r"0\.9 → 0\.5"):
+        compress.prune(
+            seeded(Chain), batches(), keep=0.5, evaluate=lambda _: next(values), max_drop=0.1, progress=False
+        )
+
+
+def test_labelled_test_batches_give_the_built_in_figures() -> None:
+    pairs = [(normal(40, 6, seed=seed), torch.arange(40) % 3) for seed in range(6)]
+    result = compress.prune(seeded(Chain), pairs[:4], test=pairs[4:], keep=0.5, progress=False)
+    assert result.report.evaluation is not None
+    assert result.report.evaluation.samples == 80
+
+
+def test_wrappers_are_taken_off() -> None:
+    for wrapped in (nn.DataParallel(seeded(Chain)), torch.compile(seeded(Chain))):
+        assert type(compress.prune(wrapped, batches(), keep=0.5, progress=False).model) is Chain  # type: ignore[arg-type]
+
+
+def test_frozen_parameters_are_compressed_all_the_same() -> None:
+    module = seeded(Chain).requires_grad_(False)
+    found = compress.prune(module, batches(), keep=0.5, progress=False).model
+    assert not any(tensor.requires_grad for tensor in found.parameters())
+
+
+def endless() -> Iterator[Tensor]:
+    while True:
+        yield normal(32, 6)
+
+
+def test_an_endless_generator_is_read_to_the_limit() -> None:
+    result = compress.prune(seeded(Chain), endless(), keep=0.5, calibration_samples=100, progress=False)
+    assert result.report.inputs.data.fitting.samples + result.report.inputs.data.fitting.held_back == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "fault", "said"),
+    [
+        ({"data": []}, DataError, "no sample"),
+        ({"data": [normal(32, 5)]}, CompressError, "does not run"),
+        ({"data": [torch.full((32, 6), float("nan"))]}, CompressError, "NaN"),
+        ({"evaluate": lambda _: float("nan")}, DataError, "nan"),
+        ({"evaluate": lambda _: "good"}, DataError, "number"),
+        ({"evaluate": lambda _: 1 / 0}, DataError, "ZeroDivisionError"),
+        ({"layer": "nothing"}, CompressError, "matches no layer"),
+        ({"keep": 2.5}, CompressError, "keep"),
+        ({"colour": "red"}, CompressError, "colour"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(
+    options: dict[str, object], fault: type[Exception], said: str
+) -> None:
+    module = seeded(Chain)
+    state = copy.deepcopy(module.state_dict())
+    given = {"data": batches(), "keep": 0.5, **options}
+    with pytest.raises(fault, match=said) as caught:
+        compress.prune(module, **given, progress=False)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"nn\.Module"):
+        compress.prune("net.pt", batches())  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated
+        traced = torch.jit.trace(seeded(Chain), normal(2, 6))  # type: ignore[no-untyped-call]
+    with pytest.raises(UnsupportedError, match="TorchScript"):
+        compress.prune(traced, batches())
