@@ -7,7 +7,7 @@ values that are known, and some steps may be computed in another way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -203,9 +203,25 @@ def run(
     Raises:
         ValueError: no state, or another number of inputs than the network takes.
     """
+    return dict(iterate(program, states, inputs, wanted, start=start, override=override))
+
+
+def iterate(
+    program: Program,
+    states: Sequence[Mapping[str, Tensor]],
+    inputs: Sequence[Tensor],
+    wanted: Iterable[str],
+    *,
+    start: Mapping[str, tuple[Value, ...]] | None = None,
+    override: Mapping[str, Override] | None = None,
+) -> Iterator[tuple[str, tuple[Value, ...]]]:
+    """As `run`, each value with its name as soon as it is there: whoever lets go of it keeps no more than one at once.
+
+    What is known from the beginning comes first, then what is computed, in execution order.
+    """
     if not states:
         raise ValueError("`states` must hold at least one network's tensors.")
-    names = list(dict.fromkeys(wanted))
+    names = dict.fromkeys(wanted)
     values: dict[str, tuple[Value, ...]] = dict(start or {})
     needed = program.upstream(names, values)
     casts = [_precision_change(program, state) for state in states]
@@ -217,6 +233,9 @@ def run(
         if step.name in needed:
             for name in step.inputs:
                 remaining[name] = remaining.get(name, 0) + 1
+    for name in names:
+        if name in values:
+            yield name, values[name]
     special = override or {}
     for step in program.steps:
         if step.name not in needed:
@@ -224,9 +243,12 @@ def run(
         values[step.name] = _compute(step, values, casts, special.get(step.name))
         for name in step.inputs:
             remaining[name] -= 1
-            if not remaining[name] and name not in names:
+            if not remaining[name]:
                 del values[name]
-    return {name: values[name] for name in names}
+        if step.name in names:
+            yield step.name, values[step.name]
+        if step.name not in remaining:
+            del values[step.name]
 
 
 def output_values(program: Program, returned: object) -> dict[str, str | None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulator, Moments
 from compress.errors import NonFiniteError
-from compress.graph.program import Program, run
+from compress.graph.program import Program, iterate
 from compress.recording.layer_moments import ROWS_PER_COLUMN
 from compress.recording.readings import Reading, constant_of, own_columns, read_rows, sample_positions
 from compress.recording.residuals import Rectifier, Residual
@@ -303,6 +304,34 @@ class Recorder(Protocol):
         """Leave a batch to another process."""
 
 
+class _Arrivals:
+    """Values of one batch that some recorder has still to read, or that are kept for the next pass."""
+
+    def __init__(self, recorders: Sequence[Recorder], kept: Sequence[str]) -> None:
+        self.values: dict[str, tuple[Tensor, Tensor]] = {}
+        self._missing = {recorder: set(recorder.wanted) for recorder in recorders}
+        self._readers = Counter(name for wanted in self._missing.values() for name in wanted)
+        self._readers.update(kept)
+
+    def take(self, name: str, pair: tuple[Tensor, Tensor]) -> list[Recorder]:
+        """Hold a value; the recorders that now have all they read."""
+        self.values[name] = pair
+        ready = []
+        for recorder, missing in self._missing.items():
+            if name in missing:
+                missing.remove(name)
+                if not missing:
+                    ready.append(recorder)
+        return ready
+
+    def release(self, recorder: Recorder) -> None:
+        """Let go of what no other recorder reads."""
+        for name in recorder.wanted:
+            self._readers[name] -= 1
+            if not self._readers[name]:
+                del self.values[name]
+
+
 def record_moments(
     program: Program,
     recorders: Sequence[Recorder],
@@ -345,18 +374,25 @@ def record_moments(
             seen += size
             if not open_recorders:
                 continue
-            wanted = {name for recorder in open_recorders for name in recorder.wanted}
-            further = keep.nodes if keep is not None else ()
             start = store.get(number, device) if store is not None else None
-            names = list(dict.fromkeys([*sorted(wanted), *further]))
             running = time.perf_counter()
+            further = keep.nodes if keep is not None else ()
+            wanted = dict.fromkeys([*sorted(set().union(*(each.wanted for each in open_recorders))), *further])
             starts = () if start is None else start  # a shortcut from the very input needs that too
-            inputs = [each.to(device) for each in read(number)] if program.reads_input(names, starts) else ()
-            values = run(program, (original, other), inputs, names, start=start)
-            forward += time.perf_counter() - running
-            for recorder in open_recorders:
-                recorder.add(values, original, other)
-            kept = keep is not None and keep.put(number, values)
+            inputs = [each.to(device) for each in read(number)] if program.reads_input(wanted, starts) else []
+            arriving = iterate(program, (original, other), inputs, wanted, start=start)
+            del start, starts, inputs
+            left = _Arrivals(open_recorders, further)
+            for name, (first, second) in arriving:
+                ready = left.take(name, (first, second))
+                del first, second
+                forward += time.perf_counter() - running
+                for recorder in ready:
+                    recorder.add(left.values, original, other)
+                    left.release(recorder)
+                running = time.perf_counter()
+            kept = keep is not None and keep.put(number, left.values)
+            del left
             if store is not None and (kept or keep is None):
                 store.drop(number)
             if advance is not None:
