@@ -6,10 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from compress.errors import GateError
 from compress.graph.cost import batch_of, count_macs, count_parameters, measure_latency
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
+from compress.report.checks import check_doubt, check_losses, failures
+from compress.report.doubts import find_doubts
 from compress.report.evaluation import Evaluation, evaluate_networks
 from compress.report.model import CostReport, Counts, Latency
 
@@ -57,7 +60,17 @@ def tensor_bytes(state: Mapping[str, Tensor]) -> int:
 
 
 def loses_too_much(recipe: Recipe, evaluation: Evaluation | None) -> bool:
-    """Whether the evaluated accuracy falls by more than `max_drop` points."""
-    if recipe.max_drop is None or evaluation is None or evaluation.drop is None:
+    """Whether the evaluated accuracy falls by more than `max_drop` points, or may, where a confidence is asked for."""
+    if recipe.max_drop is None or evaluation is None:
         return False
-    return evaluation.drop > recipe.max_drop + 1e-9
+    return bool(failures(check_losses(evaluation, recipe.max_drop, recipe.confidence)))
+
+
+def check_original(prepared: Prepared, recipe: Recipe, progress: Progress) -> None:
+    """Refuse, before any work, an accuracy gate that these evaluation data cannot decide. Raises GateError."""
+    if recipe.max_drop is None or recipe.force_gate:
+        return
+    evaluation = evaluate_pair(prepared, prepared.module, recipe, progress)
+    doubts = [] if evaluation is None else find_doubts(evaluation, recipe.max_drop)
+    if doubts:
+        raise GateError(f"{'; '.join(check_doubt(doubt).message for doubt in doubts)}; nothing was compressed.")

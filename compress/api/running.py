@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.api.cautions import caution_layers, caution_samples
 from compress.api.cutting import Cut, make_cut
-from compress.api.measuring import loses_too_much, measure_costs
+from compress.api.measuring import check_original, loses_too_much, measure_costs
 from compress.api.tuning import check_finetuning
 from compress.api.widths import check_widths, choose_widths, describe_rule, layer_options, make_problem
 from compress.api.writing import (
@@ -34,11 +34,13 @@ from compress.compression.search import SearchResult, certify_widths, milder_sea
 from compress.compression.sweep import Compressed
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
+from compress.measures.statistics import CONFIDENCE
 from compress.preparation import Prepared, prepare
 from compress.progress import Portion, Progress, SilentProgress, Stages
 from compress.recipe import Recipe, make_recipe
 from compress.recording.sharing import Share, local_device, process_group
 from compress.report.checks import check_gates, failures
+from compress.report.doubts import find_doubts
 from compress.report.evaluation import Evaluation
 from compress.report.model import (
     CalibrationReport,
@@ -165,6 +167,7 @@ def compress_prepared(
     """
     with clock("prepare"):
         check_finetuning(prepared, recipe)
+        check_original(prepared, recipe, progress)
         progress.reach(COMPRESSING[0])
         problem = replace(make_problem(prepared, recipe), share=share or Share())
         check_widths(problem.groups, recipe)
@@ -202,6 +205,9 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
     added = tuple(name for name in prepared.biases if name in cut.narrowed.shapes)
     if added:
         progress.note(f"got a bias: {', '.join(name.rpartition('.')[0] for name in added)}")
+    if cut.evaluation is not None and (recipe.max_drop is None or recipe.force_gate):
+        for doubt in find_doubts(cut.evaluation, recipe.max_drop, tuned=recipe.tunes):
+            progress.note(f"warning: {doubt}")
     report = RunReport(
         work.inputs,
         recipe=recipe.model_dump(mode="json", exclude={"output", "force", "export"}),
@@ -218,14 +224,14 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
             *(None if one is None else one.report() for one in (found.fitting, found.held_back))
         ),
         search=None if work.searched is None else search_report(work.searched),
-        evaluation=report_evaluation(prepared, cut.evaluation),
+        evaluation=report_evaluation(prepared, cut.evaluation, recipe.confidence),
         evaluations=work.evaluations * (1 if cut.tuning is None else 2) if cut.evaluation is not None else 0,
         finetune=None if cut.tuning is None else cut.tuning.report(report_evaluation(prepared, cut.untuned)),
         added_biases=added,
         notes=tuple(getattr(progress, "notes", ())),
         seconds=dict(clock.seconds),
     )
-    return replace(report, gates=check_gates(report, recipe))
+    return replace(report, gates=check_gates(cut.evaluation, report, recipe))
 
 
 def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> Inputs:
@@ -272,11 +278,14 @@ def layer_report(result: LayerResult | StoredLayer, certified: Mapping[str, Cert
     return replace(report, certificate=certified.get(result.name, report.certificate))
 
 
-def report_evaluation(prepared: Prepared, evaluation: Evaluation | None) -> EvaluationReport | None:
+def report_evaluation(
+    prepared: Prepared, evaluation: Evaluation | None, confidence: float | None = None
+) -> EvaluationReport | None:
     """An evaluation as a report holds it."""
     if evaluation is None or prepared.evaluation is None:
         return None
-    return evaluation.report(describe_preprocessing(prepared.preprocessing), prepared.evaluation.class_names)
+    preprocessing, names = describe_preprocessing(prepared.preprocessing), prepared.evaluation.class_names
+    return evaluation.report(preprocessing, names, confidence or CONFIDENCE)
 
 
 def raise_failed_gates(report: RunReport) -> None:

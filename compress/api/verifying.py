@@ -17,10 +17,13 @@ from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.checkpoint.restoring import named_tensors
 from compress.errors import CompressError, DataError, RecipeError, UntrustedCodeError
 from compress.graph.cost import batch_of, count_macs, count_parameters, measure_latency
+from compress.measures.figures import GATED, Figure
 from compress.measures.outputs import named_outputs
+from compress.measures.statistics import SLACK
 from compress.preparation import check_device
 from compress.progress import Progress, SilentProgress
-from compress.report.checks import check_drop, failures
+from compress.report.checks import check_doubt, check_drop, failures
+from compress.report.doubts import near_chance, too_few
 from compress.report.evaluation import Evaluation
 from compress.report.model import Check, Claims
 
@@ -30,13 +33,11 @@ ERROR_TOLERANCE = 1e-3  # of a squared error, relative
 
 @dataclass(frozen=True)
 class MeasuredScores:
-    """What the network in a folder scored now; None where the data has no labels, or no targets."""
+    """What the network in a folder scored now. `figures`: by key; empty where the data has no labels and targets."""
 
     samples: int
     fingerprint: str
-    top1: float | None = None
-    loss: float | None = None
-    squared_error: float | None = None
+    figures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ class Verified:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        found = asdict(self)
+        if self.evaluation is not None:
+            found["evaluation"] |= found["evaluation"].pop("figures")
+        return found
 
 
 def verify(
@@ -76,6 +80,7 @@ def verify(
     *,
     max_drop: float | None = None,
     tolerance: float = TOLERANCE,
+    force_gate: bool = False,
     batch_size: int = 128,
     device: str = "cpu",
     arch: str | None = None,
@@ -89,6 +94,7 @@ def verify(
     Args:
         max_drop: also a gate: points of accuracy that may be lost against the original's in the report.
         tolerance: points by which the accuracy may differ from the report's.
+        force_gate: let the gate pass although the evaluation data cannot show a loss.
         arch, trust_code: as of `open_artifact`.
 
     Raises:
@@ -117,23 +123,12 @@ def verify(
     scores = None
     if eval_data is not None:
         evaluation, fingerprint = evaluate_artifact(artifact, module, eval_data, batch_size, device, progress)
-        scores = measured_scores(evaluation, fingerprint)
-        checks += check_accuracy(evaluation, fingerprint, claims, max_drop, tolerance)
+        figures = {figure.key: figure.values[1] for figure in evaluation.figures}
+        scores = MeasuredScores(evaluation.samples, fingerprint, figures)
+        checks += check_accuracy(evaluation, fingerprint, claims, max_drop, tolerance, force_gate)
     progress.stage("measuring latency")
     latency = measure(artifact, module, probe, claims)
     return Verified(str(folder), not failures(checks), tuple(checks), scores, latency)
-
-
-def measured_scores(evaluation: Evaluation, fingerprint: str) -> MeasuredScores:
-    """What was scored now."""
-    scored, errors = evaluation.compressed, evaluation.squared_error
-    return MeasuredScores(
-        samples=evaluation.samples,
-        fingerprint=fingerprint,
-        top1=None if scored is None else scored.top1,
-        loss=None if scored is None else scored.loss,
-        squared_error=None if errors is None else errors[1],
-    )
 
 
 def check_files(folder: Path) -> list[Check]:
@@ -196,38 +191,53 @@ def check_widths(artifact: Artifact, module: nn.Module, claims: Claims) -> list[
 
 
 def check_accuracy(
-    evaluation: Evaluation, fingerprint: str, claims: Claims, max_drop: float | None, tolerance: float
+    evaluation: Evaluation,
+    fingerprint: str,
+    claims: Claims,
+    max_drop: float | None,
+    tolerance: float,
+    force_gate: bool,
 ) -> list[Check]:
-    """The accuracy, or the squared error, against the report's, where both are of the same samples.
+    """What labels or targets say, against the report's figures, where both are of the same samples.
 
     Raises:
         DataError: a gate was asked for on samples that the original was not evaluated on.
     """
-    same = claims.fingerprint == fingerprint
-    if same and max_drop is None and evaluation.squared_error is not None and claims.squared_error is not None:
-        return [check_squared_error(claims.squared_error, evaluation.squared_error[1])]
-    top1 = None if evaluation.compressed is None else evaluation.compressed.top1
-    wanted = None if claims.scores is None else claims.scores.top1
-    original = None if claims.original is None else claims.original.top1
-    if not same or top1 is None or wanted is None or (max_drop is not None and original is None):
+    known = claims.figures if claims.fingerprint == fingerprint else {}
+    compared = [figure for figure in evaluation.figures if figure.key in (*GATED, "squared_error")]
+    scored = [figure for figure in compared if figure.key in known]
+    bounded = [figure for figure in scored if figure.key in GATED and known[figure.key][0] is not None]
+    if not scored or (max_drop is not None and not bounded):
         why = "The report holds no accuracy on these samples, so there is nothing to compare with"
         if max_drop is not None:
             raise DataError(f"{why}; --max-drop needs the evaluation data and labels of the run.")
         return [Check("accuracy as reported", "the report's samples", "other samples", None, why)]
-    close = 100 * abs(top1 - wanted) <= tolerance + 1e-9
-    said = f"The report says {100 * wanted:.2f} % on these samples, {100 * top1:.2f} % was measured"
-    asked = f"{100 * wanted:.2f} ± {tolerance:g} %"
-    checks = [Check("accuracy as reported", asked, f"{100 * top1:.2f} %", close, said)]
-    if max_drop is not None and original is not None:
-        checks.append(check_drop(100 * (original - top1), max_drop))
+    checks = [check_figure(figure, known[figure.key][1], tolerance) for figure in scored]
+    for figure in bounded:
+        before, after = known[figure.key][0], figure.values[1]
+        if max_drop is None or before is None:
+            continue
+        doubts = [] if force_gate else list(too_few(evaluation.samples, max_drop))
+        if not force_gate and figure.hits is not None:
+            doubts += near_chance(figure, before, evaluation.samples, evaluation.guess)
+        checks += [*map(check_doubt, doubts), check_drop(100 * (before - after), max_drop, naming(figure))]
     return checks
 
 
-def check_squared_error(wanted: float, value: float) -> Check:
-    """The squared error against the report's, which another machine may change in its fourth digit."""
-    close = abs(value - wanted) <= ERROR_TOLERANCE * wanted
-    said = f"The report says {wanted:.5g} on these samples, {value:.5g} was measured"
-    return Check("squared error as reported", f"{wanted:.5g}", f"{value:.5g}", close, said)
+def naming(figure: Figure) -> str:
+    """A figure's name in a check."""
+    return "accuracy" if figure.key == "top1" else figure.meaning.name
+
+
+def check_figure(figure: Figure, wanted: float, tolerance: float) -> Check:
+    """A figure against the report's: a share within points, a number within what another machine may change."""
+    value, name = figure.values[1], f"{naming(figure)} as reported"
+    if not figure.meaning.share:
+        said = f"The report says {wanted:.5g} on these samples, {value:.5g} was measured"
+        return Check(name, f"{wanted:.5g}", f"{value:.5g}", abs(value - wanted) <= ERROR_TOLERANCE * wanted, said)
+    close = abs(value - wanted) * 100 <= tolerance + SLACK
+    said = f"The report says {100 * wanted:.2f} % on these samples, {100 * value:.2f} % was measured"
+    return Check(name, f"{100 * wanted:.2f} ± {tolerance:g} %", f"{100 * value:.2f} %", close, said)
 
 
 def make_probe(artifact: Artifact, device: str) -> Tensor:

@@ -17,7 +17,7 @@ Tolerance = Annotated[
 
 
 @tells_pipelines("compress verify")
-@takes("eval", "max_drop", "arch", "trust_code", "batch_size", "device", argument="folder")
+@takes("eval", "max_drop", "force_gate", "arch", "trust_code", "batch_size", "device", argument="folder")
 def verify_command(recipe: Recipe, *, outcome: Outcome, tolerance: Tolerance = 0.1, as_json: Json = False) -> None:
     """Check an artifact again before it ships: `compress verify OUT --eval test.npz`. Exit code 3 on a mismatch."""
     from compress.api import verify
@@ -32,6 +32,7 @@ def verify_command(recipe: Recipe, *, outcome: Outcome, tolerance: Tolerance = 0
             recipe.checkpoint,
             recipe.eval,
             max_drop=recipe.max_drop,
+            force_gate=recipe.force_gate,
             tolerance=tolerance,
             batch_size=recipe.batch_size,
             device=recipe.device,

@@ -22,7 +22,7 @@ RESAMPLES = 2000
 CELLS = 2**22  # of bootstrap weights held at a time
 MOST_SAMPLES = 10**9
 CHANCE_LEVEL = 0.05  # of the test against guessing
-SLACK = 1e-9  # points, for a bound that is met exactly
+SLACK = 1e-9  # relative and in points, for a bound that is met exactly
 
 
 @dataclass(frozen=True)

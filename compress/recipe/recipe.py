@@ -102,6 +102,11 @@ class Recipe(BaseModel):
     max_drop: float | None = option(
         None, "Points of accuracy that may be lost on --eval.", Section.WIDTHS, "POINTS", everyday=True, ge=0
     )
+    confidence: float | None = option(
+        None, "With --max-drop: pass only where so sure that no more is lost (one-sided).", Section.WIDTHS, "SHARE",
+        ge=0.5, lt=1, default_text="the estimate decides",
+    )  # fmt: skip
+    force_gate: bool = option(False, "Let --max-drop pass although the evaluation cannot show a loss.", Section.WIDTHS)
     macs: float | None = option(
         None, "Fraction of the multiply-accumulates to keep.", Section.WIDTHS, "SHARE", everyday=True, gt=0, lt=1
     )
@@ -227,6 +232,8 @@ class Recipe(BaseModel):
             faults.append(f"`{rules[0]}` fixes the widths that `{budgets[-1]}` would search for; give one of them")
         if self.max_drop is not None and self.eval is None:
             faults.append("`max_drop` needs evaluation data: give `eval`")
+        if self.confidence is not None and self.max_drop is None:
+            faults.append("`confidence` is that of a bound: give `max_drop`")
         if self.finetune is not None and self.training is not None and self.training.searches:
             faults.append("a target sparsity is searched for by train and finetune, not after a cut")
         if self.finetune is not None and self.recover is not None:

@@ -4,32 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from compress.measures.figures import GATED
+from compress.measures.statistics import CONFIDENCE, SLACK, compare_figure, judge
 from compress.recipe import Recipe, parse_reduction
+from compress.report.doubts import find_doubts
 from compress.report.escaping import escaped
+from compress.report.evaluation import Evaluation
 from compress.report.model import Check, CostReport, RunReport
 
-SLACK = 1e-9  # relative and in points, for a bound that is met exactly
 REDUCED = {"params": "parameters", "macs": "MACs", "bytes": "bytes", "latency": "latency"}
 
 
-def check_gates(report: RunReport, recipe: Recipe) -> tuple[Check, ...]:
+def check_gates(evaluation: Evaluation | None, report: RunReport, recipe: Recipe) -> tuple[Check, ...]:
     """The gates that the recipe sets on a finished run: points of accuracy that may be lost, reductions to reach."""
-    gates = []
-    drop = None if report.evaluation is None else report.evaluation.drop_points
-    if recipe.max_drop is not None and drop is not None:
-        gates.append(check_drop(drop, recipe.max_drop))
+    gates = [] if evaluation is None else check_evaluation(evaluation, recipe)
     gates += [check_reduction(report.cost, *parse_reduction(text)) for text in recipe.min_reduction]
     return tuple(gates)
 
 
-def check_drop(drop: float, most: float) -> Check:
-    """Whether at most `most` points of accuracy were lost."""
+def check_evaluation(evaluation: Evaluation, recipe: Recipe) -> list[Check]:
+    """The accuracy gates, and before them what keeps the evaluation from showing a loss; empty without a bound."""
+    if recipe.max_drop is None:
+        return []
+    doubts = [] if recipe.force_gate else find_doubts(evaluation, recipe.max_drop, tuned=recipe.tunes)
+    return [*map(check_doubt, doubts), *check_losses(evaluation, recipe.max_drop, recipe.confidence)]
+
+
+def check_doubt(doubt: str) -> Check:
+    """A reason why an evaluation cannot show a loss, as a check that fails."""
+    said = f"{doubt[:1].upper()}{doubt[1:]} (--force-gate overrules this)"
+    return Check("evaluation", "data on which a loss would show", "not such data", False, said)
+
+
+def check_losses(evaluation: Evaluation, most: float, confidence: float | None = None) -> list[Check]:
+    """Whether each figure that a bound in points is of stays within it: by the estimate, or with a confidence."""
+    checks = []
+    for figure in evaluation.figures:
+        if figure.key not in GATED:
+            continue
+        change = compare_figure(figure, confidence or CONFIDENCE)
+        verdict = judge(change, most, tested=confidence is not None)
+        name = "accuracy" if figure.key == "top1" else figure.meaning.name
+        said = f"The {name} falls by {change.loss:.2f} points"
+        if confidence is not None:
+            said += f", with {100 * confidence:g} % confidence by at most {change.bound:.2f}"
+        said += f", at most {most:g} were allowed"
+        if verdict.needed is not None:
+            said += f": not enough samples to be so sure, about {verdict.needed:,} would do"
+        checks.append(Check(name, f"at most {most:g} points lost", verdict.measured, verdict.passed, said))
+    return checks
+
+
+def check_drop(drop: float, most: float, name: str = "accuracy") -> Check:
+    """Whether at most `most` points of accuracy were lost, where only that number is known."""
     return Check(
-        name="accuracy",
+        name=name,
         wanted=f"at most {most:g} points lost",
         measured=f"{drop:.2f} points lost",
         passed=drop <= most + SLACK,
-        message=f"The accuracy falls by {drop:.2f} points, at most {most:g} were allowed",
+        message=f"The {name} falls by {drop:.2f} points, at most {most:g} were allowed",
     )
 
 

@@ -22,11 +22,15 @@ def find_doubts(evaluation: Evaluation, most: float | None = None, *, tuned: boo
     figure = evaluation.figure(*GATED)
     if figure is None:
         return []
-    found = [*_too_few(evaluation.samples, most), *_near_chance(figure, evaluation)]
+    found = [
+        *too_few(evaluation.samples, most),
+        *near_chance(figure, figure.values[0], evaluation.samples, evaluation.guess),
+    ]
     return found if found or tuned else list(_better(figure))
 
 
-def _too_few(samples: int, most: float | None) -> Iterator[str]:
+def too_few(samples: int, most: float | None) -> Iterator[str]:
+    """One sample alone is more than what may be lost."""
     if most and 100 / samples > most * (1 + 1e-9):
         needed = -(-100 // most)
         yield (
@@ -35,17 +39,16 @@ def _too_few(samples: int, most: float | None) -> Iterator[str]:
         )
 
 
-def _near_chance(figure: Figure, evaluation: Evaluation) -> Iterator[str]:
-    """The original is no better than a guess, which is the commonest label, or each label as often."""
-    accuracy, guess = figure.values[0], evaluation.guess
+def near_chance(figure: Figure, accuracy: float, samples: int, guess: float) -> Iterator[str]:
+    """The original's accuracy is no better than always giving one label (right with the share `guess`) could be."""
     if figure.hits is not None:
-        lost = guesses_as_well(int(figure.hits[0].sum()), evaluation.samples, guess)
+        lost = guesses_as_well(round(accuracy * samples), samples, guess)
     else:
         lost = figure.key != "mean_iou" and accuracy <= guess
     if lost:
         yield (
-            f"the original's {figure.meaning.name} of {100 * accuracy:.2f} % on {evaluation.samples:,} samples is no "
-            f"better than always giving the commonest label ({100 * guess:.2f} %); {CAUSES}"
+            f"the original's {figure.meaning.name} of {100 * accuracy:.2f} % on {samples:,} samples is no better than "
+            f"always giving the commonest label ({100 * guess:.2f} %); {CAUSES}"
         )
 
 

@@ -35,8 +35,7 @@ class Claims:
         widths: group name -> units before and after.
         latency: batch size -> milliseconds.
         fingerprint: of the evaluation data; None without any.
-        original, scores: of the network before and of this one, on that data.
-        squared_error: of this one.
+        figures: key -> value of the network before, where it is known, and of this one, on that data.
     """
 
     widths: dict[str, Counts]
@@ -44,9 +43,7 @@ class Claims:
     macs: int
     latency: dict[int, float]
     fingerprint: str | None
-    original: Scores | None
-    scores: Scores | None
-    squared_error: float | None
+    figures: dict[str, tuple[float | None, float]]
 
 
 @dataclass(frozen=True)
@@ -161,16 +158,13 @@ class RunReport(Report):
     def claims(self) -> Claims:
         """What is said of the network in the folder."""
         evaluation, own = self.evaluation, self.inputs.data.evaluation
-        errors = None if evaluation is None else evaluation.squared_error
         return Claims(
             widths={layer.name: Counts(layer.units, layer.kept) for layer in self.layers},
             parameters=self.cost.parameters.after,
             macs=self.cost.macs.after,
             latency={one.batch_size: one.after_ms for one in self.cost.latency},
             fingerprint=None if own is None else own.fingerprint,
-            original=None if evaluation is None else evaluation.original,
-            scores=None if evaluation is None else evaluation.compressed,
-            squared_error=None if errors is None else errors.after,
+            figures={one.key: (one.original, one.compressed) for one in (evaluation.figures if evaluation else ())},
         )
 
 
@@ -275,16 +269,20 @@ class TrainingReport(Report):
     def claims(self) -> Claims:
         """What is said of the network in the folder."""
         scored, own = self.evaluation, self.inputs.data.evaluation
-        squared = scored is not None and scored.loss == "squared" and scored.trained is not None
+        figures: dict[str, tuple[float | None, float]] = {}
+        if scored is not None and scored.trained is not None:
+            before = scored.original
+            if scored.trained.top1 is not None:
+                figures["top1"] = (None if before is None else before.top1, scored.trained.top1)
+            if scored.loss == "squared":
+                figures["squared_error"] = (None if before is None else before.loss, scored.trained.loss)
         return Claims(
             widths={},
             parameters=self.parameters,
             macs=self.macs,
             latency={},
             fingerprint=None if own is None else own.fingerprint,
-            original=None if scored is None else scored.original,
-            scores=None if scored is None else scored.trained,
-            squared_error=scored.trained.loss if squared and scored is not None and scored.trained else None,
+            figures=figures,
         )
 
 
