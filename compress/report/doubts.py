@@ -42,7 +42,7 @@ def too_few(samples: int, most: float | None) -> Iterator[str]:
 def near_chance(figure: Figure, accuracy: float, samples: int, guess: float) -> Iterator[str]:
     """The original's accuracy is no better than always giving one label (right with the share `guess`) could be."""
     if figure.hits is not None:
-        lost = guesses_as_well(round(accuracy * samples), samples, guess)
+        lost = guesses_as_well(round(min(max(accuracy, 0.0), 1.0) * samples), samples, guess)
     else:
         lost = figure.key != "mean_iou" and accuracy <= guess
     if lost:
