@@ -269,5 +269,10 @@ def _add_upper(total: Tensor, rows: Tensor) -> None:
 
 
 def _symmetric(upper: Tensor) -> Tensor:
-    full = upper.triu()
-    return full.add_(full.triu(1).T)
+    full = upper.clone()
+    for first in range(0, full.shape[0], _BLOCK):
+        last = first + _BLOCK
+        corner = full[first:last, first:last]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        full[last:, first:last] = full[first:last, last:].T
+    return full

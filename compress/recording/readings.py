@@ -210,17 +210,21 @@ def sample_positions(
     return draws.topk(count, dim=1).indices.to(inputs.device)
 
 
-def read_rows(reading: Reading, site: Consumer, inputs: Tensor, index: Tensor | None) -> Tensor:
+def read_rows(reading: Reading, site: Consumer, inputs: Tensor, index: Tensor | None, *, own: bool = False) -> Tensor:
     """Rows (n, I·taps) that the consumers multiply, channel-major, from their input activations.
 
     Args:
         inputs: (…, I) for a linear reading, (B, I·blocks, …) for a conv one.
         index: output positions (B, P) in row-major order; None for all.
+        own: only the columns (n, K·s) of the group's own units, unit-major.
     """
     if not reading.kernel:
-        return inputs.reshape(-1, inputs.shape[-1])
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        return own_columns(reading, rows) if own else rows
     extent = output_extent(reading, site, inputs.shape)
     padded = windowed_input(reading, site, inputs)
+    if own and not takes_all(reading, padded.shape[1]):
+        padded = padded.index_select(1, reading.positions.flatten().to(padded.device))
     batch, channels = padded.shape[:2]
     strides = padded.stride()
     windows = padded.as_strided(
@@ -260,7 +264,13 @@ def own_columns(reading: Reading, rows: Tensor) -> Tensor:
     """The columns (n, K·s) of the group's own units, unit-major, out of all input channels' (n, I·taps)."""
     positions = reading.positions.flatten()
     taps = math.prod(reading.kernel)
-    if positions.numel() * taps == rows.shape[1] and torch.equal(positions.cpu(), torch.arange(positions.numel())):
+    if takes_all(reading, rows.shape[1] // taps):
         return rows
     blocks = rows.reshape(rows.shape[0], -1, taps)
     return blocks.index_select(1, positions.to(rows.device)).reshape(rows.shape[0], -1)
+
+
+def takes_all(reading: Reading, channels: int) -> bool:
+    """Whether the units are all of the block's input channels, in their order."""
+    positions = reading.positions.flatten()
+    return len(positions) == channels and torch.equal(positions.cpu(), torch.arange(channels))

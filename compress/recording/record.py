@@ -23,7 +23,7 @@ from compress.recording.readings import Reading, constant_of, own_columns, read_
 from compress.recording.residuals import Rectifier, Residual
 from compress.recording.sharing import Share
 from compress.recording.store import ActivationStore
-from compress.units.groups import ReadUnits
+from compress.units.groups import Consumer, ReadUnits
 
 FEWEST_ROWS = 20_000
 FEWEST_SAMPLES = 1024  # over which rows are spread where there are so many: rows of one sample are much alike
@@ -136,6 +136,7 @@ class GroupRecorder:
         self.rows = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._sums = make_accumulators(self.readings, memory, seed)
+        self._moments: tuple[Moments | FactoredMoments, ...] | None = None
         dense = all(isinstance(sums, MomentAccumulator) for sums in self._sums)
         self.share = share if share is not None and dense else Share()
 
@@ -162,18 +163,15 @@ class GroupRecorder:
             for place, site in enumerate(reading.sites):
                 first, second = values[site.input]
                 index = sample_positions(reading, site, first, count, self._generator)
-                patches = read_rows(reading, site, second, index)  # (n, I·taps), all input channels as they are now
-                features = own_columns(reading, patches)  # (n, K·s)
+                features = read_rows(reading, site, second, index, own=True)  # (n, K·s)
                 if not bool(torch.isfinite(features.sum())):
                     raise NonFiniteError(
                         f"NaN or Inf in the activations that `{self.group.name}` hands on; "
                         "check the weights up to there and the preprocessing."
                     )
                 if self.targets or isinstance(sums, FactorAccumulator):
-                    source = patches if second is first else read_rows(reading, site, first, index)
-                    outputs = self._targets(whole, source, patches, original, current)
-                    outputs = self._with_residuals(outputs, reading, place, values, index, current)
-                    outputs = self._rectified(outputs, reading, place, values, index, features, original, current)
+                    seen = _Seen(values, index, original, current, (first, second), features)
+                    outputs = self._outputs(reading, whole, place, seen)
                 else:
                     outputs = features.new_zeros(features.shape[0], 0)
                 sums.add(features, outputs)
@@ -189,90 +187,88 @@ class GroupRecorder:
                 sample_positions(reading, site, inputs, count, self._generator)
 
     def moments(self, original: Mapping[str, Tensor]) -> tuple[Moments | FactoredMoments, ...]:
-        """One Moments per reading; without recorded targets Ψ is ΦV for the original weights, exactly."""
-        found = []
-        for sums, reading in zip(self._sums, self.readings, strict=True):
-            if self.share.count > 1 and isinstance(sums, MomentAccumulator):
-                sums.all_reduce(next(iter(original.values())).device)
-                self.rows = max(self.rows, int(sums.count))
-            part = sums.moments()
-            if isinstance(part, Moments) and not self.targets:
-                part = part.with_outputs(reading.weights(original))
-            found.append(part)
-        return tuple(found)
+        """One Moments per reading; without recorded targets Ψ is ΦV for the original weights, exactly.
 
-    def _targets(
-        self,
-        reading: Reading,
-        source: Tensor,
-        patches: Tensor,
-        original: Mapping[str, Tensor],
-        current: Mapping[str, Tensor],
-    ) -> Tensor:
-        """What all the group's units must give (n, D): the original output less what the other channels give now."""
-        blocks = []
-        others = reading.columns < patches.shape[1]
-        features = own_columns(reading, patches) if others else patches
-        for consumer in reading.consumers:
-            before = reading.whole_matrix(consumer, original[consumer.weight])  # (I·taps, D)
-            wanted = source.double() @ before
-            if others:
-                now = current[consumer.weight]
-                wanted -= patches.double() @ reading.whole_matrix(consumer, now)
-                wanted += features.double() @ reading.matrix(consumer, now)
+        The recorder is finished then: its sums are let go of.
+        """
+        if self._moments is None:
+            self._moments = tuple(self._finished(reading, original) for reading in self.readings)
+        return self._moments
+
+    def _finished(self, reading: Reading, original: Mapping[str, Tensor]) -> Moments | FactoredMoments:
+        sums = self._sums.pop(0)
+        if self.share.count > 1 and isinstance(sums, MomentAccumulator):
+            sums.all_reduce(next(iter(original.values())).device)
+            self.rows = max(self.rows, int(sums.count))
+        part = sums.moments()
+        del sums
+        if isinstance(part, Moments) and not self.targets:
+            return part.with_outputs(reading.weights(original))
+        return part
+
+    def _outputs(self, reading: Reading, whole: Reading, place: int, seen: _Seen) -> Tensor:
+        """Targets (n, D) of all the reading's consumers side by side, in the precision the network computes in."""
+        blocks: list[Tensor] = []
+        site = reading.sites[place]
+        source: Tensor | None = None  # rows of all input channels (n, I·taps) in the original network
+        for applied in reading.places:
+            consumer = applied[place]
+            rectifier = self.rectifiers.get(consumer.node)
+            if rectifier is not None:
+                blocks.append(_rectified(reading, consumer, rectifier, seen))
+                continue
+            if source is None:
+                source = read_rows(reading, site, seen.inputs[0], seen.index)
+            wanted = _product(source, whole.whole_matrix(consumer, seen.original[consumer.weight]))
+            if whole.columns < source.shape[1]:  # what other channels give now is not the units' to give
+                now = seen.current[consumer.weight]
+                patches = read_rows(reading, site, seen.inputs[1], seen.index)
+                wanted -= _product(patches, whole.whole_matrix(consumer, now))
+                wanted += _product(own_columns(whole, patches), whole.matrix(consumer, now))
+            residual = self.residuals.get(consumer.node)
+            if residual is not None and seen.values[residual.other][0] is not seen.values[residual.other][1]:
+                pair = seen.values[residual.other]
+                missing = residual.correction(*pair, seen.current, seen.index, linear=not reading.kernel)
+                wanted = wanted.double() + missing[:, reading.outputs(consumer, seen.current)]
             blocks.append(wanted)
         return torch.cat(blocks, 1)
 
-    def _with_residuals(
-        self,
-        outputs: Tensor,
-        reading: Reading,
-        place: int,
-        values: Mapping[str, tuple[Tensor, Tensor]],
-        index: Tensor | None,
-        current: Mapping[str, Tensor],
-    ) -> Tensor:
-        """The targets (n, D) with what the shortcuts behind the consumers lost so far."""
-        first = 0
-        for applied in reading.places:
-            part = reading.outputs(applied[place], current)
-            own = slice(first, first + part.stop - part.start)
-            first = own.stop
-            residual = self.residuals.get(applied[place].node)
-            if residual is None or values[residual.other][0] is values[residual.other][1]:
-                continue
-            missing = residual.correction(*values[residual.other], current, index, linear=not reading.kernel)
-            outputs[:, own] += missing[:, part]
-        return outputs
 
-    def _rectified(
-        self,
-        outputs: Tensor,
-        reading: Reading,
-        place: int,
-        values: Mapping[str, tuple[Tensor, Tensor]],
-        index: Tensor | None,
-        features: Tensor,
-        original: Mapping[str, Tensor],
-        current: Mapping[str, Tensor],
-    ) -> Tensor:
-        """The targets (n, D), in front of a ReLU what changes least of what the units give now."""
-        first = 0
-        for applied in reading.places:
-            consumer = applied[place]
-            part = reading.outputs(consumer, current)
-            own = slice(first, first + part.stop - part.start)
-            first = own.stop
-            rectifier = self.rectifiers.get(consumer.node)
-            if rectifier is None:
-                continue
-            change = rectifier.correction(*values[rectifier.source], current, index, linear=not reading.kernel)
-            now = features.double() @ reading.matrix(consumer, current[consumer.weight])
-            if reading.takes_constant:
-                name, sign = constant_of(consumer)
-                now += sign * (current[name][part].double() - original[name][part].double())
-            outputs[:, own] = now + change[:, part]
-        return outputs
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """One batch at one place of a reading.
+
+    Attributes:
+        values: of the recorder's nodes, in the original and the current network.
+        index: output positions that are read; None: all.
+        inputs: the place's input activations in both networks.
+        features: Φ (n, K·s), from the current one.
+    """
+
+    values: Mapping[str, tuple[Tensor, Tensor]]
+    index: Tensor | None
+    original: Mapping[str, Tensor]
+    current: Mapping[str, Tensor]
+    inputs: tuple[Tensor, Tensor]
+    features: Tensor
+
+
+def _rectified(reading: Reading, consumer: Consumer, rectifier: Rectifier, seen: _Seen) -> Tensor:
+    """Targets (n, D) of one consumer in front of a ReLU: what changes least of what the units give now."""
+    part = reading.outputs(consumer, seen.current)
+    pair = seen.values[rectifier.source]
+    change = rectifier.correction(*pair, seen.current, seen.index, linear=not reading.kernel)
+    now = _product(seen.features, reading.matrix(consumer, seen.current[consumer.weight])).double()
+    if reading.takes_constant:
+        name, sign = constant_of(consumer)
+        now += sign * (seen.current[name][part].double() - seen.original[name][part].double())
+    return now + change[:, part]
+
+
+def _product(rows: Tensor, weights: Tensor) -> Tensor:
+    """rows · weights in the rows' own precision, in float32 at least: as exact as the network's own outputs are."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    return rows.to(dtype) @ weights.to(dtype)
 
 
 def restrict_readings(readings: Sequence[Reading], units: Tensor | None) -> tuple[Reading, ...]:
