@@ -24,10 +24,11 @@ from torch import Tensor
 from benchmarks.quality import Bench, First, make_bench, network_recipe, plain, run_cell
 from benchmarks.quality_methods import bisect_to_macs, share_of_macs
 from benchmarks.reporting import Run, start
-from compress.api.widths import layer_options, make_problem
+from compress.api.widths import make_problem
 from compress.compression.allocate import DamageCurve, allocate
 from compress.compression.costs import cost_model
 from compress.compression.decisions import Ingredients, Width
+from compress.compression.layer import LayerOptions
 from compress.compression.refit import refit_layer
 from compress.compression.search import search_widths
 from compress.compression.sweep import refine, sweep
@@ -82,7 +83,7 @@ def point(found: Run) -> None:
     began = time.perf_counter()
     searched = search_widths(
         bench.search,
-        layer_options(bench.recipe),
+        LayerOptions.of(bench.recipe),
         SilentProgress(),
         budgets=POINT,
         max_drop=None,
@@ -195,7 +196,7 @@ def score_widths(
 ) -> float:
     """Test top-1 after a front-to-back sweep at the given widths, and the further ones."""
     problem = bench.problem if ingredients is None else replace(bench.problem, ingredients=ingredients)
-    layer = plain(layer_options(bench.recipe))
+    layer = plain(LayerOptions.of(bench.recipe))
     layer = layer if selection is None else replace(layer, selection=selection)
     result = sweep(problem, {name: Width(width) for name, width in widths.items()}, layer, SilentProgress())
     result = refine(problem, result, layer, SilentProgress(), sweeps=bench.recipe.refine if sweeps is None else sweeps)

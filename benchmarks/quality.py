@@ -34,9 +34,10 @@ from benchmarks.quality_methods import (
 )
 from benchmarks.reporting import Run, start
 from compress.api.cutting import cut_network
-from compress.api.widths import layer_options, make_problem
+from compress.api.widths import make_problem
 from compress.compression.curves import Search, prepare_search
 from compress.compression.decisions import Given
+from compress.compression.layer import LayerOptions
 from compress.compression.problem import Problem
 from compress.compression.search import search_widths
 from compress.compression.sweep import sweep
@@ -130,13 +131,13 @@ class Bench:
 
     def refit(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Weights after our front-to-back least squares for given units."""
-        options = layer_options(self.recipe)
+        options = LayerOptions.of(self.recipe)
         plan = {name: Given(units) for name, units in kept.items()}
         return sweep(self.problem, plan, plain(options), SilentProgress(), facts=self.search.facts).state
 
     def ours(self, share: float, *, refined: bool = True) -> tuple[Kept, Mapping[str, Tensor]]:
         """The product's own search under a MACs budget."""
-        options = layer_options(self.recipe)
+        options = LayerOptions.of(self.recipe)
         found = search_widths(
             self.search,
             options,
@@ -187,7 +188,7 @@ def make_bench(name: str, folder: Path, data: Path, calibration: int, test: int,
     prepared = prepare(recipe, SilentProgress(), needs_data=True)
     problem = make_problem(prepared, recipe)
     parameters = dict(prepared.module.named_parameters())
-    search = prepare_search(problem, layer_options(recipe), parameters, SilentProgress())
+    search = prepare_search(problem, LayerOptions.of(recipe), parameters, SilentProgress())
     evaluation = prepared.evaluation
     if test < evaluation.sample_count:
         evaluation = First(evaluation, test)

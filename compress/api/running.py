@@ -15,7 +15,7 @@ from compress.api.cautions import caution_layers, caution_samples
 from compress.api.cutting import Cut, make_cut
 from compress.api.measuring import check_original, loses_too_much, measure_costs
 from compress.api.tuning import check_finetuning
-from compress.api.widths import check_widths, choose_widths, describe_rule, layer_options, make_problem
+from compress.api.widths import check_widths, choose_widths, describe_rule, make_problem
 from compress.api.writing import (
     Finished,
     describe_architecture,
@@ -27,7 +27,7 @@ from compress.api.writing import (
 from compress.artifact.exports import check_exports
 from compress.artifact.folder import versions
 from compress.atomic import reserved
-from compress.compression.layer import LayerResult
+from compress.compression.layer import LayerOptions, LayerResult
 from compress.compression.problem import Problem
 from compress.compression.resume import RunState, StoredLayer
 from compress.compression.search import SearchResult, certify_widths, milder_search, search_report
@@ -182,7 +182,7 @@ def compress_prepared(
     while searched is not None and loses_too_much(recipe, cut.evaluation) and evaluations < MOST_EVALUATIONS:
         progress.note("the evaluated accuracy fell by more than the held-back one; trying a milder cut")
         with clock("compress"):
-            searched = milder_search(searched, layer_options(recipe), progress, sweeps=recipe.refine)
+            searched = milder_search(searched, LayerOptions.of(recipe), progress, sweeps=recipe.refine)
             found = searched.layerwise
         cut = make_cut(prepared, problem, found, recipe, clock, progress)
         evaluations += 1
@@ -195,7 +195,7 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
     certified: dict[str, Certificate] = {}
     if work.searched is not None:
         with clock("compress"):
-            certified = certify_widths(work.searched, layer_options(recipe), progress)
+            certified = certify_widths(work.searched, LayerOptions.of(recipe), progress)
     for caution in caution_layers([result.report() for result in found.results], work.problem.held_back.count):
         progress.note(caution)
     with clock("measure"):

@@ -38,7 +38,7 @@ def choose_widths(
     """
     if recipe.merge_aligned:
         return merge_layers(prepared, problem, recipe.rank_tolerance, progress), None
-    options = layer_options(recipe)
+    options = LayerOptions.of(recipe)
     ruled = recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
     if not recipe.budgets and (recipe.max_drop is None or ruled):
         plan = same_for_all(problem.groups, width_rule(recipe))
@@ -81,19 +81,6 @@ def width_rule(recipe: Recipe) -> Decision:
 def describe_rule(recipe: Recipe) -> str:
     """The recipe's width rule in words."""
     return "merge aligned units" if recipe.merge_aligned else str(width_rule(recipe))
-
-
-def layer_options(recipe: Recipe) -> LayerOptions:
-    """The recipe's options for solving one layer."""
-    return LayerOptions(
-        solver=recipe.solver,
-        gap=recipe.gap,
-        unit_costs=recipe.unit_costs,
-        selection=recipe.selection,
-        ridge=recipe.ridge,
-        rank_tolerance=recipe.rank_tolerance,
-        round_to=recipe.round_to,
-    )
 
 
 def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:

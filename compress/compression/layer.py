@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ from compress.convex import (
     width_bound,
 )
 from compress.diagnostics.balance import input_norms
+from compress.recipe import Recipe
 from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
 from compress.report.model import Facts, Fit, LayerReport, Point, Spectra, WidthErrors
 from compress.units.groups import UnitGroup
@@ -45,18 +47,28 @@ NEEDS_MEMORY = "left as it is: a width above that needs more --memory"
 POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units
 
 
+def default_of(option: str) -> Any:
+    """What an option of a recipe is where nothing is said."""
+    return Recipe.model_fields[option].default
+
+
 @dataclass(frozen=True)
 class LayerOptions:
-    """How a layer is solved; the recipe's fields of the same names."""
+    """How a layer is solved: the recipe's options of the same names, with their defaults."""
 
-    solver: str = "newton"
-    gap: float = 1e-6
-    unit_costs: str = "path"
-    selection: str = "best"
-    ridge: float = 1e-6
-    rank_tolerance: float = 1e-3
-    round_to: int = 1
+    solver: str = default_of("solver")
+    gap: float = default_of("gap")
+    unit_costs: str = default_of("unit_costs")
+    selection: str = default_of("selection")
+    ridge: float = default_of("ridge")
+    rank_tolerance: float = default_of("rank_tolerance")
+    round_to: int = default_of("round_to")
     certify: bool = True
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> LayerOptions:
+        """Those of a recipe."""
+        return cls(**{each.name: getattr(recipe, each.name) for each in fields(cls) if each.name != "certify"})
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,9 @@ from compress.data.importing import describe_fault, import_object, split_query
 from compress.data.items import DatasetSource, open_folder
 from compress.data.preprocessing import Preprocessing
 from compress.data.source import DataSource, Subset, draw_indices
-from compress.errors import CompressError, DataError
+from compress.errors import CompressError, DataError, nearest
 
+KINDS = ("folder", "npz", "safetensors", "torchvision", "digits")
 EXPECTED = (
     "expected folder:PATH, npz:PATH, safetensors:PATH, torchvision:NAME?root=PATH&train=true, "
     "package.module:function, digits, or the path of a folder, an .npz or a .safetensors file"
@@ -64,11 +65,15 @@ def open_spec(spec: str, preprocessing: Preprocessing | None) -> DataSource:
         return open_digits(spec, options, preprocessing)
     if Path(spec).exists():
         return open_path(spec, preprocessing)
+    meant = nearest(scheme if rest else name, KINDS)
     if rest and scheme.replace(".", "").replace("_", "").isalnum() and rest.partition("?")[0].isidentifier():
-        return open_function(spec, name, options, preprocessing)
+        try:
+            return open_function(spec, name, options, preprocessing)
+        except DataError as error:
+            raise (DataError(f"{str(error).rstrip('.')}{meant}.") if meant else error) from None
     if rest and not Path(spec).suffix:
-        raise DataError(f"The data spec {spec!r} is not understood; {EXPECTED}.")
-    raise DataError(f"There is no data at {spec!r}; {EXPECTED}.")
+        raise DataError(f"The data spec {spec!r} is not understood{meant}; {EXPECTED}.")
+    raise DataError(f"There is no data at {spec!r}{meant}; {EXPECTED}.")
 
 
 def check_file(spec: str, path: Path) -> None:

@@ -431,3 +431,11 @@ def test_an_archive_whose_names_are_no_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xff"))
     with pytest.raises(DataError, match="not a readable"):
         open_data(str(path), None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "meant"), [("foldr:train", "folder"), ("digts", "digits"), ("torchvison:CIFAR10", "torchvision")]
+)
+def test_a_misspelt_kind_of_data_is_answered_with_the_nearest_right_one(spec: str, meant: str) -> None:
+    with pytest.raises(DataError, match=rf"did you mean '{meant}'\?"):
+        open_data(spec)
