@@ -34,7 +34,7 @@ from compress.compression.search import search_widths
 from compress.compression.sweep import refine, sweep
 from compress.preparation import prepare
 from compress.progress import SilentProgress
-from compress.training.distillation import distil
+from compress.training.recovery import recover
 from compress.units.groups import UnitGroup
 from compress.units.surgery import narrow
 
@@ -94,8 +94,17 @@ def point(found: Run) -> None:
     module = bench.cut(kept, searched.state)
     scores = bench.score(module)
     began = time.perf_counter()
-    tuned, tuning = distil(
-        bench.prepared.module, module, bench.problem.fitting, bench.problem.held_back, 300, SilentProgress()
+    prepared, problem = bench.prepared, bench.problem
+    tuned, tuning = recover(
+        prepared.module,
+        prepared.program,
+        module,
+        prepared.examples,
+        problem.fitting,
+        problem.held_back,
+        problem.outputs,
+        SilentProgress(),
+        steps=300,
     )
     spent = time.perf_counter() - began
     after = bench.score(tuned)

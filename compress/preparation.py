@@ -26,8 +26,8 @@ from compress.measures.outputs import Output, check_finite, largest_deviation, n
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.units.biases import missing_biases, with_biases
-from compress.units.find import find_units
-from compress.units.groups import UnitGroup
+from compress.units.find import find_filters, find_units
+from compress.units.groups import Consumer, UnitGroup
 
 TRACE_BATCH = 2
 TRACE_TOLERANCE = 1e-4  # relative, of what the graph computes
@@ -70,6 +70,7 @@ class Prepared:
         outputs: every tensor that the network returns and that counts.
         answered: name of the output that the evaluation data's, or the calibration data's, labels or targets are
             answers to; empty without any.
+        filters: the depthwise convolutions.
     """
 
     opened: Opened
@@ -86,6 +87,7 @@ class Prepared:
     biases: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
     answered: str = ""
+    filters: tuple[Consumer, ...] = ()
 
     @property
     def probe(self) -> Tensor:
@@ -182,6 +184,7 @@ def prepare_network(
         network=network,
         program=program,
         groups=groups,
+        filters=find_filters(network),
         calibration=calibration,
         evaluation=evaluation,
         overlapping=common,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from compress.api.measuring import evaluate_pair
-from compress.api.tuning import Tuning, finetune_module
+from compress.api.tuning import Tuning, finetune_module, recover_module
 from compress.artifact.folder import stored_state
 from compress.checkpoint.architecture import with_versions
 from compress.checkpoint.manifest import computed_state
@@ -91,9 +91,13 @@ def round_to_stored(module: nn.Module, prepared: Prepared) -> dict[str, Tensor]:
 def finetune_cut(
     prepared: Prepared, problem: Problem, cut: Cut, recipe: Recipe, clock: Stages, progress: Progress
 ) -> Cut:
-    """The cut network after its fine-tuning, evaluated again. Raises NonFiniteError."""
-    with clock("finetune"):
-        tuned, tuning = finetune_module(prepared, problem, cut.narrowed.module, recipe, progress)
+    """The cut network after its recovery or fine-tuning, evaluated again. Raises NonFiniteError."""
+    with clock("finetune" if recipe.recovery is None else "recover"):
+        module = cut.narrowed.module
+        if recipe.recovery is None:
+            tuned, tuning = finetune_module(prepared, problem, module, recipe, progress)
+        else:
+            tuned, tuning = recover_module(prepared, problem, module, list(cut.kept.values()), recipe, progress)
         stored = round_to_stored(tuned, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, tuned, recipe, progress)

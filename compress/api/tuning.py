@@ -1,12 +1,13 @@
-"""Fine-tuning after a cut: label-free distillation from the original, or a training method with labels."""
+"""After a cut: recovery without labels, where that helps, or a training method with labels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.compression.problem import Problem
 from compress.data.source import Subset
@@ -15,9 +16,9 @@ from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe, TrainingOptions
 from compress.report.model import EvaluationReport, Scores, TuningReport
-from compress.training.distillation import distil
 from compress.training.loop import Fitted, score
 from compress.training.losses import LOSSES, check_answers
+from compress.training.recovery import recover, step_batch
 from compress.training.session import train_copy
 
 
@@ -84,21 +85,7 @@ def chosen_options(recipe: Recipe) -> TrainingOptions:
 def finetune_module(
     prepared: Prepared, problem: Problem, module: nn.Module, recipe: Recipe, progress: Progress
 ) -> tuple[nn.Module, Tuning]:
-    """A fine-tuned copy of a cut network, never worse on the held-back samples than it was. Raises NonFiniteError."""
-    if recipe.recover is not None:
-        tuned, distillation = distil(
-            prepared.module,
-            module,
-            problem.fitting,
-            problem.held_back,
-            recipe.recover,
-            problem.outputs,
-            progress,
-            answered=problem.answered,
-            seed=recipe.seed,
-        )
-        progress.note(distillation.describe())
-        return tuned, distillation
+    """A copy of a cut network, trained with labels, never worse on the held-back samples. Raises NonFiniteError."""
     chosen = chosen_options(recipe)
     fitting, held_back = (
         Subset(stream.source, stream.indices.numpy()) for stream in (problem.fitting, problem.held_back)
@@ -109,3 +96,39 @@ def finetune_module(
     if best < before[0]:
         return trained.module, LabelledTuning(chosen, trained.fitted, before, trained.fitted.best_epoch)
     return module, LabelledTuning(chosen, trained.fitted, before, 0)
+
+
+def recover_module(
+    prepared: Prepared,
+    problem: Problem,
+    module: nn.Module,
+    kept: Sequence[Tensor],
+    recipe: Recipe,
+    progress: Progress,
+) -> tuple[nn.Module, Tuning]:
+    """A recovered copy of a cut network, never worse on the held-back samples. Raises NonFiniteError.
+
+    Args:
+        kept: the units that stay, of each group that was cut.
+    """
+    fitting, held_back = problem.fitting, problem.held_back
+    if prepared.network.batch_size is None:
+        size = min(fitting.batch_size, step_batch(prepared.probe))
+        fitting, held_back = (replace(stream, batch_size=size) for stream in (fitting, held_back))
+    steps = recipe.recovery if isinstance(recipe.recovery, int) else None
+    recovered, recovery = recover(
+        prepared.module,
+        prepared.program,
+        module,
+        prepared.examples,
+        fitting,
+        held_back,
+        problem.outputs,
+        progress,
+        answered=problem.answered,
+        steps=steps,
+        kept=kept,
+        seed=recipe.seed,
+    )
+    progress.note(recovery.describe())
+    return recovered, recovery

@@ -124,6 +124,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         readers=()
         if recipe.layer or recipe.exclude
         else tuple(consumer for group in groups for consumer in group.consumers),
+        filters=() if recipe.layer or recipe.exclude else prepared.filters,
     )
 
 

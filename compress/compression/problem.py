@@ -16,13 +16,22 @@ from compress.errors import DataError
 from compress.graph.program import Program
 from compress.measures.outputs import Output
 from compress.progress import Progress
+from compress.recording.filters import FilterRecorder, filter_reading
 from compress.recording.layer_moments import LayerMoments, make_layer_moments
 from compress.recording.readings import Reading, find_readings, output_positions
-from compress.recording.record import GroupRecorder, SamplePlan, plan_samples, record_moments, restrict_readings
+from compress.recording.record import (
+    FEWEST_SAMPLES,
+    GroupRecorder,
+    SamplePlan,
+    plan_samples,
+    record_moments,
+    restrict_readings,
+)
 from compress.recording.residuals import Rectifier, Residual, find_rectifier, find_residual
 from compress.recording.sharing import Share
 from compress.units.groups import Consumer, ReadUnits, UnitGroup
 
+FILTER_ROWS = 5_000  # of each channel of a depthwise convolution: its few taps need no more
 FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against
 
 
@@ -67,6 +76,7 @@ class Problem:
         fitting, held_back: disjoint calibration samples; the second only checks.
         forward_macs: multiply-accumulates of one sample through the original network.
         readers: consumers that may be refitted although none of their units goes, once their input has changed.
+        filters: depthwise convolutions that may be refitted likewise.
         share: this process's part of the batches to record.
         biases: state names of zero biases that the original network does not have.
         ingredients: what a sweep makes use of.
@@ -85,6 +95,7 @@ class Problem:
     answered: Output | None = None
     seed: int = 0
     readers: tuple[Consumer, ...] = ()
+    filters: tuple[Consumer, ...] = ()
     share: Share = field(default_factory=Share)
     biases: tuple[str, ...] = ()
     ingredients: Ingredients = field(default_factory=Ingredients)
@@ -101,8 +112,9 @@ class Problem:
 
     def turns(self) -> tuple[Turn, ...]:
         """The turns of a sweep, front to back."""
-        readers = self.readers if self.ingredients.readers else ()
-        return make_turns(self.program, self.state, self.groups, readers)
+        again = self.ingredients.readers
+        readers, filters = (self.readers, self.filters) if again else ((), ())
+        return make_turns(self.program, self.state, self.groups, readers, filters)
 
     def readings(self, group: ReadUnits) -> tuple[Reading, ...]:
         """Which weights multiply the units, and where."""
@@ -128,6 +140,21 @@ class Problem:
         share = fitting.samples / self.fitting.count
         fewest = min(self.held_back.count, 256)
         return fitting, SamplePlan(max(fewest, round(share * self.held_back.count)), fitting.positions)
+
+    def filter_recorders(self, read: ReadUnits, *, rectified: bool = False) -> tuple[FilterRecorder, FilterRecorder]:
+        """Empty recorders of one depthwise convolution, for the fitting and for the held-back samples."""
+        (consumer,) = read.consumers
+        reading = filter_reading(consumer, self.state[consumer.weight])
+        available = output_positions(reading, self.program)
+        samples = min(self.fitting.count, FEWEST_SAMPLES)
+        count = min(available, max(1, -(-FILTER_ROWS // samples)))
+        rectifier = self.rectifiers(read).get(consumer.node) if rectified else None
+        plans = (SamplePlan(samples, (count,)), SamplePlan(min(self.held_back.count, FEWEST_SAMPLES), (count,)))
+        first, second = (
+            FilterRecorder(consumer, plan, seed=self.seed + shift, rectifier=rectifier)
+            for shift, plan in enumerate(plans)
+        )
+        return first, second
 
     def recorders(
         self, group: ReadUnits, targets: bool, units: Tensor | None = None, *, rectified: bool = False

@@ -19,13 +19,15 @@ from compress.compression.layer import LayerFacts, LayerOptions, LayerResult, ad
 from compress.compression.problem import Problem, gather_moments
 from compress.compression.resume import RunState, SettledTurn, StoredLayer
 from compress.compression.scoring import CalibrationScore, score_samples
-from compress.compression.turns import Choose, Refit, Turn, changed_tensors, left_channels
+from compress.compression.turns import Choose, Filter, Refit, Turn, changed_tensors, left_channels
 from compress.progress import Progress
+from compress.recording.filters import FilterMoments, refit_filters
 from compress.recording.layer_moments import LayerMoments
 from compress.recording.record import record_moments
 from compress.recording.store import ActivationStore
 from compress.units.groups import ReadUnits
 
+RIDGE = 1e-3  # of a depthwise filter's refit: on its change, relative to each tap's second moment
 CACHE_BYTES = 8 * 2**30  # on disk, for activations between two layers
 
 
@@ -58,7 +60,7 @@ class Settled:
     layer: LayerResult | StoredLayer | None = None
 
 
-Settle = Callable[[Turn, Tensor | None, LayerMoments, Mapping[str, Tensor]], Settled]
+Settle = Callable[[Choose | Refit, Tensor | None, LayerMoments, Mapping[str, Tensor]], Settled]
 
 
 def sweep(
@@ -86,7 +88,9 @@ def sweep(
             units = decision.among
         return None if units is None else units.sort().values
 
-    def settle(turn: Turn, units: Tensor | None, moments: LayerMoments, current: Mapping[str, Tensor]) -> Settled:
+    def settle(
+        turn: Choose | Refit, units: Tensor | None, moments: LayerMoments, current: Mapping[str, Tensor]
+    ) -> Settled:
         if isinstance(turn, Refit):
             assert units is not None, "a refit names its channels"
             return Settled(adjust_layer(moments, units, options, problem.state, current))
@@ -120,7 +124,9 @@ def refine(
     kept = before.kept
     plan = {name: Given(units) for name, units in kept.items()}
 
-    def settle(turn: Turn, units: Tensor | None, moments: LayerMoments, current: Mapping[str, Tensor]) -> Settled:
+    def settle(
+        turn: Choose | Refit, units: Tensor | None, moments: LayerMoments, current: Mapping[str, Tensor]
+    ) -> Settled:
         own = kept[turn.group.name] if isinstance(turn, Choose) else units
         assert own is not None, "a refit names its channels"
         return Settled(adjust_layer(moments, own, options, problem.state, current))
@@ -178,15 +184,19 @@ def run_turns(
         for number, turn in enumerate(turns):
             done = None if kept_state is None else kept_state.read_turn(number)
             if done is None:
-                units = wanted(turn) if isinstance(turn, Choose) else left_channels(turn, kept, problem.groups)
                 frontier = next_frontier(problem, turns[number:], rectified=rectified)
                 following = [store.advance(frontier) for store in stores]
-                moments, seconds = record_turn(
-                    problem, turn.read, current, stores, following, progress, units=units, rectified=rectified
-                )
+                if isinstance(turn, Filter):
+                    filters = record_filters(problem, turn, current, stores, following, progress, rectified=rectified)
+                    settled = Settled(refit_filters(turn.consumer, *filters, RIDGE, problem.state, current))
+                else:
+                    units = wanted(turn) if isinstance(turn, Choose) else left_channels(turn, kept, problem.groups)
+                    moments, seconds = record_turn(
+                        problem, turn.read, current, stores, following, progress, units=units, rectified=rectified
+                    )
+                    progress.stage(f"{stage} {turn.read.name}")
+                    settled = timed(settle(turn, units, moments, current), seconds)
                 stores = following
-                progress.stage(f"{stage} {turn.read.name}")
-                settled = timed(settle(turn, units, moments, current), seconds)
                 if kept_state is not None:
                     kept_state.write_turn(number, settled.weights, settled.layer)
             else:
@@ -256,6 +266,38 @@ def record_turn(
         )
         seconds.update(spent)
     return gather_moments(problem, read, recorders), dict(seconds)
+
+
+def record_filters(
+    problem: Problem,
+    turn: Filter,
+    current: Mapping[str, Tensor],
+    stores: Sequence[ActivationStore],
+    following: Sequence[ActivationStore],
+    progress: Progress,
+    *,
+    rectified: bool = False,
+) -> tuple[FilterMoments, FilterMoments]:
+    """Moments of a depthwise convolution on the fitting and on the held-back samples; arguments as `record_turn`."""
+    found = []
+    recorders = problem.filter_recorders(turn.read, rectified=rectified)
+    for recorder, stream, store, keep in zip(
+        recorders, (problem.fitting, problem.held_back), stores, following, strict=True
+    ):
+        progress.stage(f"recording {turn.read.name}", min(stream.count, recorder.plan.samples))
+        record_moments(
+            problem.program,
+            [recorder],
+            stream.read,
+            stream.sizes(),
+            problem.state,
+            current,
+            store=store,
+            keep=keep,
+            advance=progress.advance,
+        )
+        found.append(recorder.moments())
+    return found[0], found[1]
 
 
 def score_streams(

@@ -42,17 +42,34 @@ class Refit:
         return consumer
 
 
-Turn = Choose | Refit
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """The filters of a depthwise convolution are refitted, channel by channel."""
+
+    consumer: Consumer
+
+    @property
+    def read(self) -> ReadUnits:
+        """What is recorded: all channels."""
+        return ReadUnits(self.consumer.weight.rpartition(".")[0], len(self.consumer.positions), (self.consumer,))
+
+
+Turn = Choose | Refit | Filter
 
 
 def make_turns(
-    program: Program, state: Mapping[str, Tensor], cut: Sequence[UnitGroup], readers: Sequence[Consumer] = ()
+    program: Program,
+    state: Mapping[str, Tensor],
+    cut: Sequence[UnitGroup],
+    readers: Sequence[Consumer] = (),
+    filters: Sequence[Consumer] = (),
 ) -> tuple[Turn, ...]:
     """Turns of a front-to-back sweep.
 
     Args:
         cut: groups whose units are chosen, front to back.
         readers: consumers that may be refitted once something in front of them changed; others stay as they are.
+        filters: depthwise convolutions that may be refitted likewise.
     """
     order = {step.name: place for place, step in enumerate(program.steps)}
     events: list[tuple[float, int, Turn]] = []
@@ -70,11 +87,14 @@ def make_turns(
         if whole is not None:
             depends[consumer.node] = leaves(program, consumer.input)
             events.append((order[consumer.node], len(cut), Refit(whole)))
+    for consumer in filters:
+        depends[consumer.node] = leaves(program, consumer.input)
+        events.append((order[consumer.node], len(cut), Filter(consumer)))
     turns: list[Turn] = []
     moved: dict[str, int] = {}  # state name -> number of the turn that last changed it
     fitted: dict[str, list[int]] = {}  # consumer's node -> numbers of the turns that refitted it
     for _, _, turn in sorted(events, key=lambda event: event[:2]):
-        if isinstance(turn, Refit):
+        if not isinstance(turn, Choose):
             before = fitted.get(turn.consumer.node, [])
             since = before[0] if before else -1
             own = changed_tensors(turn.consumer)

@@ -19,12 +19,14 @@ from compress.recipe.texts import (
     parse_keep,
     parse_percentage,
     parse_reduction,
+    parse_steps,
 )
 from compress.recipe.training import Method, TrainingOptions
 
 Numbers = Annotated[tuple[float, ...] | None, BeforeValidator(numbers)]
 Counts = Annotated[tuple[int, ...] | None, BeforeValidator(counts)]
 Extent = Annotated[int | tuple[int, int] | None, BeforeValidator(extent)]
+Steps = Annotated[int | Literal["auto", "off"], BeforeValidator(parse_steps)]
 Assignments = Annotated[dict[str, Any], BeforeValidator(assignments)]
 Weights = Annotated[dict[str, float], BeforeValidator(assignments)]
 
@@ -147,9 +149,11 @@ class Recipe(BaseModel):
         2, "Sweeps after a cut under a budget that refit what comes through the next ReLU.",
         Section.RECOVERY, "COUNT", ge=0, le=20,
     )  # fmt: skip
-    recover: int | None = option(
-        None, "After the cut: so many steps towards the original's predictions, without labels.",
-        Section.RECOVERY, "STEPS", ge=1,
+    recover: Steps = option(
+        "auto",
+        "After the cut: steps of all weights towards the original, without labels, kept where held-back samples gain: "
+        "auto (under --macs, --params or --latency, in about the time of the search), off, or how many.",
+        Section.RECOVERY, "auto|off|STEPS",
     )  # fmt: skip
     finetune: Method | None = option(
         None, "After the cut: train with the labels of --data; figures without it stand beside it.",
@@ -236,7 +240,7 @@ class Recipe(BaseModel):
             faults.append("`confidence` is that of a bound: give `max_drop`")
         if self.finetune is not None and self.training is not None and self.training.searches:
             faults.append("a target sparsity is searched for by train and finetune, not after a cut")
-        if self.finetune is not None and self.recover is not None:
+        if self.finetune is not None and isinstance(self.recover, int):
             faults.append("give one of `recover`, without labels, and `finetune`, with them")
         if (self.mean is None) != (self.std is None):
             faults.append("give `mean` and `std` together")
@@ -252,7 +256,14 @@ class Recipe(BaseModel):
     @property
     def tunes(self) -> bool:
         """Whether the cut network is adjusted as a whole."""
-        return self.recover is not None or self.finetune is not None
+        return self.recovery is not None or self.finetune is not None
+
+    @property
+    def recovery(self) -> int | Literal["auto"] | None:
+        """Label-free steps after the cut, or that their number is to be found; None for none."""
+        if self.finetune is not None or self.recover == "off" or (self.recover == "auto" and not self.budgets):
+            return None
+        return "auto" if self.recover == "auto" else self.recover
 
     @property
     def budgets(self) -> dict[str, float]:

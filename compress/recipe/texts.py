@@ -54,6 +54,17 @@ def parse_keep(value: Any) -> Any:
     return int(value)
 
 
+def parse_steps(value: Any) -> int | str:
+    """auto, off, or a number of steps from 1 up, as a number or a text. Raises ValueError."""
+    text = value.strip() if isinstance(value, str) else value
+    if isinstance(text, bool):  # what YAML makes of an unquoted off
+        text = "auto" if text else "off"
+    steps = int(text) if isinstance(text, str) and text.isdecimal() else text
+    if steps in ("auto", "off") or (type(steps) is int and steps >= 1):
+        return steps
+    raise ValueError(f"auto, off or a number of steps was expected, got {value!r}")
+
+
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as `512M` or `4G`. Raises ValueError."""
     cleaned = text.strip().upper().removesuffix("B").removesuffix("I")

@@ -309,27 +309,42 @@ def _find_consumers(
     consumers: list[Consumer] = []
     for contraction in contractions:
         positions = found.positions_in(flow, contraction.input_dimension)
-        if contraction.weight is None or positions is None:
-            continue
-        stride, padding, dilation, trailing = _window(contraction)
-        consumers.append(
-            Consumer(
-                node=contraction.node.name,
-                weight=contraction.weight,
-                bias=contraction.bias,
-                kind="linear_transposed" if contraction.kind == "matmul" else contraction.kind,
-                positions=torch.from_numpy(positions),
-                taps=contraction.taps,
-                input=contraction.input.name,
-                shift=_find_shift(flow, contraction),
-                stride=stride,
-                padding=padding,
-                dilation=dilation,
-                trailing=trailing,
-                groups=contraction.groups,
-            )
-        )
+        if contraction.weight is not None and positions is not None:
+            consumers.append(_make_consumer(flow, contraction, contraction.weight, torch.from_numpy(positions)))
     return tuple(consumers)
+
+
+def depthwise_consumers(flow: ChannelFlow) -> tuple[Consumer, ...]:
+    """The convolutions that read each channel by itself, of those whose weight is applied once, front to back."""
+    found: list[Consumer] = []
+    for contraction in flow.contractions:
+        name, groups = contraction.weight, contraction.groups
+        weight = contraction.node.args[1] if contraction.kind == "conv" else None
+        if name is None or groups < 2 or not isinstance(weight, fx.Node):
+            continue
+        shape = weight.meta["val"].shape
+        if shape[0] == groups and shape[1] == 1 and sum(each.weight == name for each in flow.contractions) == 1:
+            found.append(_make_consumer(flow, contraction, name, torch.arange(groups)[:, None]))
+    return tuple(found)
+
+
+def _make_consumer(flow: ChannelFlow, contraction: Contraction, weight: str, positions: torch.Tensor) -> Consumer:
+    stride, padding, dilation, trailing = _window(contraction)
+    return Consumer(
+        node=contraction.node.name,
+        weight=weight,
+        bias=contraction.bias,
+        kind="linear_transposed" if contraction.kind == "matmul" else contraction.kind,
+        positions=positions,
+        taps=contraction.taps,
+        input=contraction.input.name,
+        shift=_find_shift(flow, contraction),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        trailing=trailing,
+        groups=contraction.groups,
+    )
 
 
 def _window(contraction: Contraction) -> tuple[tuple[int, ...], ...]:

@@ -10,8 +10,8 @@ from torch import nn
 from compress.graph.flow import ChannelFlow
 from compress.graph.rules import RULES
 from compress.graph.trace import NetworkGraph
-from compress.units.drafts import Draft, draft_groups
-from compress.units.groups import Skip, SkipKind, UnitGroup
+from compress.units.drafts import Draft, depthwise_consumers, draft_groups
+from compress.units.groups import Consumer, Skip, SkipKind, UnitGroup
 from compress.units.ties import tie_drafts
 from compress.units.trial import Trial
 
@@ -24,6 +24,11 @@ def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) 
     network computes. No two prunable groups share a position of a tensor.
     """
     return choose_prunable(graph, module, draft_groups(ChannelFlow(graph, RULES), module, couple=couple))
+
+
+def find_filters(graph: NetworkGraph) -> tuple[Consumer, ...]:
+    """The depthwise convolutions of a traced network, front to back: maps that read every channel by itself."""
+    return depthwise_consumers(ChannelFlow(graph, RULES))
 
 
 def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[Draft]) -> tuple[UnitGroup, ...]:

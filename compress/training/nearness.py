@@ -1,0 +1,134 @@
+"""How far a network's outputs lie from the original's while it is adjusted, and whether it is the better for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from compress.measures.figures import GATED, MEANINGS, FigureSums
+from compress.measures.outputs import Output, Spread, named_outputs, weighted_mean
+from compress.progress import Progress
+
+TEMPERATURE = 4.0  # of the class distributions; sharper ones say little about samples that the network is sure of
+LEADING = (*GATED, "squared_error", "agreement", "distance")  # figures that a report leads with
+
+Tensors = Mapping[str, Tensor]
+
+
+class Batches(Protocol):
+    """Batches of samples by number."""
+
+    def sizes(self) -> list[int]:
+        """Samples in each batch."""
+
+    def batch(self, number: int) -> Any:
+        """One batch: inputs, labels, targets."""
+
+    def read(self, number: int) -> tuple[Tensor, ...]:
+        """Inputs of one batch."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A network on the held-back samples.
+
+    Attributes:
+        divergence: mean `soft_divergence` from the original.
+        figures: what labels or targets say, else how many answers agree with the original's; else the distance.
+    """
+
+    step: int
+    divergence: float
+    figures: dict[str, float]
+
+    def no_worse_than(self, other: Check) -> bool:
+        """Whether no figure that a report leads with is worse."""
+        leading = [key for key in LEADING if key in self.figures] or list(self.figures)
+        return all(
+            self.figures[key] >= other.figures[key] if MEANINGS[key].higher else self.figures[key] <= other.figures[key]
+            for key in leading
+        )
+
+
+def soft_divergence(
+    outputs: Sequence[Output],
+    before: Tensors,
+    after: Tensors,
+    scales: Mapping[str, float],
+    samples: int,
+    *,
+    temperature: float = TEMPERATURE,
+) -> Tensor:
+    """How far outputs moved, per sample (B,): mean over the outputs by weight, squares held against their spread.
+
+    Of class scores T²·KL at a temperature T.
+    """
+    total = sum(output.weight for output in outputs)
+    found = torch.zeros(samples, dtype=torch.float64, device=before[outputs[0].name].device)
+    for output in outputs:
+        moved = output.distances(before[output.name], after[output.name], samples, temperature=temperature)
+        found = found + output.weight / total * moved / scales[output.name]
+    return found
+
+
+def outputs_of(
+    module: nn.Module, stream: Batches, outputs: Sequence[Output], device: torch.device, progress: Progress
+) -> list[dict[str, Tensor]]:
+    """The network's outputs on every batch, by name."""
+    found = []
+    with torch.inference_mode():
+        for number, size in enumerate(stream.sizes()):
+            tensors = named_outputs(module(*(tensor.to(device) for tensor in stream.read(number))))
+            found.append({output.name: tensors[output.name].cpu() for output in outputs})
+            progress.advance(size)
+    # out of inference mode, so that gradients may pass by them
+    return [{name: tensor.clone() for name, tensor in tensors.items()} for tensors in found]
+
+
+def measure_scales(outputs: Sequence[Output], batches: Sequence[Tensors], sizes: Sequence[int]) -> dict[str, float]:
+    """What each output's distances are held against: its spread, 1 where they are nats or shares."""
+    spreads = {output.name: Spread() for output in outputs}
+    for tensors, size in zip(batches, sizes, strict=True):
+        for output in outputs:
+            if output.kind == "real":
+                spreads[output.name].add(tensors[output.name], size)
+    return {name: spread.scale for name, spread in spreads.items()}
+
+
+def check_held_back(
+    module: nn.Module,
+    stream: Batches,
+    wanted: Sequence[Tensors],
+    outputs: Sequence[Output],
+    scales: Mapping[str, float],
+    answered: Output | None,
+    device: torch.device,
+    step: int,
+) -> Check:
+    """How far the network's outputs lie from the wanted ones, and what a report would lead with."""
+    soft, total = 0.0, dict.fromkeys(scales, 0.0)
+    shown = answered or next((output for output in outputs if output.kind in ("classes", "binary")), None)
+    sums = None if shown is None else FigureSums(shown)
+    with torch.inference_mode():
+        for number, size in enumerate(stream.sizes()):
+            found = named_outputs(module(*(tensor.to(device) for tensor in stream.read(number))))
+            before = {name: tensor.to(device) for name, tensor in wanted[number].items()}
+            soft += float(soft_divergence(outputs, before, found, scales, size).sum())
+            for output in outputs:
+                total[output.name] += float(output.distances(before[output.name], found[output.name], size).sum())
+            if answered is not None and sums is not None:
+                batch = stream.batch(number)
+                answers = batch.labels if batch.labels is not None else batch.targets
+                sums.add(found[answered.name], found[answered.name], answers)
+            elif shown is not None and sums is not None:
+                sums.add_agreement(before[shown.name], found[shown.name], size)
+    count = max(sum(stream.sizes()), 1)
+    figures = {} if sums is None else {figure.key: figure.values[1] for figure in sums.figures()}
+    if not figures or len(outputs) > 1:
+        means = {name: value / count / scales[name] for name, value in total.items()}
+        figures["distance"] = weighted_mean(outputs, means)
+    return Check(step, soft / count, figures)

@@ -1,0 +1,188 @@
+"""Label-free recovery after a cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.compression.problem import SampleStream
+from compress.errors import NonFiniteError
+from compress.graph.program import Program
+from compress.graph.trace import trace_network
+from compress.measures.outputs import Output
+from compress.progress import SilentProgress
+from compress.training.recovery import (
+    Mimic,
+    Recovery,
+    compare,
+    last_features,
+    moved,
+    rate_share,
+    recover,
+    row_sizes,
+    step_batch,
+    takes_images,
+    tensors_of,
+)
+from tests.compression.test_schedule import Samples
+
+
+class Net(nn.Module):
+    """Convolutions, a pooling, a head."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.pool, self.head = (
+            nn.Conv2d(8, width, 3, padding=1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Linear(width, 5),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm(self.first(inputs)))
+        return self.head(self.pool(torch.relu(self.second(hidden))).flatten(1))
+
+
+@pytest.fixture
+def pair() -> tuple[nn.Module, nn.Module]:
+    """A network and the same with noise on its weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        original = Net()
+        original.norm.momentum = None  # the statistics of one batch
+        with torch.no_grad():
+            original(Samples(140, 3, 16, 16).inputs[:100])
+        original.eval()
+        other = copy.deepcopy(original)
+        for parameter in other.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return original, other
+
+
+def streams() -> tuple[SampleStream, SampleStream]:
+    samples = Samples(140, 3, 16, 16)
+    return (
+        SampleStream(samples, torch.arange(100), 20),  # type: ignore[arg-type]
+        SampleStream(samples, torch.arange(100, 140), 20),  # type: ignore[arg-type]
+    )
+
+
+PROBE = torch.zeros(2, 3, 16, 16)
+
+
+def outputs_in(program: Program) -> tuple[Output, ...]:
+    """The scores of `Net`."""
+    return (Output("output", (5,), "classes", class_dim=1, node=program.outputs[0]),)
+
+
+def recovered(original: nn.Module, cut: nn.Module, **options: Any) -> tuple[nn.Module, Recovery]:
+    """recover() on the streams."""
+    program = Program.of(trace_network(original, (PROBE,)))
+    return recover(original, program, cut, (PROBE,), *streams(), outputs_in(program), SilentProgress(), **options)
+
+
+def compared(original: nn.Module, cut: nn.Module, kept: Sequence[Tensor]) -> Mimic:
+    """compare() of two networks."""
+    program = Program.of(trace_network(original, (PROBE,)))
+    plain = Mimic((program, program), tensors_of(original), outputs_in(program), {"output": 1.0})
+    return compare(plain, cut, (PROBE,), kept)
+
+
+def test_held_back_samples_gain_and_the_report_says_how_much(pair: tuple[nn.Module, nn.Module]) -> None:
+    module, found = recovered(*pair, steps=24)
+    assert found.helped
+    assert found.divergences[0] == (0, pytest.approx(2.0))
+    assert min(loss for _, loss in found.divergences) < 0.8 * found.divergences[0][1]
+    (inputs,) = streams()[1].read(0)
+    with torch.inference_mode():
+        wanted, cut, after = (network(inputs) for network in (*pair, module))
+    assert float((after - wanted).norm()) < float((cut - wanted).norm())
+
+
+def test_weights_that_held_back_samples_like_less_are_not_kept(pair: tuple[nn.Module, nn.Module]) -> None:
+    module, found = recovered(pair[0], pair[0], steps=4, rates=(0.5,))
+    assert not found.helped
+    assert all(torch.equal(tensor, pair[0].state_dict()[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_network_whose_statistics_are_off_gets_them_from_the_samples(pair: tuple[nn.Module, nn.Module]) -> None:
+    damaged = copy.deepcopy(pair[0])
+    damaged.norm.running_mean += 1.0  # type: ignore[union-attr,operator]
+    _, found = recovered(pair[0], damaged, steps=1, rates=(1e-9,))
+    assert found.refreshed
+
+
+def test_a_rate_is_chosen_by_what_held_back_samples_say_of_it(pair: tuple[nn.Module, nn.Module]) -> None:
+    _, found = recovered(*pair, steps=10, rates=(1e-7, 3e-3))
+    assert dict(found.rates)[3e-3] < dict(found.rates)[1e-7]
+    assert found.divergences[-1][1] < dict(found.rates)[1e-7]
+
+
+def test_it_stops_when_nothing_is_gained(pair: tuple[nn.Module, nn.Module]) -> None:
+    _, found = recovered(pair[0], pair[0], steps=64, rates=(0.5,))
+    assert found.steps < 64
+
+
+def test_the_input_stays_and_the_same_seed_gives_the_same_weights(pair: tuple[nn.Module, nn.Module]) -> None:
+    before = copy.deepcopy(pair[1].state_dict())
+    first, second = (recovered(*pair, steps=5, seed=3)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(before[name], tensor) for name, tensor in pair[1].state_dict().items())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_network_that_gives_no_numbers_is_refused(pair: tuple[nn.Module, nn.Module]) -> None:
+    pair[1].second.weight.data.fill_(torch.inf)  # type: ignore[union-attr]
+    with pytest.raises(NonFiniteError, match="held-back"):
+        recovered(*pair, steps=3)
+
+
+def test_features_in_front_of_the_last_pooling_are_compared_by_the_channels_that_stay(
+    pair: tuple[nn.Module, nn.Module],
+) -> None:
+    whole = compared(*pair, ())
+    assert whole.features is not None
+    assert whole.programs[0].shape(whole.features[0]) == (2, 12, 16, 16)
+    assert last_features(whole.programs[0], whole.programs[0].outputs[0]) == whole.features[0]
+    kept = torch.tensor([0, 3, 4, 7, 11])
+    narrower = Net(5).eval()
+    for layer in ("first", "norm"):
+        getattr(narrower, layer).load_state_dict(getattr(pair[0], layer).state_dict())
+    narrower.second.weight.data.copy_(pair[0].second.weight[kept])  # type: ignore[union-attr,index]
+    narrower.second.bias.data.copy_(pair[0].second.bias[kept])  # type: ignore[union-attr,index]
+    cut = compared(pair[0], narrower, [torch.arange(3), kept])
+    state = {name: tensor.detach() for name, tensor in narrower.state_dict().items()}
+    assert float(cut.parts(state, streams()[1].read(0))[1]) < 1e-10
+    assert compared(pair[0], narrower, ()).features is None
+
+
+def test_one_rate_moves_a_layer_and_its_rescaled_twin_alike() -> None:
+    weights = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    factors = torch.tensor([1e-3, 1.0, 20.0, 0.3])[:, None]
+    torch.testing.assert_close(row_sizes(factors * weights)[1:], (factors * row_sizes(weights))[1:])
+
+
+def test_images_are_moved_by_a_few_pixels_and_other_inputs_are_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.zeros(64, 1, 32, 32)
+    image[:, :, 16, 10] = 1
+    places = {tuple(place[2:].tolist()) for _ in range(20) for place in moved(image, generator).nonzero()}
+    assert all(abs(row - 16) <= 2 and min(abs(column - 10), abs(column - 21)) <= 2 for row, column in places)
+    assert len(places) > 20
+    assert takes_images([image])
+    assert not takes_images([image, image])
+    assert not any(takes_images([torch.zeros(shape)]) for shape in ((2, 7), (2, 8, 32, 32), (2, 3, 4, 4)))
+    assert step_batch(torch.zeros(2, 3, 224, 224)) < step_batch(torch.zeros(2, 3, 32, 32))
+
+
+def test_the_rate_rises_then_falls() -> None:
+    shares = [rate_share(step, 50) for step in range(50)]
+    assert shares[0] == pytest.approx(0.2)
+    assert max(shares) == 1.0
+    assert shares[5:] == sorted(shares[5:], reverse=True)
+    assert 0 < shares[-1] < 0.01
