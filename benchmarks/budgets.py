@@ -69,7 +69,7 @@ def forward_seconds(bench: Bench, count: int) -> float:
     began = time.perf_counter()
     with torch.inference_mode():
         for batch in source.batches(128):
-            bench.prepared.module(batch.inputs)
+            bench.prepared.network.module(batch.inputs)
     return time.perf_counter() - began
 
 
@@ -96,10 +96,10 @@ def point(found: Run) -> None:
     began = time.perf_counter()
     prepared, problem = bench.prepared, bench.problem
     tuned, tuning = recover(
-        prepared.module,
-        prepared.program,
+        prepared.network.module,
+        prepared.network.program,
         module,
-        prepared.examples,
+        prepared.network.examples,
         problem.fitting,
         problem.held_back,
         problem.outputs,
@@ -133,14 +133,16 @@ def latency(found: Run) -> None:
         prepared = prepare(spec, SilentProgress(), needs_data=True)
         problem = make_problem(prepared, spec)
         model = cost_model(
-            problem.program, problem.groups, dict(prepared.module.named_parameters()), problem.forward_macs
+            problem.program, problem.groups, dict(prepared.network.module.named_parameters()), problem.forward_macs
         )
         kept = bisect_to_macs(model, lambda fraction, own=problem.groups: eighths(own, fraction), 0.5)
         fewer = {g.name: kept[g.name] for g in problem.groups if len(kept[g.name]) < g.unit_count}
-        pair = (prepared.module, narrow(prepared.module, fewer, problem.groups).module)
+        pair = (prepared.network.module, narrow(prepared.network.module, fewer, problem.groups).module)
         for mode in ("eager", "torch.compile"):
             for size in (1, 64):
-                inputs = prepared.probe[:1].expand(size, *prepared.probe.shape[1:]).contiguous()
+                inputs = (
+                    prepared.network.examples[0][:1].expand(size, *prepared.network.examples[0].shape[1:]).contiguous()
+                )
                 runs: list[Callable[[Tensor], Any]] = list(pair)
                 if mode == "torch.compile":
                     torch._dynamo.reset()

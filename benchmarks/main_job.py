@@ -60,7 +60,7 @@ def forward_seconds(prepared: Prepared, recipe: Recipe, samples: int) -> float:
     begin = time.perf_counter()
     with torch.inference_mode():
         for batch in prepared.calibration.batches(recipe.batch_size, indices):
-            prepared.module(batch.inputs)
+            prepared.network.module(batch.inputs)
     return (time.perf_counter() - begin) * samples / part
 
 
@@ -142,7 +142,7 @@ def measure_widths(found: Run) -> None:
     node, consumer = group.consumers[0].input, group.consumers[0]
     with torch.inference_mode():
         stored = [
-            (program.run(prepared.program, (problem.state,), (batch.inputs,), [node])[node][0], batch.labels)
+            (program.run(prepared.network.program, (problem.state,), (batch.inputs,), [node])[node][0], batch.labels)
             for batch in source.batches(250, torch.arange(limit))
         ]
 

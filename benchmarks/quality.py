@@ -122,7 +122,7 @@ class Bench:
             for number in range(min(len(problem.fitting.sizes()), 8)):
                 batch = problem.fitting.batch(number)
                 batches.append((batch.inputs, batch.labels))
-        return torch_pruning(self.prepared.module, self.prepared.probe, problem, kind, batches)
+        return torch_pruning(self.prepared.network.module, self.prepared.network.examples[0], problem, kind, batches)
 
     def cut(self, kept: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> nn.Module:
         """The narrowed network with the given weights."""
@@ -151,7 +151,7 @@ class Bench:
     def score(self, module: nn.Module) -> dict[str, float]:
         """Top-1 points of both networks on the test images and the cut one's loss."""
         if not self.original:
-            self.original.append(self._top1(self.prepared.module)[0])
+            self.original.append(self._top1(self.prepared.network.module)[0])
         top1, loss = self._top1(module)
         return {"original": self.original[0], "top1": top1, "loss": loss}
 
@@ -187,8 +187,13 @@ def make_bench(name: str, folder: Path, data: Path, calibration: int, test: int,
     torch.manual_seed(recipe.seed)
     prepared = prepare(recipe, SilentProgress(), needs_data=True)
     problem = make_problem(prepared, recipe)
+<<<<<<< HEAD
     parameters = dict(prepared.module.named_parameters())
     search = prepare_search(problem, LayerOptions.of(recipe), parameters, SilentProgress())
+=======
+    parameters = dict(prepared.network.module.named_parameters())
+    search = prepare_search(problem, layer_options(recipe), parameters, SilentProgress())
+>>>>>>> 46a0230 (Network and Calibration carry what a network is and what it sees; latency is timed where it is searched)
     evaluation = prepared.evaluation
     if test < evaluation.sample_count:
         evaluation = First(evaluation, test)

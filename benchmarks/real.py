@@ -56,7 +56,7 @@ with torch.inference_mode():
         begin = time.perf_counter()
         for batch in prepared.calibration.batches(recipe.batch_size, torch.arange(count)):
             inputs = batch.inputs
-            prepared.module(*inputs) if isinstance(inputs, tuple) else prepared.module(inputs)
+            prepared.network.module(*inputs) if isinstance(inputs, tuple) else prepared.network.module(inputs)
         best = min(best, time.perf_counter() - begin)
 print(best)
 """

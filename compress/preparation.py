@@ -20,14 +20,14 @@ from compress.checkpoint.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
 from compress.errors import CheckpointError, DataError, RecipeError, TraceError
 from compress.graph.program import Program, last_operation, output_values, run
-from compress.graph.trace import NetworkGraph, trace_network
+from compress.graph.trace import trace_network
 from compress.measures.kinds import Hints, describe_outputs, find_place, need_place, read_class_counts
 from compress.measures.outputs import Output, check_finite, largest_deviation, named_outputs
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.units.biases import missing_biases, with_biases
 from compress.units.find import find_filters, find_units
-from compress.units.groups import Consumer, UnitGroup
+from compress.units.network import Network
 
 TRACE_BATCH = 2
 TRACE_TOLERANCE = 1e-4  # relative, of what the graph computes
@@ -57,42 +57,20 @@ class Opened:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A loaded, traced network.
+    """A network with the data it is to be compressed and evaluated on.
 
     Attributes:
         opened: what was loaded.
-        module: eval mode, computing precision, on the device.
-        state: the module's tensors by name (parameters and buffers).
-        stored: the checkpoint's tensors as they came, in their own dtypes.
-        examples: one small batch of every input, for tracing and for comparisons.
-        groups: all groups of units, prunable or with a reason.
-        biases: state names of zero biases that `module` has and the opened network has not.
-        outputs: every tensor that the network returns and that counts.
-        answered: name of the output that the evaluation data's, or the calibration data's, labels or targets are
-            answers to; empty without any.
-        filters: the depthwise convolutions.
+        network: it, traced; `opened.module` without the zero biases that it may have got.
+        overlapping: evaluation samples that are calibration samples too.
     """
 
     opened: Opened
     preprocessing: Preprocessing | None
-    module: nn.Module
-    state: dict[str, Tensor]
-    examples: tuple[Tensor, ...]
-    network: NetworkGraph
-    program: Program
-    groups: tuple[UnitGroup, ...]
+    network: Network
     calibration: DataSource | None
     evaluation: DataSource | None
     overlapping: int
-    biases: tuple[str, ...] = ()
-    outputs: tuple[Output, ...] = ()
-    answered: str = ""
-    filters: tuple[Consumer, ...] = ()
-
-    @property
-    def probe(self) -> Tensor:
-        """The example of the first input."""
-        return self.examples[0]
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -154,40 +132,43 @@ def prepare_network(
         try_samples(module, evaluation, "--eval", examples[0])
     note_preprocessing(recipe, opened.architecture, preprocessing, calibration or evaluation, progress)
     progress.stage("following the forward pass")
-    network = trace_network(module, examples)
-    program = Program.of(network)
-    state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-    state = {name: tensor.detach() for name, tensor in state.items()}
-    check_program(program, state, examples, returned)
+    network = trace(module, examples, couple=recipe.couple)
+    check_program(network.program, network.state, examples, returned)
     outputs, answered = judge_outputs(
-        recipe, opened, program, len(examples[0]), returned, (evaluation, calibration), progress
+        recipe, opened, network.program, len(examples[0]), returned, (evaluation, calibration), progress
     )
-    groups = find_units(network, module, couple=recipe.couple)
-    biases = missing_biases(module, groups) if recipe.allow_bias else ()
-    if biases:
-        module = with_biases(module, biases)
-        network = trace_network(module, examples)
-        program = Program.of(network)
-        state.update({name: tensor.detach() for name, tensor in module.named_parameters() if name in biases})
-        groups = find_units(network, module, couple=recipe.couple)
-        nodes = output_values(program, run_on_probe(module, [examples])[1])
-        outputs = tuple(replace(output, node=nodes[output.name]) for output in outputs)
-    return Prepared(
-        opened=opened,
-        outputs=outputs,
-        answered=answered,
-        biases=biases,
-        preprocessing=preprocessing,
+    network = replace(network, outputs=outputs, answered=answered)
+    if recipe.allow_bias and (biases := missing_biases(module, network.groups)):
+        network = trace_with_biases(network, biases, couple=recipe.couple)
+    return Prepared(opened, preprocessing, network, calibration, evaluation, common)
+
+
+def trace(module: nn.Module, examples: tuple[Tensor, ...], *, couple: bool) -> Network:
+    """The graph of a module and its groups of units; nothing is known of the outputs yet. Raises TraceError."""
+    graph = trace_network(module, examples)
+    state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    return Network(
         module=module,
-        state=state,
+        program=Program.of(graph),
+        state={name: tensor.detach() for name, tensor in state.items()},
+        groups=find_units(graph, module, couple=couple),
         examples=examples,
-        network=network,
-        program=program,
-        groups=groups,
-        filters=find_filters(network),
-        calibration=calibration,
-        evaluation=evaluation,
-        overlapping=common,
+        filters=find_filters(graph),
+    )
+
+
+def trace_with_biases(network: Network, biases: tuple[str, ...], *, couple: bool) -> Network:
+    """The network with zero biases of these names, traced again; it computes the same."""
+    module = with_biases(network.module, biases)
+    again = trace(module, network.examples, couple=couple)
+    added = {name: tensor for name, tensor in again.state.items() if name in biases}
+    nodes = output_values(again.program, run_on_probe(module, [network.examples])[1])
+    return replace(
+        again,
+        state={**network.state, **added},
+        outputs=tuple(replace(output, node=nodes[output.name]) for output in network.outputs),
+        answered=network.answered,
+        biases=biases,
     )
 
 

@@ -55,9 +55,11 @@ def balance(
             "that it was made from."
         )
     progress.stage("balancing")
-    scalings, reasons = find_scalings(prepared.network, prepared.groups, prepared.state, seed=recipe.seed)
-    names = [name for name, _ in prepared.module.named_parameters()]
-    balanced = balance_units(prepared.state, scalings, names, per=per)
+    scalings, reasons = find_scalings(
+        prepared.network.graph, prepared.network.groups, prepared.network.state, seed=recipe.seed
+    )
+    names = [name for name, _ in prepared.network.module.named_parameters()]
+    balanced = balance_units(prepared.network.state, scalings, names, per=per)
     progress.stage("writing and reading back")
     with new_file(target) as draft:
         save_file(balanced_state(prepared, balanced), draft, metadata={"format": "pt"})
@@ -94,14 +96,16 @@ def check_written(prepared: Prepared, path: Path) -> float:
     Raises:
         SurgeryError: it is more than rounding.
     """
-    inputs = prepared.probe
+    inputs = prepared.network.examples[0]
     source = prepared.evaluation or prepared.calibration
     if source is not None and prepared.network.batch_size is None:
         numbers = torch.arange(min(CHECKED_SAMPLES, source.sample_count))
         inputs = next(iter(source.batches(CHECKED_SAMPLES, numbers))).inputs.to(inputs.device)
-    written = copy.deepcopy(prepared.module)
+    written = copy.deepcopy(prepared.network.module)
     load_weights(written, load_checkpoint(path).state)
-    deviation = relative_deviation(module_outputs(prepared.module, (inputs,)), module_outputs(written, (inputs,)))
+    deviation = relative_deviation(
+        module_outputs(prepared.network.module, (inputs,)), module_outputs(written, (inputs,))
+    )
     if not deviation <= OUTPUT_TOLERANCE:
         raise SurgeryError(
             f"Balancing moved the outputs by {deviation:.1e} of the largest, more than {OUTPUT_TOLERANCE:.0e} allowed; "

@@ -36,7 +36,7 @@ def caution_samples(prepared: Prepared, problem: Problem) -> Iterator[str]:
             f"warning: there are only {len(drawn)} calibration samples, {problem.fitting.count} to fit and "
             f"{problem.held_back.count} to check on; what is chosen on so few may not hold for others."
         )
-    if problem.program.network.inputs and prepared.probe.is_floating_point():
+    if problem.program.network.inputs and prepared.network.examples[0].is_floating_point():
         hashes = calibration.ordered_hashes
         distinct = len({hashes[number] for number in drawn})
         if distinct == 1:

@@ -61,7 +61,7 @@ def make_cut(
     with clock("cut"):
         progress.stage("cutting and verifying")
         narrowed, deviation = cut_network(prepared, problem.groups, kept, found.state)
-        narrowed = without_idle_biases(narrowed, prepared.biases)
+        narrowed = without_idle_biases(narrowed, prepared.network.biases)
         stored = round_to_stored(narrowed.module, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
@@ -113,11 +113,17 @@ def cut_network(
     Raises:
         SurgeryError: the two differ by more than rounding.
     """
-    changed = {name: tensor for name, tensor in current.items() if tensor is not prepared.state[name]}
+    changed = {name: tensor for name, tensor in current.items() if tensor is not prepared.network.state[name]}
     aliases = prepared.network.aliases
     changed.update({name: changed[first] for name, first in aliases.items() if first in changed})
-    narrowed = narrow(prepared.module, kept, groups, weights=changed)
+    narrowed = narrow(prepared.network.module, kept, groups, weights=changed)
     deviation = verify_narrowed(
-        prepared.network, prepared.module, kept, groups, narrowed, prepared.examples, weights=changed
+        prepared.network.graph,
+        prepared.network.module,
+        kept,
+        groups,
+        narrowed,
+        prepared.network.examples,
+        weights=changed,
     )
     return narrowed, deviation

@@ -30,9 +30,9 @@ def inspect(recipe: Recipe, progress: Progress | None = None, *, deep: bool = Fa
     """
     progress = progress or SilentProgress()
     prepared = prepare(recipe, progress, needs_data=deep)
-    check_patterns(prepared.groups, recipe.layer)
-    selected = select_groups(prepared.groups, recipe.layer, recipe.exclude)
-    layers = {group.name: describe_group(group, prepared.state) for group in selected}
+    check_patterns(prepared.network.groups, recipe.layer)
+    selected = select_groups(prepared.network.groups, recipe.layer, recipe.exclude)
+    layers = {group.name: describe_group(group, prepared.network.state) for group in selected}
     usable = tuple(group for group in selected if group.prunable)
     if prepared.calibration is not None and usable:
         problem = make_problem(prepared, recipe)
@@ -47,16 +47,21 @@ def inspect(recipe: Recipe, progress: Progress | None = None, *, deep: bool = Fa
         "state_key": prepared.checkpoint.state_key,
         "architecture": prepared.architecture.spec,
         "recognised": prepared.architecture.how,
-        "input_shape": list(prepared.probe.shape[1:]),
-        "parameters": count_parameters(prepared.module),
-        "macs": count_macs(prepared.module, prepared.examples),
+        "input_shape": list(prepared.network.examples[0].shape[1:]),
+        "parameters": count_parameters(prepared.network.module),
+        "macs": count_macs(prepared.network.module, prepared.network.examples),
         "layers": list(layers.values()),
     }
-    if deep and prepared.calibration is not None and len(prepared.examples) == 1 and prepared.probe.is_floating_point():
+    if (
+        deep
+        and prepared.calibration is not None
+        and len(prepared.network.examples) == 1
+        and prepared.network.examples[0].is_floating_point()
+    ):
         count = min(LIPSCHITZ_SAMPLES, prepared.calibration.sample_count)
         if prepared.network.batch_size is not None:
             count = min(count, prepared.network.batch_size)
         inputs = next(iter(prepared.calibration.batches(count, torch.arange(count)))).inputs
-        norms = jacobian_norms(prepared.module, inputs.to(prepared.probe.device))
+        norms = jacobian_norms(prepared.network.module, inputs.to(prepared.network.examples[0].device))
         found["jacobian_norms"] = {"samples": count, "median": float(norms.median()), "largest": float(norms.max())}
     return found

@@ -27,11 +27,11 @@ def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, pro
     progress.stage("evaluating", source.sample_count)
     only_batch = prepared.network.batch_size
     return evaluate_networks(
-        prepared.module,
+        prepared.network.module,
         compressed,
         source.batches(only_batch or recipe.batch_size),
-        prepared.outputs,
-        prepared.answered if source.labels is not None or source.targets is not None else "",
+        prepared.network.outputs,
+        prepared.network.answered if source.labels is not None or source.targets is not None else "",
         device=recipe.device,
         progress=progress,
         only_batch=only_batch,
@@ -40,7 +40,7 @@ def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, pro
 
 def measure_costs(prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor]) -> CostReport:
     """Costs of the two networks and their latencies at each of `LATENCY_BATCHES`."""
-    examples, only_batch, original = prepared.examples, prepared.network.batch_size, prepared.opened.module
+    examples, only_batch, original = prepared.network.examples, prepared.network.batch_size, prepared.opened.module
     latencies = []
     for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
         inputs = batch_of(examples, None if only_batch is not None else batch)
@@ -70,7 +70,7 @@ def check_original(prepared: Prepared, recipe: Recipe, progress: Progress) -> No
     """Refuse, before any work, an accuracy gate that these evaluation data cannot decide. Raises GateError."""
     if recipe.max_drop is None or recipe.force_gate:
         return
-    evaluation = evaluate_pair(prepared, prepared.module, recipe, progress)
+    evaluation = evaluate_pair(prepared, prepared.network.module, recipe, progress)
     doubts = [] if evaluation is None else find_doubts(evaluation, recipe.max_drop)
     if doubts:
         raise GateError(f"{'; '.join(check_doubt(doubt).message for doubt in doubts)}; nothing was compressed.")

@@ -112,9 +112,9 @@ def output_deviation(prepared: Prepared, problem: Problem, state: Mapping[str, T
     largest = 0.0
     with torch.inference_mode():
         for number in range(len(problem.held_back.sizes())):
-            inputs = tuple(tensor.to(prepared.probe.device) for tensor in problem.held_back.read(number))
-            before = named_outputs(prepared.module(*inputs))
-            after = named_outputs(torch.func.functional_call(prepared.module, changed, inputs))
+            inputs = tuple(tensor.to(prepared.network.examples[0].device) for tensor in problem.held_back.read(number))
+            before = named_outputs(prepared.network.module(*inputs))
+            after = named_outputs(torch.func.functional_call(prepared.network.module, changed, inputs))
             largest = max(largest, relative_deviation(list(before.values()), list(after.values())))
     return largest
 

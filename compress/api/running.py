@@ -202,7 +202,7 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
         progress.reach(MEASURING)
         progress.stage("measuring latency")
         cost = measure_costs(prepared, cut.narrowed.module, cut.stored)
-    added = tuple(name for name in prepared.biases if name in cut.narrowed.shapes)
+    added = tuple(name for name in prepared.network.biases if name in cut.narrowed.shapes)
     if added:
         progress.note(f"got a bias: {', '.join(name.rpartition('.')[0] for name in added)}")
     if cut.evaluation is not None and (recipe.max_drop is None or recipe.force_gate):
@@ -215,7 +215,7 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
         layers=tuple(layer_report(result, certified) for result in found.results),
         skipped=tuple(
             SkippedLayer(group.name, group.unit_count, str(group.skip_reason))
-            for group in prepared.groups
+            for group in prepared.network.groups
             if group.skip_reason is not None
         ),
         cost=cost,
@@ -246,7 +246,9 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> Inp
             state_key=checkpoint.state_key,
             prefix=checkpoint.prefix,
         ),
-        architecture=describe_architecture(prepared.architecture, prepared.examples, prepared.network.batch_size),
+        architecture=describe_architecture(
+            prepared.architecture, prepared.network.examples, prepared.network.batch_size
+        ),
         data=DataUsed(
             fitting=Samples(
                 recipe.data, problem.fitting.count, prepared.calibration.fingerprint, held_back=problem.held_back.count
@@ -321,7 +323,7 @@ def write_run(
     network = Finished(
         module=narrowed.module,
         stored=cut.stored,
-        examples=prepared.examples,
+        examples=prepared.network.examples,
         original=original,
         shapes={**before.shapes, **narrowed.shapes},
         attributes={**before.attributes, **narrowed.attributes},
@@ -329,7 +331,7 @@ def write_run(
         certificates={
             layer.name: plain_data(layer.certificate) for layer in report.layers if layer.certificate is not None
         },
-        outputs=tuple(output.as_report() for output in prepared.outputs),
+        outputs=tuple(output.as_report() for output in prepared.network.outputs),
         origin=prepared.checkpoint.sha256,
     )
     return write_finished(folder, network, report, recipe, lambda: first_samples(source), clock, progress)

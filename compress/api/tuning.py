@@ -68,7 +68,7 @@ def check_finetuning(prepared: Prepared, recipe: Recipe) -> None:
         )
     chosen = chosen_options(recipe)
     with torch.inference_mode():
-        check_answers(chosen.loss, prepared.calibration, prepared.module(prepared.probe))
+        check_answers(chosen.loss, prepared.calibration, prepared.network.module(prepared.network.examples[0]))
     if prepared.network.batch_size is not None:
         raise RecipeError(
             f"--finetune: this network runs on batches of {prepared.network.batch_size} only; give --recover STEPS, "
@@ -91,7 +91,9 @@ def finetune_module(
         Subset(stream.source, stream.indices.numpy()) for stream in (problem.fitting, problem.held_back)
     )
     before = score(module, held_back, LOSSES[chosen.loss], chosen.batch_size)
-    trained = train_copy(module, prepared.probe, chosen, fitting, held_back, seed=recipe.seed, progress=progress)
+    trained = train_copy(
+        module, prepared.network.examples[0], chosen, fitting, held_back, seed=recipe.seed, progress=progress
+    )
     best = min(row["validation_loss"] for row in trained.fitted.curve)
     if best < before[0]:
         return trained.module, LabelledTuning(chosen, trained.fitted, before, trained.fitted.best_epoch)
@@ -113,19 +115,19 @@ def recover_module(
     """
     fitting, held_back = problem.fitting, problem.held_back
     if prepared.network.batch_size is None:
-        size = min(fitting.batch_size, step_batch(prepared.probe))
+        size = min(fitting.batch_size, step_batch(prepared.network.examples[0]))
         fitting, held_back = (replace(stream, batch_size=size) for stream in (fitting, held_back))
     steps = recipe.recovery if isinstance(recipe.recovery, int) else None
     recovered, recovery = recover(
-        prepared.module,
-        prepared.program,
+        prepared.network.module,
+        prepared.network.program,
         module,
-        prepared.examples,
+        prepared.network.examples,
         fitting,
         held_back,
         problem.outputs,
         progress,
-        answered=problem.answered,
+        answered=problem.calibration.answered,
         steps=steps,
         kept=kept,
         seed=recipe.seed,

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from compress.api.merging import merge_layers
 from compress.compression.curves import prepare_search
 from compress.compression.decisions import Decision, Keep, LassoSupport, Within, count_to_keep, round_up, same_for_all
 from compress.compression.layer import LayerOptions
-from compress.compression.problem import Problem, fit_samples, select_groups
+from compress.compression.problem import Calibration, Problem, fit_samples, select_groups
 from compress.compression.resume import RunState
 from compress.compression.search import SearchResult, search_widths
 from compress.compression.sweep import Compressed, sweep
 from compress.errors import DataError, NothingToCompressError, RecipeError, nearest
-from compress.graph.cost import batch_of, count_macs, measure_latency
+from compress.graph.cost import count_macs
 from compress.measures.kinds import find_place
 from compress.measures.outputs import Output
 from compress.preparation import Prepared
 from compress.progress import Portion, Progress
 from compress.recipe import Recipe
 from compress.units.groups import UnitGroup
-from compress.units.surgery import narrow
 
 
 def choose_widths(
@@ -43,27 +40,14 @@ def choose_widths(
     if not recipe.budgets and (recipe.max_drop is None or ruled):
         plan = same_for_all(problem.groups, width_rule(recipe))
         return sweep(problem, plan, options, progress, kept_state=state), None
-    parameters = dict(prepared.module.named_parameters())
-    sample = batch_of(prepared.examples, 1 if prepared.network.batch_size is None else None)
-    share = problem.share
-    whole = None
-    if "latency" in recipe.budgets:
-        whole = share.from_first(lambda: measure_latency((prepared.module,), sample)[0].milliseconds)
-
-    def timed(kept: Mapping[str, Tensor]) -> float:
-        narrowed = narrow(prepared.module, kept, problem.groups).module
-        before, after = measure_latency((prepared.module, narrowed), sample)
-        return after.milliseconds / before.milliseconds
-
     before, after = Portion(progress, 0, 0.6), Portion(progress, 0.6, 1)
-    search = prepare_search(problem, options, parameters, before, milliseconds=whole, kept_state=state)
+    search = prepare_search(problem, options, before, timed="latency" in recipe.budgets, kept_state=state)
     found = search_widths(
         search,
         options,
         after,
         budgets=recipe.budgets,
         max_drop=recipe.max_drop,
-        timed=lambda kept: share.from_first(lambda: timed(kept)),
         sweeps=recipe.refine,
     )
     return found.layerwise, found
@@ -90,7 +74,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         RecipeError: a layer pattern matches nothing; the names are listed.
         NothingToCompressError: nothing selected can be compressed; the reasons are listed.
     """
-    groups = prepared.groups
+    groups = prepared.network.groups
     check_patterns(groups, recipe.layer)
     selected = select_groups(groups, recipe.layer, recipe.exclude)
     usable = tuple(group for group in selected if group.prunable)
@@ -110,21 +94,16 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         whole_batches=only_batch is not None,
     )
     return Problem(
-        program=prepared.program,
-        state=prepared.state,
+        network=prepared.network,
+        calibration=Calibration(fitting, held_back, calibration_answers(prepared)),
         groups=usable,
-        fitting=fitting,
-        held_back=held_back,
-        forward_macs=count_macs(prepared.module, prepared.examples),
+        forward_macs=count_macs(prepared.network.module, prepared.network.examples),
         memory=recipe.memory_bytes,
         seed=recipe.seed,
-        biases=prepared.biases,
-        outputs=tuple(output for output in prepared.outputs if output.node is not None),
-        answered=calibration_answers(prepared),
         readers=()
         if recipe.layer or recipe.exclude
         else tuple(consumer for group in groups for consumer in group.consumers),
-        filters=() if recipe.layer or recipe.exclude else prepared.filters,
+        filters=() if recipe.layer or recipe.exclude else prepared.network.filters,
     )
 
 
@@ -133,8 +112,8 @@ def calibration_answers(prepared: Prepared) -> Output | None:
     source = prepared.calibration
     if source is None or (source.labels is None and source.targets is None):
         return None
-    place = find_place(prepared.outputs, source)
-    found = None if place is None else next(one for one in prepared.outputs if one.name == place.name)
+    place = find_place(prepared.network.outputs, source)
+    found = None if place is None else next(one for one in prepared.network.outputs if one.name == place.name)
     return found if found is not None and place is not None and found.kind == place.kind else None
 
 

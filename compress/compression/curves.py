@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.compression.allocate import DamageCurve, damage_curve, legal_widths
 from compress.compression.costs import CostModel, cost_model
 from compress.compression.damage import measure_divergences, probe_widths
-from compress.compression.latency import measure_latency_model
+from compress.compression.latency import measure_latency_model, time_network
 from compress.compression.layer import LayerFacts, LayerOptions, layer_unit_costs
 from compress.compression.problem import Problem, record_all
 from compress.compression.resume import KnownCurves, RunState
@@ -46,16 +46,15 @@ class Search:
 def prepare_search(
     problem: Problem,
     options: LayerOptions,
-    parameters: Mapping[str, Tensor],
     progress: Progress,
     *,
-    milliseconds: float | None = None,
+    timed: bool = False,
     kept_state: RunState | None = None,
 ) -> Search:
     """Record all layers once, select along all widths, measure what errors do to the output.
 
     Args:
-        milliseconds: measured latency of the whole network on one sample, where latency is to be predicted.
+        timed: measure what the layers take at several widths, so that latency can be predicted.
         kept_state: where curves and sensitivities are kept for a later run, and taken from.
     """
     known = None if kept_state is None else kept_state.read_curves()
@@ -70,10 +69,11 @@ def prepare_search(
         name: damage_curve(known.errors[name], known.measured[name], widths_known(known.curves[name], legal[name]))
         for name in legal
     }
-    model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs, problem.biases)
-    if milliseconds is not None:
+    parameters = dict(problem.network.module.named_parameters())
+    model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs, problem.network.biases)
+    if timed:
         progress.stage("timing layers at several widths")
-        whole = milliseconds
+        whole = problem.share.from_first(lambda: time_network(problem.network))
         latency = problem.share.from_first(
             lambda: measure_latency_model(problem.program, model.tensors, problem.state, whole)
         )

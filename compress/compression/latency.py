@@ -19,11 +19,23 @@ import torch
 from torch import Tensor, fx
 
 from compress.compression.costs import MAPS, SizedTensor
+from compress.graph.cost import batch_of, measure_latency
 from compress.graph.program import Program
+from compress.units.network import Network
 
 FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)  # of a map's input and output channels
 PASSES = 7
 MOST_SECONDS = 0.15  # of measuring one shape
+
+
+def one_sample(network: Network) -> tuple[Tensor, ...]:
+    """The inputs that latency is measured on: one sample, or the one batch that the network runs on."""
+    return batch_of(network.examples, 1 if network.batch_size is None else None)
+
+
+def time_network(network: Network) -> float:
+    """Measured milliseconds of the whole network on one sample."""
+    return measure_latency((network.module,), one_sample(network))[0].milliseconds
 
 
 @dataclass(frozen=True)

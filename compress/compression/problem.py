@@ -30,6 +30,7 @@ from compress.recording.record import (
 from compress.recording.residuals import Rectifier, Residual, find_rectifier, find_residual
 from compress.recording.sharing import Share
 from compress.units.groups import Consumer, ReadUnits, UnitGroup
+from compress.units.network import Network
 
 FILTER_ROWS = 5_000  # of each channel of a depthwise convolution: its few taps need no more
 FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against
@@ -67,43 +68,73 @@ class SampleStream:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """A traced network with its data, ready to be compressed.
+class Calibration:
+    """What a network sees while it is compressed.
 
     Attributes:
-        state: original state in computing precision, on the device.
+        fitting, held_back: disjoint samples; the second only checks.
+        answered: the output that their labels or targets are answers to; None without either.
+    """
+
+    fitting: SampleStream
+    held_back: SampleStream
+    answered: Output | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is to be cut from a network, on which data.
+
+    Attributes:
         groups: the units to cut, front to back.
-        fitting, held_back: disjoint calibration samples; the second only checks.
         forward_macs: multiply-accumulates of one sample through the original network.
+        memory: bytes that recording and solving one layer may hold.
         readers: consumers that may be refitted although none of their units goes, once their input has changed.
         filters: depthwise convolutions that may be refitted likewise.
         share: this process's part of the batches to record.
-        biases: state names of zero biases that the original network does not have.
         ingredients: what a sweep makes use of.
-        outputs: what the network returns and weights can change; what a distance between two of them is.
-        answered: the one of them that the samples' labels or targets are answers to; None without either.
     """
 
-    program: Program
-    state: dict[str, Tensor]
+    network: Network
+    calibration: Calibration
     groups: tuple[UnitGroup, ...]
-    fitting: SampleStream
-    held_back: SampleStream
     forward_macs: int
     memory: int
-    outputs: tuple[Output, ...]
-    answered: Output | None = None
     seed: int = 0
     readers: tuple[Consumer, ...] = ()
     filters: tuple[Consumer, ...] = ()
     share: Share = field(default_factory=Share)
-    biases: tuple[str, ...] = ()
     ingredients: Ingredients = field(default_factory=Ingredients)
 
     @property
+    def program(self) -> Program:
+        """The network's operations."""
+        return self.network.program
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The original network's tensors."""
+        return self.network.state
+
+    @property
     def device(self) -> torch.device:
-        """Where the state lies."""
-        return next(iter(self.state.values())).device
+        """Where the network computes."""
+        return self.network.device
+
+    @property
+    def fitting(self) -> SampleStream:
+        """Samples that layers are fitted to."""
+        return self.calibration.fitting
+
+    @property
+    def held_back(self) -> SampleStream:
+        """Samples that only check."""
+        return self.calibration.held_back
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the network returns and weights can change."""
+        return tuple(output for output in self.network.outputs if output.node is not None)
 
     @property
     def output_nodes(self) -> tuple[str, ...]:

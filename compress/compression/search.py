@@ -13,14 +13,16 @@ from compress.compression.allocate import Allocation, allocate, priced_widths, r
 from compress.compression.certificates import certificate_report, certify_layer
 from compress.compression.curves import Search
 from compress.compression.decisions import Plan, Width
-from compress.compression.latency import LatencyModel
+from compress.compression.latency import LatencyModel, one_sample
 from compress.compression.layer import POLISHABLE, LayerOptions, layer_unit_costs, legal_units, rounded
-from compress.compression.problem import record_all
+from compress.compression.problem import Problem, record_all
 from compress.compression.sweep import Compressed, refine, sweep
 from compress.convex import MultitaskLasso
 from compress.errors import GateError
+from compress.graph.cost import measure_latency
 from compress.progress import Portion, Progress
 from compress.report.model import Certificate, LayerSearch, SearchReport, Step, Trial
+from compress.units.surgery import narrow
 
 LATENCY_CHECKS = 3  # cut networks that are timed before the sweep, each correcting the predicted latency
 LATENCY_SLACK = 0.02  # of the budget, within which a timed network counts as within it
@@ -56,7 +58,6 @@ def search_widths(
     *,
     budgets: Mapping[str, float],
     max_drop: float | None,
-    timed: Callable[[Mapping[str, Tensor]], float] | None = None,
     sweeps: int = 0,
 ) -> SearchResult:
     """The widths that keep every budget (and, with `max_drop`, the accuracy) at the least predicted damage.
@@ -66,8 +67,6 @@ def search_widths(
 
     Args:
         budgets: "macs", "params", "latency" -> fraction of the original's.
-        timed: group name -> kept units, to the measured latency of that cut as a fraction of the original's; needed for
-            a latency budget.
         sweeps: further ones over the network at the chosen widths.
 
     Raises:
@@ -87,8 +86,7 @@ def search_widths(
 
     if budgets:
         if "latency" in budgets:
-            assert timed is not None, "a latency budget is measured"
-            search = timed_search(search, budgets, timed, progress)
+            search = timed_search(search, budgets, progress)
         found = refined(attempt(allocate(search.model, search.damages, budgets)), options, progress, sweeps)
         if max_drop is not None and not passes(found):
             raise GateError(
@@ -100,9 +98,7 @@ def search_widths(
     return refined(_largest_cut(search, attempt, passes, max_drop), options, progress, sweeps)
 
 
-def timed_search(
-    search: Search, budgets: Mapping[str, float], timed: Callable[[Mapping[str, Tensor]], float], progress: Progress
-) -> Search:
+def timed_search(search: Search, budgets: Mapping[str, float], progress: Progress) -> Search:
     """The search with a latency prediction that agrees with a network cut to about the widths that will be chosen."""
     for _ in range(LATENCY_CHECKS):
         progress.stage("timing a cut network")
@@ -113,7 +109,7 @@ def timed_search(
             else torch.arange(group.unit_count)  # where memory was short the curve does not know them all
             for group in search.problem.groups
         }
-        measured = timed(kept)
+        measured = time_cut(search.problem, kept)
         latency = search.model.latency
         assert isinstance(latency, LatencyModel), "measured before the widths are searched"
         predicted = allocation.costs["latency"]
@@ -122,6 +118,17 @@ def timed_search(
         if abs(measured - predicted) <= LATENCY_SLACK * predicted:
             break
     return search
+
+
+def time_cut(problem: Problem, kept: Mapping[str, Tensor]) -> float:
+    """Measured latency of the network with these units as a fraction of the original's; the first process measures."""
+    module, sample = problem.network.module, one_sample(problem.network)
+
+    def measure() -> float:
+        before, after = measure_latency((module, narrow(module, kept, problem.groups).module), sample)
+        return after.milliseconds / before.milliseconds
+
+    return problem.share.from_first(measure)
 
 
 def _run_trial(

@@ -319,7 +319,7 @@ def score_streams(
                 stream.batch,
                 sizes,
                 problem.outputs,
-                problem.answered,
+                problem.calibration.answered,
                 store=store,
                 advance=progress.advance,
             )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compress.compression.decisions import Given, Keep, same_for_all
 from compress.compression.layer import LayerFacts, LayerOptions
-from compress.compression.problem import Problem, SampleStream, record_all
+from compress.compression.problem import Calibration, Problem, SampleStream, record_all
 from compress.compression.sweep import sweep
 from compress.compression.turns import Choose, Refit, left_channels, make_turns
 from compress.data.source import Batch
@@ -23,6 +23,7 @@ from compress.progress import SilentProgress
 from compress.recording.record import record_moments
 from compress.recording.residuals import find_residual
 from compress.units.find import find_units
+from compress.units.network import Network
 
 
 class Block(nn.Module):
@@ -67,15 +68,16 @@ def make_problem(module: nn.Module, *shape: int, readers: bool = True) -> Proble
     nodes = output_values(Program.of(network), returned)
     outputs = describe_outputs(named_outputs(returned), 2, (), Hints())
     state = {name: t.detach() for name, t in [*module.named_parameters(), *module.named_buffers()]}
+    outputs = tuple(replace(output, node=nodes[output.name]) for output in outputs)
     return Problem(
-        program=Program.of(network),
-        state=state,
-        groups=tuple(group for group in groups if group.skip_reason is None),
-        fitting=SampleStream(samples, torch.arange(240), 60),  # type: ignore[arg-type]
-        held_back=SampleStream(samples, torch.arange(240, 300), 60),  # type: ignore[arg-type]
+        network=Network(module, Program.of(network), state, groups, (probe,), outputs),
+        calibration=Calibration(
+            SampleStream(samples, torch.arange(240), 60),  # type: ignore[arg-type]
+            SampleStream(samples, torch.arange(240, 300), 60),  # type: ignore[arg-type]
+        ),
+        groups=tuple(group for group in groups if group.prunable),
         forward_macs=count_macs(module, (probe,)),
         memory=2**30,
-        outputs=tuple(replace(output, node=nodes[output.name]) for output in outputs),
         readers=tuple(consumer for group in groups for consumer in group.consumers) if readers else (),
     )
 

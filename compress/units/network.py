@@ -1,0 +1,60 @@
+"""A traced network with its units: what is compressed, whatever data it is compressed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compress.graph.program import Program
+from compress.graph.trace import NetworkGraph
+from compress.measures.outputs import Output
+from compress.units.groups import Consumer, UnitGroup
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A module, its graph, and what can be cut from it.
+
+    Attributes:
+        module: eval mode, computing precision, on the device.
+        program: its operations; `program.network` is the graph that torch.export gave.
+        state: the module's tensors by name (parameters and buffers).
+        groups: all groups of units, prunable or with a reason.
+        examples: one small batch of every input, for tracing and for comparisons.
+        outputs: every tensor that the network returns and that counts.
+        answered: name of the output that the data's labels or targets are answers to; empty without any.
+        biases: state names of zero biases that `module` has and the network as it was opened has not.
+        filters: the depthwise convolutions.
+    """
+
+    module: nn.Module
+    program: Program
+    state: dict[str, Tensor]
+    groups: tuple[UnitGroup, ...]
+    examples: tuple[Tensor, ...]
+    outputs: tuple[Output, ...] = ()
+    answered: str = ""
+    biases: tuple[str, ...] = ()
+    filters: tuple[Consumer, ...] = ()
+
+    @property
+    def graph(self) -> NetworkGraph:
+        """The traced graph."""
+        return self.program.network
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies and computes."""
+        return self.examples[0].device
+
+    @property
+    def batch_size(self) -> int | None:
+        """The one batch size that it runs on; None where any will do."""
+        return self.graph.batch_size
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Other names of tensors that have several -> the name that they go by."""
+        return self.graph.aliases
