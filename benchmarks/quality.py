@@ -187,13 +187,7 @@ def make_bench(name: str, folder: Path, data: Path, calibration: int, test: int,
     torch.manual_seed(recipe.seed)
     prepared = prepare(recipe, SilentProgress(), needs_data=True)
     problem = make_problem(prepared, recipe)
-<<<<<<< HEAD
-    parameters = dict(prepared.module.named_parameters())
-    search = prepare_search(problem, LayerOptions.of(recipe), parameters, SilentProgress())
-=======
-    parameters = dict(prepared.network.module.named_parameters())
-    search = prepare_search(problem, layer_options(recipe), parameters, SilentProgress())
->>>>>>> 46a0230 (Network and Calibration carry what a network is and what it sees; latency is timed where it is searched)
+    search = prepare_search(problem, LayerOptions.of(recipe), SilentProgress())
     evaluation = prepared.evaluation
     if test < evaluation.sample_count:
         evaluation = First(evaluation, test)
