@@ -88,4 +88,4 @@ def test_units_that_are_aligned_on_the_fitting_samples_only_are_refused(tmp_path
 @pytest.mark.parametrize("other", [["--keep", "3"], ["--macs", "0.5"]])
 def test_merging_goes_with_no_other_width_rule(other, tmp_path, capsys):
     assert main([str(CHECKPOINT), *COMMON, "--merge-aligned", *other, "--output", str(tmp_path / "out")]) == 2
-    assert "merge_aligned" in capsys.readouterr().err
+    assert "--merge-aligned" in capsys.readouterr().err
