@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.cli.console import PlainConsole
+from compress.cli.progress import LOUDNESS
 from compress.zoo.backends.protocol import Event
 from compress.zoo.execution import DONE
 from compress.zoo.summary import factor
@@ -29,13 +30,14 @@ class LiveZoo:
     def __init__(self) -> None:
         self.console = PlainConsole(stderr=True)
         self._live: Live | None = None
+        self._loudness = LOUDNESS.get()
         self._total, self._before = 0, 0
         self._ended: dict[str, Mapping[str, Any]] = {}
         self._running: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._started = time.monotonic()
 
     def __enter__(self) -> LiveZoo:
-        if self.console.is_terminal:
+        if self.console.is_terminal and self._loudness >= 0:
             self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         return self
@@ -69,7 +71,7 @@ class LiveZoo:
         line = Text.assemble(place, " ", event.name, ": ", (outcome_text(event.outcome), style))
         if self._live is not None:
             self._live.console.print(line)
-        else:
+        elif self._loudness >= 0:
             print(line.plain, file=sys.stderr, flush=True)
 
     def _table(self) -> Group:

@@ -13,10 +13,12 @@ from rich.table import Table
 
 from compress.cli import main
 from compress.cli.console import PlainConsole
+from compress.cli.display_zoo import LiveZoo
 from compress.cli.progress import LOUDNESS, StderrProgress, in_words
 from compress.cli.spelling import spell
 from compress.errors import CompressError, nearest
 from compress.progress import Portion, SilentProgress
+from compress.zoo.backends.protocol import Event
 
 
 def shown_on(encoding: str, *cells: str) -> str:
@@ -147,3 +149,13 @@ def test_doctor_tells_versions_and_no_path(capsys: pytest.CaptureFixture[str]) -
         assert word in shown
     assert os.getcwd() not in shown
     assert os.path.expanduser("~") + "/" not in shown
+
+
+def test_a_quiet_zoo_says_nothing_while_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = {"status": "failed", "reason": "no memory"}
+    for loudness, said in ((-1, ""), (0, "[1/0] net: failed: no memory\n")):
+        token = LOUDNESS.set(loudness)
+        with LiveZoo() as zoo:
+            zoo.event(Event("net", outcome=outcome))
+        LOUDNESS.reset(token)
+        assert capsys.readouterr().err == said
