@@ -68,9 +68,9 @@ def fresh_process() -> None:
 def reload_here(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """The written folder is loaded in this process: a fresh one takes seconds."""
 
-    def reloaded(folder: Path, probe: Tensor, expected: dict[str, Tensor], tolerance: float, scratch: Path) -> float:
+    def reloaded(folder: Path, examples: tuple[Tensor, ...], expected: Any, tolerance: float, scratch: Path) -> float:
         with torch.inference_mode():
-            found = named_outputs(compress.load(folder, trust_code=True)(probe))
+            found = named_outputs(compress.load(folder, trust_code=True)(*examples))
         assert largest_deviation(expected, found)[0] <= tolerance
         return 0.0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from compress.measures.outputs import named_outputs, sample_rows
+
 
 def jacobian_norms(
     module: nn.Module, inputs: Tensor, *, iterations: int = 100, tolerance: float = 1e-4, seed: int = 0
@@ -24,7 +26,14 @@ def jacobian_norms(
     try:
         with torch.enable_grad():
             points = inputs.detach().clone().requires_grad_()
-            outputs: Tensor = module(points.clone()).flatten(1)
+            outputs = torch.cat(
+                [
+                    sample_rows(tensor, len(points))
+                    for tensor in named_outputs(module(points.clone())).values()
+                    if tensor.is_floating_point()
+                ],
+                1,
+            )  # (B, D), all outputs side by side
             weights = torch.zeros_like(outputs, requires_grad=True)
             (pulled,) = torch.autograd.grad(outputs, points, weights, create_graph=True)  # Jᵀ·weights
             for _ in range(iterations):

@@ -85,7 +85,7 @@ def figure_row(figure: FigureReport) -> tuple[str, str, str, str]:
     moved = f"{scale * (figure.compressed - figure.original):{form}}{unit}"
     if change is not None:
         sign = -1 if meaning.higher else 1  # a loss is counted positive
-        ends = [None if end is None else sign * end for end in change.interval][::sign]
+        ends = [None if end is None else sign * end + 0.0 for end in change.interval][::sign]
         moved += f" ({' … '.join('?' if end is None else format(end, form) for end in ends)})"
     if meaning.share:
         return meaning.name, f"{100 * figure.original:.2f} %", f"{100 * figure.compressed:.2f} %", moved
