@@ -43,6 +43,8 @@ IMAGENET = {
 }
 FORWARD = """
 import sys, time, torch
+from compress.allocator import keep_freed_memory
+keep_freed_memory()
 from compress.preparation import prepare
 from compress.progress import SilentProgress
 from compress.recipe import make_recipe

@@ -12,17 +12,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from compress.graph.ops import linear_maps
 from compress.graph.program import Program
 from compress.units.groups import UnitGroup
-
-MAPS = {
-    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "matmul", "mm"), 0),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), 0),
-    "addmm": 1,
-}  # operations that multiply by a weight -> which argument is the input; the weight comes next
-
 
 KNOTS = 9  # widths at which latency is evaluated along one group
 
@@ -176,19 +170,7 @@ def cost_model(
 
 def map_uses(program: Program) -> dict[str, int]:
     """State name of each weight of a linear map -> how often one sample multiplies each of its elements."""
-    nodes = program.nodes
     found: dict[str, int] = {}
-    for step in program.steps:
-        name = getattr(step.target, "__name__", "").split(".")[0]
-        if name not in MAPS:
-            continue
-        source, weight = (node for node in nodes[step.name].args[MAPS[name] : MAPS[name] + 2])
-        used = program.tensor(getattr(weight, "name", ""))
-        if used is None or not isinstance(source, fx.Node):
-            continue
-        at = source if name.startswith("conv_transpose") else nodes[step.name]
-        shape = at.meta["val"].shape
-        inner = shape[2:] if name.startswith("conv") else shape[1:-1]
-        positions = math.prod(int(size) for size in inner) if len(inner) else 1
-        found[used] = found.get(used, 0) + positions
+    for each in linear_maps(program.network):
+        found[each.weight] = found.get(each.weight, 0) + each.positions(program)
     return found

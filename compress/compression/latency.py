@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from compress.compression.costs import MAPS, SizedTensor
+from compress.compression.costs import SizedTensor
 from compress.graph.cost import batch_of, measure_latency
+from compress.graph.ops import linear_maps
 from compress.graph.program import Program
 from compress.units.network import Network
 
@@ -104,28 +105,22 @@ def measure_latency_model(
         tensors: the cost model's tensors, with the groups that cut them.
         whole: milliseconds of the whole network, measured on one sample, or on the batch that alone it runs on.
     """
-    nodes = program.nodes
     sized = {tensor.name: tensor for tensor in tensors}
     measured: dict[tuple[Any, ...], tuple[tuple[float, ...], ...]] = {}
     found: list[tuple[TimedMap, int]] = []
-    for step in program.steps:
-        name = getattr(step.target, "__name__", "").split(".")[0]
-        if name not in ("conv1d", "conv2d", "conv3d", "linear"):
+    for each in linear_maps(program.network):
+        if each.transposed or each.weight not in sized:
             continue
-        source, weight = (node for node in nodes[step.name].args[MAPS[name] : MAPS[name] + 2])
-        used = program.tensor(getattr(weight, "name", ""))
-        if used is None or not isinstance(source, fx.Node) or used not in sized:
-            continue
-        shape = program.shape(source.name)
+        shape = program.shape(each.input)
         if program.network.batch_size is None:
             shape = (1, *shape[1:])
-        window = tuple(nodes[step.name].args[3:]) if name != "linear" else ()
-        key = (name, shape, tuple(state[used].shape), str(window))
+        key = (each.operation, shape, tuple(state[each.weight].shape), str(each.window))
         if key not in measured:
-            measured[key] = time_map(step.target, name, shape, state[used], window)
-        own = sized[used]
+            target = program.by_name[each.node].target
+            measured[key] = time_map(target, each.operation, shape, state[each.weight], each.window)
+        own = sized[each.weight]
         sides = ((own.shape[0], own.cuts[0]), (own.shape[1], own.cuts[1]))
-        elements = math.prod(program.shape(step.name)[1:])
+        elements = math.prod(program.shape(each.node)[1:])
         found.append((TimedMap(sides, measured[key]), elements))
     explained = sum(timed.times[-1][-1] for timed, _ in found)
     rest = max(0.0, whole - explained)

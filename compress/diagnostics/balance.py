@@ -20,22 +20,24 @@ SETTLED = 1e-9
 def input_norms(group: UnitGroup, state: Mapping[str, Tensor]) -> Tensor:
     """‖w_k‖ (K,) over all weights that produce unit k, BatchNorm's scale folded in, in float64.
 
-    A producer's weight is every tensor of two or more dimensions that the units cut along its first one. The
+    A producer's weight is every tensor of two or more dimensions that the units cut along its first one, but for those
+    of transposed consumers, whose inputs come first. The
     per-channel scale γ/√(σ² + ε) of a BatchNorm between producer and activation multiplies it.
     """
     squares = torch.zeros(group.unit_count, dtype=torch.float64)
     scale = torch.ones(group.unit_count, dtype=torch.float64)
+    reading = {each.weight for each in group.consumers if each.kind in ("linear_transposed", "conv_transpose")}
     for part in group.slices:
         tensor = state[part.name].detach()
-        if part.dim == 0 and tensor.ndim >= 2:
+        if part.dim == 0 and tensor.ndim >= 2 and part.name not in reading:
             rows = tensor.double().cpu().flatten(1).square().sum(1)
             squares += rows[part.positions].sum(1)
-        elif part.name.endswith("running_var") and part.positions.shape[1] == 1:
-            prefix = part.name.removesuffix("running_var")
-            factor = (tensor.double().cpu() + 1e-5).rsqrt()
-            if f"{prefix}weight" in state:
-                factor = factor * state[f"{prefix}weight"].detach().double().cpu().abs()
-            scale *= factor[part.positions[:, 0]]
+        for norm in group.norms:
+            if norm.variance == part.name and part.positions.shape[1] == 1:
+                factor = (tensor.double().cpu() + norm.eps).rsqrt()
+                if norm.scale is not None:
+                    factor = factor * state[norm.scale].detach().double().cpu().abs()
+                scale *= factor[part.positions[:, 0]]
     return squares.sqrt() * scale
 
 

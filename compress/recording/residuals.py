@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.graph.ops import BATCH_NORMS, IDENTITIES, batch_norms, operation_of
 from compress.graph.program import Program
 from compress.units.groups import Consumer
 
-IDENTITIES = ("dropout", "dropout_", "clone", "contiguous", "alias", "detach", "feature_dropout")
 SMALLEST_FACTOR = 1e-2  # relative to the largest channel's; a channel below takes no correction
 
 
@@ -116,22 +116,23 @@ def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
     channel = 1 if consumer.kind == "conv" else len(shape) - 1
     whole = tuple(range(len(shape)))
     order = whole
+    norms = {norm.node: norm for norm in batch_norms(program.network)}
     factors: list[tuple[str | None, str | None, float]] = []
     name = consumer.node
     while len(readers := program.readers.get(name, ())) == 1 and name not in program.outputs:
         step = readers[0]
-        operation = getattr(step.target, "__name__", "").split(".")[0]
+        operation = operation_of(program.nodes[step.name]) if step.name in program.nodes else ""
         arguments: list[object] = [getattr(part, "name", part) for part in step.args]
         here = Point(name, operation, arguments, tuple(factors), () if order == whole else order)
         if operation in IDENTITIES:
             pass
         elif operation == "permute" and arguments[0] == name:
             order = tuple(order[dim] for dim in step.args[1])
-        elif operation == "batch_norm" and arguments[0] == name and order.index(channel) == 1:
-            scale, variance = (program.tensor(str(each)) for each in (arguments[1], arguments[4]))
-            if variance is None or arguments[5]:
+        elif operation in BATCH_NORMS and arguments[0] == name and order.index(channel) == 1:
+            norm = norms.get(step.name)
+            if norm is None or norm.variance is None:
                 return
-            factors.append((scale, variance, float(step.args[7])))
+            factors.append((norm.scale, norm.variance, norm.eps))
         elif operation == "mul" and (leaf := _other_leaf(program, arguments, name)) is not None:
             extent = program.shape(leaf)
             wanted = [1] * len(shape)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from compress.graph.flow import ChannelFlow
+from compress.graph.ops import batch_norms
 from compress.graph.rules import RULES
 from compress.graph.trace import NetworkGraph
 from compress.units.drafts import Draft, depthwise_consumers, draft_groups
@@ -23,7 +24,11 @@ def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) 
     written down in Python are tried on a copy with random weights, and refused when it does not compute what the masked
     network computes. No two prunable groups share a position of a tensor.
     """
-    return choose_prunable(graph, module, draft_groups(ChannelFlow(graph, RULES), module, couple=couple))
+    norms = {norm.variance: norm for norm in batch_norms(graph) if norm.variance is not None}
+    groups = choose_prunable(graph, module, draft_groups(ChannelFlow(graph, RULES), module, couple=couple))
+    return tuple(
+        replace(group, norms=tuple(norms[part.name] for part in group.slices if part.name in norms)) for group in groups
+    )
 
 
 def find_filters(graph: NetworkGraph) -> tuple[Consumer, ...]:

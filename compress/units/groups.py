@@ -7,6 +7,8 @@ from enum import Enum
 
 from torch import Tensor
 
+from compress.graph.ops import BatchNorm
+
 
 class SkipKind(Enum):
     """Why a group of units is left whole."""
@@ -131,6 +133,7 @@ class UnitGroup(ReadUnits):
         homogeneous: whether scaling a unit's producers by γ > 0 scales all that its consumers read by γ.
         coupled: whether several layers add into the units (a residual stream).
         blocks: the units are this many equal, contiguous blocks of which each must keep the same number.
+        norms: batch normalisations whose statistics shrink with the units.
         skip: None when the group can be cut, else why not.
     """
 
@@ -142,6 +145,7 @@ class UnitGroup(ReadUnits):
     homogeneous: bool = True
     coupled: bool = False
     blocks: int = 1
+    norms: tuple[BatchNorm, ...] = ()
     skip: Skip | None = None
 
     @property
