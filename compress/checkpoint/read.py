@@ -135,6 +135,28 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path.name!r} is not a valid safetensors file: {one_line(error)}.") from None
 
 
+def read_plain(path: Path, device: torch.device) -> dict[str, Any]:
+    """The dict of tensors and plain data in a file that `torch.save` wrote; nothing is executed.
+
+    Raises:
+        CheckpointError, UnsupportedError: no such file, a damaged one, or one that holds anything else.
+    """
+    size = check_regular(path)
+    with path.open("rb") as file:
+        if sniff_format(file, path.name, size) != "zip":
+            raise CheckpointError(f"{path.name!r} was not written by this version of torch.save.")
+        scan = scan_zip(file, path.name, size)
+    if scan.blocked:
+        raise UntrustedPickleError(f"{path.name!r} names {join_names(scan.blocked)}, which reading it would execute.")
+    try:
+        found = torch.load(path, map_location=device, weights_only=True)
+    except LOAD_FAULTS as error:
+        raise CheckpointError(f"{path.name!r} cannot be read: {one_line(error)}.") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path.name!r} holds {describe(found)}, not a dict.")
+    return found
+
+
 def scan_zip(file: IO[bytes], name: str, size: int) -> Scan:
     """What a torch.save archive declares, checked against what it holds. Raises CheckpointError, UnsupportedError."""
     content, entries = archive_pickle(file, name, size)

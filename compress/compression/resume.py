@@ -26,6 +26,7 @@ from compress.compression.layer import LayerFacts
 from compress.convex import SelectionCurve, WidthBound
 from compress.errors import OutputError, RecipeError
 from compress.report.model import LayerReport, adapter, plain_data
+from compress.strict_json import read_object
 
 FINGERPRINT = "fingerprint.json"
 
@@ -88,7 +89,7 @@ class RunState:
         wanted = json.loads(json.dumps(fingerprint))
         try:
             if path.is_file():
-                found = json.loads(path.read_text(encoding="utf-8"))
+                found = read_object(path, OutputError, "the state of a run")
                 differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
                 if differing:
                     raise RecipeError(
@@ -138,7 +139,13 @@ class RunState:
         found = self._read("curves")
         if found is None:
             return None
-        tensors, about = found
+        try:
+            return self._known_curves(*found)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None  # a damaged file is recomputed
+
+    @staticmethod
+    def _known_curves(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> KnownCurves:
         curves, errors, facts = {}, {}, {}
         for name, own in about.items():
             orders = {method: tensors[f"{name}:order:{method}"] for method in own["orders"]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from compress.atomic import new_file
+from compress.checkpoint.read import read_plain
 from compress.data.source import DataSource
-from compress.errors import NonFiniteError, OutputError
+from compress.errors import CompressError, NonFiniteError, OutputError
 from compress.progress import Progress, SilentProgress
 from compress.report.model import Epoch
 from compress.training.losses import LossFunction, answers_of
@@ -192,12 +192,15 @@ def _restore(
     path: str | Path, module: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     try:
-        content = torch.load(path, map_location=next(module.parameters()).device, weights_only=True)
+        content = read_plain(Path(path), next(module.parameters()).device)
         module.load_state_dict(content["module"])
         optimizer.load_state_dict(content["optimizer"])
         if schedule is not None:
             schedule.load_state_dict(content["schedule"])
-    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, CompressError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OutputError(f"{str(path)!r} does not continue this run ({first}); remove it to start again.") from None
-    return content["curve"], content["best"]
+    curve, best = content["curve"], content["best"]
+    if not (isinstance(curve, list) and isinstance(best, dict) and set(best) >= {"epoch", "value", "state"}):
+        raise OutputError(f"{str(path)!r} does not continue this run (it is damaged); remove it to start again.")
+    return curve, best

@@ -322,3 +322,36 @@ def test_an_original_far_larger_than_its_file_is_refused(here: Path) -> None:
     forge(here / "net", architecture__arguments={"widths": [4, 1 << 24, 1 << 20]}, **wide)
     with pytest.raises(UnsupportedError, match="far more"):
         compress.load(here / "net")
+
+
+class Runs:
+    """Leaves a mark when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("PWNED",)
+
+
+TRAINING = ["train", "train.yaml", "--data", "data.npz", "--epochs", "1", "--output", "out", "--resume"]
+
+
+@pytest.mark.parametrize("content", ["pickle", "wrong", "text", "empty"])
+def test_the_state_of_a_training_is_never_unpickled(content: str, here: Path) -> None:
+    state = here / "out.state"
+    state.mkdir()
+    if content == "pickle":
+        torch.save({"module": Runs(), "optimizer": {}, "curve": [], "best": {}}, state / "training.state")
+    elif content == "wrong":
+        torch.save({"module": {}, "optimizer": 3, "curve": "x", "best": []}, state / "training.state")
+    else:
+        (state / "training.state").write_text("" if content == "empty" else "text")
+    (here / "train.yaml").write_text("arch: compress:mlp\narch_arg: {widths: [4, 6, 3]}\n")
+    assert main(TRAINING) == OutputError.exit_code
+    assert not (here / "PWNED").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"a": NaN}', "\x00"])
+def test_a_damaged_fingerprint_of_a_state_is_one_line(text: str, here: Path) -> None:
+    (here / "out.state").mkdir()
+    (here / "out.state" / "fingerprint.json").write_text(text)
+    (here / "train.yaml").write_text("arch: compress:mlp\narch_arg: {widths: [4, 6, 3]}\n")
+    assert main(TRAINING) == OutputError.exit_code

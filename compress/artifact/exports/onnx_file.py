@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,8 @@ def refuse_other_files(content: bytes, name: str) -> None:
         model = onnx.load_from_string(content)
     except Exception as error:  # protobuf's own decoding errors
         raise OutputError(f"{name!r} is not an ONNX file: {first_cause(error)}") from None
-    if any(tensor.external_data for tensor in all_tensors(model.graph)):
+    nodes = (node for function in model.functions for node in function.node)
+    if any(tensor.external_data for tensor in chain(all_tensors(model.graph), node_tensors(nodes))):
         raise OutputError(
             f"{name!r} keeps tensors in other files; compress writes one file, so this is not one of its."
         )
@@ -146,10 +148,18 @@ def refuse_other_files(content: bytes, name: str) -> None:
 def all_tensors(graph: Any) -> Iterable[Any]:
     """Every tensor of an ONNX graph and of the graphs inside its nodes."""
     yield from graph.initializer
-    for node in graph.node:
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from node_tensors(graph.node)
+
+
+def node_tensors(nodes: Iterable[Any]) -> Iterable[Any]:
+    """Every tensor in the attributes of nodes and in the graphs there."""
+    for node in nodes:
         for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
             for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.initializer:
+                if inner.node or inner.initializer or inner.sparse_initializer:
                     yield from all_tensors(inner)
