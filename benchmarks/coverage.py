@@ -193,7 +193,7 @@ def reload_deviation(folder: Path) -> float | str:
     import torch
     from safetensors.torch import load_file
 
-    from compress.checkpoint.architecture import with_versions
+    from compress.checkpoint.fitting import with_versions
     from compress.checkpoint.restoring import restore_shapes
     from compress.units.surgery import module_outputs, relative_deviation
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoint.architecture import Architecture, find_architecture, load_weights
-from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.architecture import Architecture, open_architecture
+from compress.checkpoint.builders import build_architecture, check_trust
+from compress.checkpoint.fitting import load_weights
+from compress.checkpoint.folders import WeightsFolder, load_weights_folder, read_weights_folder
 from compress.checkpoint.manifest import MODEL, computed_state, read_artifact, with_arch
 from compress.checkpoint.parametrisations import materialise
 from compress.checkpoint.read import Checkpoint, load_checkpoint
@@ -174,9 +176,12 @@ def trace_with_biases(network: Network, biases: tuple[str, ...], *, couple: bool
 
 def open_network(recipe: Recipe) -> Opened:
     """The network of a checkpoint file, or of a folder that a run or a training wrote. Raises CompressError."""
+    weights = read_weights_folder(recipe.checkpoint) if Path(recipe.checkpoint).is_dir() else None
+    if weights is not None:
+        return open_weights_folder(weights, recipe)
     if not Path(recipe.checkpoint).is_dir():
         checkpoint = load_checkpoint(recipe.checkpoint, state_key=recipe.state_key, trust_pickle=recipe.trust_pickle)
-        architecture = find_architecture(checkpoint, recipe.arch, recipe.arch_arg)
+        checkpoint, architecture = open_architecture(checkpoint, recipe.arch, recipe.arch_arg)
         return Opened(checkpoint, architecture, build_network(checkpoint, architecture))
     artifact = with_arch(read_artifact(recipe.checkpoint), recipe.arch, recipe.arch_arg)
     trusted = recipe.trust_code or recipe.arch is not None
@@ -193,6 +198,23 @@ def open_network(recipe: Recipe) -> Opened:
     )
     cut = (dict(config["shapes"]), dict(config["attributes"]), dict(config.get("kept") or {}))
     return Opened(load_checkpoint(artifact.folder / MODEL), architecture, module, *cut, artifact.outputs)
+
+
+def open_weights_folder(weights: WeightsFolder, recipe: Recipe) -> Opened:
+    """The network of a folder in the Hub's layout, or of one that a trainer left. Raises CompressError."""
+    checkpoint = load_weights_folder(weights, trust_pickle=recipe.trust_pickle)
+    if recipe.arch is not None or weights.spec is None:
+        checkpoint, architecture = open_architecture(checkpoint, recipe.arch, recipe.arch_arg)
+    else:
+        check_trust(weights.spec, repr(str(weights.folder)))
+        checkpoint, architecture = open_architecture(checkpoint, weights.spec, {**weights.arguments, **recipe.arch_arg})
+        architecture = replace(
+            architecture,
+            input_shape=weights.input_shape or architecture.input_shape,
+            preprocessing=weights.preprocessing or architecture.preprocessing,
+            how="recorded",
+        )
+    return Opened(checkpoint, architecture, build_network(checkpoint, architecture))
 
 
 def build_network(checkpoint: Checkpoint, architecture: Architecture) -> nn.Module:

@@ -8,7 +8,9 @@ import torch
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
-from compress.checkpoint.architecture import build_architecture, find_architecture, load_weights
+from compress.checkpoint.architecture import find_architecture
+from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.read import load_checkpoint
 from compress.data import open_data, overlap
 from compress.demo import CHECKPOINT, DEMO_OPTIONS

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.atomic import new_file
-from compress.checkpoint.architecture import load_weights
+from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.manifest import computed_state
 from compress.checkpoint.read import load_checkpoint
 from compress.diagnostics.balance import Balanced, balance_units

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compress.api.measuring import evaluate_pair
 from compress.api.tuning import Tuning, finetune_module, recover_module
 from compress.artifact.folder import stored_state
-from compress.checkpoint.architecture import with_versions
+from compress.checkpoint.fitting import with_versions
 from compress.checkpoint.manifest import computed_state
 from compress.compression.layer import NEEDS_MEMORY
 from compress.compression.problem import Problem

@@ -24,12 +24,10 @@ from compress.api.writing import (
 from compress.artifact.exports import check_exports
 from compress.artifact.folder import stored_state, versions
 from compress.atomic import reserved
-from compress.checkpoint.architecture import (
-    Architecture,
-    describe_inputs,
-    with_versions,
-)
+from compress.checkpoint.architecture import Architecture
 from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.fitting import with_versions
+from compress.checkpoint.inputs import describe_inputs
 from compress.checkpoint.manifest import computed_state
 from compress.compression.resume import RunState
 from compress.data import Cast, DataSource

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from compress.checkpoint.builders import build_architecture, is_known
+from compress.checkpoint.fitting import check_fit, compare
+from compress.checkpoint.inputs import describe_inputs
 from compress.checkpoint.parametrisations import in_common_form, plain_state
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.suggesting import offer_arguments, read_chain, unknown_message
 from compress.checkpoint.torchvision_index import classifier_names, names_digest, read_index
+from compress.checkpoint.without_memory import Bounds
 from compress.data.preprocessing import Preprocessing
 from compress.errors import CheckpointError, UnknownArchitectureError, UnsupportedError
 from compress.models import REFERENCE_NETS
 
-COUNTER = "num_batches_tracked"
-SHOWN_FAULTS = 3
+T = TypeVar("T")
+MOST_PREFIX, MOST_PARTS = 3, 200  # pieces of a name that may be a prefix; prefixes that are tried
+SHORTEST_NAME, MOST_NAMED = 6, 3  # of timm's models that a file's name may name
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,92 +52,145 @@ class Architecture:
 def find_architecture(
     checkpoint: Checkpoint, arch: str | None = None, arguments: Mapping[str, object] | None = None
 ) -> Architecture:
-    """The architecture the user named, or the one whose names and shapes are those of the checkpoint.
+    """The architecture alone that `open_architecture` finds; errors as there."""
+    return open_architecture(checkpoint, arch, arguments)[1]
+
+
+def open_architecture(
+    checkpoint: Checkpoint, arch: str | None = None, arguments: Mapping[str, object] | None = None
+) -> tuple[Checkpoint, Architecture]:
+    """The architecture the user named, or the one whose names and shapes are those of the checkpoint, and its tensors.
 
     A named one is completed from the shapes: the number of classes, and the widths of the project's reference nets.
+    Where all names, or those of one part, fit without a common prefix (`model.` of Lightning, `ema_model.`), that part
+    is the network.
 
     Raises:
         UnknownArchitectureError: not named and not recognised, or a name that does not exist.
-        CheckpointError: the named architecture does not fit the checkpoint.
+        CheckpointError: the named architecture does not fit the checkpoint, or two of its parts fit.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in plain_state(checkpoint.state).items()}
     given = dict(arguments or {})
-    if arch is not None:
-        completed = complete_arguments(arch, given, shapes)
-        module = build_architecture(arch, completed, memory=not is_known(arch), trusted=True)
-        check_fit(module, in_common_form(module, checkpoint.state), arch)
-        how = "named"
-    else:
-        found = recognise(shapes, checkpoint.path.name) or recognise_class(checkpoint, shapes)
+    if arch is None:
+        found = first_fitting(checkpoint, lambda part: recognise(shapes_of(part), checkpoint.path.name))
+        if found is None and (own := recognise_class(checkpoint, shapes_of(checkpoint))) is not None:
+            found = checkpoint, own
         if found is None:
-            raise UnknownArchitectureError(unknown_message(checkpoint, shapes))
-        arch, completed, how = found
+            raise UnknownArchitectureError(unknown_message(checkpoint, shapes_of(checkpoint)))
+        checkpoint, (arch, completed, how) = found
         if given:
             raise UnknownArchitectureError(
                 f"--arch-arg was given without --arch; this file was recognised as --arch {arch}, name it too."
             )
+    else:
+        checkpoint, completed = fit_named(checkpoint, arch, given)
+        how = "named"
     shape, preprocessing = describe_inputs(arch, completed)
-    return Architecture(arch, completed, shape, preprocessing, how, trusted=True)
+    return checkpoint, Architecture(arch, completed, shape, preprocessing, how, trusted=True)
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy a state into a module of exactly these names and shapes; BatchNorm's batch counters may be missing.
+def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, computed weights under their plain names."""
+    return {name: tuple(tensor.shape) for name, tensor in plain_state(checkpoint.state).items()}
+
+
+def fit_named(checkpoint: Checkpoint, arch: str, given: dict[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint, or the part of it that fits, and the completed arguments of the architecture the user named."""
+    built: dict[str, nn.Module] = {}
+
+    def fit(part: Checkpoint) -> tuple[dict[str, Any], nn.Module] | None:
+        completed = complete_arguments(arch, given, shapes_of(part), in_order=part.format != "safetensors")
+        key = repr(completed)
+        if key not in built:
+            numbers = sum(tensor.numel() for tensor in part.state.values())
+            built[key] = build_architecture(
+                arch,
+                completed,
+                memory=not is_known(arch),
+                trusted=True,
+                bounds=Bounds.of_file(numbers, len(part.state)),
+            )
+        state = in_common_form(built[key], part.state)
+        return None if compare(built[key], {name: tuple(tensor.shape) for name, tensor in state.items()}) else (
+            completed, built[key]
+        )  # fmt: skip
+
+    try:
+        found = first_fitting(checkpoint, fit)
+    except UnsupportedError as error:
+        if checkpoint.hyper_parameters and not given:
+            raise type(error)(f"{error}{offer_arguments(checkpoint.hyper_parameters)}") from error
+        raise
+    if found is None:
+        module = next(iter(built.values()))
+        check_fit(module, in_common_form(module, checkpoint.state), arch)
+        raise CheckpointError(f"The checkpoint does not fit {arch}.")
+    return found[0], found[1][0]
+
+
+def first_fitting(checkpoint: Checkpoint, fit: Callable[[Checkpoint], T | None]) -> tuple[Checkpoint, T] | None:
+    """The checkpoint, or else the one part of it under a prefix of its names that fits; None where none does.
 
     Raises:
-        CheckpointError: names or shapes differ; the first differences are listed.
+        CheckpointError: two parts fit, and neither says that it is an average (EMA).
     """
-    state = in_common_form(module, state)
-    check_fit(module, state, type(module).__name__)
-    module.load_state_dict(with_versions(module, state), strict=False)
+    whole = fit(checkpoint)
+    if whole is not None:
+        return checkpoint, whole
+    parts = [(prefix, part) for prefix, part in parts_of(checkpoint)]
+    fitting = [(prefix, part, found) for prefix, part in parts if (found := fit(part)) is not None]
+    if len(fitting) > 1:
+        fitting = [each for each in fitting if "ema" in each[0].lower()] or fitting
+    if len(fitting) > 1:
+        names = " and ".join(f"`{prefix}`" for prefix, _, _ in fitting[:4])
+        first = fitting[0][0].rstrip(".")
+        raise CheckpointError(
+            f"{checkpoint.path.name!r} holds the network several times, under {names}; say which: --state-key {first}."
+        )
+    return (fitting[0][1], fitting[0][2]) if fitting else None
 
 
-def with_versions(module: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """The state with the format versions of the module's own state dict, which some modules refuse to load without."""
-    versioned = OrderedDict(state)
-    versioned._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
-    return versioned
+def parts_of(checkpoint: Checkpoint) -> Iterator[tuple[str, Checkpoint]]:
+    """The tensors under each prefix of their names that at least half of the largest such part has, prefix removed."""
+    counts: Counter[str] = Counter()
+    for name in checkpoint.state:
+        pieces = name.split(".")
+        counts.update(".".join(pieces[:depth]) + "." for depth in range(1, min(len(pieces), MOST_PREFIX + 1)))
+    most = max(counts.values(), default=0)
+    for prefix, count in list(counts.items())[:MOST_PARTS]:
+        if 2 * count >= most and count > 1:
+            state = {
+                name.removeprefix(prefix): value for name, value in checkpoint.state.items() if name.startswith(prefix)
+            }
+            rest = len(checkpoint.state) - count
+            ignored = (f"{rest} tensors outside of `{prefix}`: not of the network",) if rest else ()
+            yield (
+                prefix,
+                replace(
+                    checkpoint,
+                    state=state,
+                    module=None,
+                    prefix=checkpoint.prefix + prefix,
+                    ignored=checkpoint.ignored + ignored,
+                ),
+            )
 
 
-def compare(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """How a module's tensors differ from the shapes of a state dict, one entry a difference.
+def complete_arguments(
+    arch: str, given: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], *, in_order: bool = True
+) -> dict[str, Any]:
+    """The user's arguments, and those that follow from the shapes where the user gave none.
 
-    A tensor with several names may stand in the file under any one of them.
+    `in_order`: whether the names stand in the order of the layers, as `torch.save` keeps them.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if hasattr(tensor, "shape")}
-    elsewhere = {name for names in shared_names(module) if any(name in shapes for name in names) for name in names}
-    faults = [
-        f"`{name}` is {shapes[name]} in the file and {shape} in the network"
-        for name, shape in own.items()
-        if name in shapes and shapes[name] != shape
-    ]
-    faults += [
-        f"the file lacks `{name}`"
-        for name in own
-        if name not in shapes and name not in elsewhere and not name.endswith(COUNTER)
-    ]
-    faults += [f"the network has no `{name}`" for name in shapes if name not in own]
-    return faults
-
-
-def shared_names(module: nn.Module) -> list[list[str]]:
-    """The names of every tensor that has several (tied weights)."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]:
-        names.setdefault(id(tensor), []).append(name)
-    return [known for known in names.values() if len(known) > 1]
-
-
-def check_fit(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Refuse a state that is not the module's. Raises CheckpointError."""
-    faults = compare(module, {key: tuple(tensor.shape) for key, tensor in state.items()})
-    if faults:
-        more = f"; {len(faults) - SHOWN_FAULTS} more differences" if len(faults) > SHOWN_FAULTS else ""
-        raise CheckpointError(f"The checkpoint does not fit {name}: {'; '.join(faults[:SHOWN_FAULTS])}{more}.")
-
-
-def complete_arguments(arch: str, given: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The user's arguments, and those that follow from the shapes where the user gave none."""
     scheme, _, name = arch.partition(":")
+    if scheme == "chain" and "layers" not in given:
+        layers = read_chain(shapes, in_order=in_order)
+        if layers is None:
+            raise UnknownArchitectureError(
+                f"--arch {arch}: the tensors are no plain chain of convolutions and linear layers; name the class that "
+                "made them."
+            )
+        return {**given, "layers": layers}
     if scheme == "compress" and name in REFERENCE_NETS:
         return {**infer_reference(name, shapes), **given}
     if scheme == "torchvision" and name in classifier_names():
@@ -170,13 +228,41 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], file_name: str) -> tuple[st
             if fits(f"torchvision:{name}", arguments, shapes):
                 matches.append((f"torchvision:{name}", arguments))
     if not matches:
-        return None
+        return recognise_timm(shapes, file_name)
     plain = re.sub(r"[^a-z0-9]", "", file_name.lower())
     hints = [match for match in matches if re.sub(r"[^a-z0-9]", "", match[0].partition(":")[2].lower()) in plain]
     chosen = (hints or matches)[0]
     others = ", ".join(spec for spec, _ in matches if spec != chosen[0])
     words = "recognised by names and shapes" + (f"; {others} would fit too" if others else "")
     return *chosen, words
+
+
+def recognise_timm(shapes: Mapping[str, tuple[int, ...]], file_name: str) -> tuple[str, dict[str, Any], str] | None:
+    """The timm model that the file's name names and whose names and shapes these are; None where there is none.
+
+    Raises:
+        UnknownArchitectureError: several fit; models whose names differ in a prefix (`tf_`) compute differently.
+    """
+    plain = re.sub(r"[^a-z0-9]", "", file_name.lower())
+    if len(plain) < SHORTEST_NAME or find_spec("timm") is None:
+        return None
+    import timm
+
+    known = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in timm.list_models()}
+    named = sorted((short for short in known if len(short) >= SHORTEST_NAME and short in plain), key=len)[-MOST_NAMED:]
+    ends = {short.removeprefix("tf") for short in named}
+    found = []
+    for name in (name for short, name in known.items() if short.removeprefix("tf") in ends):
+        arguments = complete_arguments(f"timm:{name}", {}, shapes)
+        if fits(f"timm:{name}", arguments, shapes):
+            found.append((f"timm:{name}", arguments, "recognised by the file's name, names and shapes"))
+    if len(found) > 1:
+        specs = ", ".join(spec for spec, _, _ in found)
+        raise UnknownArchitectureError(
+            f"{file_name!r} has the names and shapes of {specs}, which compute differently; say which: "
+            f"--arch {found[0][0]}."
+        )
+    return found[0] if found else None
 
 
 def fits(spec: str, arguments: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -203,71 +289,3 @@ def recognise_class(
     except UnsupportedError:
         return None
     return spec, {}, "the class the trusted file names"
-
-
-def describe_inputs(spec: str, arguments: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, Preprocessing | None]:
-    """Shape of one sample and the published preprocessing, where known."""
-    scheme, _, name = spec.partition(":")
-    if scheme == "compress":
-        net = REFERENCE_NETS[name]
-        shape = net.input_shape(arguments)
-        mean, std = net.normalisation.mean, net.normalisation.std
-        fitting = len(shape) == 3 and len(mean) in (1, shape[0])
-        return shape, Preprocessing(mean=mean, std=std) if fitting else None
-    if scheme == "torchvision":
-        return describe_torchvision(name)
-    if scheme == "timm":
-        return describe_timm(name)
-    return None, None
-
-
-def describe_torchvision(name: str) -> tuple[tuple[int, ...], Preprocessing | None]:
-    """Input shape and transforms of a torchvision model's default weights (only their description is read)."""
-    from torchvision import models
-
-    weights = models.get_model_weights(name).DEFAULT
-    transforms = weights.transforms()
-    side = transforms.crop_size[0]
-    preprocessing = Preprocessing(
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
-        resize=transforms.resize_size[0] if len(transforms.resize_size) == 1 else tuple(transforms.resize_size),
-        crop=side if len(transforms.crop_size) == 1 else tuple(transforms.crop_size),
-        interpolation=transforms.interpolation.value,
-    )
-    return (3, side, side), preprocessing
-
-
-def describe_timm(name: str) -> tuple[tuple[int, ...] | None, Preprocessing | None]:
-    """Input shape and transforms of a timm model's default weights (only their description is read)."""
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    if config is None:
-        return None, None
-    shape = tuple(config.input_size)
-    side = int(shape[-1])
-    preprocessing = Preprocessing(
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-        resize=int(side / (config.crop_pct or 1.0)),
-        crop=side,
-        interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
-    )
-    return shape, preprocessing
-
-
-def unknown_message(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Why no architecture was found, and a complete command that names one."""
-    file = shlex.quote(str(checkpoint.path))
-    first = [f"{name} {shape}" for name, shape in list(shapes.items())[:2]]
-    last = [f"{name} {shape}" for name, shape in list(shapes.items())[-1:]]
-    name = (checkpoint.class_name or "Net").rpartition(".")[2]
-    trust = " --trust-pickle" if checkpoint.trusted else ""
-    key = f" --state-key {checkpoint.state_key}" if checkpoint.state_key else ""
-    return (
-        f"The architecture of {checkpoint.path.name!r} is not known: its {len(shapes)} tensors ({', '.join(first)}, …, "
-        f"{', '.join(last)}) belong to no network of torchvision or compress.models. Put the class that made it into a "
-        f"file here, say mynet.py, and name it: compress {file}{trust}{key} --arch mynet:{name} --data folder:train "
-        f"(constructor arguments: --arch-arg num_classes=10)."
-    )

@@ -24,6 +24,7 @@ from compress.checkpoint.without_memory import NAMED, Bounds, without_memory
 from compress.data.importing import import_object
 from compress.errors import UnknownArchitectureError, UnsupportedError, UntrustedCodeError
 from compress.models import REFERENCE_NETS
+from compress.models.plain import ACTIVATIONS, PlainChain
 
 BUILD_FAULTS = (
     TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError, AssertionError,
@@ -32,6 +33,7 @@ BUILD_FAULTS = (
 TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # no hf-hub:, local-dir: or other source
 TIMM_WORDS = frozenset({"global_pool", "act_layer", "norm_layer", "pool_type", "stem_type"})
 TIMM_MORE = frozenset({"bn_eps", "bn_momentum", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "img_size"})
+MOST_PADDING = 64
 NO_CLASS_OF_ITS_OWN = re.compile(r"Timm|Auto|PreTrained|Pretrained")  # wrap or fetch other networks
 
 
@@ -79,7 +81,7 @@ def build_architecture(
     if not name:
         raise UnknownArchitectureError(
             f"--arch {spec!r} is not understood; expected torchvision:NAME, compress:NAME, timm:NAME, "
-            f"transformers:CLASS or package.module:factory{suggestion(spec)}."
+            f"transformers:CLASS, chain:relu or package.module:factory{suggestion(spec)}."
         )
     build = BUILDERS.get(scheme)
     if build is None and not trusted:
@@ -162,6 +164,19 @@ def prepare_transformers(spec: str, name: str, arguments: Mapping[str, Any]) -> 
     return lambda: kind(configuration(**arguments))
 
 
+def prepare_chain(spec: str, name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    """A plain chain of convolutions and linear layers, an activation of that name between them."""
+    if name not in ACTIVATIONS:
+        raise UnknownArchitectureError(f"chain:{name[:40]}: the activation is one of {', '.join(ACTIVATIONS)}.")
+    unknown = set(arguments) - {"layers", "pool", "padding"}
+    if unknown or "layers" not in arguments:
+        raise UnsupportedError(f"{spec!r} takes layers (read off a file), pool and padding.")
+    padding = arguments.get("padding")
+    if padding is not None and not (type(padding) is int and 0 <= padding <= MOST_PADDING):
+        raise UnsupportedError(f"{spec!r}: padding is a number of pixels, got {padding!r:.40}.")
+    return lambda: PlainChain(activation=name, **arguments)
+
+
 def build_factory(spec: str, arguments: dict[str, Any]) -> nn.Module:
     """What a user's class or function returns. Its module is executed.
 
@@ -185,6 +200,7 @@ BUILDERS: dict[str, Callable[[str, str, Mapping[str, Any]], Callable[[], nn.Modu
     "compress": prepare_reference,
     "timm": prepare_timm,
     "transformers": prepare_transformers,
+    "chain": prepare_chain,
 }
 
 

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compress.checkpoint.architecture import check_fit, load_weights
 from compress.checkpoint.builders import build_architecture, check_trust, is_known, shown
+from compress.checkpoint.fitting import check_fit, load_weights
 from compress.checkpoint.parametrisations import in_common_form
 from compress.checkpoint.restoring import restore_shapes
 from compress.checkpoint.without_memory import Bounds, total_bytes

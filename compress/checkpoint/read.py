@@ -8,7 +8,7 @@ import struct
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,10 @@ from compress.checkpoint.archive import archive_pickle, check_storages, legacy_s
 from compress.checkpoint.pickle_scan import Scan, Stand, check_tensors, scan_pickle
 from compress.errors import CheckpointError, NonFiniteError, UnsupportedError, UntrustedPickleError
 
-STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "net", "model_state_dict", "model_state", "weights")
+STATE_KEYS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema", "state_dict", "model", "net",
+    "model_state_dict", "model_state", "weights", "params", "module",
+)  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.")
 MAX_WRAPPERS = 4
 LOAD_FAULTS = (
@@ -46,6 +49,7 @@ class Checkpoint:
         ignored: entries beside the tensors, with the reason why each does not count.
         class_name: "package.module.Class" of a full pickled module.
         trusted: whether reading it executed code that the file names.
+        hyper_parameters: what the file says of its constructor's arguments (Lightning), plain data.
     """
 
     state: dict[str, Tensor]
@@ -60,6 +64,7 @@ class Checkpoint:
     ignored: tuple[str, ...] = ()
     class_name: str | None = None
     trusted: bool = False
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_checkpoint(path: str | Path, *, state_key: str | None = None, trust_pickle: bool = False) -> Checkpoint:
@@ -108,7 +113,16 @@ def load_checkpoint(path: str | Path, *, state_key: str | None = None, trust_pic
         ignored=ignored,
         class_name=class_name,
         trusted=trusted,
+        hyper_parameters=hyper_parameters(found),
     )
+
+
+def hyper_parameters(found: Any) -> Mapping[str, Any]:
+    """The constructor's arguments that a wrapper dict keeps; empty where it keeps none."""
+    for key in ("hyper_parameters", "hparams"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            return {name: value for name, value in found[key].items() if isinstance(name, str) and name.isidentifier()}
+    return {}
 
 
 def check_regular(path: Path) -> int:
@@ -268,6 +282,9 @@ def choose_state(found: Any, state_key: str | None, name: str) -> tuple[Any, str
         chosen = found
         for part in state_key.split("."):
             if not isinstance(chosen, Mapping) or part not in chosen:
+                below = named_below(found, state_key)
+                if below:
+                    return below, state_key
                 raise CheckpointError(f"{name!r} has no key {state_key!r}; it has {describe_keys(found)}.")
             chosen = chosen[part]
         if not is_state(chosen):
@@ -287,6 +304,19 @@ def choose_state(found: Any, state_key: str | None, name: str) -> tuple[Any, str
             + "."
         )
     return found, ".".join(path) or None
+
+
+def named_below(found: Any, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it, at the top of a file or in its usual state dict."""
+    places = [found] if not isinstance(found, Mapping) else [found, *(found.get(key) for key in STATE_KEYS)]
+    for place in places:
+        if isinstance(place, Mapping):
+            start = f"{prefix}."
+            names = [name for name in place if isinstance(name, str) and name.startswith(start)]
+            below = {name.removeprefix(start): place[name] for name in names}
+            if is_state(below):
+                return below
+    return {}
 
 
 def is_nested(value: Any) -> bool:

@@ -53,7 +53,7 @@ class Bounds:
         A cut takes units and leaves every layer, so that the original has about as many tensors, but any number of
         numbers: 64 times as many, or a gigabyte in float32 where that is more.
         """
-        return cls(numbers=max(1 << 28, 64 * numbers), calls=20_000 + 500 * tensors)
+        return cls(numbers=max(1 << 28, 64 * numbers), calls=5_000 + 500 * tensors)
 
 
 NAMED = Bounds(numbers=1 << 40, calls=10_000_000)  # of a network that the user named, with no file to compare with

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compress.artifact.folder import load, stored_state, write_artifact
-from compress.checkpoint.architecture import build_architecture
+from compress.checkpoint.builders import build_architecture
 from compress.checkpoint.manifest import read_artifact
 from compress.errors import OutputError
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from compress.checkpoint.architecture import build_architecture, find_architecture, load_weights
+from compress.checkpoint.architecture import find_architecture
+from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.read import Checkpoint, load_checkpoint
 from compress.checkpoint.torchvision_index import classifier_names, names_digest, read_index
 from compress.errors import CheckpointError, UnknownArchitectureError, UnsupportedError

@@ -14,7 +14,7 @@ from torch.nn import utils
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import compress
-from compress.checkpoint.architecture import load_weights
+from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.parametrisations import materialise
 from compress.errors import UnsupportedError
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from compress.checkpoint.architecture import build_architecture, describe_inputs
+from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.inputs import describe_inputs
 from compress.data import Preprocessing, open_data
 from compress.recipe import make_recipe, read_recipe
 from compress.training.session import train_copy
