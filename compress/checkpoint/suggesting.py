@@ -41,13 +41,13 @@ def unknown_message(checkpoint: Checkpoint, shapes: Shapes) -> str:
             f"Give the file as it was saved, or the class that made it: {start} --arch mynet:{name}."
         )
     layers = read_chain(shapes, in_order=checkpoint.format != "safetensors")
-    if layers is not None:
+    if layers is not None and checkpoint.class_name is None:
         return f"The architecture of {file!r} is not named in it. {offer_chain(start, layers)}"
     hint = offer_arguments(checkpoint.hyper_parameters)
     return (
         f"The architecture of {file!r} is not known: its {len(shapes)} tensors ({', '.join(first)}, …, "
         f"{', '.join(last)}) belong to no network of torchvision or compress.models. Put the class that made it into a "
-        f"file here, say mynet.py, and name it: {start} --arch mynet:{name} with the same --data{hint}."
+        f"file here, say mynet.py, and name it: {start} --arch mynet:{name} and your other options{hint}."
     )
 
 

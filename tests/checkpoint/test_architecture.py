@@ -141,11 +141,12 @@ def test_a_timm_model_is_built_by_name() -> None:
 
 
 def test_an_unknown_architecture_shows_a_complete_command() -> None:
-    checkpoint = checkpoint_of(SequentialCnn().state_dict(), "my nets/cnn.pth")
+    state = {**SequentialCnn().state_dict(), "scale": torch.ones(1)}
+    checkpoint = checkpoint_of(state, "my nets/cnn.pth")
     with pytest.raises(UnknownArchitectureError) as caught:
         find_architecture(checkpoint)
     message = str(caught.value)
-    assert "compress 'my nets/cnn.pth' --arch mynet:Net --data" in message
+    assert "compress 'my nets/cnn.pth' --arch mynet:Net and your other options" in message
     assert "conv_layers.0.weight (32, 3, 3, 3)" in message
     assert "\n" not in message
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from compress.artifact.checksums import write_checksums
 from compress.artifact.folder import write_artifact
 from compress.checkpoint.builders import build_architecture
+from compress.report.model import CostReport, Counts
+from tests.report.reports import make_small_report
 
 SPEC, ARGUMENTS = "compress:mlp", {"widths": [4, 6, 3]}
 TOUCH = "from pathlib import Path\nPath({mark!r}).touch()\ndef build(**_):\n    raise SystemExit\n"
@@ -30,11 +33,9 @@ def write_folder(folder: Path) -> Path:
     }
     folder.mkdir(parents=True)
     write_artifact(folder, module.state_dict(), config, {"recipe.yaml": "keep: 0.5\n"})
-    report = {
-        "layers": [], "evaluation": None, "data": {"evaluation": None},
-        "cost": {"parameters": [51, 51], "macs": [42, 42], "latency": []},
-    }  # fmt: skip
-    (folder / "report.json").write_text(json.dumps(report))
+    cost = CostReport(Counts(51, 51), Counts(42, 42), Counts(204, 204), ())
+    report = replace(make_small_report(), layers=(), cost=cost, search=None, evaluation=None)
+    (folder / "report.json").write_text(json.dumps(report.to_json()))
     write_checksums(folder)
     return folder
 
