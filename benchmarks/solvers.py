@@ -149,7 +149,7 @@ def large(run: Run, quick: bool) -> None:
             seconds = time.perf_counter() - begin
             shape = f"K {moments.unit_count}, D {moments.output_count}"
             rows.append(
-                [f"{name} {fraction:g}", shape, solution.active.numel(), seconds, solution.gap, solution.status]
+                [f"{name} {fraction:g}", shape, solution.active.numel(), seconds, solution.gap, solution.message]
             )
             if name == "C":
                 slowest = max(slowest, seconds if solution.certified else float("inf"))
@@ -179,7 +179,7 @@ def conv(run: Run, quick: bool) -> None:
         begin = time.perf_counter()
         solution = solve(penalised(moments, fraction), tolerance=TOLERANCE)
         seconds = time.perf_counter() - begin
-        rows.append([fraction, solution.active.numel(), seconds, solution.gap, solution.status.split(":")[0]])
+        rows.append([fraction, solution.active.numel(), seconds, solution.gap, solution.status.value])
     run.table(
         f"Conv groups: K {units}, s 9, D {outputs}", ("λ/λ_max", "active units", "seconds", "gap", "status"), rows
     )
@@ -207,7 +207,7 @@ def real(run: Run) -> None:
             seconds = time.perf_counter() - begin
             size = f"K {moments.unit_count}, s {moments.group_size}, D {moments.output_count}"
             rows.append(
-                [name, size, fraction, solution.active.numel(), seconds, solution.gap, solution.status.split(":")[0]]
+                [name, size, fraction, solution.active.numel(), seconds, solution.gap, solution.status.value]
             )
     header = ("input of", "size", "λ/λ_max", "active units", "seconds", "gap", "status")
     run.table("Real moments: VGG-19 on CIFAR-10 (centred)", header, rows)

@@ -83,7 +83,7 @@ def test_fine_tuning_is_reported_apart() -> None:
     assert (tuning.method, tuning.length) == ("distillation", 20)
     assert found.evaluations == 2
     divergences = dict(tuning.divergences)
-    assert divergences[tuning.kept] == min(divergences.values()) < divergences[0]
+    assert divergences[tuning.kept] < divergences[0]  # the nearest of those that no figure calls worse
     plain = report(keep=3)
     assert plain.finetune is None
     assert tuning.evaluation_before.compressed == plain.evaluation.compressed

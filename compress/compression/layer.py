@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from compress.convex import (
     SelectionCurve,
     Solution,
     WidthBound,
+    nested_errors,
     polish_units,
     select_units,
     solve,
@@ -45,6 +46,7 @@ from compress.units.groups import UnitGroup
 CURVE_POINTS = 200  # of a curve or spectrum, in the report
 NEEDS_MEMORY = "left as it is: a width above that needs more --memory"
 POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units
+SHAKING = 0.3  # effort of polishing, about a third of a second a layer on one core
 
 
 def default_of(option: str) -> Any:
@@ -194,15 +196,22 @@ def layer_unit_costs(
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """A certified solution of a convex problem, and in words which problem it solves."""
+    """A certified solution of a convex problem, and in words which problem it solves.
+
+    Attributes:
+        selected: a smaller width at which selected units do the same; None: the width is that of its support.
+        support: whether the units of its support are those to keep.
+    """
 
     solution: Solution
     form: str
+    selected: int | None = None
+    support: bool = False
 
     @property
     def width(self) -> int:
-        """Units of its support, at least one."""
-        return max(1, len(self.solution.active))
+        """Units of its support, or fewer that were selected; at least one."""
+        return max(1, len(self.solution.active) if self.selected is None else self.selected)
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,13 +268,15 @@ def solve_layer(
     certificate = solve_lasso(weighing, decision, options)
     clock.lap("lasso")
     curve = order_units(weighing, moments, decision, options)
+    if certificate is not None and isinstance(decision, Within):
+        certificate = support_or_selected(certificate, curve, weighing, options)
     clock.lap("selection")
     trials = Trials(moments, curve, options.ridge, original, current)
     width = find_width(group, moments, decision, certificate, options, trials)
     clock.lap("width")
     if width is None:
         return untouched(group, moments, facts, weighing.lambda_max, curve, clock.laps)
-    kept = take_units(group, weighing, curve, width, decision, options, swaps=swaps)
+    kept = take_units(group, weighing, curve, width, decision, certificate, options, swaps=swaps)
     clock.lap("selection")
     final = refit_layer(moments, kept, options.ridge, original, current)
     clock.lap("refit")
@@ -312,6 +323,20 @@ def solve_lasso(weighing: Weighing, decision: Decision, options: LayerOptions) -
         form = f"exact on the numerical range of Φ (relative singular value {options.rank_tolerance:g})"
         return Certificate(solution, form)
     return None
+
+
+def support_or_selected(
+    certificate: Certificate, curve: SelectionCurve, weighing: Weighing, options: LayerOptions
+) -> Certificate:
+    """The exact solution's own units, or fewer that selection finds for the same error; its form says which and why."""
+    support = certificate.solution.active.cpu()
+    reached = float(nested_errors(weighing.selecting, support, ridge=options.ridge, intercept=False)[-1])
+    selected = curve.width_for(reached * (1 + 1e-6) + 1e-9)
+    if selected < len(support):
+        why = f"{selected} selected units are kept: they refit to the error {reached:.1e} of its {len(support)}"
+        return replace(certificate, form=f"{certificate.form}; {why}", selected=selected)
+    why = f"its own {len(support)} units are kept: selection takes {selected} for their error {reached:.1e}"
+    return replace(certificate, form=f"{certificate.form}; {why}", support=True)
 
 
 def order_units(weighing: Weighing, moments: LayerMoments, decision: Decision, options: LayerOptions) -> SelectionCurve:
@@ -390,6 +415,7 @@ def take_units(
     curve: SelectionCurve,
     width: int,
     decision: Decision,
+    certificate: Certificate | None,
     options: LayerOptions,
     *,
     swaps: bool,
@@ -397,10 +423,17 @@ def take_units(
     """Places (width,) of the units that stay, among those that the moments hold."""
     if isinstance(decision, Given):
         return curve.units(width)
+    if certificate is not None and certificate.support and group.blocks == 1:
+        support = certificate.solution.active.cpu()
+        if len(support) == width:
+            return support
     kept = legal_units(group, curve, width)
     small = weighing.joint.gram.shape[0] <= POLISHABLE and width < weighing.joint.unit_count
     if swaps and small and options.selection == "best" and group.blocks == 1:
-        return polish_units(weighing.selecting, kept, ridge=options.ridge, intercept=False)
+        starts = [order[:width] for order in curve.orders.values()]
+        return polish_units(
+            weighing.selecting, kept, others=starts, ridge=options.ridge, intercept=False, effort=SHAKING
+        )
     return kept
 
 

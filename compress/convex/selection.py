@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from compress.convex.elimination import backward_order, forward_order, nested_er
 from compress.convex.factored import FactoredMoments
 from compress.convex.lasso import MultitaskLasso, unit_norms
 from compress.convex.moments import Moments
-from compress.convex.path import penalty_grid, solve_path, solve_unit_count
+from compress.convex.path import penalty_grid, solve_path
 from compress.convex.refit import RIDGE, normal_equations
 from compress.convex.solve import solve
 from compress.convex.swaps import Polisher
@@ -143,6 +142,7 @@ METHODS: dict[str, Callable[[Moments, Tensor | None, float, bool], Tensor]] = {
 """Every single method, each a nested order."""
 
 _BEST = ("backward", "forward")
+_SHAKEN = 1024  # columns K·s up to which polishing goes on from shaken selections
 
 
 def select_units(
@@ -159,13 +159,17 @@ def select_units(
 
     Args:
         method: one of `METHODS`, or "best": at every width the better of backward elimination and forward
-            selection, with the widths asked for polished by swaps from several starts (theirs, and the support of
-            the lasso at 1.5 times the width reduced backward).
+            selection, with the widths asked for polished by swaps from both; see `polish_units`.
         unit_costs: c (K,) of the lasso-based methods; default 1.
         widths: widths to polish ("best" only).
         errors: relative errors: for each the smallest width that polishing can bring to it is sought ("best" only).
         ridge: relative ridge of every error; its own cost is counted in, so errors are upper bounds.
     """
+    for width in () if widths is None else widths:
+        if not 0 <= width <= moments.unit_count:
+            raise ValueError(f"`widths` must lie between 0 and {moments.unit_count}, got {width}.")
+    if isinstance(errors, float):
+        raise ValueError(f"`errors` must be a sequence of relative errors, got {errors}.")
     if isinstance(moments, FactoredMoments):
         kept = moments.shortlist()
         inner = select_units(
@@ -188,14 +192,13 @@ def select_units(
     methods = tuple(names[int(i)] for i in winners)
     curve = SelectionCurve(orders[names[0]], values.cummin(0).values, methods, orders)
     if method == "best" and (widths or errors):
-        curve = _polished(curve, moments, unit_costs, widths or (), errors or (), ridge, intercept)
+        curve = _polished(curve, moments, widths or (), errors or (), ridge, intercept)
     return curve
 
 
 def _polished(
     curve: SelectionCurve,
     moments: Moments,
-    unit_costs: Tensor | None,
     widths: Sequence[int],
     errors: Sequence[float],
     ridge: float,
@@ -204,30 +207,26 @@ def _polished(
     polisher = Polisher(moments, ridge=ridge, intercept=intercept)
     found: dict[int, tuple[Tensor, float]] = {}
     count = moments.unit_count
-    small = moments.gram.shape[0] <= 1024  # above it one start a width, and no search with smaller steps
+    small = moments.covariance.shape[0] <= _SHAKEN
 
-    def improve(width: int, *, thorough: bool) -> float:
-        if width in found or not 0 < width < count:
-            return found[width][1] if width in found else float(curve.errors[width])
-        starts = [order[:width] for order in curve.orders.values()] if small else [curve.units(width)]
-        if width + 1 in found:
-            starts.append(polisher.without_cheapest(found[width + 1][0]))
-        if thorough:
-            starts.append(_lasso_then_backward(moments, width, unit_costs, ridge, intercept))
-        results = [polisher.polish(start) for start in starts if start.numel() == width]
-        found[width] = min(results, key=lambda result: result[1])
+    def improve(width: int, effort: float) -> float:
+        if not 0 < width < count:
+            return float(curve.errors[width])
+        starts = [order[:width] for order in curve.orders.values()]
+        starts += [found[width][0]] if width in found else []
+        starts += [polisher.without_cheapest(found[width + 1][0])] if width + 1 in found else []
+        found[width] = polisher.polish(starts, effort=effort if small else 0.0)
         return found[width][1]
 
     for width in widths:
-        improve(width, thorough=small)
+        improve(width, 1.0)
     for error in errors:
         width = curve.width_for(error)
-        step, tried_lasso = max(1, width // 30), False
-        while step >= 1 and width > 0:
-            if width - step > 0 and improve(width - step, thorough=small and step == 1 and not tried_lasso) <= error:
+        step = max(1, width // 30)
+        while step >= 1 and width > 0:  # the last steps are worth more work
+            if width - step > 0 and improve(width - step, 1.0 if step == 1 else 0.1) <= error:
                 width -= step
             else:
-                tried_lasso = tried_lasso or step == 1
                 step = step // 2 if small else 0
     polished, values, methods = {}, curve.errors.clone(), list(curve.methods)
     for width, (units, error) in found.items():
@@ -240,20 +239,6 @@ def _polished(
             polished[width] = torch.cat([smaller, torch.tensor([extra])]).sort().values
             values[width], methods[width] = values[width - 1], "swaps"
     return SelectionCurve(curve.order, values, tuple(methods), curve.orders, polished)
-
-
-def _lasso_then_backward(
-    moments: Moments, width: int, unit_costs: Tensor | None, ridge: float, intercept: bool
-) -> Tensor:
-    """Support of the lasso with about 1.5 times the width, then backward elimination inside it."""
-    own = moments.centred() if intercept else moments
-    wanted = min(moments.unit_count, math.ceil(1.5 * width))
-    solution = solve_unit_count(own, wanted, unit_costs, tolerance=1e-4, max_solves=12)
-    support = solution.active.cpu()
-    if support.numel() <= width:
-        return support
-    inside = backward_order(moments.subset(support), ridge=ridge, intercept=intercept)
-    return support[inside[:width]]
 
 
 def _spread(inner: SelectionCurve, kept: Tensor, count: int) -> SelectionCurve:

@@ -1,36 +1,50 @@
-"""Swap polishing: exchange units of a selection while the refit's error falls."""
+"""Swap polishing: the best exchange of two units, again and again, then the same from shaken selections."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.convex.elimination import reduced_outputs
-from compress.convex.moments import Moments, unit_columns
+from compress.convex.moments import Moments, unit_columns, unit_index
 from compress.convex.refit import RIDGE, NormalEquations, factored, normal_equations
 
 _RELATIVE_GAIN = 1e-9  # of the output energy: smaller improvements are left alone
+_REFRESH = 100  # sweeps after which a tableau is computed anew, to drop their rounding
+_CHUNK = 2e8  # multiplications between two looks at the best exchange so far
+_OVERHEAD = 1e7  # multiplications in the time that one call takes besides them
+_EFFORT = 5e9  # multiplications that shaken selections may take at `effort` 1, about a second on one core
 
 
 def polish_units(
     moments: Moments,
-    units: Tensor,
+    units: Any,
     *,
+    others: Sequence[Any] = (),
     ridge: float = RIDGE,
     intercept: bool = True,
-    max_pivots: int | None = None,
+    effort: float = 1.0,
+    seed: int = 0,
 ) -> Tensor:
-    """As many units (|S|,) as given, sorted, with a refit error that is at most theirs.
+    """As many units (|S|,) as given, sorted, such that no exchange of one for another lowers the refit's error.
 
-    Oscillating search: q units that lower the error most come in, the q that cost least go out (and the other way
-    round), q = 1, 2, 4, …; an exchange that lowers the error is kept. Every step is exact on the moments: one block
-    sweep of the tableau [G H], O((K·s)²·s).
+    From `units` and each of `others` the best of all |S|·(K − |S|) exchanges is made while there is one (its gain is
+    exact, for all pairs from one matrix product). Then the best selection is shaken, a few units out at random and the
+    best ones in, and descended again, for as long as `effort` allows; what is better is kept.
 
     Args:
-        max_pivots: sweeps allowed; default 5·10⁸/(K·s)², between 24 and 2000.
+        units: numbers or a mask of the units to start from.
+        others: other selections of as many units.
+        effort: of the shaken selections; 0: none. Work is counted in multiplications, so the result depends on the
+            input and `seed` alone.
     """
+    starts = [unit_index(own, moments.unit_count) for own in (units, *others)]
     polisher = Polisher(moments, ridge=ridge, intercept=intercept)
-    return polisher.polish(units, max_pivots=max_pivots)[0]
+    return polisher.polish(starts, effort=effort, seed=seed)[0]
 
 
 class Polisher:
@@ -44,125 +58,252 @@ class Polisher:
         self.equations = equations
         self.targets = reduced_outputs(equations, factor)
 
+    @property
+    def unit_count(self) -> int:
+        """K."""
+        return self.equations.gram.shape[0] // self.equations.group_size
+
     def error(self, units: Tensor) -> float:
         """Relative error of the refit on these units (ridge counted in)."""
-        return _relative(self.equations, _Tableau(self.equations, self.targets, units).explained)
+        return self._relative(_Tableau.of(self.equations, self.targets, units).explained)
 
     def without_cheapest(self, units: Tensor) -> Tensor:
         """These units without the one whose removal raises the error least."""
-        tableau = _Tableau(self.equations, self.targets, units)
-        tableau.pivot(adding=False)
+        tableau = _Tableau.of(self.equations, self.targets, units)
+        tableau.sweep(tableau.cheapest())
         return tableau.kept()
 
-    def polish(self, units: Tensor, *, max_pivots: int | None = None) -> tuple[Tensor, float]:
+    def polish(self, starts: Sequence[Tensor], *, effort: float = 1.0, seed: int = 0) -> tuple[Tensor, float]:
         """The polished units, sorted, and their relative error."""
-        equations = self.equations
-        n = equations.gram.shape[0]
-        count = n // equations.group_size
-        budget = max(24, min(2000, int(5e8 / max(1, n) ** 2))) if max_pivots is None else max_pivots
-        units = torch.unique(units).to(equations.gram.device)
-        tableau = _Tableau(equations, self.targets, units)
-        width = units.numel()
-        best, best_explained = tableau.kept(), tableau.explained
-        step, spent = 1, 0
-        least = _RELATIVE_GAIN * max(equations.energy, 1e-300)
-        while 0 < width < count and spent < budget and step <= min(16, width, count - width):
-            improved = False
-            for out_first in (False, True):
-                for phase in range(2):
-                    for _ in range(step):
-                        tableau.pivot(adding=(phase == 1) == out_first)
-                        spent += 1
-                if tableau.explained > best_explained + least:
-                    best, best_explained, improved = tableau.kept(), tableau.explained, True
-                    break
-                tableau = tableau if tableau.same(best) else _Tableau(equations, self.targets, best)
-            step = 1 if improved else 2 * step
-            if tableau.pivots > 200:
-                tableau = _Tableau(equations, self.targets, best)  # drop the rounding of many sweeps
-                best_explained = tableau.explained
-        final = _Tableau(equations, self.targets, best)
-        start = _Tableau(equations, self.targets, units)
-        if final.explained < start.explained:
-            best, final = units, start
-        return best.sort().values, _relative(equations, final.explained)
+        device = self.targets.device
+        selections = {tuple(torch.unique(start).tolist()) for start in starts}
+        width = len(next(iter(selections)))
+        if any(len(selection) != width for selection in selections):
+            raise ValueError("selections to start from must have equally many units.")
+        least = _RELATIVE_GAIN * max(self.equations.energy, 1e-300)
+        best: _Tableau | None = None
+        for selection in sorted(selections):
+            tableau = _Tableau.of(
+                self.equations, self.targets, torch.tensor(selection, dtype=torch.long, device=device)
+            )
+            tableau = self._descend(tableau, least)
+            best = tableau if best is None or tableau.explained > best.explained else best
+        assert best is not None, "at least one start"
+        movable = min(width, self.unit_count - width)
+        if movable > 0 and effort > 0:
+            best = self._shake(best, least, effort * _EFFORT, torch.Generator().manual_seed(seed))
+        units = best.kept()
+        return units.sort().values, self._relative(_Tableau.of(self.equations, self.targets, units).explained)
+
+    def _descend(self, tableau: _Tableau, least: float) -> _Tableau:
+        """Exchanges until none gains: the tableau at a selection that no single swap improves."""
+        while True:
+            gain, out, into = tableau.best_exchange(least)
+            if gain <= least:
+                return tableau
+            before = tableau.explained
+            tableau.sweep(out)
+            tableau.sweep(into)
+            if tableau.sweeps > _REFRESH:
+                tableau = _Tableau.of(self.equations, self.targets, tableau.kept(), tableau.work)
+                if tableau.explained <= before:  # gains were rounding
+                    return tableau
+
+    def _shake(self, best: _Tableau, least: float, budget: float, generator: torch.Generator) -> _Tableau:
+        width = int(best.inside.sum())
+        movable = min(width, self.unit_count - width)
+        patience = 10 + self.unit_count
+        spent, failed = 0.0, 0
+        while spent < budget and failed < patience:
+            strength = min(movable, 1 + int(torch.randint(1, 4, (1,), generator=generator)))
+            tableau = best.copy()
+            inside = tableau.kept()
+            removed = inside[torch.randperm(width, generator=generator)[:strength].to(inside.device)]
+            for unit in removed.tolist():
+                tableau.sweep(unit)
+            tabu = removed if self.unit_count - width >= strength else removed[:0]
+            for _ in range(strength):
+                tableau.sweep(tableau.most_explaining(tabu))
+            tableau = self._descend(tableau, least)
+            spent += tableau.work
+            failed += 1
+            if tableau.explained > best.explained + least:
+                fresh = _Tableau.of(self.equations, self.targets, tableau.kept())
+                if fresh.explained > best.explained + least:
+                    best, failed = fresh, 0
+        return best
+
+    def _relative(self, explained: float) -> float:
+        if self.equations.energy <= 0:
+            return 0.0
+        return float(max(0.0, 1 - explained / self.equations.energy) ** 0.5)
 
 
-def _relative(equations: NormalEquations, explained: float) -> float:
-    if equations.energy <= 0:
-        return 0.0
-    return float(max(0.0, 1 - explained / equations.energy) ** 0.5)
-
-
+@dataclass(eq=False)
 class _Tableau:
-    """[G H] swept on the units kept: −P and coefficients inside, Schur complement and residual correlation outside."""
+    """[G H] swept on the units kept: −P and coefficients inside, Schur complement and residual correlation outside.
 
-    def __init__(self, equations: NormalEquations, targets: Tensor, units: Tensor) -> None:
-        s = equations.group_size
-        n = equations.gram.shape[0]
-        self.s = s
-        self.inside = torch.zeros(n // s, dtype=torch.bool, device=targets.device)
-        self.inside[units] = True
-        self.pivots = 0
-        inside = unit_columns(self.inside.nonzero()[:, 0], s)
-        outside = unit_columns((~self.inside).nonzero()[:, 0], s)
+    Attributes:
+        table: (n, n), n = K·s. weights: (n, d). inside: (K,). explained: energy that the units kept explain.
+        sweeps, work: since it was computed, and multiplications since it was copied.
+    """
+
+    table: Tensor
+    weights: Tensor
+    inside: Tensor
+    explained: float
+    s: int
+    sweeps: int = 0
+    work: float = 0.0
+
+    @classmethod
+    def of(cls, equations: NormalEquations, targets: Tensor, units: Tensor, work: float = 0.0) -> _Tableau:
+        s, n = equations.group_size, equations.gram.shape[0]
+        chosen = torch.zeros(n // s, dtype=torch.bool, device=targets.device)
+        chosen[units] = True
+        inside = unit_columns(chosen.nonzero()[:, 0], s)
+        outside = unit_columns((~chosen).nonzero()[:, 0], s)
         gram = equations.gram
-        self.table, self.weights = gram.clone(), targets.clone()
-        self.explained = 0.0
+        table, weights, explained = gram.clone(), targets.clone(), 0.0
         if inside.numel():
             factor = torch.linalg.cholesky(gram[inside[:, None], inside])
             inverse = torch.cholesky_inverse(factor)
             whitened = torch.linalg.solve_triangular(factor, targets[inside], upper=False)
-            self.explained = float(whitened.square().sum())
+            explained = float(whitened.square().sum())
             bridge = inverse @ gram[inside[:, None], outside]  # (|S|s, rest)
-            self.table[inside[:, None], inside] = -inverse
-            self.table[inside[:, None], outside] = bridge
-            self.table[outside[:, None], inside] = bridge.T
-            self.table[outside[:, None], outside] -= gram[outside[:, None], inside] @ bridge
+            table[inside[:, None], inside] = -inverse
+            table[inside[:, None], outside] = bridge
+            table[outside[:, None], inside] = bridge.T
+            table[outside[:, None], outside] -= gram[outside[:, None], inside] @ bridge
             coefficients = inverse @ targets[inside]
-            self.weights[outside] -= gram[outside[:, None], inside] @ coefficients
-            self.weights[inside] = coefficients
+            weights[outside] -= gram[outside[:, None], inside] @ coefficients
+            weights[inside] = coefficients
+        work += _OVERHEAD + inside.numel() * n * (inside.numel() + outside.numel())
+        return cls(table, weights, chosen, explained, s, work=work)
+
+    def copy(self) -> _Tableau:
+        return _Tableau(
+            self.table.clone(), self.weights.clone(), self.inside.clone(), self.explained, self.s, self.sweeps
+        )
 
     def kept(self) -> Tensor:
         return self.inside.nonzero()[:, 0]
 
-    def same(self, units: Tensor) -> bool:
-        return int(self.inside.sum()) == units.numel() and bool(self.inside[units].all())
-
-    def pivot(self, *, adding: bool) -> None:
-        """Bring in the unit that explains most, or drop the one that explains least."""
-        s = self.s
-        k = self.inside.shape[0]
-        blocks = self.table.reshape(k, s, k, s).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        blocks = torch.where(self.inside[:, None, None], -blocks, blocks)
+    def scores(self) -> Tensor:
+        """What each unit explains (K,), coming in from outside or lost from inside."""
+        k, s = self.inside.shape[0], self.s
         own = self.weights.reshape(k, s, -1)
+        blocks = self._blocks()
         if s == 1:
-            scores = own.square().sum((1, 2)) / blocks[:, 0, 0].clamp_min(1e-300)
-        else:
-            factor = torch.linalg.cholesky_ex(blocks)[0]
-            scores = torch.linalg.solve_triangular(factor, own, upper=False).square().sum((1, 2))
-            scores = torch.nan_to_num(scores, nan=0.0)
-        if adding:
-            unit = int(torch.where(self.inside, -1.0, scores).argmax())
-        else:
-            unit = int(torch.where(self.inside, scores, torch.inf).argmin())
-        self._sweep(unit)
-        self.explained += float(scores[unit]) if adding else -float(scores[unit])
+            return own.square().sum((1, 2)) / blocks[:, 0, 0].clamp_min(1e-300)
+        return _explained(blocks, own @ own.mT)
 
-    def _sweep(self, unit: int) -> None:
+    def cheapest(self) -> int:
+        """The unit inside that explains least."""
+        return int(torch.where(self.inside, self.scores(), torch.inf).argmin())
+
+    def most_explaining(self, tabu: Tensor) -> int:
+        """The unit outside, and not in `tabu`, that explains most."""
+        scores = torch.where(self.inside, -1.0, self.scores())
+        scores[tabu[~self.inside[tabu]]] = -0.5
+        return int(scores.argmax())
+
+    def best_exchange(self, least: float) -> tuple[float, int, int]:
+        """Gain in explained energy of the best exchange found, the unit that goes out and the one that comes in.
+
+        Units are looked at for removal from the cheapest on, many at once; the search ends at the first lot with an
+        exchange that gains more than `least`, or when no exchange does.
+        """
+        inside, outside = self.kept(), (~self.inside).nonzero()[:, 0]
+        m, o, d = inside.numel(), outside.numel(), self.weights.shape[1]
+        if not m or not o:
+            return 0.0, 0, 0
+        costs = self.scores()[inside]
+        inside = inside[costs.argsort(stable=True)]
+        lot = max(1, min(m, int(_CHUNK / (o * d * self.s**2))))
+        best = (0.0, 0, 0)
+        self.work += _OVERHEAD
+        for first in range(0, m, lot):
+            part = inside[first : first + lot]
+            self.work += part.numel() * o * d * self.s**2
+            gains = self._gains(part, outside) if self.s == 1 else self._block_gains(part, outside)
+            place = int(gains.argmax())
+            gain = float(gains.reshape(-1)[place])
+            if gain > best[0]:
+                best = (gain, int(part[place // o]), int(outside[place % o]))
+            if best[0] > least:
+                break
+        return best
+
+    def _gains(self, part: Tensor, outside: Tensor) -> Tensor:
+        """Gain (p, o) of every exchange of a unit in `part` for one `outside`, s = 1.
+
+        Without unit i the correlation of unit j with the residual is c_j + t·v_i, t = B_ij/P_ii, and what is left of
+        φ_j has the square σ_j + t²P_ii; i itself explained ‖v_i‖²/P_ii.
+        """
+        diagonal = self.table.diagonal()
+        p, left = -diagonal[part], diagonal[outside]  # P_ii, σ_j
+        v, c = self.weights[part], self.weights[outside]
+        t = self.table[part[:, None], outside] / p[:, None]
+        squares = v.square().sum(1)
+        numerator = torch.addmm(torch.zeros_like(t), v, c.T).mul_(2).mul_(t)
+        numerator.add_(c.square().sum(1)).addcmul_(t.square(), squares[:, None].expand_as(t))
+        denominator = left + t.square() * p[:, None]
+        gains = numerator / denominator.clamp_min(1e-300) - (squares / p)[:, None]
+        return torch.where(denominator > 1e-13, gains, -torch.inf)
+
+    def _block_gains(self, part: Tensor, outside: Tensor) -> Tensor:
+        """The same for s columns a unit: blocks in place of numbers."""
+        s, d = self.s, self.weights.shape[1]
+        columns = unit_columns(outside, s)
+        left = self._blocks()[outside]  # (o, s, s) Σ_j
+        c = self.weights[columns]  # (o·s, d)
+        rows = []
+        for unit in part.tolist():
+            own = slice(unit * s, unit * s + s)
+            inverse = torch.linalg.inv(-self.table[own, own])  # P_ii⁻¹
+            inverse = (inverse + inverse.T) / 2
+            bridge = self.table[own][:, columns]  # (s, o·s) B_i
+            shift = inverse @ self.weights[own]  # (s, d)
+            moved = torch.addmm(c, bridge.T, shift).reshape(-1, s, d)  # C_j + B_ijᵀP_ii⁻¹V_i
+            blocks = bridge.T.reshape(-1, s, s)  # B_ijᵀ
+            grown = left + blocks @ inverse @ blocks.mT
+            lost = float((self.weights[own] * shift).sum())
+            rows.append(_explained(grown, moved @ moved.mT) - lost)
+        return torch.stack(rows)
+
+    def _blocks(self) -> Tensor:
+        """P_kk inside, Σ_k outside (K, s, s)."""
+        k, s = self.inside.shape[0], self.s
+        blocks = self.table.reshape(k, s, k, s).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        return torch.where(self.inside[:, None, None], -blocks, blocks)
+
+    def sweep(self, unit: int) -> None:
+        """Bring a unit in from outside, or take it out."""
         s = self.s
         rows = slice(unit * s, unit * s + s)
-        sign = -1.0 if bool(self.inside[unit]) else 1.0
+        leaves = bool(self.inside[unit])
+        sign = -1.0 if leaves else 1.0
         block = self.table[rows, rows].clone()
         column = self.table[:, rows].clone()  # (n, s)
         inverse = torch.linalg.inv(block)
         scaled = column @ inverse
         own = self.weights[rows].clone()
+        self.explained += float((own * (inverse @ own)).sum())  # the block is −P_kk for a unit that leaves
         self.table.addmm_(scaled, column.T, alpha=-1)
         self.weights.addmm_(scaled, own, alpha=-1)
         self.table[:, rows] = sign * scaled
         self.table[rows, :] = sign * scaled.T
         self.table[rows, rows] = -(inverse + inverse.T) / 2
         self.weights[rows] = sign * (inverse @ own)
-        self.inside[unit] = ~self.inside[unit]
-        self.pivots += 1
+        self.inside[unit] = not leaves
+        self.sweeps += 1
+        self.work += _OVERHEAD / 4 + 4.0 * self.table.numel() * s + 4.0 * self.weights.numel() * s
+
+
+def _explained(blocks: Tensor, energies: Tensor) -> Tensor:
+    """tr Σ_k⁻¹E_k (k,) for blocks Σ and E (k, s, s); 0 where Σ_k is not positive definite."""
+    factor, info = torch.linalg.cholesky_ex(blocks)
+    solved: Tensor = torch.cholesky_solve(energies, factor)
+    found = solved.diagonal(dim1=1, dim2=2).sum(1)
+    return torch.where((info == 0) & torch.isfinite(found), found, 0.0)

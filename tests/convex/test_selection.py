@@ -1,5 +1,7 @@
 """Selection is greedy exactly, nested, and the default is no worse than any single method."""
 
+from itertools import combinations
+
 import pytest
 import torch
 
@@ -121,9 +123,58 @@ def test_swaps_never_raise_the_error_and_keep_the_number_of_units(size):
     generator = torch.Generator().manual_seed(0)
     for width in (1, 5, 12, 19, 20):
         start = torch.randperm(20, generator=generator)[:width]
-        polished = polish_units(moments, start)
+        polished = polish_units(moments, start, effort=0.05)
         assert polished.unique().numel() == width
         assert refit(moments, polished).error <= refit(moments, start).error * (1 + 1e-9)
+
+
+def exchanges(moments, units):
+    """Errors of every selection that differs from `units` in one unit."""
+    rest = [unit for unit in range(moments.unit_count) if unit not in set(units.tolist())]
+    for place in range(units.numel()):
+        for unit in rest:
+            other = units.clone()
+            other[place] = unit
+            yield refit(moments, other).error
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("effort", [0.0, 0.02])
+def test_no_exchange_of_one_unit_improves_a_polished_selection(size, effort):
+    moments = layer(14, size, 5)
+    for width in (1, 4, 9, 13):
+        start = torch.randperm(14, generator=torch.Generator().manual_seed(width))[:width]
+        polished = polish_units(moments, start, effort=effort)
+        assert refit(moments, polished).error <= min(exchanges(moments, polished)) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_polished_selections_of_correlated_features_are_the_best_of_all_subsets(seed):
+    generator = torch.Generator().manual_seed(seed)
+    features = (normal(generator, 200, 4) @ normal(generator, 4, 10)).relu() + normal(generator, 200, 1)
+    moments = Moments.of(features, features @ normal(generator, 10, 3) + 0.2 * normal(generator, 200, 3))
+    curve = select_units(moments)
+    for width in (2, 4, 6):
+        starts = [order[:width] for order in curve.orders.values()]
+        polished = polish_units(moments, starts[0], others=starts[1:], effort=0.1)
+        least = min(refit(moments, torch.tensor(units)).error for units in combinations(range(10), width))
+        assert refit(moments, polished).error <= least * (1 + 1e-6)
+
+
+def test_polishing_gives_the_same_units_each_time():
+    moments = layer(30, 1, 5, noise=0.1)
+    start = torch.arange(8)
+    assert torch.equal(polish_units(moments, start, effort=0.05), polish_units(moments, start, effort=0.05))
+
+
+def test_selections_that_cannot_be_are_refused():
+    moments = layer()
+    with pytest.raises(ValueError, match="equally many"):
+        polish_units(moments, [0, 1], others=[[2]])
+    with pytest.raises(ValueError, match="widths"):
+        select_units(moments, widths=[1000])
+    with pytest.raises(ValueError, match="errors"):
+        select_units(moments, errors=0.1)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
