@@ -206,9 +206,7 @@ def real(run: Run) -> None:
             solution = solve(penalised(moments.centred(), fraction), tolerance=TOLERANCE)
             seconds = time.perf_counter() - begin
             size = f"K {moments.unit_count}, s {moments.group_size}, D {moments.output_count}"
-            rows.append(
-                [name, size, fraction, solution.active.numel(), seconds, solution.gap, solution.status.value]
-            )
+            rows.append([name, size, fraction, solution.active.numel(), seconds, solution.gap, solution.status.value])
     header = ("input of", "size", "λ/λ_max", "active units", "seconds", "gap", "status")
     run.table("Real moments: VGG-19 on CIFAR-10 (centred)", header, rows)
     run.goal("vgg-certified", sum(row[-1] == "certified" for row in rows), len(rows), at_least=True)
