@@ -1,6 +1,6 @@
 """Endurance: kill -9 and resume, many models in one go, damaged files. Counts what was lost, half-written or uncaught.
 
-    python -m benchmarks.endurance [--quick] [--parts kills,soak,fuzz] [--json]
+    python -m benchmarks.endurance [--quick] [--parts kills,soak,fuzz,networks] [--json]
 
 - kills: a zoo is killed with SIGKILL at random moments (the runner alone, or with its process server) and resumed,
   until it is complete; its artifacts are compared byte for byte with those of a run that nobody disturbed. Compared are
@@ -8,6 +8,9 @@
 - soak: models with different seeds through one runner, whose resident memory and open files are read after each.
 - fuzz: mutated checkpoints, data files, recipes and zoo files through the command line, in processes with a bound on
   their memory and a limit on each case's time.
+- networks: random small networks (several outputs, odd names, dense and 1-D outputs, tokens, constant features, dead
+  and saturated units, shared weights, single-unit layers, scales from 0 to 1e12) × faults of their data × commands.
+  Most in one process, which leaves out the reload in a fresh one; every 100th in processes of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import yaml
 
 from benchmarks.reporting import Run, start
 
-PARTS = ("kills", "soak", "fuzz")
+PARTS = ("kills", "soak", "fuzz", "networks")
 COMPARED = ("model.safetensors", "config.json", "recipe.yaml")
 QUICK_MODEL = {"data": "digits", "calibration_samples": 60, "keep": 0.5, "selection": "magnitude"}
 CASE_SECONDS = 240.0  # on a busy machine, start-up included; a case takes a few hundredths of a second
@@ -43,10 +46,12 @@ def main() -> int:
     """Run the parts asked for."""
 
     def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--parts", default=",".join(PARTS), help="which of kills, soak, fuzz")
+        parser.add_argument("--parts", default=",".join(PARTS), help="which of kills, soak, fuzz, networks")
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--minutes", type=float, default=600.0, help="stop a part after so long")
         parser.add_argument("--soak-models", type=int, default=200)
+        parser.add_argument("--networks", type=int, default=2000, help="cases of the part of that name")
+        parser.add_argument("--first", type=int, default=0, help="number of its first case")
 
     run = start("endurance", __doc__, add_options=add_options)
     chosen = run.options.parts.split(",")
@@ -57,6 +62,8 @@ def main() -> int:
             measure_soak(run, Path(scratch, "soak"), 3 if run.quick else run.options.soak_models)
         if "fuzz" in chosen:
             measure_fuzz(run, Path(scratch, "fuzz"), 160 if run.quick else 10_400)
+        if "networks" in chosen:
+            measure_networks(run, Path(scratch, "networks"), 12 if run.quick else run.options.networks)
     return run.finish()
 
 
@@ -267,6 +274,58 @@ def fuzz_cases(folder: str, kind: str, count: int, seed: int, limit: float, pipe
         if time.monotonic() - began > limit:
             break
         pipe.send(meet(corpus, kind, damaged(corpus.files[kind], kind, draw)))
+
+
+def measure_networks(run: Run, scratch: Path, cases: int) -> None:
+    """Cases of `tests.safety.network_cases`, in a watched process that is started again where a case takes too long."""
+    context = multiprocessing.get_context("spawn")
+    first, done = run.options.first, 0
+    codes: Counter[str] = Counter()
+    faults: list[str] = []
+    deadline = time.monotonic() + 60 * run.options.minutes
+    while done < cases and time.monotonic() < deadline:
+        receiver, sender = context.Pipe(duplex=False)
+        numbers = range(first + done, first + cases)
+        process = context.Process(target=network_cases, args=(str(scratch), numbers, sender))
+        process.start()
+        sender.close()
+        try:
+            while time.monotonic() < deadline and receiver.poll(CASE_SECONDS):
+                found, fault = receiver.recv()
+                done += 1
+                codes.update(map(str, found))
+                faults += [fault] if fault else []
+            if time.monotonic() < deadline:
+                faults.append(f"seed {first + done}: a case took longer than {CASE_SECONDS:g} seconds")
+                done += 1
+        except EOFError:
+            process.join()
+            if process.exitcode:
+                faults.append(f"seed {first + done}: the process ended with exit code {process.exitcode}")
+                done += 1
+        process.kill()
+    for fault in faults[:10]:
+        run.say(fault)
+    run.table(
+        "Random networks with faults in their data through the command line",
+        ("cases", "commands", "exit codes"),
+        [(done, sum(codes.values()), ", ".join(f"{n} × {code}" for code, n in sorted(codes.items())))],
+    )
+    run.goal("network-cases", done, cases, at_least=True)
+    run.goal("network-tracebacks-hangs-wrong-exit-codes", len(faults), 0)
+
+
+def network_cases(folder: str, numbers: range, pipe: Connection) -> None:
+    """What a watched process does: the cases of these numbers, each reported as (exit codes, fault or None)."""
+    import torch
+
+    from compress.api import writing
+    from tests.safety.network_cases import make_case, meet_case
+
+    torch.set_num_threads(1)
+    writing.check_reload = lambda *_, **__: 0.0
+    for number in numbers:
+        pipe.send(meet_case(make_case(number, Path(folder)), process=number % 100 == 99))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,10 @@ def test_unknown_tokens_are_told() -> None:
     assert list(caution_shift(source(first), source(first))) == []
 
 
-def layer(name: str, units: int, kept: int, error: float | None, held_back: float | None) -> dict[str, Any]:
-    return {"name": name, "units": units, "kept": kept, "error": error, "held_back_error": held_back}
+def layer(name: str, units: int, kept: int, error: float | None, held_back: float | None) -> Any:
+    return SimpleNamespace(
+        name=name, units=units, kept=kept, fit=SimpleNamespace(error=error, held_back_error=held_back)
+    )
 
 
 def test_single_units_and_parting_errors_are_told_of_cut_layers_only() -> None:
@@ -97,7 +100,7 @@ def notes(given: dict[str, Any], **more: Any) -> list[str]:
     """The warnings of a dry run."""
     progress = SilentProgress()
     found = compress.run(compress.make_recipe({**given, **more}), progress, dry_run=True)
-    assert found.report["notes"] == progress.notes
+    assert list(found.report.notes) == progress.notes
     return [note for note in progress.notes if note.startswith("warning:")]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.api.cautions import caution_layers, caution_samples
+from compress.api.cautions import caution_layers, caution_samples, listed
 from compress.api.cutting import Cut, make_cut
 from compress.api.measuring import check_original, loses_too_much, measure_costs
 from compress.api.tuning import check_finetuning
@@ -196,6 +196,9 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
     if work.searched is not None:
         with clock("compress"):
             certified = certify_widths(work.searched, LayerOptions.of(recipe), progress)
+    for group in work.problem.groups:
+        if len(group.producers) > 1 and group.name in cut.kept:
+            progress.note(f"cut together: {listed(group.producers)}")
     for caution in caution_layers([result.report() for result in found.results], work.problem.held_back.count):
         progress.note(caution)
     with clock("measure"):

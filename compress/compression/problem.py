@@ -215,17 +215,18 @@ class Problem:
 
 
 def select_groups(groups: Sequence[UnitGroup], layers: Sequence[str], excluded: Sequence[str]) -> tuple[UnitGroup, ...]:
-    """Groups whose name matches a glob of `layers` (all, if there is none) and none of `excluded`.
+    """Groups that match a glob of `layers` (all, if there is none) and none of `excluded`.
 
-    A pattern also selects the subtree of modules below it: `classifier` matches `classifier.4`.
+    A pattern also selects the subtree of modules below it: `classifier` matches `classifier.4`. Of layers that are cut
+    together each one's own name stands for all of them.
     """
 
-    def matches(name: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatch.fnmatchcase(name, form) for pattern in patterns for form in (pattern, f"{pattern}.*"))
+    def matches(group: UnitGroup, patterns: Sequence[str]) -> bool:
+        forms = [form for pattern in patterns for form in (pattern, f"{pattern}.*")]
+        together = any(pattern in group.producers for pattern in patterns)
+        return together or any(fnmatch.fnmatchcase(group.name, form) for form in forms)
 
-    return tuple(
-        group for group in groups if (not layers or matches(group.name, layers)) and not matches(group.name, excluded)
-    )
+    return tuple(group for group in groups if (not layers or matches(group, layers)) and not matches(group, excluded))
 
 
 def record_all(problem: Problem, progress: Progress) -> dict[str, LayerMoments]:

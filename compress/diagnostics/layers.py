@@ -19,6 +19,7 @@ def describe_group(group: UnitGroup, state: Mapping[str, Tensor]) -> dict[str, A
     found: dict[str, Any] = {
         "name": group.name,
         "units": group.unit_count,
+        "together_with": list(group.producers[1:]),
         "activation": group.activation,
         "homogeneous": group.homogeneous,
         "consumers": [consumer.weight.removesuffix(".weight") for consumer in group.consumers],

@@ -26,9 +26,42 @@ def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) 
     """
     norms = {norm.variance: norm for norm in batch_norms(graph) if norm.variance is not None}
     groups = choose_prunable(graph, module, draft_groups(ChannelFlow(graph, RULES), module, couple=couple))
-    return tuple(
+    found = tuple(
         replace(group, norms=tuple(norms[part.name] for part in group.slices if part.name in norms)) for group in groups
     )
+    return (*found, *skip_rest(graph, module, found))
+
+
+def skip_rest(graph: NetworkGraph, module: nn.Module, groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
+    """Layers with a weight matrix that are in none of the groups, each skipped with its reason."""
+    listed = {producer for group in groups for producer in group.producers}
+    sliced = {(part.name, part.dim) for group in groups for part in group.slices}
+    placeholders = {node.name: node for node in graph.graph.nodes if node.op == "placeholder"}
+    read = {name for placeholder, name in graph.tensors.items() if placeholders[placeholder].users}
+    rest = []
+    for name, layer in module.named_modules():
+        weight = f"{name}.weight" if name else "weight"
+        tensor = dict(layer.named_parameters(recurse=False)).get("weight")
+        dim = 1 if getattr(layer, "transposed", False) else 0  # of the layer's outputs
+        if tensor is None or tensor.ndim < 2 or name in listed or (weight, dim) in sliced:
+            continue
+        if graph.aliases.get(weight, weight) not in read:
+            skip = Skip(SkipKind.UNREAD, "forward() does not use it")
+        elif tensor.shape[dim] == 1:
+            skip = Skip.of(SkipKind.SINGLE)
+        else:
+            skip = Skip(SkipKind.PINNED, "nothing in forward() tells its units apart")
+        rest.append(
+            UnitGroup(
+                name=name or weight,
+                unit_count=int(tensor.shape[dim]),
+                consumers=(),
+                producers=(name,),
+                slices=(),
+                skip=skip,
+            )
+        )
+    return tuple(rest)
 
 
 def find_filters(graph: NetworkGraph) -> tuple[Consumer, ...]:
@@ -76,11 +109,14 @@ def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[Dra
 
 
 def _without_repeats(drafts: Sequence[Draft], groups: Mapping[int, UnitGroup]) -> tuple[UnitGroup, ...]:
-    """In topological order; skipped groups that are another view of a listed group's positions are left out."""
+    """In topological order; skipped groups that are another view of listed groups' positions are left out."""
     listed: set[int] = set()
+    seen: set[str] = set()
     for index in sorted(groups, key=lambda index: (_rank(groups[index]), index)):
-        if groups[index].prunable or not drafts[index].siblings & listed:
+        group = groups[index]
+        if group.prunable or not drafts[index].siblings & listed or not seen.issuperset(group.producers):
             listed.add(index)
+            seen.update(group.producers)
     shown = [groups[index] for index in sorted(listed, key=lambda index: (drafts[index].rank, index))]
     taken: set[str] = set()
     names: dict[int, str] = {}

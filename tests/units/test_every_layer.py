@@ -1,0 +1,106 @@
+"""Every layer with a weight matrix is in a group of units, or skipped with its reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress.compression.problem import select_groups
+from compress.graph.trace import trace_network
+from compress.units.find import find_units
+from tests.safety.network_cases import design
+from tests.test_strange_networks import SHAPES, TOKENS, build
+
+
+class Block(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.proj = nn.LayerNorm(size), nn.Linear(size, 3 * size), nn.Linear(size, size)
+        self.up, self.down = nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
+
+
+class SharedHeads(nn.Module):
+    """A causal language model whose blocks all read one number of heads."""
+
+    def __init__(self, blocks: int, size: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed, self.head = nn.Embedding(50, size), nn.Linear(size, 50)
+        self.layers = nn.ModuleList([Block(size) for _ in range(blocks)])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden: Tensor = self.embed(tokens)
+        batch, count, _ = hidden.shape
+        for layer in self.layers:
+            parts = layer.qkv(layer.norm(hidden)).reshape(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            found = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True)
+            hidden = hidden + layer.proj(found.transpose(1, 2).reshape(batch, count, -1))
+            hidden = hidden + layer.down(functional.gelu(layer.up(hidden)))
+        scores: Tensor = self.head(hidden)
+        return scores
+
+
+@pytest.mark.parametrize("blocks", [2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_heads_that_all_blocks_share_are_cut_in_all_whatever_the_example(blocks: int, seed: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module, inputs = SharedHeads(blocks).eval(), torch.randint(0, 50, (2, 9))
+    groups = find_units(trace_network(module, (inputs,)), module)
+    together = tuple(f"layers.{number}.qkv" for number in range(blocks))
+    assert [group.producers for group in groups if group.prunable and "qkv" in group.name] == [together]
+    for name in together:
+        assert [group.name for group in select_groups(groups, [name], [])] == ["layers.0.qkv"]
+
+
+def unlisted(module: nn.Module, inputs: Tensor) -> list[str]:
+    """Names of layers with a weight matrix that no group makes or cuts along."""
+    groups = find_units(trace_network(module, (inputs,)), module)
+    assert len({group.name for group in groups}) == len(groups)
+    listed = {producer for group in groups for producer in group.producers}
+    along = {part.name for group in groups for part in group.slices if part.dim == 0}
+    return [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(getattr(layer, "weight", None), Tensor)
+        and layer.weight.ndim > 1
+        and name not in listed
+        and f"{name}.weight" not in along
+    ]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_strange_networks_leave_no_layer_out(name: str) -> None:
+    shape = SHAPES[name]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 40, (2, *shape), generator=generator)
+    assert unlisted(build(name), tokens if shape is TOKENS else torch.randn(2, *shape, generator=generator)) == []
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_networks_leave_no_layer_out(seed: int) -> None:
+    module, shape, kind = design(seed)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 11, (2, *shape), generator=generator)
+    assert unlisted(module, tokens if kind == "tokens" else torch.randn(2, *shape, generator=generator)) == []
+
+
+def test_a_layer_that_forward_does_not_use_is_said_to_be_unused() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle, self.last = nn.Linear(4, 6), nn.Linear(4, 5), nn.Linear(6, 1)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            scores: Tensor = self.last(torch.relu(self.used(inputs)))
+            return scores
+
+    module = Idle().eval()
+    groups = find_units(trace_network(module, (torch.ones(2, 4),)), module)
+    assert {group.name: group.skip_reason for group in groups} == {
+        "used": None,
+        "idle": "forward() does not use it",
+        "last": "it has a single unit",
+    }
