@@ -17,7 +17,7 @@ BASE: dict[str, Any] = {**DEMO_OPTIONS, "calibration_samples": 500}
 
 
 def report(**options: Any) -> RunReport:
-    found = compress.run(compress.make_recipe({**BASE, **options}), dry_run=True).report
+    found = compress.run(compress.make_recipe({**BASE, "recover": "off", **options}), dry_run=True).report
     assert found is not None
     return found
 
@@ -77,8 +77,8 @@ def test_a_latency_budget_is_searched_by_what_was_measured(monkeypatch: pytest.M
     assert after < before
 
 
-def test_fine_tuning_is_reported_apart() -> None:
-    found = report(keep=3, finetune=20)
+def test_recovery_is_reported_apart() -> None:
+    found = report(keep=3, recover=20)
     tuning = found.finetune
     assert (tuning.method, tuning.length) == ("distillation", 20)
     assert found.evaluations == 2
@@ -87,6 +87,11 @@ def test_fine_tuning_is_reported_apart() -> None:
     plain = report(keep=3)
     assert plain.finetune is None
     assert tuning.evaluation_before.compressed == plain.evaluation.compressed
+
+
+def test_a_cut_under_a_budget_recovers_unless_told_not_to() -> None:
+    assert report(macs=0.4, recover="auto", calibration_samples=200).finetune is not None
+    assert report(keep=5, recover="auto", calibration_samples=200).finetune is None
 
 
 def test_fine_tuning_with_labels_is_reported_apart() -> None:
@@ -105,3 +110,17 @@ def test_a_fine_tuning_that_gains_nothing_leaves_the_cut_network() -> None:
     found = report(keep=3, finetune="sgd", training={"epochs": 1, "lr": 10.0, "momentum": 0.0})
     assert found.finetune.kept == 0
     assert found.evaluation.compressed == found.finetune.evaluation_before.compressed
+
+
+def test_a_recovery_that_cannot_be_made_is_left_out_with_a_note_unless_steps_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("derivative for this operation is not implemented")
+
+    monkeypatch.setattr("compress.api.tuning.recover", refuse)
+    found = report(macs=0.4, recover="auto", calibration_samples=200)
+    assert found.finetune is None
+    assert any("recovery is left out: derivative" in note for note in found.notes)
+    with pytest.raises(RuntimeError, match="derivative"):
+        report(macs=0.4, recover=3, calibration_samples=200)

@@ -97,7 +97,10 @@ def finetune_cut(
         if recipe.recovery is None:
             tuned, tuning = finetune_module(prepared, problem, module, recipe, progress)
         else:
-            tuned, tuning = recover_module(prepared, problem, module, list(cut.kept.values()), recipe, progress)
+            found = recover_module(prepared, problem, module, list(cut.kept.values()), recipe, progress)
+            if found is None:
+                return cut
+            tuned, tuning = found
         stored = round_to_stored(tuned, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, tuned, recipe, progress)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from compress.compression.problem import Problem
 from compress.data.source import Subset
-from compress.errors import DataError, RecipeError
+from compress.errors import CompressError, DataError, RecipeError
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe, TrainingOptions
 from compress.report.model import EvaluationReport, Scores, TuningReport
 from compress.training.loop import Fitted, score
 from compress.training.losses import LOSSES, check_answers
-from compress.training.recovery import recover, step_batch
+from compress.training.recovery import Recovery, recover, step_batch
 from compress.training.session import train_copy
 
 
@@ -107,18 +107,43 @@ def recover_module(
     kept: Sequence[Tensor],
     recipe: Recipe,
     progress: Progress,
-) -> tuple[nn.Module, Tuning]:
-    """A recovered copy of a cut network, never worse on the held-back samples. Raises NonFiniteError.
+) -> tuple[nn.Module, Tuning] | None:
+    """A recovered copy of a cut network, never worse on the held-back samples.
+
+    None where nobody asked for it and the network cannot be traced again or has no gradients; a note says so.
 
     Args:
         kept: the units that stay, of each group that was cut.
+
+    Raises:
+        CompressError, RuntimeError: the same where a number of steps was asked for.
     """
+    try:
+        recovered, recovery = _recover(prepared, problem, module, kept, recipe, progress)
+    except (CompressError, RuntimeError) as error:  # an operation without a derivative, one that asks for what is cut
+        if recipe.recovery != "auto":
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        progress.note(f"recovery is left out: {lines[0]}")
+        return None
+    progress.note(recovery.describe())
+    return recovered, recovery
+
+
+def _recover(
+    prepared: Prepared,
+    problem: Problem,
+    module: nn.Module,
+    kept: Sequence[Tensor],
+    recipe: Recipe,
+    progress: Progress,
+) -> tuple[nn.Module, Recovery]:
     fitting, held_back = problem.fitting, problem.held_back
     if prepared.network.batch_size is None:
         size = min(fitting.batch_size, step_batch(prepared.network.examples[0]))
         fitting, held_back = (replace(stream, batch_size=size) for stream in (fitting, held_back))
     steps = recipe.recovery if isinstance(recipe.recovery, int) else None
-    recovered, recovery = recover(
+    return recover(
         prepared.network.module,
         prepared.network.program,
         module,
@@ -132,5 +157,3 @@ def recover_module(
         kept=kept,
         seed=recipe.seed,
     )
-    progress.note(recovery.describe())
-    return recovered, recovery
