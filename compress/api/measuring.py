@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from compress.errors import GateError
-from compress.graph.cost import batch_of, count_macs, count_parameters, measure_latency
+from compress.graph.cost import batch_of, count_by_module, count_macs, count_parameters, measure_latency
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.report.checks import check_doubt, check_losses, failures
 from compress.report.doubts import find_doubts
 from compress.report.evaluation import Evaluation, evaluate_networks
-from compress.report.model import CostReport, Counts, Latency
+from compress.report.model import CostReport, Counts, Latency, ModuleCost
 
 LATENCY_BATCHES = (1, 64)
 
@@ -51,6 +51,17 @@ def measure_costs(prepared: Prepared, compressed: nn.Module, stored: Mapping[str
         macs=Counts(*(count_macs(module, examples) for module in (original, compressed))),
         bytes=Counts(tensor_bytes(prepared.stored), tensor_bytes(stored)),
         latency=tuple(latencies),
+    )
+
+
+def measure_modules(prepared: Prepared, compressed: nn.Module) -> tuple[ModuleCost, ...]:
+    """What each part of the network costs, before and after."""
+    before, after = (
+        count_by_module(module, prepared.network.examples) for module in (prepared.opened.module, compressed)
+    )
+    return tuple(
+        ModuleCost(name, *(Counts(*pair) for pair in zip(costs, after.get(name, (0, 0)), strict=True)))
+        for name, costs in before.items()
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.api.cautions import caution_layers, caution_samples, listed
 from compress.api.cutting import Cut, make_cut
-from compress.api.measuring import check_original, loses_too_much, measure_costs
+from compress.api.measuring import check_original, loses_too_much, measure_costs, measure_modules
 from compress.api.tuning import check_finetuning
 from compress.api.widths import check_widths, choose_widths, describe_rule, make_problem
 from compress.api.writing import (
@@ -231,6 +231,8 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
         evaluations=work.evaluations * (1 if cut.tuning is None else 2) if cut.evaluation is not None else 0,
         finetune=None if cut.tuning is None else cut.tuning.report(report_evaluation(prepared, cut.untuned)),
         added_biases=added,
+        order=tuple(group.name for group in prepared.network.groups),
+        modules=measure_modules(prepared, cut.narrowed.module),
         notes=tuple(getattr(progress, "notes", ())),
         seconds=dict(clock.seconds),
     )

@@ -47,6 +47,37 @@ def batch_of(examples: Sequence[Tensor], size: int | None) -> tuple[Tensor, ...]
     return tuple(part[:1].expand(size, *part.shape[1:]) for part in examples)
 
 
+def count_by_module(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, tuple[int, int]]:
+    """Name of each module with parameters of its own -> (those parameters, multiply-accumulates a sample).
+
+    What parts with parameters compute counts for them, not for the module around them. A parameter that several modules
+    share counts for the first.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    flops = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}
+    seen: set[int] = set()
+    parameters: dict[str, int] = {}
+    for name, part in module.named_modules():
+        own = [each for each in part.parameters(recurse=False) if id(each) not in seen]
+        seen.update(map(id, own))
+        if own:
+            parameters[name] = sum(each.numel() for each in own)
+    macs = {name: int(flops.get(name, 0)) // 2 // inputs[0].shape[0] for name in parameters}
+    alone = dict(macs)
+    for name in parameters:
+        around = next((outer for outer in outer_names(name) if outer in macs), None)
+        if around is not None:
+            alone[around] -= macs[name]
+    return {name: (count, max(0, alone[name])) for name, count in parameters.items()}
+
+
+def outer_names(name: str) -> list[str]:
+    """Names of the modules around one, the nearest first: "a.b.c" -> "a.b", "a", ""."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in range(len(parts) - 1, -1, -1)]
+
+
 def measure_latency(modules: Sequence[nn.Module], inputs: Sequence[Tensor], *, seconds: float = 3.0) -> list[Latency]:
     """Median latencies of several networks on the same inputs, their passes interleaved so that drift hits all alike.
 

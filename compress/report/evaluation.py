@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compress.errors import DataError
 from compress.measures.figures import GATED, Figure, FigureSums
 from compress.measures.outputs import Distances, Output, check_finite, named_outputs, weighted_mean
-from compress.measures.statistics import CONFIDENCE, Change, compare_figure
+from compress.measures.statistics import CONFIDENCE, Change, compare_figure, compare_flips
 from compress.progress import Progress
 from compress.report.model import (
     ClassChange,
@@ -82,7 +82,7 @@ class Evaluation:
         agreement: fraction of samples on which both predict the same, of the output that labels belong to or else the
             first one with scores; None where no output is scores.
         relative_output_change: root of the weighted mean square of the outputs' relative changes.
-        per_class: class -> (samples, original top-1, compressed top-1); empty without labels.
+        per_class: class -> (samples, original top-1, compressed top-1, flips); empty without labels.
         changes: (class predicted by the original, by the compressed network, samples), most samples first.
         disagreements: the worst, worst first.
         figures: what labels or targets say of both networks, sample by sample.
@@ -96,7 +96,7 @@ class Evaluation:
     compressed: Scores | None
     agreement: float | None
     relative_output_change: float
-    per_class: dict[int, tuple[int, float, float]] = field(default_factory=dict)
+    per_class: dict[int, tuple[int, float, float, Flips]] = field(default_factory=dict)
     changes: tuple[tuple[int, int, int], ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
     figures: tuple[Figure, ...] = ()
@@ -162,7 +162,9 @@ class Evaluation:
                 )
                 for one in self.outputs
             ),
-            per_class=tuple(ClassScore(label, *figures) for label, figures in self.per_class.items()),
+            per_class=tuple(
+                class_score(label, *found, confidence=confidence) for label, found in self.per_class.items()
+            ),
             class_names=None if class_names is None else tuple(class_names),
             changes=tuple(ClassChange(*change) for change in self.changes),
             disagreements=tuple(
@@ -178,6 +180,12 @@ class Evaluation:
                 for one in self.disagreements
             ),
         )
+
+
+def class_score(label: int, samples: int, before: float, after: float, flips: Flips, confidence: float) -> ClassScore:
+    """One class as a report holds it, with the interval of the points lost."""
+    low, high = compare_flips(*flips, samples, confidence).interval
+    return ClassScore(label, samples, before, after, flips, (low, high))
 
 
 def change_report(change: Change) -> FigureChange:
@@ -332,8 +340,8 @@ def _score(figures: Sequence[Figure], which: int) -> Scores | None:
     return Scores(values["loss"], values["top1"], values.get("top5"))
 
 
-def _by_class(figures: Sequence[Figure], labels: Sequence[Tensor]) -> dict[int, tuple[int, float, float]]:
-    """Class -> (samples, original top-1, compressed top-1)."""
+def _by_class(figures: Sequence[Figure], labels: Sequence[Tensor]) -> dict[int, tuple[int, float, float, Flips]]:
+    """Class -> (samples, original top-1, compressed top-1, flips)."""
     top1 = next((figure for figure in figures if figure.key == "top1"), None)
     if top1 is None:
         return {}
@@ -341,8 +349,9 @@ def _by_class(figures: Sequence[Figure], labels: Sequence[Tensor]) -> dict[int, 
     found = {}
     for label in np.unique(classes):
         own = classes == label
-        before, after = (float(part[own, 0].mean()) for part in top1.numerators)
-        found[int(label)] = (int(own.sum()), before, after)
+        before, after = (part[own, 0] for part in top1.numerators)
+        flips = Flips(int((before > after).sum()), int((after > before).sum()))
+        found[int(label)] = (int(own.sum()), float(before.mean()), float(after.mean()), flips)
     return found
 
 

@@ -41,7 +41,9 @@ def make_layer(name: str, units: int, kept: int, points: int = 200) -> model.Lay
 
 def make_search(layers: tuple[model.LayerReport, ...]) -> model.SearchReport:
     """A search that made two networks."""
-    score = model.CalibrationFigures(100, 0.5, 0.2, 0.98, Measured(0.9, 0.895), Measured(0.3, 0.31))
+    score = model.CalibrationFigures(
+        100, 0.5, 0.2, 0.98, Measured(0.9, 0.895), Measured(0.3, 0.31), 0.012, {"output": 0.012}
+    )
     return model.SearchReport(
         trials=(model.Trial(0.01, {"macs": 0.4}, 0, score), model.Trial(0.003, {"macs": 0.6}, 2, score)),
         predicted_costs={"macs": 0.6},
@@ -78,8 +80,16 @@ def make_report(layers: int = 3, classes: int = 4, side: int = 8) -> model.RunRe
         search=make_search(made),
         evaluation=model.EvaluationReport(
             1000, model.Scores(0.3, 0.9), model.Scores(0.31, 0.895), 0.5, 0.97, 0.1,
+            figures=(
+                model.FigureReport(
+                    "top1", "output", 0.9, 0.895,
+                    model.FigureChange(0.5, (-0.2, 1.3), 1.1, 0.95, "Tango's score interval", model.Flips(9, 4), 0.27),
+                ),
+            ),
+            outputs=(model.OutputReport(f"boxes{SPIKED}", "real", "squares", "no labels", 2.0, 0.01, 0.1),),
             per_class=tuple(
-                model.ClassScore(label, 10, 0.9, max(0.0, 0.9 - 0.001 * label)) for label in range(classes)
+                model.ClassScore(label, 10, 0.9, max(0.0, 0.9 - 0.001 * label), model.Flips(1, 0), (-9.0, 30.0))
+                for label in range(classes)
             ),
             class_names=tuple(f"class {label} {SPIKED}" for label in range(classes)),
             changes=(model.ClassChange(0, 1, 12), model.ClassChange(1, 0, 5)),
@@ -93,6 +103,11 @@ def make_report(layers: int = 3, classes: int = 4, side: int = 8) -> model.RunRe
         ),
         hashes={"model.safetensors": "12" * 32},
         notes=(f"a note {SPIKED}",),
+        order=(*(layer.name for layer in made), "head"),
+        modules=tuple(
+            model.ModuleCost(layer.name, Counts(1000 * layer.units, 500 * layer.units), Counts(900, 450))
+            for layer in made
+        ),
         seconds={"prepare": 1.0},
     )  # fmt: skip
 

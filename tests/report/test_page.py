@@ -74,7 +74,7 @@ def test_every_drawing_has_a_name_and_a_description_and_ids_are_unique() -> None
     ids = [own["id"] for _, own in found.tags if own.get("id")]
     assert len(ids) == len(set(ids))
     drawings = [own for tag, own in found.tags if tag == "svg"]
-    assert len(drawings) == 5 * 3 + 4
+    assert len(drawings) == 5 * 3 + 4 + 5 * 2 + 3  # with costs, the strip and the search's two charts
     assert all({*str(own["aria-labelledby"]).split()} <= {*ids} for own in drawings)
 
 

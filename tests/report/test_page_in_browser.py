@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,10 +52,11 @@ def test_a_page_shows_without_complaint_request_or_sideways_scrolling(
 def test_every_chart_has_marks_of_some_extent(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["report"], 1280)
     extents = browser.evaluate(
-        "[...document.querySelectorAll('svg')].map(one => [...one.querySelectorAll('polyline, circle, rect.kept')]"
+        "[...document.querySelectorAll('svg')].map(one => "
+        "[...one.querySelectorAll('polyline, circle, rect.kept, rect.part')]"
         ".filter(mark => { const box = mark.getBoundingClientRect(); return box.width + box.height > 2; }).length)"
     )
-    assert len(extents) == 4 * 3 + 30
+    assert len(extents) == 4 * 3 + 30 + 4 * 2 + 3
     assert min(extents) >= 1
 
 
@@ -95,4 +97,6 @@ def test_the_keyboard_reaches_the_content_and_every_scrolling_table(browser: Bro
 
 def test_a_page_prints(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["report"], 1280)
-    assert browser.pdf().startswith(b"%PDF-")
+    printed = browser.pdf()
+    assert printed.startswith(b"%PDF-")
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) in (1, 2)

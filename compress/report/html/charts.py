@@ -99,6 +99,16 @@ def width_bar(units: int, kept: int, widest: int, label: str, number: int) -> Ma
     return drawing(f"bar-{number}", label, f"{kept} of {units} units kept", parts, (1000, 20), "bar")
 
 
+def share_bar(before: float, after: float, title: str, number: str) -> Markup:
+    """Shares of a whole before (pale) and after (full)."""
+    parts = [
+        Markup('<rect class="all" x="0" y="0" width="{:.1f}" height="20"/>').format(1000 * min(1.0, before)),
+        Markup('<rect class="part" x="0" y="0" width="{:.1f}" height="20"/>').format(1000 * min(1.0, after)),
+    ]
+    said = f"{100 * before:.1f} % of the original before, {100 * after:.1f} % after"
+    return drawing(f"share-{number}", title, said, parts, (1000, 20), "bar")
+
+
 def trade_chart(runs: Sequence[tuple[str, float, float]], quality: str) -> Markup:
     """Runs as points: parameters kept (%, across) against a quality (%, up), numbered from 1 as in the table."""
     across, up = [kept for _, kept, _ in runs], [value for _, _, value in runs]
@@ -116,7 +126,7 @@ def drawing(
     name: str, title: str, said: str, parts: Sequence[Markup], size: tuple[int, int] = (WIDTH, HEIGHT), style: str = ""
 ) -> Markup:
     """An SVG with an accessible name and description."""
-    stretch = Markup(' preserveAspectRatio="none"') if style == "bar" else Markup("")
+    stretch = Markup(' preserveAspectRatio="none"') if style in ("bar", "network") else Markup("")
     head = Markup(
         '<svg class="{}" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-t {}-d"{}>'
         '<title id="{}-t">{}</title><desc id="{}-d">{}</desc>'

@@ -16,16 +16,21 @@ from compress.report.html.charts import (
     class_chart,
     error_chart,
     points_per_curve,
+    share_bar,
     spectrum_chart,
     trade_chart,
     width_bar,
 )
-from compress.report.model import Check, EvaluationReport, LayerReport, RunReport
+from compress.report.html.glossary import GLOSSARY
+from compress.report.html.overview import damage_chart, search_chart, search_rows, strip_chart
+from compress.report.model import Check, ClassScore, EvaluationReport, LayerReport, ModuleCost, RunReport
 from compress.report.rows import decimals, export_rows, headline, summary_rows
 
 MOST_CLASSES = 40
 MOST_CHANGES = 12
-MOST_DRAWN = 120  # layers with curves of their own; a page stays below 1.5 MB
+MOST_PARTS = 12  # of the network, in the table of costs
+BUILT_IN = ("compress", "torchvision", "timm", "transformers")
+MOST_DRAWN = 60  # layers with curves of their own; a page stays below 1.5 MB
 
 
 @cache
@@ -47,10 +52,13 @@ def render_report(report: RunReport) -> str:
     """The page of one run."""
     layers = report.layers
     evaluation = None if report.evaluation is None else evaluation_view(report.evaluation)
-    sections = [("summary", "Before and after"), ("widths", "Widths"), ("layers", "Layers")]
-    sections += [("certificates", "Certificates")]
+    search = search_view(report)
+    sections = [("summary", "Before and after"), ("widths", "Widths")]
+    sections += [("search", "Search")] if search else []
+    sections += [("costs", "Costs")] if report.modules else []
     sections += [("evaluation", "Evaluation")] if evaluation else []
-    sections += [("recipe", "Recipe"), ("origin", "Versions and hashes")]
+    sections += [("layers", "Layers"), ("certificates", "Certificates"), ("use", "Use")]
+    sections += [("recipe", "Recipe"), ("origin", "Versions and hashes"), ("glossary", "Glossary")]
     return (
         _environment()
         .get_template("report.html.j2")
@@ -65,13 +73,19 @@ def render_report(report: RunReport) -> str:
             summary=summary_rows(report),
             gates=[(one.name, one.wanted, one.measured, "passed" if one.passed else "failed") for one in report.gates],
             exports=export_rows(report.exports),
+            strip=strip_chart(report),
+            search=search,
+            costs=cost_rows(report),
+            silent=sum(layer.facts.bound >= layer.units for layer in layers),
+            use=usage(report),
+            glossary=GLOSSARY,
             bars=bars(layers),
             skipped=report.skipped,
             layers=layer_views(layers),
             certificates=[certificate_row(layer) for layer in layers],
             forms=[(layer.name, layer.certificate.form) for layer in layers if layer.certificate],
             evaluation=evaluation,
-            recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True).strip(),
+            recipe=recipe_text(report),
             origin=origin_rows(report),
             version=report.inputs.versions.get("compress-networks", ""),
         )
@@ -163,6 +177,61 @@ def tiles(report: RunReport) -> list[dict[str, str]]:
     return found
 
 
+def search_view(report: RunReport) -> dict[str, Any] | None:
+    """What the search made, as charts and rows; None without one."""
+    if report.search is None or not report.search.trials:
+        return None
+    return {
+        "quality": search_chart(report),
+        "damage": damage_chart(report),
+        "rows": search_rows(report.search.trials),
+    }
+
+
+def cost_rows(report: RunReport) -> list[dict[str, Any]]:
+    """The parts of the network that cost most, with their shares of the whole before and after."""
+    parts = sorted(report.modules, key=lambda one: -max(share_of(one, report, "before")))[:MOST_PARTS]
+    found = []
+    for number, one in enumerate(parts):
+        cells = []
+        for name, pair in (("parameters", one.parameters), ("MACs", one.macs)):
+            whole = report.cost.parameters if name == "parameters" else report.cost.macs
+            most = max(1, whole.before)
+            bar = share_bar(pair.before / most, pair.after / most, f"{name} of {one.name}", f"{name[0]}-{number}")
+            cells.append({"bar": bar, "text": f"{pair.before:,} → {pair.after:,}"})
+        found.append({"name": one.name or "(the network itself)", "cells": cells})
+    return found
+
+
+def share_of(one: ModuleCost, report: RunReport, when: str) -> tuple[float, float]:
+    """A part's shares of the network's parameters and multiply-accumulates."""
+    pairs = ((one.parameters, report.cost.parameters), (one.macs, report.cost.macs))
+    parameters, macs = (getattr(own, when) / max(1, getattr(whole, when)) for own, whole in pairs)
+    return parameters, macs
+
+
+def usage(report: RunReport) -> str:
+    """How the network in the folder is loaded and used."""
+    architecture = report.inputs.architecture
+    shape = ", ".join(str(side) for side in architecture.input_shape)
+    code = "" if architecture.spec.partition(":")[0] in BUILT_IN else ", trust_code=True"
+    lines = [
+        "import compress",
+        "",
+        f'network = compress.load("this-folder"{code})  # a torch.nn.Module in eval mode',
+        f"# inputs: (batch, {shape}), {architecture.input_dtype}",
+    ]
+    if report.inputs.data.preprocessing is not None:
+        lines.append(f"# prepared with {report.inputs.data.preprocessing}")
+    return "\n".join(lines)
+
+
+def recipe_text(report: RunReport) -> str:
+    """The options that were set, or have a default that says something."""
+    options = {name: value for name, value in report.recipe.items() if value not in (None, [], {}, "")}
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True).strip()
+
+
 def bars(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
     """Every layer's width, drawn on one scale."""
     widest = max((layer.units for layer in layers), default=1)
@@ -227,7 +296,7 @@ def evaluation_view(evaluation: EvaluationReport) -> dict[str, Any]:
             {
                 "name": name(one.label),
                 "chart": class_chart(name(one.label), one.original, one.compressed, number),
-                "change": f"{100 * (one.compressed - one.original):+.1f} points",
+                "change": class_change(one),
             }
             for number, one in enumerate(shown)
         ],
@@ -245,6 +314,15 @@ def evaluation_view(evaluation: EvaluationReport) -> dict[str, Any]:
             for case in evaluation.disagreements
         ],
     }
+
+
+def class_change(one: ClassScore) -> str:
+    """Points won or lost on a class, with the interval where that is known."""
+    change = f"{100 * (one.compressed - one.original):+.1f}"
+    if one.interval is None:
+        return f"{change} points"
+    low, high = (-end for end in reversed(one.interval))  # a loss is counted positive there
+    return f"{change} ({low:+.1f} … {high:+.1f})"
 
 
 def evaluation_sentence(evaluation: EvaluationReport) -> str:

@@ -19,6 +19,7 @@ from compress.report.model.results import (
     Epoch,
     EvaluationReport,
     ExportReport,
+    ModuleCost,
     Scores,
     TuningReport,
     Verification,
@@ -118,6 +119,8 @@ class RunReport(Report):
         evaluations: how often the evaluation data was looked at.
         added_biases: state names.
         metrics: name -> what the user's own measure says before and after.
+        order: names of all layers, skipped ones too, in the order of the network; empty where it is not known.
+        modules: what each part of the network costs.
     """
 
     recipe: Plain
@@ -134,6 +137,8 @@ class RunReport(Report):
     added_biases: tuple[str, ...] = ()
     gates: tuple[Check, ...] = ()
     metrics: dict[str, Measured] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+    modules: tuple[ModuleCost, ...] = ()
 
     FILE: ClassVar[str] = "report.json"
 

@@ -37,6 +37,15 @@ class CostReport:
 
 
 @dataclass(frozen=True)
+class ModuleCost:
+    """Parameters and multiply-accumulates a sample of one module of the network, before and after."""
+
+    name: str
+    parameters: Counts
+    macs: Counts
+
+
+@dataclass(frozen=True)
 class Scores:
     """One network on labelled samples; top1 and top5 are None where they have no meaning."""
 
@@ -45,14 +54,27 @@ class Scores:
     top5: Share | None = None
 
 
+class Flips(NamedTuple):
+    """Samples that were right and are wrong now, and that were wrong and are right now."""
+
+    lost: Count
+    won: Count
+
+
 @dataclass(frozen=True)
 class ClassScore:
-    """Both networks' accuracy on the samples of one class."""
+    """Both networks' accuracy on the samples of one class.
+
+    Attributes:
+        interval: two-sided, of the points lost, at the confidence of the figures; None where flips are not known.
+    """
 
     label: Count
     samples: Count
     original: Share
     compressed: Share
+    flips: Flips | None = None
+    interval: tuple[Real, Real] | None = None
 
 
 class ClassChange(NamedTuple):
@@ -74,13 +96,6 @@ class DisagreementReport:
     probabilities: Measured
     lost: Real
     thumbnail: Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]*$")] | None = None
-
-
-class Flips(NamedTuple):
-    """Samples that were right and are wrong now, and that were wrong and are right now."""
-
-    lost: Count
-    won: Count
 
 
 @dataclass(frozen=True)
