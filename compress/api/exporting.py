@@ -11,14 +11,14 @@ from typing import Any
 
 from compress.api.evaluating import open_evaluation
 from compress.api.reporting import read_any_report, write_pages
-from compress.api.verifying import make_probe
+from compress.api.verifying import make_examples
 from compress.api.writing import first_samples
 from compress.artifact.checksums import check_checksums, write_checksums
 from compress.artifact.exports import EXPORTS, check_exports, write_exports
 from compress.artifact.folder import write_json
 from compress.atomic import new_file
 from compress.checkpoint.manifest import CHECKSUMS, CONFIG, MODEL, open_artifact
-from compress.errors import OutputError, RecipeError
+from compress.errors import OutputError, RecipeError, UnsupportedError
 from compress.progress import Progress, SilentProgress
 from compress.report.model import ExportReport, plain_data
 
@@ -66,7 +66,9 @@ def export(
         raise OutputError(f"{changed[0]} was changed after it was written; `compress verify` tells more.")
     artifact, module = open_artifact(folder, arch=arch, trust_code=trust_code)
     if eval_data is None:
-        samples = make_probe(artifact, "cpu")
+        samples, *further = make_examples(artifact, "cpu")
+        if further:
+            raise UnsupportedError("The network takes several inputs; exports are written for networks of one.")
     else:
         samples = first_samples(open_evaluation(artifact, eval_data))
     only_batch = artifact.config["architecture"].get("batch_size")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from compress.graph.cost import batch_of, count_macs, count_parameters, measure_
 from compress.measures.figures import GATED, Figure
 from compress.measures.outputs import named_outputs
 from compress.measures.statistics import SLACK
-from compress.preparation import check_device
+from compress.preparation import FORWARD_FAULTS, check_device, first_line
 from compress.progress import Progress, SilentProgress
 from compress.report.checks import check_doubt, check_drop, failures
 from compress.report.doubts import near_chance, too_few
@@ -29,6 +30,9 @@ from compress.report.model import Check, Claims
 
 TOLERANCE = 0.1  # points of accuracy by which another machine may differ
 ERROR_TOLERANCE = 1e-3  # of a squared error, relative
+
+
+RUNS = "the model runs"
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,10 @@ def verify(
     except CompressError as error:
         fault = Check("the model loads", "a network", "a fault", False, f"The model does not load: {error}")
         return Verified(str(folder), False, (*checks, fault))
-    probe = make_probe(artifact, device)
-    checks += check_network(artifact, module, probe, claims)
+    examples = make_examples(artifact, device)
+    checks += check_network(artifact, module, examples, claims)
+    if not checks[-1].passed and checks[-1].name == RUNS:
+        return Verified(str(folder), False, tuple(checks))
     scores = None
     if eval_data is not None:
         evaluation, fingerprint = evaluate_artifact(artifact, module, eval_data, batch_size, device, progress)
@@ -127,7 +133,7 @@ def verify(
         scores = MeasuredScores(evaluation.samples, fingerprint, figures)
         checks += check_accuracy(evaluation, fingerprint, claims, max_drop, tolerance, force_gate)
     progress.stage("measuring latency")
-    latency = measure(artifact, module, probe, claims)
+    latency = measure(artifact, module, examples, claims)
     return Verified(str(folder), not failures(checks), tuple(checks), scores, latency)
 
 
@@ -146,19 +152,24 @@ def check_files(folder: Path) -> list[Check]:
     ]
 
 
-def check_network(artifact: Artifact, module: nn.Module, probe: Tensor, claims: Claims) -> list[Check]:
-    """The network as it loads, against the manifest and the report."""
+def check_network(artifact: Artifact, module: nn.Module, examples: tuple[Tensor, ...], claims: Claims) -> list[Check]:
+    """The network as it loads, against the manifest and the report; that it does not run is the last check."""
     checks = [Check("the model loads", "a network", type(module).__name__, True, "The model loads")]
     checks += check_widths(artifact, module, claims)
-    with torch.inference_mode():
-        outputs = named_outputs(module(probe))
-        finite = all(bool(torch.isfinite(tensor).all()) for tensor in outputs.values())
+    try:
+        with torch.inference_mode():
+            outputs = named_outputs(module(*examples))
+            finite = all(bool(torch.isfinite(tensor).all()) for tensor in outputs.values())
+    except FORWARD_FAULTS as error:
+        shapes = ", ".join(str(tuple(part.shape)) for part in examples)
+        said = f"The model does not run on inputs of shape {shapes}, as the manifest says them: {first_line(error)}"
+        return [*checks, Check(RUNS, "a first batch", type(error).__name__, False, said)]
     checks.append(
         Check("outputs", "finite numbers", "finite" if finite else "NaN or Inf", finite, "Outputs on a first batch")
     )
     for name, wanted, value in (
         ("parameters", claims.parameters, count_parameters(module)),
-        ("macs", claims.macs, count_macs(module, (probe,))),
+        ("macs", claims.macs, count_macs(module, examples)),
     ):
         same = f"{name}: the report says {wanted:,}, the network has {value:,}"
         checks.append(Check(name, f"{wanted:,}", f"{value:,}", value == wanted, same))
@@ -240,22 +251,31 @@ def check_figure(figure: Figure, wanted: float, tolerance: float) -> Check:
     return Check(name, f"{100 * wanted:.2f} ± {tolerance:g} %", f"{100 * value:.2f} %", close, said)
 
 
-def make_probe(artifact: Artifact, device: str) -> Tensor:
-    """A small batch of valid inputs: seeded noise, or zeros where the network reads whole numbers."""
+def make_examples(artifact: Artifact, device: str) -> tuple[Tensor, ...]:
+    """A small batch of every input: seeded noise, or zeros where the network reads whole numbers."""
     architecture = artifact.config["architecture"]
-    dtype = getattr(torch, architecture.get("input_dtype", "float32"))
-    shape = (architecture.get("batch_size") or 2, *artifact.input_shape)
-    if not dtype.is_floating_point:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device=device, dtype=dtype)
+    size = architecture.get("batch_size") or 2
+    first = (artifact.input_shape, architecture.get("input_dtype", "float32"))
+    further = ((entry["shape"], entry["dtype"]) for entry in architecture.get("further_inputs") or ())
+    generator = torch.Generator().manual_seed(0)
+
+    def make(shape: Sequence[int], name: str) -> Tensor:
+        dtype: torch.dtype = getattr(torch, name)
+        if not dtype.is_floating_point:
+            return torch.zeros((size, *shape), dtype=dtype, device=device)
+        return torch.randn((size, *shape), generator=generator).to(device=device, dtype=dtype)
+
+    return tuple(make(*entry) for entry in (first, *further))
 
 
-def measure(artifact: Artifact, module: nn.Module, probe: Tensor, claims: Claims) -> tuple[MeasuredLatency, ...]:
+def measure(
+    artifact: Artifact, module: nn.Module, examples: tuple[Tensor, ...], claims: Claims
+) -> tuple[MeasuredLatency, ...]:
     """Latency of the loaded network, beside what the report says; another machine gives other numbers."""
     only_batch = artifact.config["architecture"].get("batch_size")
     found = []
     for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
-        inputs = batch_of((probe,), None if only_batch is not None else batch)
+        inputs = batch_of(examples, None if only_batch is not None else batch)
         latency = measure_latency((module,), inputs)[0]
         recorded = claims.latency.get(batch)
         found.append(MeasuredLatency(batch, latency.threads, latency.device, latency.milliseconds, recorded))

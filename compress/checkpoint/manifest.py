@@ -37,6 +37,14 @@ Dtype = Literal["float16", "bfloat16", "float32", "float64", "uint8", "int8", "i
 Whole = Annotated[int, Field(strict=True)]
 
 
+class InputEntry(BaseModel):
+    """What a manifest says of an input after the first."""
+
+    model_config = ConfigDict(frozen=True)
+    shape: tuple[Count, ...] = Field(max_length=8)
+    dtype: Dtype = "float32"
+
+
 class ArchitectureEntry(BaseModel):
     """What a manifest says of the original network."""
 
@@ -46,10 +54,12 @@ class ArchitectureEntry(BaseModel):
     input_shape: tuple[Count, ...] = Field((), max_length=8)
     input_dtype: Dtype = "float32"
     batch_size: Count | None = None
+    further_inputs: tuple[InputEntry, ...] = Field((), max_length=64)
 
     @model_validator(mode="after")
     def _batch_is_bounded(self) -> ArchitectureEntry:
-        if math.prod(self.input_shape) * (self.batch_size or 1) > MOST_INPUTS:
+        sizes = [math.prod(self.input_shape), *(math.prod(entry.shape) for entry in self.further_inputs)]
+        if sum(sizes) * (self.batch_size or 1) > MOST_INPUTS:
             raise ValueError(f"a batch of more than {MOST_INPUTS} numbers")
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import compress
+from compress.artifact.checksums import write_checksums
 from compress.errors import CompressError, DataError, GateError, OutputError, UnsupportedError
 
 
@@ -195,3 +197,29 @@ def test_what_is_no_module_is_refused() -> None:
         traced = torch.jit.trace(seeded(Chain), normal(2, 6))  # type: ignore[no-untyped-call]
     with pytest.raises(UnsupportedError, match="TorchScript"):
         compress.prune(traced, batches())
+
+
+class Pair(nn.Module):
+    """Two inputs by place; importable, so that a folder of it is verified like any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look, self.read, self.head = nn.Linear(6, 12), nn.Linear(4, 12), nn.Linear(24, 3)
+
+    def forward(self, image: Tensor, features: Tensor) -> Tensor:
+        both = torch.cat([torch.relu(self.look(image)), torch.relu(self.read(features))], 1)
+        found: Tensor = self.head(both)
+        return found
+
+
+def test_a_folder_of_several_inputs_is_verified_and_one_with_wrong_shapes_fails(tmp_path: Path) -> None:
+    given = [(normal(30, 6, seed=seed), normal(30, 4, seed=seed + 9)) for seed in range(5)]
+    folder = compress.prune(seeded(Pair), given, keep=0.5, progress=False).save(tmp_path / "out")
+    assert compress.verify(folder, trust_code=True).passed
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"]["further_inputs"][0]["shape"] = [5]
+    (folder / "config.json").write_text(json.dumps(config))
+    write_checksums(folder)
+    found = compress.verify(folder, trust_code=True)
+    assert not found.passed
+    assert any("does not run on inputs of shape (2, 6), (2, 5)" in check.message for check in found.checks)
