@@ -67,6 +67,9 @@ def summary_rows(report: RunReport) -> list[tuple[str, str, str, str]]:
         rows.append((where, f"{one.before_ms:.2f} ms", f"{one.after_ms:.2f} ms", f"{one.factor:.2f}×"))
     if held_back is not None and held_back.agreement is not None:
         rows.append((f"agreement, {held_back.samples} held back", "", f"{100 * held_back.agreement:.2f} %", ""))
+    for name, measured in report.metrics.items():
+        change = measured.after - measured.before
+        rows.append((name, f"{measured.before:.4g}", f"{measured.after:.4g}", f"{change:+.4g}"))
     if evaluation is None:
         return rows
     rows += [figure_row(figure) for figure in evaluation.figures]

@@ -124,7 +124,8 @@ def test_a_measure_is_called_before_and_after(tmp_path: Path) -> None:
     assert result.report.metrics["accuracy"] == result.metrics["accuracy"]
     assert "accuracy" in repr(result)
     result.save(tmp_path / "out")
-    assert "accuracy" in (tmp_path / "out" / "report.json").read_text()
+    for page in ("report.json", "report.md", "report.html"):
+        assert "accuracy" in (tmp_path / "out" / page).read_text()
 
 
 def test_a_measure_that_falls_too_far_is_a_failed_gate() -> None:
