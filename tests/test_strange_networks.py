@@ -372,7 +372,7 @@ def test_inputs_that_do_not_fit_are_one_line(tmp_path: Path, capfd: pytest.Captu
 def test_labels_for_outputs_that_are_no_class_scores_are_refused_first(name: str, tmp_path: Path) -> None:
     given = options(name, tmp_path)
     write_inputs(tmp_path / "eval.npz", name, EVALUATED, 2, labels=True)
-    with pytest.raises(DataError, match="class scores"):
+    with pytest.raises(DataError, match="fit no output of the network"):
         run(given, keep=0.5)
 
 

@@ -83,7 +83,6 @@ def test_a_mean_iou_is_resampled_as_a_whole() -> None:
 def test_one_sample_says_nothing() -> None:
     change = compare_figure(figure("loss", np.ones((1, 1)), np.zeros((1, 1))))
     assert change.bound == float("inf")
-    assert change.as_report()["bound"] is None
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 TRAINING = [path for path in RECIPES if "training" in read_recipe(path)]
 
 
-def test_the_shipped_trainings_are_those_that_the_readme_lists():
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_shipped_trainings_are_those_that_their_page_lists():
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     assert len(TRAINING) >= 5
     assert [path.name for path in TRAINING if path.stem not in text] == []
 
