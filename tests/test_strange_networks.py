@@ -18,7 +18,6 @@ from compress.cli import main
 from compress.compression.problem import fit_samples
 from compress.data import open_data
 from compress.errors import CompressError, DataError, NothingToCompressError
-from compress.measures.outputs import largest_deviation, named_outputs
 from compress.report.model import LayerReport
 from tests import strange_networks
 
@@ -57,25 +56,6 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 UNLABELLED = {"grouped_output", "transposed", "segmentation", "regression"}
 SAMPLES, EVALUATED = 150, 33
-
-
-@pytest.fixture
-def fresh_process() -> None:
-    """Asks for a reload in a process of its own."""
-
-
-@pytest.fixture(autouse=True)
-def reload_here(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """The written folder is loaded in this process: a fresh one takes seconds."""
-
-    def reloaded(folder: Path, examples: tuple[Tensor, ...], expected: Any, tolerance: float, scratch: Path) -> float:
-        with torch.inference_mode():
-            found = named_outputs(compress.load(folder, trust_code=True)(*examples))
-        assert largest_deviation(expected, found)[0] <= tolerance
-        return 0.0
-
-    if "fresh_process" not in request.fixturenames:
-        monkeypatch.setattr("compress.api.writing.check_reload", reloaded)
 
 
 def build(name: str, **arguments: Any) -> nn.Module:

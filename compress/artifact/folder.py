@@ -119,13 +119,19 @@ def check_reload(
     inputs = {str(number): part.detach().cpu().clone().contiguous() for number, part in enumerate(examples)}
     save_file(inputs, scratch / "probe.safetensors")
     arguments = [str(folder.resolve()), str(scratch / "probe.safetensors"), str(scratch / "found.safetensors")]
-    command = [sys.executable, "-P", "-c", RELOAD, *arguments, str(torch.get_num_threads()), *sys.path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        reason = lines[-1].partition(": ")[2] or lines[-1]
+    if reason := reload_alone([*arguments, str(torch.get_num_threads()), *sys.path]):
         raise OutputError(f"The written model does not load in a fresh process: {reason}")
     return compare_reloaded(expected, load_file(scratch / "found.safetensors"), tolerance)
+
+
+def reload_alone(arguments: Sequence[str]) -> str:
+    """Run RELOAD in a fresh process; why it failed, empty where it did not."""
+    command = [sys.executable, "-P", "-c", RELOAD, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.returncode:
+        return ""
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return lines[-1].partition(": ")[2] or lines[-1]
 
 
 def compare_reloaded(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -82,8 +85,12 @@ def _environment() -> Environment:
 
 
 def render_index(found: Mapping[str, Any], output: Path) -> str:
-    """The page of a zoo: a row for every model, linked to its report or its log."""
-    style = resources.files("compress.report.html").joinpath("templates/style.css").read_text("utf-8").strip()
+    """The page of a zoo: a row for every model, linked to its report or its log.
+
+    Its only script sorts the table by a column; without it everything is there in the order of the plan.
+    """
+    templates = resources.files("compress.report.html").joinpath("templates")
+    script = templates.joinpath("sort.js").read_text("utf-8")
     counts = found["counts"]
     verdict = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no models"
     return (
@@ -91,35 +98,69 @@ def render_index(found: Mapping[str, Any], output: Path) -> str:
         .get_template("index.html.j2")
         .render(
             title=f"{found['models']} models",
-            style=Markup(style),
+            style=Markup(templates.joinpath("style.css").read_text("utf-8").strip()),
+            script=Markup(script),
+            permission="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             verdict=verdict,
+            columns=INDEX_COLUMNS,
             rows=[index_row(row, output) for row in found["rows"]],
         )
     )
 
 
-def index_row(row: Mapping[str, Any], output: Path) -> dict[str, str]:
-    """One model's cells as texts."""
+@dataclass(frozen=True)
+class Column:
+    """A column of the page."""
+
+    title: str
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows, and what a numerical column is sorted by; empty where there is nothing."""
+
+    text: str = ""
+    value: str = ""
+
+
+INDEX_COLUMNS = (
+    Column("model"),
+    Column("status"),
+    Column("fewer parameters", number=True),
+    Column("fewer MACs", number=True),
+    Column("faster", number=True),
+    Column("accuracy after", number=True),
+    Column("points lost", number=True),
+    Column("agreement", number=True),
+    Column("seconds", number=True),
+    Column("why"),
+)
+
+
+def index_row(row: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """One model's name, link and cells behind the name, in the order of INDEX_COLUMNS."""
     report, log = f"{MODELS}/{row['name']}/report.html", f"{LOGS}/{row['name']}.log"
     link = report if row["status"] == DONE else log
-    accuracy = ""
-    if row["top1_before"] is not None:
-        accuracy = f"{100 * row['top1_before']:.2f} → {100 * row['top1_after']:.2f} %"
-    elif row["agreement"] is not None:
-        accuracy = f"agreement {100 * row['agreement']:.2f} %"
     same = f"same as {row['same_as']}" if row["same_as"] else ""
-    return {
-        "name": row["name"],
-        "link": link if (output / link).is_file() else "",
-        "status": row["status"],
-        "parameters": factor(row["parameters_before"], row["parameters_after"]),
-        "macs": factor(row["macs_before"], row["macs_after"]),
-        "accuracy": accuracy,
-        "seconds": "" if row["seconds"] is None else f"{row['seconds']:.1f}",
-        "reason": row["reason"] or same,
-    }
+    cells = [
+        Cell(row["status"]),
+        *(factor(row[f"{name}_before"], row[f"{name}_after"]) for name in ("parameters", "macs")),
+        factor(row["latency_before_ms"], row["latency_after_ms"]),
+        number(row["top1_after"], "{:.2f} %", 100),
+        number(row["drop_points"], "{:.2f}"),
+        number(row["agreement"], "{:.2f} %", 100),
+        number(row["seconds"], "{:.1f}"),
+        Cell(row["reason"] or same),
+    ]
+    return {"name": row["name"], "link": link if (output / link).is_file() else "", "cells": cells}
 
 
-def factor(before: int | None, after: int | None) -> str:
-    """How many times smaller, in words."""
-    return f"{before / after:.2f}×" if before and after else ""
+def number(value: float | None, form: str, scale: float = 1) -> Cell:
+    """A number as a cell."""
+    return Cell() if value is None else Cell(form.format(scale * value), repr(value))
+
+
+def factor(before: float | None, after: float | None) -> Cell:
+    """How many times smaller."""
+    return number(before / after if before and after else None, "{:.2f}×")

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.artifact.folder import load, stored_state, write_artifact
+from compress.artifact.folder import check_reload, load, stored_state, write_artifact
 from compress.checkpoint.builders import build_architecture
 from compress.checkpoint.manifest import read_artifact
 from compress.errors import OutputError
+from compress.measures.outputs import named_outputs
 
 
 @pytest.fixture
@@ -26,6 +27,23 @@ def folder(tmp_path: Path) -> Path:
 def test_what_was_written_is_what_is_loaded(folder: Path) -> None:
     state = load(folder).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in read_artifact(folder).state.items())
+
+
+@pytest.mark.parametrize("how", ["as users get it", "as other tests do it"])
+def test_another_process_loads_it_and_says_what_does_not_load(
+    how: str, folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> None:
+    if how == "as users get it":
+        request.getfixturevalue("fresh_process")
+    example, scratch = torch.linspace(-1, 1, 8).reshape(2, 4), tmp_path_factory.mktemp("scratch")
+    with torch.inference_mode():
+        expected = named_outputs(load(folder)(example))
+    assert check_reload(folder, (example,), expected, 1e-6, scratch) <= 1e-6
+    with pytest.raises(OutputError, match=r"another output|other outputs"):
+        check_reload(folder, (example,), {name: tensor + 1 for name, tensor in expected.items()}, 1e-6, scratch)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OutputError, match=r"does not load in a fresh process: .*model\.safetensors"):
+        check_reload(folder, (example,), expected, 1e-6, scratch)
 
 
 def test_changed_weights_are_noticed(folder: Path) -> None:

@@ -67,17 +67,18 @@ def test_a_hanging_model_and_what_it_started_end_at_the_timeout(misbehaving: Pat
     assert not any(alive(pid) for pid in pids)
 
 
-def test_models_end_with_the_runner_however_it_ends(misbehaving: Path) -> None:
+def test_models_end_with_the_runner_however_it_ends_and_do_not_run_its_script(misbehaving: Path) -> None:
     (path,) = copies(misbehaving, 1)
     pids = misbehaving / "pids"
     entry = {"name": "hang", "checkpoint": path, "arch": "misbehaviour:hang", "arch_arg": {"pids": str(pids)}}
     small_plan(misbehaving, [entry])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(misbehaving), *sys.path])}
-    runner = subprocess.Popen(
-        [sys.executable, "-m", "compress.cli", "zoo", str(misbehaving / "zoo.yaml")],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
+    script = misbehaving / "script.py"  # without the guard that multiprocessing asks for
+    script.write_text("import compress\nprint('run', flush=True)\ncompress.run_zoo(compress.plan_zoo(['zoo.yaml']))\n")
+    with (misbehaving / "printed").open("w") as printed:
+        runner = subprocess.Popen(
+            [sys.executable, str(script)], cwd=misbehaving, env=environment, stdout=printed, stderr=subprocess.DEVNULL
+        )
     try:
         deadline = time.monotonic() + 120
         while not (pids.exists() and len(pids.read_text().split()) == 2):
@@ -87,6 +88,7 @@ def test_models_end_with_the_runner_however_it_ends(misbehaving: Path) -> None:
     finally:
         runner.send_signal(signal.SIGKILL)
         runner.wait()
+    assert (misbehaving / "printed").read_text() == "run\n"
     found = [int(pid) for pid in pids.read_text().split()]
     for _ in range(200):
         if not any(alive(pid) for pid in found):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from compress.zoo.backends.protocol import Event, describe_exit, failure
@@ -71,7 +73,8 @@ class LocalBackend:
         receiver, sender = self._context.Pipe(duplex=False)
         device = self._free_device(job) if job.wants_gpu else None
         process = self._context.Process(target=work, args=(job, device, sender, self._lifeline), name=job.name)
-        process.start()
+        with no_main_module():
+            process.start()
         sender.close()
         deadline = None if job.timeout is None else time.monotonic() + job.timeout
         self._running[job.name] = _Running(job, process, receiver, deadline, device)
@@ -186,3 +189,14 @@ def visible_devices() -> int:
     with suppress(OSError):
         return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
     return 0
+
+
+@contextmanager
+def no_main_module() -> Iterator[None]:
+    """While processes are started: they do not import the caller's script, which may lack a guard and be run anew."""
+    own = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = own
