@@ -136,7 +136,7 @@ def measure_widths(found: Run) -> None:
     prepared = prepare(recipe, SilentProgress(), needs_data=True)
     problem = make_problem(prepared, recipe)
     (group,) = problem.groups
-    moments = record_all(problem, SilentProgress())[group.name]
+    moments = record_all(problem, SilentProgress()).moments[group.name]
     source = open_data(found.options.eval, prepared.preprocessing)
     limit = 1000 if found.quick else source.sample_count
     node, consumer = group.consumers[0].input, group.consumers[0]

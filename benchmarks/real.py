@@ -177,6 +177,7 @@ def main() -> int:
                 rows.append(
                     (name, setting, words, change, ended.code, ended.wall, ended.wall / forward, share, ended.peak)
                 )
+                print(*rows[-1], sep=" · ", file=sys.stderr, flush=True)  # the table comes only at the end
     header = ("network", "setting", "came to", "change", "exit", "s", "forward passes", "kernel / user", "peak MB")
     found.table("Strangers' networks", header, rows)
     for line in wrong:
@@ -195,9 +196,8 @@ def describe_report(report: dict) -> tuple[str, str]:
     cost = report["cost"]
     text = " · ".join(f"{cost[key][1] / cost[key][0]:.2f} {key}" for key in ("macs", "parameters") if cost[key][0])
     evaluation = report.get("evaluation") or {}
-    tops = [evaluation.get(key, {}).get("top1") for key in ("original", "compressed")] if evaluation else [None]
-    if None not in tops:
-        return text, f"{100 * (tops[1] - tops[0]):+.1f} points"
+    if evaluation.get("drop_points") is not None:
+        return text, f"{-evaluation['drop_points']:+.1f} points"
     change = evaluation.get("relative_output_change")
     return text, "" if change is None else f"outputs moved {change:.3f}"
 

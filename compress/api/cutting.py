@@ -71,6 +71,9 @@ def make_cut(
 
 def explain_whole(found: Compressed, recipe: Recipe) -> str:
     """Why no layer lost a unit, and which option changes that."""
+    if found.skipped and not found.results:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
+        return f"No selected layer can be compressed. {reasons}."
     short = sum(NEEDS_MEMORY in result.report().fit.sampling for result in found.results)
     if short:
         return (

@@ -37,7 +37,10 @@ def inspect(recipe: Recipe, progress: Progress | None = None, *, deep: bool = Fa
     if prepared.calibration is not None and usable:
         problem = make_problem(prepared, recipe)
         groups = {group.name: group for group in usable}
-        for name, moments in record_all(problem, progress).items():
+        recorded = record_all(problem, progress)
+        for name, reason in recorded.skipped.items():
+            layers[name]["skipped"] = reason
+        for name, moments in recorded.moments.items():
             layers[name].update(describe_moments(moments, recipe.rank_tolerance))
             if deep:
                 layers[name].update(describe_depth(groups[name], moments, problem.state, recipe.rank_tolerance))

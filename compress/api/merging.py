@@ -38,7 +38,8 @@ def merge_layers(prepared: Prepared, problem: Problem, rank_tolerance: float, pr
         NothingToCompressError: no two units are aligned.
         SurgeryError: what looks aligned on the fitting samples is not on the held-back ones.
     """
-    moments = record_all(problem, progress)
+    recorded = record_all(problem, progress)
+    moments = recorded.moments
     groups = {group.name: group for group in problem.groups}
     deviation = math.inf
     for tolerance in ALIGNED:
@@ -56,8 +57,9 @@ def merge_layers(prepared: Prepared, problem: Problem, rank_tolerance: float, pr
             results = [
                 describe(moments[group.name], found[group.name], problem.state, state, rank_tolerance)
                 for group in problem.groups
+                if group.name in moments
             ]
-            return Compressed(list(results), state, None, None)
+            return Compressed(list(results), state, None, None, recorded.skipped)
     if deviation < math.inf:
         raise SurgeryError(
             "Units that are aligned on the fitting samples are not on the held-back ones: merging moved the outputs "

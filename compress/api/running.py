@@ -217,9 +217,9 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
         rule=describe_rule(recipe),
         layers=tuple(layer_report(result, certified) for result in found.results),
         skipped=tuple(
-            SkippedLayer(group.name, group.unit_count, str(group.skip_reason))
+            SkippedLayer(group.name, group.unit_count, found.skipped.get(group.name) or str(group.skip_reason))
             for group in prepared.network.groups
-            if group.skip_reason is not None
+            if group.skip_reason is not None or group.name in found.skipped
         ),
         cost=cost,
         verification=Verification(cut.deviation),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,13 +11,15 @@ from torch import Tensor
 from compress.compression.allocate import DamageCurve, damage_curve, legal_widths
 from compress.compression.costs import CostModel, cost_model
 from compress.compression.damage import measure_divergences, probe_widths
+from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.latency import measure_latency_model, time_network
 from compress.compression.layer import LayerFacts, LayerOptions, layer_unit_costs
-from compress.compression.problem import Problem, record_all
+from compress.compression.problem import Problem, Recorded, record_all
 from compress.compression.resume import KnownCurves, RunState
 from compress.convex import SelectionCurve, select_units
 from compress.progress import Progress
 from compress.recording.layer_moments import LayerMoments
+from compress.units.groups import UnitGroup
 
 SENSITIVITY_SAMPLES = 512
 
@@ -31,6 +33,7 @@ class Search:
         curves: selection curve per group.
         damages: predicted damage per group and width.
         facts: what the moments of all units say, per group.
+        skipped: group name -> why it stays as it is; such a group has no moments, curve or facts.
         kept_state: where what is found is kept for a run that goes on from here.
     """
 
@@ -40,6 +43,7 @@ class Search:
     curves: dict[str, SelectionCurve]
     damages: dict[str, DamageCurve]
     facts: dict[str, LayerFacts]
+    skipped: dict[str, str] = field(default_factory=dict)
     kept_state: RunState | None = None
 
 
@@ -60,14 +64,17 @@ def prepare_search(
     known = None if kept_state is None else kept_state.read_curves()
     legal = {group.name: legal_widths(group.unit_count, group.blocks, options.round_to) for group in problem.groups}
     moments: dict[str, LayerMoments] = {}
-    if known is None or set(known.curves) != set(legal):
-        moments = record_all(problem, progress)
-        known = find_curves(problem, moments, options, legal, progress)
+    if known is None or {*known.curves, *known.skipped} != set(legal):
+        recorded = record_all(problem, progress)
+        moments = recorded.moments
+        known = find_curves(problem, recorded, options, legal, progress)
         if kept_state is not None:
             kept_state.write_curves(known)
     damages = {
-        name: damage_curve(known.errors[name], known.measured[name], widths_known(known.curves[name], legal[name]))
-        for name in legal
+        name: fixed_width(widths[-1])
+        if name in known.skipped
+        else damage_curve(known.errors[name], known.measured[name], widths_known(known.curves[name], widths))
+        for name, widths in legal.items()
     }
     parameters = dict(problem.network.module.named_parameters())
     model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs, problem.network.biases)
@@ -78,12 +85,12 @@ def prepare_search(
             lambda: measure_latency_model(problem.program, model.tensors, problem.state, whole)
         )
         model = replace(model, latency=latency)
-    return Search(problem, model, moments, known.curves, damages, known.facts, kept_state)
+    return Search(problem, model, moments, known.curves, damages, known.facts, known.skipped, kept_state)
 
 
 def find_curves(
     problem: Problem,
-    moments: Mapping[str, LayerMoments],
+    recorded: Recorded,
     options: LayerOptions,
     legal: Mapping[str, tuple[int, ...]],
     progress: Progress,
@@ -92,22 +99,41 @@ def find_curves(
     curves: dict[str, SelectionCurve] = {}
     errors: dict[str, Tensor] = {}
     facts: dict[str, LayerFacts] = {}
+    skipped = dict(recorded.skipped)
     progress.stage("selecting units", len(problem.groups))
-    for group in problem.groups:
-        own = moments[group.name]
-        joint = own.for_selection(problem.state)
-        costs = layer_unit_costs(options.unit_costs, group, own, problem.state, joint)
-        curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
-        curves[group.name] = curve
-        facts[group.name] = LayerFacts.of(own.joint(), options.rank_tolerance)
-        errors[group.name] = errors_by_width(curve.errors, group.unit_count)
+    for number, group in enumerate(problem.groups, 1):
+        if group.name not in skipped:
+            try:
+                curve, facts[group.name] = find_curve(problem, group, recorded.moments[group.name], options)
+                curves[group.name] = curve
+                errors[group.name] = errors_by_width(curve.errors, group.unit_count)
+            except LAYER_FAULTS as fault:
+                skipped[group.name] = describe_fault(fault)
         progress.advance()
-        progress.reach(0.3 + 0.5 * len(curves) / len(problem.groups))
+        progress.reach(0.3 + 0.5 * number / len(problem.groups))
     widths = {name: probe_widths(errors[name], widths_known(curves[name], legal[name])) for name in curves}
     samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
     progress.stage("measuring sensitivities", samples)
-    measured = measure_divergences(problem, moments, curves, widths, options, samples=samples, advance=progress.advance)
-    return KnownCurves(curves, errors, measured, facts)
+    measured = measure_divergences(
+        problem, recorded.moments, curves, widths, options, samples=samples, advance=progress.advance
+    )
+    return KnownCurves(curves, errors, measured, facts, skipped)
+
+
+def find_curve(
+    problem: Problem, group: UnitGroup, moments: LayerMoments, options: LayerOptions
+) -> tuple[SelectionCurve, LayerFacts]:
+    """One group's selection along all widths, and what its moments say. Raises SolverError."""
+    joint = moments.for_selection(problem.state)
+    costs = layer_unit_costs(options.unit_costs, group, moments, problem.state, joint)
+    curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
+    return curve, LayerFacts.of(moments.joint(), options.rank_tolerance)
+
+
+def fixed_width(units: int) -> DamageCurve:
+    """The curve of a layer that keeps all its units."""
+    nothing = torch.zeros(units + 1, dtype=torch.float64)
+    return DamageCurve(nothing, (units,), nothing)
 
 
 def widths_known(curve: SelectionCurve, legal: Sequence[int]) -> tuple[int, ...]:

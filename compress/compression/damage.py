@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from compress.compression.faults import LAYER_FAULTS
 from compress.compression.layer import LayerOptions
 from compress.compression.problem import Problem
 from compress.compression.refit import refit_layer
@@ -43,7 +44,8 @@ def measure_divergences(
 
     All outputs count, by their weights, in nats where they are scores and in squares relative to their own spread
     where they are numbers. The held-back samples are run once through the original network; every cut restarts from
-    the values in front of the layer it changes, so it costs only what lies behind that layer.
+    the values in front of the layer it changes, so it costs only what lies behind that layer. A cut whose problem has
+    no solution is not measured.
 
     Args:
         widths: group name -> widths to measure.
@@ -60,7 +62,10 @@ def measure_divergences(
         start = program.frontier(tensors, nodes)
         for width in widths.get(group.name, ()):
             kept = curves[group.name].units(width)
-            weights = refit_layer(moments[group.name], kept, options.ridge, state, state).weights
+            try:
+                weights = refit_layer(moments[group.name], kept, options.ridge, state, state).weights
+            except LAYER_FAULTS:
+                continue
             cuts.append((group.name, width, weights, start))
     needed = sorted({name for *_, start in cuts for name in start})
     sums = Distances(problem.outputs, len(cuts))

@@ -65,7 +65,17 @@ class Given:
         return f"units {self.units.tolist()}"
 
 
-Decision = Keep | Within | LassoSupport | Width | Given
+@dataclass(frozen=True)
+class Leave:
+    """The layer stays as it is, for a reason that the report gives."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"left as it is: {self.reason}"
+
+
+Decision = Keep | Within | LassoSupport | Width | Given | Leave
 Plan = Mapping[str, Decision]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.compression.decisions import Ingredients
+from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.turns import Turn, make_turns
 from compress.data import DataSource
 from compress.errors import DataError
@@ -229,18 +230,32 @@ def select_groups(groups: Sequence[UnitGroup], layers: Sequence[str], excluded: 
     return tuple(group for group in groups if (not layers or matches(group, layers)) and not matches(group, excluded))
 
 
-def record_all(problem: Problem, progress: Progress) -> dict[str, LayerMoments]:
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """Moments by group name, and of the groups without any, why: they are NaN, or of no samples."""
+
+    moments: dict[str, LayerMoments]
+    skipped: dict[str, str]
+
+
+def record_all(problem: Problem, progress: Progress) -> Recorded:
     """Moments of every group in one pass over the original network, Ψ being its own outputs."""
     both = {group.name: problem.recorders(group, targets=False) for group in problem.groups}
     for which, stream in enumerate((problem.fitting, problem.held_back)):
         recorders = [pair[which] for pair in both.values()]
         progress.stage("recording all layers" if not which else "recording held-back samples", stream.count)
         record_moments(problem.program, recorders, stream.read, stream.sizes(), problem.state, advance=progress.advance)
-    return {group.name: gather_moments(problem, group, both[group.name]) for group in problem.groups}
+    found = Recorded({}, {})
+    for group in problem.groups:
+        try:
+            found.moments[group.name] = gather_moments(problem, group, both.pop(group.name))
+        except LAYER_FAULTS as fault:
+            found.skipped[group.name] = describe_fault(fault)
+    return found
 
 
 def gather_moments(problem: Problem, group: ReadUnits, recorders: tuple[GroupRecorder, GroupRecorder]) -> LayerMoments:
-    """Moments of one group from its two full recorders."""
+    """Moments of one group from its two full recorders. Raises NonFiniteError, MomentsError."""
     fitting, checking = recorders
     return make_layer_moments(
         group,

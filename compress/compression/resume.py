@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +47,30 @@ class StoredLayer:
 
 @dataclass(frozen=True, eq=False)
 class SettledTurn:
-    """One turn of a sweep: its new tensors by state name, and the layer where units were chosen."""
+    """One turn of a sweep: its new tensors by state name, and the layer where units were chosen.
+
+    Attributes:
+        fault: why the turn changed nothing, where it could not be settled.
+    """
 
     weights: dict[str, Tensor]
     layer: StoredLayer | None
+    fault: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class KnownCurves:
-    """Selection curves, error curves, measured divergences and facts by group, as `prepare_search` finds them."""
+    """Selection curves, error curves, measured divergences and facts by group, as `prepare_search` finds them.
+
+    Attributes:
+        skipped: group name -> why it has none of these and stays as it is.
+    """
 
     curves: dict[str, SelectionCurve]
     errors: dict[str, Tensor]
     measured: dict[str, list[tuple[int, float]]]
     facts: dict[str, LayerFacts]
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,8 @@ class RunState:
             return None
         tensors, about = found
         tensors.pop("empty", None)
+        if set(about) == {"fault"}:
+            return SettledTurn({}, None, str(about["fault"]))
         kept = tensors.pop("kept", None)
         try:
             report = None if kept is None else adapter(LayerReport).validate_python(about)
@@ -125,10 +137,12 @@ class RunState:
         layer = None if kept is None or report is None else StoredLayer(report.name, report.units, kept, report)
         return SettledTurn({name.removeprefix("weight:"): tensor for name, tensor in tensors.items()}, layer)
 
-    def write_turn(self, number: int, weights: Mapping[str, Tensor], layer: Any = None) -> None:
-        """Keep what a turn settled. `layer` has name, units, kept and report()."""
+    def write_turn(
+        self, number: int, weights: Mapping[str, Tensor], layer: Any = None, fault: str | None = None
+    ) -> None:
+        """Keep what a turn settled. `layer` has name, units, kept and report(); `fault`: why it settled nothing."""
         tensors = {f"weight:{name}": tensor for name, tensor in weights.items()}
-        about: dict[str, Any] = {}
+        about: dict[str, Any] = {} if fault is None else {"fault": fault}
         if layer is not None:
             tensors["kept"] = layer.kept
             about = plain_data(layer.report())
@@ -147,7 +161,7 @@ class RunState:
     @staticmethod
     def _known_curves(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> KnownCurves:
         curves, errors, facts = {}, {}, {}
-        for name, own in about.items():
+        for name, own in about["layers"].items():
             orders = {method: tensors[f"{name}:order:{method}"] for method in own["orders"]}
             polished = {int(width): tensors[f"{name}:polished:{width}"] for width in own["polished"]}
             curves[name] = SelectionCurve(
@@ -158,8 +172,10 @@ class RunState:
             spectra = tensors[f"{name}:features"], tensors[f"{name}:outputs"]
             bound = WidthBound(rank_features, rank_outputs, units, group_size, tolerance, *spectra)
             facts[name] = LayerFacts(bound, own["dead"], own["duplicates"])
-        measured = {name: [(int(at), float(value)) for at, value in own["measured"]] for name, own in about.items()}
-        return KnownCurves(curves, errors, measured, facts)
+        measured = {
+            name: [(int(at), float(value)) for at, value in own["measured"]] for name, own in about["layers"].items()
+        }
+        return KnownCurves(curves, errors, measured, facts, dict(about["skipped"]))
 
     def write_curves(self, known: KnownCurves) -> None:
         """Keep curves and sensitivities."""
@@ -185,7 +201,7 @@ class RunState:
                 "polished": list(curve.polished),
                 "measured": known.measured[name],
             }
-        self._write("curves", tensors, about)
+        self._write("curves", tensors, {"layers": about, "skipped": known.skipped})
 
     def remove(self) -> None:
         """Delete the state."""

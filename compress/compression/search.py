@@ -12,7 +12,8 @@ from torch import Tensor
 from compress.compression.allocate import Allocation, allocate, priced_widths, relative_costs
 from compress.compression.certificates import certificate_report, certify_layer
 from compress.compression.curves import Search
-from compress.compression.decisions import Plan, Width
+from compress.compression.decisions import Decision, Leave, Plan, Width
+from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.latency import LatencyModel, one_sample
 from compress.compression.layer import POLISHABLE, LayerOptions, layer_unit_costs, legal_units, rounded
 from compress.compression.problem import Problem, record_all
@@ -152,8 +153,11 @@ def plan_widths(search: Search, widths: Mapping[str, int]) -> Plan:
 
     Those that the curves of the original network keep at the width and at `CANDIDATES` times the width.
     """
-    plan: dict[str, Width] = {}
+    plan: dict[str, Decision] = {}
     for group in search.problem.groups:
+        if group.name in search.skipped:
+            plan[group.name] = Leave(search.skipped[group.name])
+            continue
         columns = max(reading.columns for reading in search.problem.readings(group))
         curve, width = search.curves[group.name], widths[group.name]
         wider = math.ceil(CANDIDATES * width)
@@ -263,16 +267,19 @@ def certify_widths(found: SearchResult, options: LayerOptions, progress: Progres
     cut = [result for result in found.layerwise.results if len(result.kept) < result.units]
     moments = search.moments
     if cut and not moments:
-        moments = record_all(search.problem, progress)
+        moments = record_all(search.problem, progress).moments
     groups = {group.name: group for group in search.problem.groups}
     progress.stage("certifying optimality", len(cut))
     for result in cut:
         own = moments[result.name]
         joint = own.joint()
         costs = layer_unit_costs(options.unit_costs, groups[result.name], own, search.problem.state, joint)
-        solution, form = certify_layer(joint, costs, len(result.kept), None, solver=options.solver, gap=options.gap)
-        silencing = MultitaskLasso(joint, 0.0, costs).silencing_penalty
-        certified[result.name] = certificate_report(solution, f"{form}; original features", silencing)
+        try:
+            solution, form = certify_layer(joint, costs, len(result.kept), None, solver=options.solver, gap=options.gap)
+            silencing = MultitaskLasso(joint, 0.0, costs).silencing_penalty
+            certified[result.name] = certificate_report(solution, f"{form}; original features", silencing)
+        except LAYER_FAULTS as fault:
+            progress.note(f"{result.name} has no certificate: {describe_fault(fault)}")
         progress.advance()
     return certified
 
@@ -290,5 +297,6 @@ def search_report(found: SearchResult) -> SearchReport:
                 error_curve=tuple(rounded(float(error)) for error in curve.errors),
             )
             for name, curve in found.search.damages.items()
+            if name not in found.search.skipped
         },
     )

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from compress.compression.decisions import Given, Plan, Width
+from compress.compression.decisions import Given, Leave, Plan, Width
+from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.layer import LayerFacts, LayerOptions, LayerResult, adjust_layer, solve_layer
 from compress.compression.problem import Problem, gather_moments
 from compress.compression.resume import RunState, SettledTurn, StoredLayer
@@ -39,25 +40,32 @@ class Compressed:
         state: removed units' columns are zero in their consumers; consumers are refitted.
         fitting: score on the fitting samples, where it came for free; else None.
         held_back: score on the held-back samples; None where nothing was scored.
+        skipped: group name -> why it has no result and stays as it is.
     """
 
     results: list[LayerResult | StoredLayer]
     state: dict[str, Tensor]
     fitting: CalibrationScore | None
     held_back: CalibrationScore | None
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        """Group name -> unit numbers that stay."""
+        """Group name -> unit numbers that stay, of the groups with a result."""
         return {result.name: result.kept for result in self.results}
 
 
 @dataclass(frozen=True, eq=False)
 class Settled:
-    """What a turn comes to: new tensors by state name, and the layer's result where its units were chosen."""
+    """What a turn comes to: new tensors by state name, and the layer's result where its units were chosen.
+
+    Attributes:
+        fault: why it comes to nothing, where its moments or the problem on them are no good.
+    """
 
     weights: Mapping[str, Tensor]
     layer: LayerResult | StoredLayer | None = None
+    fault: str | None = None
 
 
 Settle = Callable[[Choose | Refit, Tensor | None, LayerMoments, Mapping[str, Tensor]], Settled]
@@ -73,6 +81,8 @@ def sweep(
     kept_state: RunState | None = None,
 ) -> Compressed:
     """Settle what the plan decides for every group, front to back, and score the result on calibration samples.
+
+    A group whose moments or whose problem are no good is skipped with the reason, and the sweep goes on.
 
     Args:
         facts: group name -> what moments of all units say; units that a decision leaves out are not recorded then.
@@ -101,7 +111,8 @@ def sweep(
         return Settled(layer.weights, layer)
 
     state = None if kept_state is None else kept_state.of_sweep("first", plan)
-    return run_turns(problem, problem.state, {}, wanted, settle, progress, stage="solving", kept_state=state)
+    left = {name: decision.reason for name, decision in plan.items() if isinstance(decision, Leave)}
+    return run_turns(problem, problem.state, {}, wanted, settle, progress, stage="solving", left=left, kept_state=state)
 
 
 def refine(
@@ -142,10 +153,11 @@ def refine(
             settle,
             progress,
             stage="refining",
+            left=found.skipped,
             rectified=problem.ingredients.rectified,
             kept_state=state,
         )
-        found = replace(after, results=before.results)
+        found = replace(after, results=before.results, skipped=before.skipped)
     return found
 
 
@@ -158,6 +170,7 @@ def run_turns(
     progress: Progress,
     *,
     stage: str,
+    left: Mapping[str, str],
     rectified: bool = False,
     kept_state: RunState | None = None,
 ) -> Compressed:
@@ -172,12 +185,14 @@ def run_turns(
         wanted: the only units in question where a group's are chosen; None: all.
         settle: turn, units that were recorded (None: all), their moments and the state so far, to what becomes of it.
         stage: what a turn is called while it is settled.
+        left: group name -> why its units are not asked about.
         rectified: record targets that count errors behind the next ReLU alone.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
     current, kept = dict(start), dict(kept)
     results: list[LayerResult | StoredLayer] = []
-    turns = problem.turns()
+    skipped = dict(left)
+    turns = [turn for turn in problem.turns() if not (isinstance(turn, Choose) and turn.group.name in left)]
     stores: list[ActivationStore] = []
     try:
         stores = [ActivationStore.open(CACHE_BYTES // 2) for _ in range(2)]
@@ -186,22 +201,31 @@ def run_turns(
             if done is None:
                 frontier = next_frontier(problem, turns[number:], rectified=rectified)
                 following = [store.advance(frontier) for store in stores]
-                if isinstance(turn, Filter):
-                    filters = record_filters(problem, turn, current, stores, following, progress, rectified=rectified)
-                    settled = Settled(refit_filters(turn.consumer, *filters, RIDGE, problem.state, current))
-                else:
-                    units = wanted(turn) if isinstance(turn, Choose) else left_channels(turn, kept, problem.groups)
-                    moments, seconds = record_turn(
-                        problem, turn.read, current, stores, following, progress, units=units, rectified=rectified
-                    )
-                    progress.stage(f"{stage} {turn.read.name}")
-                    settled = timed(settle(turn, units, moments, current), seconds)
+                try:
+                    if isinstance(turn, Filter):
+                        filters = record_filters(
+                            problem, turn, current, stores, following, progress, rectified=rectified
+                        )
+                        settled = Settled(refit_filters(turn.consumer, *filters, RIDGE, problem.state, current))
+                    else:
+                        units = wanted(turn) if isinstance(turn, Choose) else left_channels(turn, kept, problem.groups)
+                        moments, seconds = record_turn(
+                            problem, turn.read, current, stores, following, progress, units=units, rectified=rectified
+                        )
+                        progress.stage(f"{stage} {turn.read.name}")
+                        settled = timed(settle(turn, units, moments, current), seconds)
+                except LAYER_FAULTS as fault:
+                    settled = Settled({}, fault=describe_fault(fault))
                 stores = following
                 if kept_state is not None:
-                    kept_state.write_turn(number, settled.weights, settled.layer)
+                    kept_state.write_turn(number, settled.weights, settled.layer, settled.fault)
             else:
                 settled = on_device(done, problem)
             current.update(settled.weights)
+            if settled.fault is not None and isinstance(turn, Choose):
+                skipped[turn.group.name] = settled.fault
+            elif settled.fault is not None:
+                progress.note(f"{turn.read.name} keeps its weights: {settled.fault}")
             if settled.layer is not None:
                 kept[settled.layer.name] = settled.layer.kept
                 results.append(settled.layer)
@@ -210,7 +234,7 @@ def run_turns(
     finally:
         for store in stores:
             store.close()
-    return Compressed(results, current, *scores)
+    return Compressed(results, current, *scores, skipped)
 
 
 def timed(settled: Settled, seconds: Mapping[str, float]) -> Settled:
@@ -222,7 +246,7 @@ def timed(settled: Settled, seconds: Mapping[str, float]) -> Settled:
 
 def on_device(done: SettledTurn, problem: Problem) -> Settled:
     """What an earlier run settled, where this one computes."""
-    return Settled({name: tensor.to(problem.device) for name, tensor in done.weights.items()}, done.layer)
+    return Settled({name: tensor.to(problem.device) for name, tensor in done.weights.items()}, done.layer, done.fault)
 
 
 def record_turn(

@@ -20,6 +20,7 @@ from compress.convex.solve import Solver, certified_point, check_tolerance, find
 from compress.convex.solvers.scaled import Outcome
 
 _SMALLEST = 1e-9  # the smallest λ at which units are counted, as a fraction of the silencing penalty
+_HIDDEN = 0.1  # rounding of a gap, relative to the tolerance, from which on a smaller λ tells no more units
 _SPECTRAL = 2048  # columns up to which least squares is settled by eigenvalues where a factorisation leaves doubt
 
 
@@ -299,6 +300,9 @@ def solve_unit_count(
         else:
             low, most = penalty, solution.active.numel()
         slow = slow + 1 if low > 0 and math.log(high / low) > 0.5 * before else 0
+        if solution.rounding > _HIDDEN * tolerance and not low:
+            reason = "no λ above rounding found"
+            break
     best = replace(best, iterations=iterations, tolerance=tolerance)
     if best.active.numel() != units:
         text = f"{reason} between {best.active.numel()} units and {most}"

@@ -55,6 +55,7 @@ class FilterRecorder:
     def __init__(self, consumer: Consumer, plan: SamplePlan, *, seed: int, rectifier: Rectifier | None = None) -> None:
         self.consumer, self.plan, self.rectifier = consumer, plan, rectifier
         self.share = Share()  # the matrices are small: every process adds all batches
+        self.fault: NonFiniteError | None = None
         self._generator = torch.Generator().manual_seed(seed)
         self._sums: list[Tensor] = []
         self._count = 0
@@ -110,7 +111,9 @@ class FilterRecorder:
         """Never asked: every process adds all batches."""
 
     def moments(self) -> FilterMoments:
-        """What was added."""
+        """What was added. Raises NonFiniteError: an activation was NaN or Inf."""
+        if self.fault is not None:
+            raise self.fault
         return FilterMoments(*(total / max(self._count, 1) for total in self._sums))
 
 

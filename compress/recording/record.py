@@ -134,6 +134,7 @@ class GroupRecorder:
         self.residuals = dict(residuals or {}) if targets else {}
         self.rectifiers = dict(rectifiers or {}) if targets else {}
         self.rows = 0
+        self.fault: NonFiniteError | None = None
         self._generator = torch.Generator().manual_seed(seed)
         self._sums = make_accumulators(self.readings, memory, seed)
         self._moments: tuple[Moments | FactoredMoments, ...] | None = None
@@ -190,7 +191,13 @@ class GroupRecorder:
         """One Moments per reading; without recorded targets Ψ is ΦV for the original weights, exactly.
 
         The recorder is finished then: its sums are let go of.
+
+        Raises:
+            NonFiniteError: an activation was NaN or Inf, here or in another process.
+            MomentsError: nothing was added.
         """
+        if self.share.any(self.fault is not None):
+            raise self.fault or NonFiniteError(f"NaN or Inf in the activations that `{self.group.name}` hands on.")
         if self._moments is None:
             self._moments = tuple(self._finished(reading, original) for reading in self.readings)
         return self._moments
@@ -279,10 +286,15 @@ def restrict_readings(readings: Sequence[Reading], units: Tensor | None) -> tupl
 
 
 class Recorder(Protocol):
-    """Adds what it wants of each batch."""
+    """Adds what it wants of each batch.
+
+    Attributes:
+        fault: what kept it from adding a batch, told to who asks for its moments; the other recorders go on.
+    """
 
     plan: SamplePlan
     share: Share
+    fault: NonFiniteError | None
 
     @property
     def wanted(self) -> set[str]:
@@ -384,7 +396,11 @@ def record_moments(
                 del first, second
                 forward += time.perf_counter() - running
                 for recorder in ready:
-                    recorder.add(left.values, original, other)
+                    if recorder.fault is None:
+                        try:
+                            recorder.add(left.values, original, other)
+                        except NonFiniteError as fault:
+                            recorder.fault = fault
                     left.release(recorder)
                 running = time.perf_counter()
             kept = keep is not None and keep.put(number, left.values)

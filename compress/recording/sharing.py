@@ -33,6 +33,14 @@ class Share:
         distributed.broadcast_object_list(values, src=0)
         return cast(T, values[0])
 
+    def any(self, here: bool) -> bool:
+        """Whether it is so in this process or in another one."""
+        if self.count == 1:
+            return here
+        values: list[bool | None] = [None] * self.count
+        distributed.all_gather_object(values, here)
+        return any(values)
+
     @property
     def writes(self) -> bool:
         """Whether this process is the one that writes and reports."""

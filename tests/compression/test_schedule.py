@@ -185,7 +185,9 @@ def test_recording_only_the_units_in_question_changes_no_refit(module: nn.Module
     plan = same_for_all(problem.groups, Given(torch.tensor([0, 2, 3, 7, 10])))
     progress = SilentProgress()
     whole = sweep(problem, plan, options, progress)
-    facts = {name: LayerFacts.of(moments.joint(), 1e-3) for name, moments in record_all(problem, progress).items()}
+    facts = {
+        name: LayerFacts.of(moments.joint(), 1e-3) for name, moments in record_all(problem, progress).moments.items()
+    }
     part = sweep(problem, plan, options, progress, facts=facts)
     for name, tensor in whole.state.items():
         torch.testing.assert_close(part.state[name], tensor, rtol=1e-4, atol=1e-5)

@@ -195,8 +195,9 @@ def test_nan_activations_name_the_layer(network: tuple) -> None:  # type: ignore
     _, program, state, groups = network
     broken = {**state, "hidden.bias": torch.full_like(state["hidden.bias"], float("inf"))}
     found = recorder(groups["hidden"], state, positions=0)
+    record_moments(program, [found], lambda number: batches()[number], [4], broken)
     with pytest.raises(NonFiniteError, match="hidden"):
-        record_moments(program, [found], lambda number: batches()[number], [4], broken)
+        found.moments(broken)
 
 
 def test_every_linear_row_is_taken_and_conv_positions_follow_the_cost(network: tuple) -> None:  # type: ignore[type-arg]

@@ -40,10 +40,10 @@ folder, options = sys.argv[1], json.loads(sys.argv[2])
 recipe = Recipe(**options)
 with process_group() as share:
     problem = make_problem(prepare(recipe, SilentProgress(), needs_data=True), recipe)
-    shared = record_all(replace(problem, share=share), SilentProgress())
+    shared = record_all(replace(problem, share=share), SilentProgress()).moments
     batches = [number for number in range(len(problem.fitting.sizes())) if share.owns(number)]
     if share.writes:
-        whole = record_all(problem, SilentProgress())
+        whole = record_all(problem, SilentProgress()).moments
         deviations = []
         for name, expected in whole.items():
             for kind in ("fitting", "held_back"):
@@ -58,6 +58,7 @@ with process_group() as share:
     result = run(recipe)
     assert bool(result.report) == share.writes
     assert share.from_first(lambda: share.rank + 7) == 7
+    assert share.any(share.rank == 1) and not share.any(False)
     timed = recipe.model_copy(update={"keep": None, "latency": 0.8, "output": recipe.output + "-timed"})
     shapes = [tuple(tensor.shape) for tensor in run(timed).module.state_dict().values()]
     assert shapes == share.from_first(lambda: shapes)
