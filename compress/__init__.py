@@ -19,6 +19,7 @@ from compress.errors import CompressError  # noqa: E402
 
 if TYPE_CHECKING:
     from compress.api import (
+        FinetuneResult,
         PruneResult,
         balance,
         compare,
@@ -49,6 +50,7 @@ _PLACES = {
         "export",
         "finetune",
         "inspect",
+        "FinetuneResult",
         "PruneResult",
         "plateau",
         "prune",
@@ -65,6 +67,7 @@ _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "CompressError",
+    "FinetuneResult",
     "PruneResult",
     "Recipe",
     "TrainingOptions",

@@ -281,9 +281,16 @@ def open_sources(
                 f"warning: {common} of {evaluation.sample_count} evaluation samples are calibration samples too; "
                 "the accuracies below are flattered by that."
             )
-    if recipe.max_drop is not None and evaluation is not None and not evaluation.has_labels:
-        raise DataError("--max-drop needs labels, and the evaluation data has none.")
+    check_answered(recipe, evaluation)
     return calibration, evaluation, common
+
+
+def check_answered(recipe: Recipe, evaluation: DataSource | None) -> None:
+    """Refuse evaluation data that the recipe's bound says nothing of. Raises DataError."""
+    if recipe.max_drop is None or evaluation is None or recipe.own_metric or evaluation.has_labels:
+        return
+    if recipe.metric is None or evaluation.targets is None:
+        raise DataError("--max-drop needs labels, and the evaluation data has none.")
 
 
 @contextmanager

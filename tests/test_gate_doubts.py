@@ -16,6 +16,7 @@ from compress.data import Batch, open_data
 from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
 from compress.measures.outputs import Output
+from compress.recipe import Bound
 from compress.report.checks import check_losses
 from compress.report.doubts import find_doubts
 from compress.report.evaluation import Evaluation, evaluate_networks
@@ -44,7 +45,7 @@ def evaluated(before: int, after: int, samples: int, classes: int = 10) -> Evalu
 
 
 def test_a_sound_evaluation_leaves_no_doubt() -> None:
-    assert find_doubts(evaluated(450, 448, 500), 0.5) == []
+    assert find_doubts(evaluated(450, 448, 500), Bound(0.5)) == []
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,12 @@ def test_a_sound_evaluation_leaves_no_doubt() -> None:
     ],
 )
 def test_an_evaluation_that_cannot_show_a_loss_is_doubted(evaluation: Evaluation, most: float, words: str) -> None:
-    (first, *_) = find_doubts(evaluation, most)
+    (first, *_) = find_doubts(evaluation, None if most is None else Bound(most))
     assert words in first
 
 
 def test_what_was_trained_after_the_cut_may_be_better() -> None:
-    assert find_doubts(evaluated(200, 400, 500), 0.5, tuned=True) == []
+    assert find_doubts(evaluated(200, 400, 500), Bound(0.5), tuned=True) == []
 
 
 @pytest.mark.parametrize(
@@ -78,10 +79,10 @@ def test_what_was_trained_after_the_cut_may_be_better() -> None:
 def test_a_bound_with_a_confidence_is_a_test_of_non_inferiority(
     evaluation: Evaluation, most: float, passed: bool | None, words: str
 ) -> None:
-    (check,) = check_losses(evaluation, most, 0.95)
+    (check,) = check_losses(evaluation, Bound(most, confidence=0.95))
     assert check.passed is bool(passed)
     assert words in check.message
-    (plain,) = check_losses(evaluation, most)
+    (plain,) = check_losses(evaluation, Bound(most))
     assert plain.passed is (passed is not False)
 
 

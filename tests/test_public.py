@@ -16,6 +16,7 @@ from compress.cli.catalogue import COMMANDS
 
 BESIDES = {
     "CompressError",
+    "FinetuneResult",
     "PruneResult",
     "Recipe",
     "TrainingOptions",

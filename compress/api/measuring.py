@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from compress.errors import GateError
+from compress.errors import DataError, GateError
 from compress.graph.cost import batch_of, count_by_module, count_macs, count_parameters, measure_latency
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
-from compress.report.checks import check_doubt, check_losses, failures
+from compress.report.checks import check_doubt, check_losses, failures, gated_keys
 from compress.report.doubts import find_doubts
 from compress.report.evaluation import Evaluation, evaluate_networks
 from compress.report.model import CostReport, Counts, Latency, ModuleCost
@@ -35,6 +35,7 @@ def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, pro
         device=recipe.device,
         progress=progress,
         only_batch=only_batch,
+        asked=gated_keys(recipe),
     )
 
 
@@ -72,16 +73,20 @@ def tensor_bytes(state: Mapping[str, Tensor]) -> int:
 
 def loses_too_much(recipe: Recipe, evaluation: Evaluation | None) -> bool:
     """Whether the evaluated accuracy falls by more than `max_drop` points, or may, where a confidence is asked for."""
-    if recipe.max_drop is None or evaluation is None:
+    if recipe.bound is None or evaluation is None or recipe.own_metric:
         return False
-    return bool(failures(check_losses(evaluation, recipe.max_drop, recipe.confidence)))
+    return bool(failures(check_losses(evaluation, recipe.bound, gated_keys(recipe))))
 
 
 def check_original(prepared: Prepared, recipe: Recipe, progress: Progress) -> None:
     """Refuse, before any work, an accuracy gate that these evaluation data cannot decide. Raises GateError."""
-    if recipe.max_drop is None or recipe.force_gate:
+    bound, keys = recipe.bound, gated_keys(recipe)
+    if bound is None or recipe.own_metric or (recipe.force_gate and recipe.metric is None):
         return
     evaluation = evaluate_pair(prepared, prepared.network.module, recipe, progress)
-    doubts = [] if evaluation is None else find_doubts(evaluation, recipe.max_drop)
+    if evaluation is not None and evaluation.figure(*keys) is None and recipe.metric is not None:
+        known = ", ".join(figure.key.replace("_", "-") for figure in evaluation.figures) or "none"
+        raise DataError(f"--metric {recipe.metric.replace('_', '-')}: the figures of these data are {known}.")
+    doubts = [] if evaluation is None or recipe.force_gate else find_doubts(evaluation, bound, keys)
     if doubts:
         raise GateError(f"{'; '.join(check_doubt(doubt).message for doubt in doubts)}; nothing was compressed.")

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import math
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from compress.api.live import choose_progress, dress_like, prepare_live, unwrap
+from compress.api.metric import OwnMetric
 from compress.api.running import Work, compress_prepared, raise_failed_gates, report_work, write_run
 from compress.atomic import reserved
-from compress.checkpoint.architecture import Architecture
-from compress.checkpoint.parametrisations import materialise
-from compress.checkpoint.read import Checkpoint
-from compress.data import DataSource, overlap
-from compress.data.calls import gather, spread
-from compress.data.importing import describe_fault
-from compress.data.live import collect_batches
-from compress.errors import CheckpointError, CompressError, DataError, GateError, UnsupportedError
-from compress.preparation import Opened, check_device, prepare_network
+from compress.measures.own import Function as Measure
+from compress.measures.own import OwnMeasure
 from compress.progress import LineProgress, Progress, SilentProgress, Stages
-from compress.recipe import Recipe, make_recipe
-from compress.report.model import Measured, RunReport
-
-Measure = Callable[[nn.Module], "float | Mapping[str, float]"]
-IN_MEMORY = "in memory"
+from compress.recipe import IN_MEMORY, Recipe
+from compress.report.model import RunReport
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +76,7 @@ def prune(
     macs: float | str | None = None,
     params: float | str | None = None,
     latency: float | str | None = None,
-    max_drop: float | None = None,
+    max_drop: float | str | None = None,
     keep: float | int | str | None = None,
     error: float | None = None,
     layer: str | Iterable[str] = (),
@@ -111,8 +99,10 @@ def prune(
         model: any module that `torch.export` can trace; wrappers of `torch.compile` and `DataParallel` are taken off.
         data: an iterable of batches to calibrate on, as a DataLoader, a list or a generator gives them: what the model
             takes, alone or with labels or targets behind. At most `calibration_samples` are read and held in memory.
-        evaluate: a network to a number, or to several by name; called once before and once after, with copies.
-        higher_is_better: of the first number, where `max_drop` bounds how far it may worsen (in its own units).
+        evaluate: a network to a number, or to several by name; called with copies and the same random numbers,
+            twice before (a measure that does not repeat itself is told of) and once after. With `max_drop` and without
+            another width rule or budget the smallest network is searched for, and it is called for each that is tried.
+        higher_is_better: of the first number, which `max_drop` bounds: in its own unit, or "2%" of its value before.
         test: labelled batches disjoint from `data`, for the built-in figures.
         macs, params, latency, max_drop, keep, error, layer, exclude, couple, round_to, batch_size, seed: as the command
             line's options of these names.
@@ -126,166 +116,22 @@ def prune(
     """
     shown = choose_progress(progress)
     plain = unwrap(model)
-    judged_by_measure = evaluate is not None and max_drop is not None
     given: dict[str, Any] = {
         "macs": macs, "params": params, "latency": latency, "keep": keep, "error": error, "couple": couple,
         "round_to": round_to, "calibration_samples": calibration_samples, "batch_size": batch_size, "seed": seed,
-        "layer": names_of(layer), "exclude": names_of(exclude), **options,
+        "layer": layer, "exclude": exclude, "max_drop": max_drop, **options,
     }  # fmt: skip
-    recipe = make_recipe(
-        {
-            "checkpoint": IN_MEMORY,
-            "data": IN_MEMORY,
-            "device": str(device_of(plain)),
-            **({} if test is None else {"eval": IN_MEMORY}),
-            **({} if max_drop is None or judged_by_measure else {"max_drop": max_drop}),
-            **{name: value for name, value in given.items() if value is not None},
-        },
-        "prune",
-    )
-    clock = Stages()
-    torch.manual_seed(recipe.seed)
+    own = {} if evaluate is None else {"metric": IN_MEMORY, "lower_is_better": not higher_is_better}
+    clock, dress = Stages(), dress_like(plain)
     with clock("prepare"):
-        shown.stage("reading samples")
-        opened, sources = open_live(plain, data, test, recipe)
-        prepared = prepare_network(recipe, opened, None, sources, shown)
-    before = measure(evaluate, plain, "before") if evaluate is not None else {}
-    work = compress_prepared(prepared, recipe, shown, clock)
+        prepared, recipe = prepare_live(plain, data, test, given, shown, "prune", **own)
+    metric = None
+    if evaluate is not None:
+        metric = OwnMetric.of_network(OwnMeasure(evaluate, higher=higher_is_better, seed=recipe.seed, dress=dress))
+    work = compress_prepared(prepared, recipe, shown, clock, metric=metric)
     report = report_work(work, recipe, shown, clock)
     raise_failed_gates(report)
-    network = gather(copy.deepcopy(work.cut.narrowed.module)).eval()
-    after = measure(evaluate, network, "after") if evaluate is not None else {}
+    network = dress(copy.deepcopy(work.cut.narrowed.module)).eval()
     if isinstance(shown, LineProgress):
         shown.close()
-    metrics = {name: (value, after.get(name, math.nan)) for name, value in before.items()}
-    report = replace(report, metrics={name: Measured(*pair) for name, pair in metrics.items()})
-    if judged_by_measure and max_drop is not None:
-        check_measure(metrics, max_drop, higher_is_better, report)
-    return PruneResult(network, report, metrics, work, recipe, opened.module)
-
-
-def open_live(
-    plain: nn.Module, data: Any, test: Any, recipe: Recipe
-) -> tuple[Opened, tuple[DataSource, DataSource | None, int]]:
-    """A copy of the module as an opened network, and its data. Raises CompressError."""
-    try:
-        module = copy.deepcopy(plain).eval()
-    except Exception as error:  # whatever the user's classes raise
-        raise UnsupportedError(
-            f"The module cannot be copied, so that it would have to be changed: {describe_fault(error)}."
-        ) from error
-    if any(nn.parameter.is_lazy(tensor) for tensor in module.parameters()):
-        raise CheckpointError("The module has parameters without a shape yet; run it on a batch once before.")
-    if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in module.state_dict().values()):
-        module = module.float()
-    state = {name: tensor.detach().cpu().clone() for name, tensor in plain.state_dict().items() if is_tensor(tensor)}
-    calibration = collect_batches(data, module, limit=recipe.calibration_samples, name="data")
-    evaluation = None if test is None else collect_batches(test, module, limit=2**62, name="test")
-    if evaluation is not None and evaluation.call != calibration.call:
-        raise DataError("`test` gives other inputs than `data`; every batch must look alike.")
-    common = 0 if evaluation is None else overlap(calibration, evaluation)
-    if common and recipe.max_drop is not None:
-        raise DataError(f"{common} samples of `test` are in `data` too; a bound is certified only on disjoint samples.")
-    kind = type(plain)
-    architecture = Architecture(f"{kind.__module__}:{kind.__qualname__}", {}, how=IN_MEMORY, trusted=True)
-    kinds = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
-    checkpoint = Checkpoint(
-        state=state,
-        module=None,
-        path=Path(kind.__qualname__),
-        sha256=hash_state(state),
-        format=IN_MEMORY,
-        state_key=None,
-        prefix="",
-        dtype=max(set(kinds), key=kinds.count) if kinds else torch.float32,
-        bytes=sum(tensor.nbytes for tensor in state.values()),
-    )
-    materialise(module)
-    return Opened(checkpoint, architecture, spread(module, calibration.call)), (calibration, evaluation, common)
-
-
-def unwrap(model: Any) -> nn.Module:
-    """The module without what `torch.compile` and data parallelism put around it. Raises UnsupportedError."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"`model` must be an nn.Module, got {type(model).__module__}.{type(model).__qualname__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedError("A TorchScript module has no class to rebuild; give the nn.Module it was made from.")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrap(model.module)
-    inner = getattr(model, "_orig_mod", None)
-    return unwrap(inner) if isinstance(inner, nn.Module) else model
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where all the module's tensors are. Raises CheckpointError: on several devices; RecipeError: on a strange one."""
-    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
-    if len(devices) > 1:
-        raise CheckpointError(f"The module lies on {', '.join(sorted(map(str, devices)))}; move it to one device.")
-    return check_device(str(next(iter(devices), torch.device("cpu"))))
-
-
-def measure(evaluate: Measure, network: nn.Module, when: Literal["before", "after"]) -> dict[str, float]:
-    """What the user's measure says of a copy of the network, by name.
-
-    Raises:
-        CompressError: it raises, or gives no finite number; the network is untouched.
-    """
-    own = copy.deepcopy(network).eval()
-    try:
-        with torch.no_grad():
-            found = evaluate(own)
-    except CompressError:
-        raise
-    except Exception as error:  # whatever the user's function raises
-        raise DataError(f"`evaluate` raised on the network {when} compression: {describe_fault(error)}.") from error
-    named = dict(found) if isinstance(found, Mapping) else {"metric": found}
-    numbers: dict[str, float] = {}
-    for name, value in named.items():
-        try:
-            numbers[str(name)] = float(value)
-        except (TypeError, ValueError) as error:
-            kind = type(value).__name__
-            raise DataError(f"`evaluate` must give a number or a mapping of numbers; `{name}` is {kind}.") from error
-        if not math.isfinite(numbers[str(name)]):
-            raise DataError(f"`evaluate` gives {name} = {value} on the network {when} compression.")
-    if not numbers:
-        raise DataError("`evaluate` gave an empty mapping; at least one number was expected.")
-    return numbers
-
-
-def check_measure(
-    metrics: Mapping[str, tuple[float, float]], max_drop: float, higher_is_better: bool, report: RunReport
-) -> None:
-    """Refuse a result whose first number worsened by more than allowed. Raises GateError with the report."""
-    name, (before, after) = next(iter(metrics.items()))
-    worse = before - after if higher_is_better else after - before
-    if worse > max_drop + 1e-12:
-        raise GateError(f"{name} worsened by {worse:.4g} ({before:.4g} → {after:.4g}), allowed {max_drop:g}.", report)
-
-
-def choose_progress(progress: Progress | bool | None) -> Progress:
-    """The user's own, a line on stderr, or nothing; by default a line where somebody is looking."""
-    if progress is None:
-        progress = sys.stderr.isatty() or "ipykernel" in sys.modules
-    if isinstance(progress, bool):
-        return LineProgress() if progress else SilentProgress()
-    return progress
-
-
-def hash_state(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes, dtypes and numbers, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def is_tensor(value: object) -> bool:
-    """Whether an entry of a state dict is a tensor; modules may put other things there."""
-    return isinstance(value, Tensor)
-
-
-def names_of(value: str | Iterable[str]) -> tuple[str, ...]:
-    """One name or several as a tuple."""
-    return (value,) if isinstance(value, str) else tuple(value)
+    return PruneResult(network, report, work.metrics, work, recipe, prepared.opened.module)

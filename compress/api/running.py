@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from compress.api.cautions import caution_layers, caution_samples, listed
 from compress.api.cutting import Cut, make_cut
 from compress.api.measuring import check_original, loses_too_much, measure_costs, measure_modules
+from compress.api.metric import OwnMetric, import_metric, make_metric, own_bound
 from compress.api.tuning import check_finetuning
-from compress.api.widths import check_widths, choose_widths, describe_rule, make_problem
+from compress.api.widths import check_widths, choose_widths, describe_rule, make_problem, searches_widths
 from compress.api.writing import (
     Finished,
     describe_architecture,
@@ -30,25 +31,27 @@ from compress.atomic import reserved
 from compress.compression.layer import LayerOptions, LayerResult
 from compress.compression.problem import Problem
 from compress.compression.resume import RunState, StoredLayer
-from compress.compression.search import SearchResult, certify_widths, milder_search, search_report
+from compress.compression.search import SearchResult, Wanted, certify_widths, milder_search, search_report
 from compress.compression.sweep import Compressed
 from compress.demo import DEMO_OPTIONS
-from compress.errors import GateError, RecipeError
+from compress.errors import DataError, GateError, RecipeError
 from compress.measures.statistics import CONFIDENCE
 from compress.preparation import Prepared, prepare
 from compress.progress import Portion, Progress, SilentProgress, Stages
 from compress.recipe import Recipe, make_recipe
 from compress.recording.sharing import Share, local_device, process_group
-from compress.report.checks import check_gates, failures
+from compress.report.checks import check_gates, check_own, failures, gated_keys
 from compress.report.doubts import find_doubts
 from compress.report.evaluation import Evaluation
 from compress.report.model import (
     CalibrationReport,
     Certificate,
+    Check,
     DataUsed,
     EvaluationReport,
     Inputs,
     LayerReport,
+    Measured,
     RunReport,
     Samples,
     SkippedLayer,
@@ -108,11 +111,13 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
     clock, folder = Stages(), output_folder(recipe)
     if not dry_run:
         check_exports(recipe.export)
+    function = import_metric(recipe)
     torch.manual_seed(recipe.seed)
     with clock("prepare"):
         prepared = prepare(recipe, progress, needs_data=True)
+        metric = make_metric(recipe, function, prepared)
     state = folder.with_name(folder.name + STATE_SUFFIX) if resume else None
-    work = compress_prepared(prepared, recipe, progress, clock, share=share, state=state)
+    work = compress_prepared(prepared, recipe, progress, clock, share=share, state=state, metric=metric)
     if not share.writes:
         return RunResult(None, None, work.cut.narrowed.module)
     report = report_work(work, recipe, progress, clock)
@@ -136,6 +141,7 @@ class Work:
         searched: how the widths were found; None where a rule gave them.
         evaluations: cuts that the evaluation data has seen.
         state: where a resumable run keeps what it found.
+        metrics: name -> what the user's own measure says before and after; own_gates: its bound.
     """
 
     prepared: Prepared
@@ -146,6 +152,8 @@ class Work:
     cut: Cut
     evaluations: int
     state: RunState | None = None
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    own_gates: tuple[Check, ...] = ()
 
 
 def compress_prepared(
@@ -156,11 +164,13 @@ def compress_prepared(
     *,
     share: Share | None = None,
     state: Path | None = None,
+    metric: OwnMetric | None = None,
 ) -> Work:
     """Choose the widths of a prepared network, refit, cut, evaluate; milder where evaluation disagrees with a bound.
 
     Args:
         state: folder that a resumable run keeps its state in.
+        metric: the user's own measure.
 
     Raises:
         CompressError: any fault, a budget that cannot be kept, nothing to cut.
@@ -174,19 +184,53 @@ def compress_prepared(
         for caution in caution_samples(prepared, problem):
             progress.note(caution)
         inputs = describe_inputs(prepared, recipe, problem)
+    own: Wanted | None = None
+    before: dict[str, float] = {}
+    with clock("evaluate"):
+        if metric is not None:
+            progress.stage("measuring the original")
+            allowed = None if recipe.bound is None else recipe.bound.allowed
+            before, noise = metric.measure.of_original(prepared.opened.module, allowed)
+            if noise is not None:
+                progress.note(f"warning: {noise}.")
+            if recipe.bound is not None and searches_widths(recipe) and not recipe.budgets:
+                own = own_bound(metric, recipe.bound, prepared, problem)
     kept = None if state is None else RunState.open(state, fingerprint(inputs, recipe))
     with clock("compress"):
-        found, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept)
+        found, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept, own)
     cut = make_cut(prepared, problem, found, recipe, clock, progress)
+    after, gates = measure_own(metric, recipe, before, cut, clock)
     evaluations = 1
-    while searched is not None and loses_too_much(recipe, cut.evaluation) and evaluations < MOST_EVALUATIONS:
+    while searched is not None and evaluations < MOST_EVALUATIONS:
+        if not loses_too_much(recipe, cut.evaluation) and not failures(gates):
+            break
         progress.note("the evaluated accuracy fell by more than the held-back one; trying a milder cut")
         with clock("compress"):
             searched = milder_search(searched, LayerOptions.of(recipe), progress, sweeps=recipe.refine)
             found = searched.layerwise
         cut = make_cut(prepared, problem, found, recipe, clock, progress)
+        after, gates = measure_own(metric, recipe, before, cut, clock)
         evaluations += 1
-    return Work(prepared, problem, inputs, found, searched, cut, evaluations, kept)
+    if own is not None and metric is not None and metric.searching(problem) is metric.measure:
+        progress.note(
+            f"{metric.measure.name} chose the widths, so its value flatters them a little; other samples tell more."
+        )
+    metrics = {name: (value, after.get(name, value)) for name, value in before.items()}
+    return Work(prepared, problem, inputs, found, searched, cut, evaluations, kept, metrics, gates)
+
+
+def measure_own(
+    metric: OwnMetric | None, recipe: Recipe, before: Mapping[str, float], cut: Cut, clock: Stages
+) -> tuple[dict[str, float], tuple[Check, ...]]:
+    """What the user's measure says of a cut network, and the check of its bound. Raises CompressError."""
+    if metric is None:
+        return {}, ()
+    with clock("evaluate"):
+        after = metric.measure.of(cut.narrowed.module, "the compressed network")
+    missing = [name for name in before if name not in after]
+    if missing:
+        raise DataError(f"{metric.measure.name} gave `{missing[0]}` for the original network only.")
+    return after, () if recipe.bound is None else (check_own(metric.measure, recipe.bound, before, after),)
 
 
 def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -> RunReport:
@@ -208,8 +252,9 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
     added = tuple(name for name in prepared.network.biases if name in cut.narrowed.shapes)
     if added:
         progress.note(f"got a bias: {', '.join(name.rpartition('.')[0] for name in added)}")
-    if cut.evaluation is not None and (recipe.max_drop is None or recipe.force_gate):
-        for doubt in find_doubts(cut.evaluation, recipe.max_drop, tuned=recipe.tunes):
+    bound = None if recipe.own_metric else recipe.bound
+    if cut.evaluation is not None and (bound is None or recipe.force_gate):
+        for doubt in find_doubts(cut.evaluation, bound, gated_keys(recipe), tuned=recipe.tunes):
             progress.note(f"warning: {doubt}")
     report = RunReport(
         work.inputs,
@@ -233,10 +278,11 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
         added_biases=added,
         order=tuple(group.name for group in prepared.network.groups),
         modules=measure_modules(prepared, cut.narrowed.module),
+        metrics={name: Measured(*pair) for name, pair in work.metrics.items()},
         notes=tuple(getattr(progress, "notes", ())),
         seconds=dict(clock.seconds),
     )
-    return replace(report, gates=check_gates(cut.evaluation, report, recipe))
+    return replace(report, gates=(*work.own_gates, *check_gates(cut.evaluation, report, recipe)))
 
 
 def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> Inputs:

@@ -30,7 +30,7 @@ from compress.checkpoint.fitting import with_versions
 from compress.checkpoint.inputs import describe_inputs
 from compress.checkpoint.manifest import computed_state
 from compress.compression.resume import RunState
-from compress.data import Cast, DataSource
+from compress.data import Cast, DataSource, Preprocessing
 from compress.data.source import Subset, split_held_back
 from compress.errors import DataError, GateError, InterruptionError, OutputError, RecipeError
 from compress.graph.cost import count_macs, count_parameters
@@ -93,6 +93,34 @@ class Start:
     kept: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A network with the data it is to be trained on.
+
+    Attributes:
+        source: all samples, of which `training` and `validation` (None: nothing is held back) are disjoint parts.
+        examples: a small batch of every input.
+    """
+
+    start: Start
+    options: TrainingOptions
+    source: DataSource
+    training: DataSource
+    validation: DataSource | None
+    evaluation: DataSource | None
+    examples: tuple[Tensor, ...]
+    inputs: Inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """A trained network with its tensors in the dtypes they are stored in, and what a report says of it."""
+
+    module: nn.Module
+    stored: dict[str, Tensor]
+    report: TrainingReport
+
+
 def train(recipe: Recipe, progress: Progress | None = None, *, resume: bool = False) -> TrainResult:
     """Train the recipe's architecture from random weights of its seed, as its `training` section says.
 
@@ -113,7 +141,7 @@ def train(recipe: Recipe, progress: Progress | None = None, *, resume: bool = Fa
     return train_from(start, recipe, options, progress or SilentProgress(), resume=resume)
 
 
-def finetune(recipe: Recipe, progress: Progress | None = None, *, resume: bool = False) -> TrainResult:
+def finetune_recipe(recipe: Recipe, progress: Progress | None = None, *, resume: bool = False) -> TrainResult:
     """Train the recipe's checkpoint on, or the network in a folder that this tool wrote; otherwise as `train`."""
     options = (recipe.training or TrainingOptions.model_validate({})).completed(finetuning=True)
     return train_from(load_start(recipe), recipe, options, progress or SilentProgress(), resume=resume)
@@ -144,43 +172,87 @@ def train_into(
     """As `train_from`, into a folder that is held."""
     clock = Stages()
     with clock("prepare"):
-        device = check_device(recipe.device)
-        module = start.module.to(device)
         preprocessing = choose_preprocessing(recipe, start.architecture)
-        source, evaluation, overlapping = open_sources(recipe, preprocessing, progress, needs_data=True)
-        assert source is not None, "asked for"
-        probes = make_probes(recipe, start.architecture, source)
-        (probe,), outputs = run_on_probe(module.eval(), [tuple(part.to(device) for part in each) for each in probes])
-        source = Cast(source, probe.dtype)
-        evaluation = None if evaluation is None else Cast(evaluation, probe.dtype)
-        check_answers(options.loss, source, outputs)
-        if evaluation is not None and evaluation.targets is not None:
-            check_answers(options.loss, evaluation, outputs)
-        elif evaluation is not None and evaluation.has_labels:
-            need_place(describe_outputs(named_outputs(outputs), len(probe), (evaluation,), Hints()), evaluation)
-        if (options.crop or options.flip) and probe.ndim != 4:
-            raise RecipeError(f"training: crop and flip are for images; samples have shape {tuple(probe.shape[1:])}.")
-        training, validation = split_source(source, options.held_back, recipe.seed)
-        inputs = Inputs(
-            checkpoint=start.origin,
-            architecture=describe_architecture(start.architecture, (probe,), None),
-            data=DataUsed(
-                fitting=Samples(
-                    recipe.data,
-                    training.sample_count,
-                    source.fingerprint,
-                    held_back=0 if validation is None else validation.sample_count,
-                ),
-                evaluation=describe_evaluation(recipe.eval, evaluation, overlapping),
-                preprocessing=describe_preprocessing(preprocessing),
+        sources = open_sources(recipe, preprocessing, progress, needs_data=True)
+        work = prepare_training(start, recipe, options, preprocessing, sources)
+    state = open_state(folder, fingerprint(work.inputs, options, recipe), resume=resume, force=recipe.force)
+    with going_on_later(state.folder):
+        taught = teach(work, recipe, progress, clock, kind=kind, folder=state.folder)
+    journal = state.folder / JOURNAL
+    beside = (journal,) if journal.is_file() else ()
+    report = write_taught(folder, work, taught, recipe, clock, progress, beside=beside)
+    shutil.rmtree(state.folder, ignore_errors=True)
+    return TrainResult(report, folder, taught.module)
+
+
+def prepare_training(
+    start: Start,
+    recipe: Recipe,
+    options: TrainingOptions,
+    preprocessing: Preprocessing | None,
+    sources: tuple[DataSource | None, DataSource | None, int],
+) -> Training:
+    """Try a network on its data, and split that.
+
+    Args:
+        sources: as `open_sources` gives them.
+
+    Raises:
+        CompressError: the data has no labels or targets that the loss takes, or the network does not run on it.
+    """
+    device = check_device(recipe.device)
+    module = start.module.to(device)
+    source, evaluation, overlapping = sources
+    assert source is not None, "asked for"
+    probes = make_probes(recipe, start.architecture, source)
+    examples, outputs = run_on_probe(module.eval(), [tuple(part.to(device) for part in each) for each in probes])
+    source = Cast(source, examples[0].dtype)
+    evaluation = None if evaluation is None else Cast(evaluation, examples[0].dtype)
+    check_answers(options.loss, source, outputs)
+    if evaluation is not None and evaluation.targets is not None:
+        check_answers(options.loss, evaluation, outputs)
+    elif evaluation is not None and evaluation.has_labels:
+        need_place(describe_outputs(named_outputs(outputs), len(examples[0]), (evaluation,), Hints()), evaluation)
+    if (options.crop or options.flip) and examples[0].ndim != 4:
+        raise RecipeError(f"training: crop and flip are for images; samples have shape {tuple(examples[0].shape[1:])}.")
+    training, validation = split_source(source, options.held_back, recipe.seed)
+    inputs = Inputs(
+        checkpoint=start.origin,
+        architecture=describe_architecture(start.architecture, examples, None),
+        data=DataUsed(
+            fitting=Samples(
+                recipe.data,
+                training.sample_count,
+                source.fingerprint,
+                held_back=0 if validation is None else validation.sample_count,
             ),
-            seed=recipe.seed,
-            versions=versions(),
-        )
-    state = open_state(folder, fingerprint(inputs, options, recipe), resume=resume, force=recipe.force)
-    with clock("train"), going_on_later(state.folder):
+            evaluation=describe_evaluation(recipe.eval, evaluation, overlapping),
+            preprocessing=describe_preprocessing(preprocessing),
+        ),
+        seed=recipe.seed,
+        versions=versions(),
+    )
+    return Training(start, options, source, training, validation, evaluation, examples, inputs)
+
+
+def teach(
+    work: Training, recipe: Recipe, progress: Progress, clock: Stages, *, kind: str, folder: Path | None = None
+) -> Taught:
+    """Train a copy of the network and score it.
+
+    Args:
+        kind: "train" or "finetune".
+        folder: where the state after every epoch is kept; None: nowhere.
+
+    Raises:
+        GateError: no λ within the allowed trainings reached the wanted sparsity.
+        CompressError: the loss became NaN or Inf.
+    """
+    start, options, training, validation = work.start, work.options, work.training, work.validation
+    module = start.module
+    with clock("train"):
         trained = train_copy(
-            module, probe, options, training, validation, seed=recipe.seed, folder=state.folder, progress=progress
+            module, work.examples, options, training, validation, seed=recipe.seed, folder=folder, progress=progress
         )
     if trained.choice is not None and not trained.choice.met:
         raise GateError(
@@ -191,39 +263,61 @@ def train_into(
     stored = stored_state(trained.module.state_dict(), start.stored)
     trained.module.load_state_dict(with_versions(trained.module, computed_state(stored)))
     with clock("evaluate"):
-        outcome = describe_training(trained, options, training, validation, probe)
-        scored = score_networks(module, trained.module, evaluation, recipe, options, progress)
+        outcome = describe_training(trained, options, training, validation, work.examples)
+        scored = score_networks(module, trained.module, work.evaluation, recipe, options, progress)
         if scored is not None and start.origin is None:
             scored = replace(scored, original=None)
         undebiased = outcome.undebiased
         if undebiased is not None and trained.undebiased is not None:
-            before = score_networks(module, trained.undebiased, evaluation, recipe, options, progress)
+            before = score_networks(module, trained.undebiased, work.evaluation, recipe, options, progress)
             undebiased = replace(undebiased, evaluation=None if before is None else before.trained)
         report = TrainingReport(
-            inputs,
+            work.inputs,
             kind=kind,
             options=options.model_dump(mode="json"),
             parameters=count_parameters(trained.module),
-            macs=count_macs(trained.module, (probe,)),
+            macs=count_macs(trained.module, work.examples),
             samples=training.sample_count,
             evaluation=scored,
             notes=tuple(getattr(progress, "notes", ())),
             **{**vars(outcome), "undebiased": undebiased},
         )
-    journal = state.folder / JOURNAL
+    return Taught(trained.module, stored, report)
+
+
+def write_taught(
+    folder: Path,
+    work: Training,
+    taught: Taught,
+    recipe: Recipe,
+    clock: Stages,
+    progress: Progress,
+    *,
+    beside: tuple[Path, ...] = (),
+    original: nn.Module | None = None,
+) -> TrainingReport:
+    """Write a trained network into its folder; gives the report as written.
+
+    Args:
+        beside: further files that go into the folder.
+        original: the network that it is rebuilt from when it is reloaded, where no import can build that.
+
+    Raises:
+        CompressError: it cannot be written, or does not reload.
+    """
+    start = work.start
     network = Finished(
-        module=trained.module,
-        stored=stored,
-        examples=(probe,),
+        module=taught.module,
+        stored=taught.stored,
+        examples=work.examples,
+        original=original,
         shapes=start.shapes,
         attributes=start.attributes,
         kept=start.kept,
-        beside=(journal,) if journal.is_file() else (),
+        beside=beside,
     )
-    samples = evaluation or source
-    report = write_finished(folder, network, report, recipe, lambda: first_samples(samples), clock, progress)
-    shutil.rmtree(state.folder, ignore_errors=True)
-    return TrainResult(report, folder, trained.module)
+    samples = work.evaluation or work.source
+    return write_finished(folder, network, taught.report, recipe, lambda: first_samples(samples), clock, progress)
 
 
 def split_source(source: DataSource, held_back: float, seed: int) -> tuple[DataSource, DataSource | None]:
@@ -296,10 +390,10 @@ def score_networks(
             constant_loss=constant_loss(options.loss, evaluation.targets),
         )
     batches = evaluation.batches(recipe.batch_size)
-    first = next(iter(evaluation.batches(2))).inputs.to(recipe.device)
+    first = [part.to(recipe.device) for part in next(iter(evaluation.batches(2))).tensors]
     with torch.inference_mode():
-        tensors = network_outputs(after, (first,))
-    outputs = describe_outputs(tensors, len(first), (evaluation,), Hints(class_counts=read_class_counts(after)))
+        tensors = network_outputs(after, first)
+    outputs = describe_outputs(tensors, len(first[0]), (evaluation,), Hints(class_counts=read_class_counts(after)))
     answered = need_place(outputs, evaluation).name if evaluation.has_labels else ""
     found = evaluate_networks(before.eval(), after, batches, outputs, answered, device=recipe.device, progress=progress)
     return TrainingEvaluation(found.samples, found.original, found.compressed)

@@ -68,7 +68,7 @@ def check_finetuning(prepared: Prepared, recipe: Recipe) -> None:
         )
     chosen = chosen_options(recipe)
     with torch.inference_mode():
-        check_answers(chosen.loss, prepared.calibration, prepared.network.module(prepared.network.examples[0]))
+        check_answers(chosen.loss, prepared.calibration, prepared.network.module(*prepared.network.examples))
     if prepared.network.batch_size is not None:
         raise RecipeError(
             f"--finetune: this network runs on batches of {prepared.network.batch_size} only; give --recover STEPS, "
@@ -92,7 +92,7 @@ def finetune_module(
     )
     before = score(module, held_back, LOSSES[chosen.loss], chosen.batch_size)
     trained = train_copy(
-        module, prepared.network.examples[0], chosen, fitting, held_back, seed=recipe.seed, progress=progress
+        module, prepared.network.examples, chosen, fitting, held_back, seed=recipe.seed, progress=progress
     )
     best = min(row["validation_loss"] for row in trained.fitted.curve)
     if best < before[0]:

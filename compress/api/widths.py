@@ -10,7 +10,7 @@ from compress.compression.decisions import Decision, Keep, LassoSupport, Within,
 from compress.compression.layer import LayerOptions
 from compress.compression.problem import Calibration, Problem, fit_samples, select_groups
 from compress.compression.resume import RunState
-from compress.compression.search import SearchResult, search_widths
+from compress.compression.search import SearchResult, Wanted, held_back_bound, search_widths
 from compress.compression.sweep import Compressed, sweep
 from compress.errors import DataError, NothingToCompressError, RecipeError, nearest
 from compress.graph.cost import count_macs
@@ -19,16 +19,23 @@ from compress.measures.outputs import Output
 from compress.preparation import Prepared
 from compress.progress import Portion, Progress
 from compress.recipe import Recipe
+from compress.report.checks import gated_keys
 from compress.units.groups import UnitGroup
 
 
 def choose_widths(
-    prepared: Prepared, problem: Problem, recipe: Recipe, progress: Progress, state: RunState | None = None
+    prepared: Prepared,
+    problem: Problem,
+    recipe: Recipe,
+    progress: Progress,
+    state: RunState | None = None,
+    own: Wanted | None = None,
 ) -> tuple[Compressed, SearchResult | None]:
     """Compress by the recipe's width rule, or search the widths where it names a budget or only an accuracy bound.
 
     Args:
         state: where results are kept for a later run, and taken from.
+        own: the recipe's bound as the user's own measure keeps it.
 
     Returns:
         The compressed network in its original shapes, and how the search went (None without one).
@@ -36,21 +43,27 @@ def choose_widths(
     if recipe.merge_aligned:
         return merge_layers(prepared, problem, recipe.rank_tolerance, progress), None
     options = LayerOptions.of(recipe)
-    ruled = recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
-    if not recipe.budgets and (recipe.max_drop is None or ruled):
+    if not searches_widths(recipe):
         plan = same_for_all(problem.groups, width_rule(recipe))
         return sweep(problem, plan, options, progress, kept_state=state), None
     before, after = Portion(progress, 0, 0.6), Portion(progress, 0.6, 1)
     search = prepare_search(problem, options, before, timed="latency" in recipe.budgets, kept_state=state)
+    wanted = own if recipe.own_metric or recipe.bound is None else held_back_bound(recipe.bound)
     found = search_widths(
         search,
         options,
         after,
         budgets=recipe.budgets,
-        max_drop=recipe.max_drop,
+        wanted=wanted,
         sweeps=recipe.refine,
     )
     return found.layerwise, found
+
+
+def searches_widths(recipe: Recipe) -> bool:
+    """Whether widths are searched for under a budget or an accuracy bound, and not given by a rule."""
+    ruled = recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
+    return not recipe.merge_aligned and bool(recipe.budgets or (recipe.max_drop is not None and not ruled))
 
 
 def width_rule(recipe: Recipe) -> Decision:
@@ -95,7 +108,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
     )
     return Problem(
         network=prepared.network,
-        calibration=Calibration(fitting, held_back, calibration_answers(prepared)),
+        calibration=Calibration(fitting, held_back, calibration_answers(prepared), gated_keys(recipe)),
         groups=usable,
         forward_macs=count_macs(prepared.network.module, prepared.network.examples),
         memory=recipe.memory_bytes,

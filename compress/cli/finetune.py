@@ -20,7 +20,7 @@ def finetune_command(recipe: Recipe, *, resume: Resume = False, as_json: Json = 
     input or run, 2 usage, 3 the wanted sparsity was not reached, 5 architecture or file not supported, 130 interrupted
     (--resume goes on).
     """
-    from compress.api.training import finetune
+    from compress.api import finetune
     from compress.cli.progress import StderrProgress
     from compress.cli.training_tables import show_training
 

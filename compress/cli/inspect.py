@@ -24,7 +24,7 @@ def inspect_command(recipe: Recipe, *, deep: Deep = False, as_json: Json = False
     from compress.cli.training_tables import show_depth
 
     with StderrProgress() as progress:
-        found = inspect(recipe, progress, deep=deep)
+        found = inspect(recipe, progress=progress, deep=deep)
     if as_json:
         print_json(found)
     else:

@@ -15,6 +15,7 @@ from compress.compression.turns import Turn, make_turns
 from compress.data import DataSource
 from compress.errors import DataError
 from compress.graph.program import Program
+from compress.measures.figures import GATED
 from compress.measures.outputs import Output
 from compress.progress import Progress
 from compress.recording.filters import FilterRecorder, filter_reading
@@ -75,11 +76,13 @@ class Calibration:
     Attributes:
         fitting, held_back: disjoint samples; the second only checks.
         answered: the output that their labels or targets are answers to; None without either.
+        judged: keys of the figures that say whether much was lost.
     """
 
     fitting: SampleStream
     held_back: SampleStream
     answered: Output | None = None
+    judged: Sequence[str] = GATED
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,14 +11,23 @@ from scipy.stats import norm
 from torch import Tensor
 
 from compress.graph.program import Program, run
-from compress.measures.figures import GATED, Figure, FigureSums
+from compress.measures.figures import ASKED, GATED, Figure, FigureSums
 from compress.measures.outputs import Distances, Output, weighted_mean
-from compress.measures.statistics import Change, compare_figure, judge
+from compress.measures.statistics import Change, compare_figure, judge, most_lost
+from compress.recipe import Bound
 from compress.recording.store import ActivationStore
 from compress.report.model import CalibrationFigures, Measured, finite
 
 ONE_ERROR = float(norm.cdf(1.0))  # confidence of one standard error, which a search leaves itself
-LEFT_OUT = ("top5", "mean_iou", "perplexity", "squared_error")  # figures that calibration samples are not asked for
+LEFT_OUT = (
+    "top5",
+    "mean_iou",
+    "perplexity",
+    "squared_error",
+    "absolute_error",
+    "f1",
+    "auc",
+)  # figures that calibration samples are only asked for where a bound is of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,26 +38,42 @@ class CalibrationScore:
         distances: output name -> mean distance from the original's, in nats or relative squares.
         distance: their mean by the outputs' weights.
         figures: accuracy and loss where there are labels; agreement where an output is scores; else none.
+        judged: keys of those that say whether much was lost; agreement stands in for an accuracy.
     """
 
     samples: int
     distances: dict[str, float]
     distance: float
     figures: tuple[Figure, ...]
+    judged: Sequence[str] = GATED
 
     def figure(self, *keys: str) -> Figure | None:
         """The first figure with one of these keys."""
         return next((one for one in self.figures if one.key in keys), None)
 
+    @property
+    def leading(self) -> Figure | None:
+        """The figure that says whether much was lost; None where the samples do not give it."""
+        return self.figure(*self.judged) or (self.figure("agreement") if set(self.judged) <= {*GATED} else None)
+
     def change(self, confidence: float = ONE_ERROR) -> Change | None:
         """Accuracy lost, disagreement where the samples have no labels; None where no output is scores."""
-        judged = self.figure(*GATED) or self.figure("agreement")
-        return None if judged is None else compare_figure(judged, confidence)
+        return None if self.leading is None else compare_figure(self.leading, confidence)
 
-    def passes(self, max_drop: float, confidence: float | None = None) -> bool:
+    def passes(self, bound: Bound) -> bool:
         """Whether the loss stays within the bound, with a confidence (one standard error where none is given)."""
-        change = self.change(confidence or ONE_ERROR)
-        return change is not None and judge(change, max_drop, tested=True).passed
+        change = self.change(bound.confidence or ONE_ERROR)
+        if change is None or self.leading is None:
+            return False
+        return judge(change, most_lost(self.leading, bound), tested=True).passed
+
+    def describe_loss(self) -> str:
+        """What was lost, with the standard error, in words."""
+        change = self.change()
+        if change is None or self.leading is None:
+            return "unknown"
+        loss, error = change.loss, change.bound - change.loss
+        return f"{loss:.2f} ± {error:.2f} points" if self.leading.meaning.share else f"{loss:.4g} ± {error:.2g}"
 
     def report(self) -> CalibrationFigures:
         """What a report holds of it."""
@@ -75,6 +100,7 @@ def score_samples(
     outputs: Sequence[Output],
     answered: Output | None = None,
     *,
+    judged: Sequence[str] = GATED,
     store: ActivationStore | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> CalibrationScore:
@@ -84,13 +110,15 @@ def score_samples(
         batch: batch number -> object with inputs, labels and targets (or None).
         outputs: those that are judged.
         answered: the one of them that labels or targets are answers to.
+        judged: keys of the figures that say whether much was lost.
         store: values from which a batch can start; used up.
     """
     device = next(iter(original.values())).device
     nodes = [output.node for output in outputs if output.node is not None]
     sums = Distances(outputs)
     agreeing = next((output for output in outputs if output.kind in ("classes", "binary")), None)
-    answers = None if answered is None else FigureSums(answered, skipped=LEFT_OUT)
+    skipped = [key for key in LEFT_OUT if key not in judged]
+    answers = None if answered is None else FigureSums(answered, skipped, [key for key in ASKED if key in judged])
     agreement = None if agreeing is None else FigureSums(agreeing)
     with torch.inference_mode():
         for number, size in enumerate(sizes):
@@ -121,4 +149,5 @@ def score_samples(
         distances=distances,
         distance=weighted_mean(outputs, distances),
         figures=tuple(figure for part in figures for figure in part.figures()),
+        judged=judged,
     )

@@ -22,12 +22,14 @@ from compress.convex import MultitaskLasso
 from compress.errors import GateError
 from compress.graph.cost import measure_latency
 from compress.progress import Portion, Progress
+from compress.recipe import Bound
 from compress.report.model import Certificate, LayerSearch, SearchReport, Step, Trial
 from compress.units.surgery import narrow
 
 LATENCY_CHECKS = 3  # cut networks that are timed before the sweep, each correcting the predicted latency
 LATENCY_SLACK = 0.02  # of the budget, within which a timed network counts as within it
 ACCURACY_SWEEPS = 6
+FIRST = (2e-4, 0.1)  # least and most damage in nats that a search for an accuracy begins with
 CANDIDATES = 1.5  # units to choose among in a sweep, for each that will stay
 BLEND = {"macs": 1.0, "params": 1.0}  # what an accuracy bound alone tries to save
 
@@ -45,11 +47,52 @@ class SearchResult:
     allocation: Allocation
     trials: list[Trial]
 
-    def describe_drop(self) -> str:
-        """Held-back points lost, with the standard error."""
-        score = self.layerwise.held_back
-        change = None if score is None else score.change()
-        return "unknown" if change is None else f"{change.loss:.2f} ± {change.bound - change.loss:.2f}"
+    @property
+    def whole(self) -> bool:
+        """Whether no layer lost a unit."""
+        return all(len(result.kept) == result.units for result in self.layerwise.results)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a compressed network is good enough, and what was lost, in words."""
+
+    passed: bool
+    lost: str
+
+
+Judge = Callable[[Compressed], Judgement]
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """An accuracy bound of a search.
+
+    Attributes:
+        judge: looks at a compressed network, still in its original shapes.
+        first: predicted damage in nats to begin with.
+        bound: in words, for messages.
+    """
+
+    judge: Judge
+    first: float
+    bound: str
+
+
+def held_back_bound(bound: Bound) -> Wanted:
+    """The bound as held-back samples keep it. Its judge raises GateError where they do not tell."""
+
+    def judge(found: Compressed) -> Judgement:
+        score = found.held_back
+        if score is None or score.change() is None:
+            raise GateError(
+                "--max-drop is searched for on held-back samples of --data, which do not tell it: that needs an output "
+                "of class scores, or labels or targets that fit one. Give a budget, or such data."
+            )
+        return Judgement(score.passes(bound), score.describe_loss())
+
+    first = bound.most if bound.relative else bound.most / 100
+    return Wanted(judge, min(max(first, FIRST[0]), FIRST[1]), str(bound) if bound.relative else f"{bound} points")
 
 
 def search_widths(
@@ -58,10 +101,10 @@ def search_widths(
     progress: Progress,
     *,
     budgets: Mapping[str, float],
-    max_drop: float | None,
+    wanted: Wanted | None,
     sweeps: int = 0,
 ) -> SearchResult:
-    """The widths that keep every budget (and, with `max_drop`, the accuracy) at the least predicted damage.
+    """The widths that keep every budget (and, with a bound, the accuracy) at the least predicted damage.
 
     With budgets alone one sweep settles it. An accuracy bound alone asks for the largest cut within it: the predicted
     damage is raised and lowered, each time verified by compressing front to back and running the held-back samples.
@@ -78,25 +121,19 @@ def search_widths(
     def attempt(allocation: Allocation) -> SearchResult:
         return _run_trial(search, allocation, options, Portion(progress, 0, 1 / (1 + sweeps)), trials)
 
-    def passes(found: SearchResult) -> bool:
-        assert max_drop is not None, "only called with an accuracy bound"
-        score = found.layerwise.held_back
-        if score is None or score.change() is None:
-            raise GateError("--max-drop needs a network with an output of class scores; give a budget.")
-        return score.passes(max_drop)
-
     if budgets:
         if "latency" in budgets:
             search = timed_search(search, budgets, progress)
         found = refined(attempt(allocate(search.model, search.damages, budgets)), options, progress, sweeps)
-        if max_drop is not None and not passes(found):
+        judgement = None if wanted is None else wanted.judge(found.layerwise)
+        if wanted is not None and judgement is not None and not judgement.passed:
             raise GateError(
-                f"Within the budget the held-back accuracy falls by {found.describe_drop()} points, "
-                f"at most {max_drop:g} were allowed; nothing was written."
+                f"Within the budget held-back samples lose {judgement.lost}, at most {wanted.bound} were allowed; "
+                "nothing was written."
             )
         return found
-    assert max_drop is not None, "a search has a budget or an accuracy bound"
-    return refined(_largest_cut(search, attempt, passes, max_drop), options, progress, sweeps)
+    assert wanted is not None, "a search has a budget or an accuracy bound"
+    return refined(_largest_cut(search, attempt, wanted), options, progress, sweeps)
 
 
 def timed_search(search: Search, budgets: Mapping[str, float], progress: Progress) -> Search:
@@ -200,13 +237,13 @@ def milder_search(found: SearchResult, options: LayerOptions, progress: Progress
 def _largest_cut(
     search: Search,
     attempt: Callable[[Allocation], SearchResult],
-    passes: Callable[[SearchResult], bool],
-    max_drop: float,
+    wanted: Wanted,
 ) -> SearchResult:
-    """Raise and lower the predicted damage until the held-back accuracy just stays within the bound."""
+    """Raise and lower the predicted damage until the accuracy just stays within the bound."""
     best: SearchResult | None = None
+    lost = "nothing"
     low, high = 0.0, math.inf  # predicted damages known to pass and to fail
-    target = max(max_drop, 0.02) / 100
+    target = wanted.first
     seen: set[tuple[int, ...]] = set()
     for _ in range(ACCURACY_SWEEPS):
         allocation = at_damage(search, target)
@@ -215,7 +252,9 @@ def _largest_cut(
             break
         seen.add(key)
         found = attempt(allocation)
-        if passes(found):
+        judgement = wanted.judge(found.layerwise)
+        lost = lost if judgement.passed else judgement.lost
+        if judgement.passed:
             best, low = found, max(low, target)
         else:
             high = min(high, target)
@@ -227,10 +266,9 @@ def _largest_cut(
             target = math.sqrt(low * high)
             if high / low < 1.3:
                 break
-    if best is None:
+    if best is None or (best.whole and high < math.inf):
         raise GateError(
-            f"No cut kept the held-back accuracy within {max_drop:g} points; the last one lost "
-            f"{found.describe_drop()}. Nothing was written."
+            f"No cut stayed within the {wanted.bound} that may be lost; the last one lost {lost}. Nothing was written."
         )
     return best
 

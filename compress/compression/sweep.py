@@ -344,6 +344,7 @@ def score_streams(
                 sizes,
                 problem.outputs,
                 problem.calibration.answered,
+                judged=problem.calibration.judged,
                 store=store,
                 advance=progress.advance,
             )

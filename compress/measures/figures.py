@@ -41,27 +41,34 @@ MEANINGS: Mapping[str, Meaning] = {
     "mean_iou": Meaning("mean IoU", True, True),
     "token_accuracy": Meaning("token accuracy", True, True),
     "accuracy": Meaning("accuracy of yes and no", True, True),
+    "f1": Meaning("F1", True, True),
+    "auc": Meaning("AUC", True, True),
     "agreement": Meaning("agreement", True, True),
     "loss": Meaning("loss", False, False),
     "perplexity": Meaning("perplexity", False, False),
     "squared_error": Meaning("squared error", False, False),
+    "absolute_error": Meaning("absolute error", False, False),
     "distance": Meaning("distance from the original", False, False),
 }
 GATED = ("top1", "pixel_accuracy", "mean_iou", "token_accuracy", "accuracy")  # what a bound in points is of
-MOST_CLASSES = 4096  # of a mean IoU: three numbers a class and sample are kept
+ASKED = ("f1", "auc")  # of class scores, only where they are asked for: numbers for each class and sample are kept
+MOST_CLASSES = 4096  # of figures by class: three numbers a class and sample are kept
 
 
-def sample_figures(output: Output, scores: Tensor, answers: Tensor) -> Parts:
+def sample_figures(output: Output, scores: Tensor, answers: Tensor, asked: Sequence[str] = ()) -> Parts:
     """Each figure's parts on one batch: its value is the mean over K of Σ numerators / Σ denominators.
 
+    Of `auc` they are scores, and yes or no as 1 and 0, NaN where nothing is said.
+
     Args:
+        asked: which of `ASKED` are wanted of class scores.
         scores: the network's output (B, …).
         answers: labels (B, …), or targets (B, D).
     """
     samples = len(answers)
     if output.kind == "real":
-        squares = sample_rows(_aligned(output, scores, answers).square(), samples).sum(1)
-        return {"squared_error": _parts(squares)}
+        apart = sample_rows(_aligned(output, scores, answers), samples)
+        return {"squared_error": _parts(apart.square().sum(1)), "absolute_error": _parts(apart.abs().sum(1))}
     if output.kind == "binary":
         return _binary_figures(output, scores, answers)
     assert output.class_dim is not None, "whole numbers have no answers"
@@ -78,7 +85,13 @@ def sample_figures(output: Output, scores: Tensor, answers: Tensor) -> Parts:
         if classes >= TOP5_FROM_CLASSES:
             five = scores.topk(5).indices == answers[:, None]
             found["top5"] = _parts(five.any(1).double())
-        return {name: found[name] for name in ("top1", "top5", "loss") if name in found}
+        if classes <= MOST_CLASSES:
+            places = functional.one_hot(answers, classes).double()
+            if "f1" in asked:
+                found["f1"] = _f1(functional.one_hot(best, classes).double(), places)
+            if "auc" in asked:
+                found["auc"] = logs.exp().cpu(), places.cpu()
+        return {name: found[name] for name in ("top1", "top5", "loss", *ASKED) if name in found}
     if output.positions == 1:
         return {"token_accuracy": hits, "loss": loss, "perplexity": loss}
     found = {"pixel_accuracy": hits, "loss": loss}
@@ -107,10 +120,22 @@ def _binary_figures(output: Output, scores: Tensor, labels: Tensor) -> Parts:
     hits = ((rows > 0) == (yes > 0.5)) & valid
     losses = functional.binary_cross_entropy_with_logits(rows, yes, reduction="none") * valid
     found = {"accuracy": _parts(hits.double(), valid.double()), "loss": _parts(losses, valid.double())}
+    guesses = ((rows > 0) & valid).double()
+    if output.positions >= 2:  # of all pixels together
+        doubled, marked = _f1(guesses, yes * valid)
+        found["f1"] = doubled.sum(1, keepdim=True), marked.sum(1, keepdim=True)
+    elif rows.shape[1] <= MOST_CLASSES:
+        found["f1"] = _f1(guesses, yes * valid)
+        found["auc"] = rows.cpu(), yes.where(valid, torch.nan).cpu()
     if output.positions >= 2 and output.shape[-1] > 1:  # a mask
         guess = (rows > 0).long()
         found["mean_iou"] = _overlaps(guess, yes.long(), valid, 2)
     return found
+
+
+def _f1(guess: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Twice the right ones over all said and all wanted, by label (B, K)."""
+    return (2 * guess * wanted).cpu(), (guess + wanted).cpu()
 
 
 def _parts(numerators: Tensor, denominators: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -162,12 +187,14 @@ class Figure:
 
     def resampled(self, which: int, weights: np.ndarray) -> np.ndarray:
         """The figure of one network (R,) where the samples count so many times (R, N); NaN where nothing counts."""
+        if self.key == "auc":
+            columns = zip(self.numerators[which].T, self.denominators[which].T, strict=True)
+            found = np.stack([weighted_auc(scores, labels, weights) for scores, labels in columns], 1)
+            return mean_known(found)
         top, bottom = weights @ self.numerators[which], weights @ self.denominators[which]
         ratios = np.divide(top, bottom, out=np.full_like(top, np.nan, dtype=np.float64), where=bottom > 0)
-        counted = (~np.isnan(ratios)).sum(1)
-        means = np.divide(np.nansum(ratios, 1), counted, out=np.full(len(counted), np.nan), where=counted > 0)
-        found: np.ndarray = np.exp(means) if self.key == "perplexity" else means
-        return found
+        means = mean_known(ratios)
+        return np.exp(means) if self.key == "perplexity" else means
 
     @property
     def hits(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -190,18 +217,21 @@ class FigureSums:
     """Figures of both networks on one output, batch by batch.
 
     Attributes:
-        skipped: keys of figures that are not wanted.
+        skipped: keys of figures that are not wanted; asked: of those that only come where they are.
         answers: how often each label came.
     """
 
     output: Output
     skipped: Sequence[str] = ()
+    asked: Sequence[str] = ()
     answers: Counter[int] = field(default_factory=Counter)
     parts: dict[str, list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]] = field(default_factory=dict)
 
     def add(self, first: Tensor, second: Tensor, answers: Tensor) -> None:
         """A batch of the two networks' outputs and what they are held against."""
-        before, after = (sample_figures(self.output, scores, answers.to(scores.device)) for scores in (first, second))
+        before, after = (
+            sample_figures(self.output, scores, answers.to(scores.device), self.asked) for scores in (first, second)
+        )
         if not answers.is_floating_point():
             counted = answers[valid_labels(answers, self.output.classes or 2)]
             found, counts = np.unique(counted.cpu().numpy(), return_counts=True)
@@ -235,8 +265,37 @@ class FigureSums:
                     )
                     for part in (0, 1)
                 )
-                found.append(Figure(key, self.output.name, top, bottom))  # type: ignore[arg-type]
+                figure = Figure(key, self.output.name, top, bottom)  # type: ignore[arg-type]
+                if key not in ASKED or all(map(np.isfinite, figure.values)):  # not where all answers are alike
+                    found.append(figure)
         return tuple(found)
+
+
+def weighted_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Share (R,) of pairs of a yes and a no whose scores are in order, ties half; samples count so often (R, N).
+
+    Args:
+        scores, labels: (N,); labels 1, 0 or NaN.
+    """
+    known = ~np.isnan(labels)
+    order = np.flatnonzero(known)[np.argsort(scores[known], kind="stable")]
+    values, yes, counts = scores[order], labels[order], weights[:, order]
+    if not len(order):
+        return np.full(len(weights), np.nan)
+    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])  # of runs of equal scores
+    positive = np.add.reduceat(counts * yes, starts, axis=1)
+    negative = np.add.reduceat(counts * (1 - yes), starts, axis=1)
+    below = np.cumsum(negative, 1) - negative / 2
+    pairs = positive.sum(1) * negative.sum(1)
+    found: np.ndarray = np.divide((positive * below).sum(1), pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    return found
+
+
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """Mean (R,) over columns of (R, K), those that are NaN left out; NaN where all are."""
+    counted = (~np.isnan(values)).sum(1)
+    found: np.ndarray = np.divide(np.nansum(values, 1), counted, out=np.full(len(counted), np.nan), where=counted > 0)
+    return found
 
 
 def decisions(output: Output, scores: Tensor) -> Tensor:

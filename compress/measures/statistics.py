@@ -16,10 +16,12 @@ from scipy.optimize import brentq
 from scipy.stats import binomtest, norm, t
 
 from compress.measures.figures import Figure
+from compress.recipe import Bound
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 CELLS = 2**22  # of bootstrap weights held at a time
+SORTED = 2**28  # scores that a bootstrap of an AUC looks at
 MOST_SAMPLES = 10**9
 CHANCE_LEVEL = 0.05  # of the test against guessing
 SLACK = 1e-9  # relative and in points, for a bound that is met exactly
@@ -99,14 +101,15 @@ def bootstrap_change(figure: Figure, confidence: float, seed: int) -> Change:
         return Change(loss, (-math.inf, math.inf), math.inf, confidence, samples, "paired bootstrap")
     generator = np.random.default_rng(seed)
     found: list[np.ndarray] = []
-    rows = max(1, min(RESAMPLES, CELLS // samples))
-    while sum(map(len, found)) < RESAMPLES:
+    resamples = RESAMPLES if figure.key != "auc" else max(200, min(RESAMPLES, SORTED // figure.numerators[0].size))
+    rows = max(1, min(resamples, CELLS // samples))
+    while sum(map(len, found)) < resamples:
         drawn = generator.integers(samples, size=(rows, samples))
         drawn += samples * np.arange(rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=rows * samples).reshape(rows, samples).astype(np.float64)
         before, after = (figure.resampled(which, weights) for which in (0, 1))
         found.append((before - after) if figure.meaning.higher else (after - before))
-    losses = np.concatenate(found)[:RESAMPLES] * (100 if figure.meaning.share else 1)
+    losses = np.concatenate(found)[:resamples] * (100 if figure.meaning.share else 1)
     losses = losses[np.isfinite(losses)]
     if not len(losses):
         return Change(loss, (-math.inf, math.inf), math.inf, confidence, samples, "paired bootstrap")
@@ -133,16 +136,28 @@ class Verdict:
     needed: int | None = None
 
 
+def most_lost(figure: Figure, bound: Bound) -> float:
+    """What a bound allows a figure to lose: points of a share, else its own unit."""
+    before = figure.values[0]
+    return bound.allowed(100 * before if figure.meaning.share else before)
+
+
+def shown_loss(figure: Figure, loss: float) -> str:
+    """A loss in words: points of a share, else a number."""
+    return f"{loss:.2f} points" if figure.meaning.share else f"{loss:.4g}"
+
+
 def judge(change: Change, most: float, unit: str = " points", *, tested: bool) -> Verdict:
     """Whether at most `most` was lost: by the point estimate, or (`tested`) as a non-inferiority test.
 
     The test passes where the one-sided bound lies within `most`, fails where the estimate itself does not, and
     otherwise there were too few samples.
     """
-    shown = f"{change.loss:.2f}{unit} lost"
+    form = ".2f" if unit else ".4g"
+    shown = f"{change.loss:{form}}{unit} lost"
     if not tested:
         return Verdict(change.loss <= most + SLACK, shown)
-    sure = f"{shown}, at most {change.bound:.2f} with {100 * change.confidence:g} % confidence"
+    sure = f"{shown}, at most {change.bound:{form}} with {100 * change.confidence:g} % confidence"
     if change.bound <= most + SLACK:
         return Verdict(True, sure)
     if change.loss > most + SLACK:

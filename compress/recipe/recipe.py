@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
 
 from compress.errors import RecipeError
+from compress.recipe.bound import Bound
 from compress.recipe.faults import explain_faults
 from compress.recipe.option import Section, option
 from compress.recipe.texts import (
@@ -23,6 +24,11 @@ from compress.recipe.texts import (
 )
 from compress.recipe.training import Method, TrainingOptions
 
+IN_MEMORY = "in memory"  # what a program hands over, where a recipe would name a file
+METRICS = (
+    "top1", "top5", "accuracy", "pixel_accuracy", "mean_iou", "token_accuracy", "f1", "auc", "loss", "perplexity",
+    "squared_error", "absolute_error",
+)  # fmt: skip
 Numbers = Annotated[tuple[float, ...] | None, BeforeValidator(numbers)]
 Counts = Annotated[tuple[int, ...] | None, BeforeValidator(counts)]
 Extent = Annotated[int | tuple[int, int] | None, BeforeValidator(extent)]
@@ -102,8 +108,17 @@ class Recipe(BaseModel):
         0.05, "Held-back error of the widths where nothing else says how wide.", Section.WIDTHS, "SHARE", gt=0, lt=1
     )
     max_drop: float | None = option(
-        None, "Points of accuracy that may be lost on --eval.", Section.WIDTHS, "POINTS", everyday=True, ge=0
-    )
+        None, "Points of accuracy that may be lost on --eval; with --metric in its unit, or 2% of its value.",
+        Section.WIDTHS, "POINTS", everyday=True, ge=0,
+    )  # fmt: skip
+    relative_drop: bool = option(False, "--max-drop is a share of the value before, as 2% says too.", Section.WIDTHS)
+    metric: str | None = option(
+        None,
+        "What --max-drop is of: your module:function of the network, or of outputs and targets of --eval; or one of "
+        "top1, top5, mean-iou, f1, auc, perplexity, loss, squared-error, absolute-error.",
+        Section.WIDTHS, "METRIC", default_text="accuracy",
+    )  # fmt: skip
+    lower_is_better: bool = option(False, "Less of your --metric is better.", Section.WIDTHS)
     confidence: float | None = option(
         None, "With --max-drop: pass only where so sure that no more is lost (one-sided).", Section.WIDTHS, "SHARE",
         ge=0.5, lt=1, default_text="the estimate decides",
@@ -177,6 +192,24 @@ class Recipe(BaseModel):
             return options
         return {**options, "finetune": None, "recover": options["finetune"]}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _percentages_of_a_drop_are_relative(cls, options: Any) -> Any:
+        if not isinstance(options, Mapping) or not str(options.get("max_drop", "")).strip().endswith("%"):
+            return options
+        return {**options, "max_drop": parse_percentage(options["max_drop"]), "relative_drop": True}
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_known(cls, value: str | None) -> str | None:
+        if value is None or value == IN_MEMORY or ":" in value:
+            return value
+        name = value.strip().lower().replace("-", "_")
+        if name not in METRICS:
+            known = ", ".join(each.replace("_", "-") for each in METRICS)
+            raise ValueError(f"a function as module:name was expected, or one of {known}; got {value!r}")
+        return name
+
     @field_validator("held_back", "error", "penalty", "tolerance", "macs", "params", "latency", mode="before")
     @classmethod
     def _fractions_may_be_percentages(cls, value: Any) -> Any:
@@ -234,8 +267,14 @@ class Recipe(BaseModel):
             faults.append("`merge_aligned` keeps the outputs as they are; give it without another width rule or budget")
         if rules and [name for name in budgets if name != "max_drop"]:
             faults.append(f"`{rules[0]}` fixes the widths that `{budgets[-1]}` would search for; give one of them")
-        if self.max_drop is not None and self.eval is None:
+        if self.max_drop is not None and self.eval is None and not self.own_metric:
             faults.append("`max_drop` needs evaluation data: give `eval`")
+        if self.relative_drop and self.max_drop is None:
+            faults.append("`relative_drop` is of a bound: give `max_drop`")
+        if self.own_metric and self.confidence is not None:
+            faults.append("`confidence` needs one answer a sample, and a function gives one number; leave it out")
+        if self.lower_is_better and not self.own_metric:
+            faults.append("`lower_is_better` is said of a function; give `metric`")
         if self.confidence is not None and self.max_drop is None:
             faults.append("`confidence` is that of a bound: give `max_drop`")
         if self.finetune is not None and self.training is not None and self.training.searches:
@@ -247,6 +286,16 @@ class Recipe(BaseModel):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    @property
+    def own_metric(self) -> bool:
+        """Whether the metric is the user's own function."""
+        return self.metric is not None and (":" in self.metric or self.metric == IN_MEMORY)
+
+    @property
+    def bound(self) -> Bound | None:
+        """How much may be lost; None where nothing says so."""
+        return None if self.max_drop is None else Bound(self.max_drop, self.relative_drop, self.confidence)
 
     @property
     def memory_bytes(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from compress.measures.figures import GATED
-from compress.measures.statistics import CONFIDENCE, SLACK, compare_figure, judge
-from compress.recipe import Recipe, parse_reduction
+from compress.measures.figures import GATED, Figure
+from compress.measures.own import OwnMeasure
+from compress.measures.statistics import CONFIDENCE, SLACK, compare_figure, judge, most_lost, shown_loss
+from compress.recipe import Bound, Recipe, parse_reduction
 from compress.report.doubts import find_doubts
 from compress.report.escaping import escaped
 from compress.report.evaluation import Evaluation
@@ -17,17 +18,35 @@ REDUCED = {"params": "parameters", "macs": "MACs", "bytes": "bytes", "latency": 
 
 def check_gates(evaluation: Evaluation | None, report: RunReport, recipe: Recipe) -> tuple[Check, ...]:
     """The gates that the recipe sets on a finished run: points of accuracy that may be lost, reductions to reach."""
-    gates = [] if evaluation is None else check_evaluation(evaluation, recipe)
+    gates = [] if evaluation is None or recipe.own_metric else check_evaluation(evaluation, recipe)
     gates += [check_reduction(report.cost, *parse_reduction(text)) for text in recipe.min_reduction]
     return tuple(gates)
 
 
 def check_evaluation(evaluation: Evaluation, recipe: Recipe) -> list[Check]:
     """The accuracy gates, and before them what keeps the evaluation from showing a loss; empty without a bound."""
-    if recipe.max_drop is None:
+    bound, keys = recipe.bound, gated_keys(recipe)
+    if bound is None:
         return []
-    doubts = [] if recipe.force_gate else find_doubts(evaluation, recipe.max_drop, tuned=recipe.tunes)
-    return [*map(check_doubt, doubts), *check_losses(evaluation, recipe.max_drop, recipe.confidence)]
+    doubts = [] if recipe.force_gate else find_doubts(evaluation, bound, keys, tuned=recipe.tunes)
+    return [*map(check_doubt, doubts), *check_losses(evaluation, bound, keys)]
+
+
+def gated_keys(recipe: Recipe) -> Sequence[str]:
+    """The figures that the recipe's bound is of."""
+    return GATED if recipe.metric is None or recipe.own_metric else (recipe.metric,)
+
+
+def check_own(measure: OwnMeasure, bound: Bound, before: Mapping[str, float], after: Mapping[str, float]) -> Check:
+    """Whether the first number that a user's measure gives stays within a bound."""
+    name, first = next(iter(before.items()))
+    loss, most = measure.loss(before, after), bound.allowed(first)
+    said = (
+        f"{name} worsens by {loss:.4g} ({first:.4g} → {after[name]:.4g}), at most {most:.4g} "
+        f"{f'({bound}) ' if bound.relative else ''}were allowed"
+    )
+    passed = loss <= most + SLACK * max(1.0, abs(first))
+    return Check(name, f"at most {most:.4g} lost", f"{loss:.4g} lost", passed, said)
 
 
 def check_doubt(doubt: str) -> Check:
@@ -36,23 +55,25 @@ def check_doubt(doubt: str) -> Check:
     return Check("evaluation", "data on which a loss would show", "not such data", False, said)
 
 
-def check_losses(evaluation: Evaluation, most: float, confidence: float | None = None) -> list[Check]:
-    """Whether each figure that a bound in points is of stays within it: by the estimate, or with a confidence."""
-    checks = []
-    for figure in evaluation.figures:
-        if figure.key not in GATED:
-            continue
-        change = compare_figure(figure, confidence or CONFIDENCE)
-        verdict = judge(change, most, tested=confidence is not None)
-        name = "accuracy" if figure.key == "top1" else figure.meaning.name
-        said = f"The {name} falls by {change.loss:.2f} points"
-        if confidence is not None:
-            said += f", with {100 * confidence:g} % confidence by at most {change.bound:.2f}"
-        said += f", at most {most:g} were allowed"
-        if verdict.needed is not None:
-            said += f": not enough samples to be so sure, about {verdict.needed:,} would do"
-        checks.append(Check(name, f"at most {most:g} points lost", verdict.measured, verdict.passed, said))
-    return checks
+def check_losses(evaluation: Evaluation, bound: Bound, keys: Sequence[str] = GATED) -> list[Check]:
+    """Whether each figure with one of the keys stays within a bound: by the estimate, or with a confidence."""
+    return [check_loss(figure, bound) for figure in evaluation.figures if figure.key in keys]
+
+
+def check_loss(figure: Figure, bound: Bound) -> Check:
+    """Whether one figure stays within a bound."""
+    confidence, most = bound.confidence, most_lost(figure, bound)
+    change = compare_figure(figure, confidence or CONFIDENCE)
+    unit = " points" if figure.meaning.share else ""
+    verdict = judge(change, most, unit, tested=confidence is not None)
+    name = "accuracy" if figure.key == "top1" else figure.meaning.name
+    said = f"The {name} {'falls' if figure.meaning.higher else 'rises'} by {shown_loss(figure, change.loss)}"
+    if confidence is not None:
+        said += f", with {100 * confidence:g} % confidence by at most {format(change.bound, '.2f' if unit else '.4g')}"
+    said += f", at most {most:.4g} {f'({bound}) ' if bound.relative else ''}were allowed"
+    if verdict.needed is not None:
+        said += f": not enough samples to be so sure, about {verdict.needed:,} would do"
+    return Check(name, f"at most {most:.4g}{unit} lost", verdict.measured, verdict.passed, said)
 
 
 def check_drop(drop: float, most: float, name: str = "accuracy") -> Check:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from compress.measures.figures import GATED, Figure
-from compress.measures.statistics import compare_figure, guesses_as_well
+from compress.measures.statistics import compare_figure, guesses_as_well, most_lost
+from compress.recipe import Bound
 from compress.report.evaluation import Evaluation
 
 BETTER = 5.0  # points by which a cut network without fine-tuning does not surpass a sound original
 CAUSES = "are the labels, their order and the preprocessing those it was trained with?"
 
 
-def find_doubts(evaluation: Evaluation, most: float | None = None, *, tuned: bool = False) -> list[str]:
+def find_doubts(
+    evaluation: Evaluation, bound: Bound | None = None, keys: Sequence[str] = GATED, *, tuned: bool = False
+) -> list[str]:
     """One line for each reason not to believe an accuracy gate on this evaluation; empty where there is none.
 
     Args:
-        most: points that may be lost, where that is bounded.
+        bound: of what may be lost, where that is bounded.
+        keys: the figures that it is of.
         tuned: whether the network was fine-tuned, which may make it better than its original.
     """
-    figure = evaluation.figure(*GATED)
-    if figure is None:
+    figure = evaluation.figure(*keys)
+    if figure is None or figure.key not in GATED:
         return []
     found = [
-        *too_few(evaluation.samples, most),
+        *too_few(evaluation.samples, None if bound is None else most_lost(figure, bound)),
         *near_chance(figure, figure.values[0], evaluation.samples, evaluation.guess),
     ]
     return found if found or tuned else list(_better(figure))

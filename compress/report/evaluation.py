@@ -251,6 +251,7 @@ def evaluate_networks(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
     only_batch: int | None = None,
+    asked: Sequence[str] = (),
 ) -> Evaluation:
     """Run both networks over batches of (inputs, labels, targets); every number comes from this one pass.
 
@@ -258,6 +259,7 @@ def evaluate_networks(
         outputs: those that count.
         answered: name of the one that labels or targets are answers to.
         only_batch: the one batch size that the networks run on; a smaller batch is filled up, the filling not counted.
+        asked: figures of class scores that only come where they are asked for.
 
     Raises:
         DataError: no samples, or labels out of range.
@@ -267,7 +269,7 @@ def evaluate_networks(
     squares = {output.name: [0.0, 0.0] for output in outputs}  # of changes and of the original
     agreements = {output.name: FigureSums(output) for output in outputs if output.kind in ("classes", "binary")}
     judged = next((output for output in outputs if output.name == answered), None)
-    answers = None if judged is None else FigureSums(judged)
+    answers = None if judged is None else FigureSums(judged, asked=asked)
     shown = judged if judged is not None else next((one for one in outputs if one.name in agreements), None)
     single = shown is not None and shown.kind == "classes" and not shown.positions
     found_labels: list[Tensor] = []

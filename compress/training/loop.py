@@ -101,10 +101,11 @@ def fit(
         total, rate = 0.0, float(optimizer.param_groups[0]["lr"])
         for batch in source.batches(batch_size, order):
             answers = answers_of(batch).to(device)
-            inputs = batch.inputs if transform is None else transform(batch.inputs, generator)
+            first = batch.inputs if transform is None else transform(batch.inputs, generator)
+            inputs = [part.to(device) for part in (first, *batch.further)]
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                value = loss(module(inputs.to(device)), answers)
+                value = loss(module(*inputs), answers)
                 if extra is not None:
                     value = value + extra(module)
             if not bool(torch.isfinite(value)):
@@ -150,7 +151,7 @@ def score(
     with torch.no_grad():
         for batch in source.batches(batch_size):
             answers = answers_of(batch).to(device)
-            outputs = module(batch.inputs.to(device)).float()
+            outputs = module(*(part.to(device) for part in batch.tensors)).float()
             total += loss(outputs, answers).item() * len(answers)
             count += len(answers)
             if not answers.is_floating_point():

@@ -42,7 +42,7 @@ def weight_names(module: nn.Module) -> list[str]:
 
 def make_method(
     module: nn.Module,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     options: TrainingOptions,
     penalties: Sequence[float] | None = None,
 ) -> Method:

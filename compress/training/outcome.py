@@ -42,7 +42,11 @@ def score_samples(module: nn.Module, options: TrainingOptions, source: DataSourc
 
 
 def describe_training(
-    trained: Trained, options: TrainingOptions, training: DataSource, validation: DataSource | None, example: Tensor
+    trained: Trained,
+    options: TrainingOptions,
+    training: DataSource,
+    validation: DataSource | None,
+    example: Tensor | tuple[Tensor, ...],
 ) -> TrainingOutcome:
     """Curve, losses, objective of weight decay, nonzeros of every layer, active units, the search."""
     module, fitted, before = trained.module, trained.fitted, trained.undebiased

@@ -43,7 +43,7 @@ class Trained:
 
 def train_copy(
     module: nn.Module,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     options: TrainingOptions,
     training: DataSource,
     validation: DataSource | None,
@@ -55,7 +55,7 @@ def train_copy(
     """Train a copy of `module` as the options say.
 
     Args:
-        example: a small batch on the module's device.
+        example: a small batch on the module's device; of every input, where there are several.
         options: completed ones.
         folder: where the state after every epoch, and the journal of a search, are kept and taken up again.
 
@@ -77,7 +77,7 @@ def train_copy(
 
 def train_once(
     module: nn.Module,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     options: TrainingOptions,
     training: DataSource,
     validation: DataSource | None,
@@ -102,7 +102,7 @@ def trainable_copy(module: nn.Module) -> nn.Module:
 
 def fit_module(
     own: nn.Module,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     options: TrainingOptions,
     training: DataSource,
     validation: DataSource | None,
@@ -141,7 +141,7 @@ def fit_module(
 
 def debias(
     trained: Trained,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     options: TrainingOptions,
     training: DataSource,
     validation: DataSource | None,
@@ -185,7 +185,7 @@ def debias(
 
 def search_penalties(
     module: nn.Module,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     options: TrainingOptions,
     training: DataSource,
     *,
@@ -252,7 +252,7 @@ def loss_forces(module: nn.Module, source: DataSource, options: TrainingOptions)
         for batch in source.batches(options.batch_size):
             answers = answers_of(batch).to(device)
             share = len(answers) / source.sample_count
-            value = LOSSES[options.loss](own(batch.inputs.to(device)), answers)
+            value = LOSSES[options.loss](own(*(part.to(device) for part in batch.tensors)), answers)
             (share * value).backward()  # type: ignore[no-untyped-call]
     found = []
     for name in names:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import compress
 from compress.artifact.checksums import write_checksums
-from compress.errors import CompressError, DataError, GateError, OutputError, UnsupportedError
+from compress.errors import CheckpointError, CompressError, DataError, GateError, OutputError, UnsupportedError
+from compress.progress import SilentProgress
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -87,6 +89,7 @@ def test_a_saved_result_reloads_into_the_users_own_class(pruned: compress.PruneR
     assert not [file for file in folder.rglob("*") if file.suffix in (".pt", ".pth", ".pkl", ".bin")]
     with pytest.raises(CompressError):
         compress.load(folder)  # names code, without a word for it
+    torch.testing.assert_close(compress.load(folder, trust_code=True)(batches()[0]), pruned.model(batches()[0]))
     with pytest.raises(OutputError):
         pruned.save(folder)
     pruned.save(folder, force=True)
@@ -119,8 +122,8 @@ def test_a_measure_is_called_before_and_after(tmp_path: Path) -> None:
 
     loader = DataLoader(TensorDataset(inputs, labels), 50)
     result = compress.prune(seeded(Chain), loader, keep=0.5, evaluate=accuracy, progress=False)
-    assert len(seen) == 2
-    assert seen[0] > seen[1]
+    assert len(seen) == 3  # the original twice
+    assert seen[0] == seen[1] > seen[2]
     assert result.report.metrics["accuracy"] == result.metrics["accuracy"]
     assert "accuracy" in repr(result)
     result.save(tmp_path / "out")
@@ -129,7 +132,7 @@ def test_a_measure_is_called_before_and_after(tmp_path: Path) -> None:
 
 
 def test_a_measure_that_falls_too_far_is_a_failed_gate() -> None:
-    values = iter([0.9, 0.5])
+    values = iter([0.9, 0.9, 0.5])
     with pytest.raises(GateError, match=r"0\.9 → 0\.5"):
         compress.prune(
             seeded(Chain), batches(), keep=0.5, evaluate=lambda _: next(values), max_drop=0.1, progress=False
@@ -154,6 +157,58 @@ def test_frozen_parameters_are_compressed_all_the_same() -> None:
     assert not any(tensor.requires_grad for tensor in found.parameters())
 
 
+class Wavering:
+    """A measure that gives another number each time."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, network: nn.Module) -> float:
+        self.calls += 1
+        return 0.9 + 0.01 * (self.calls % 2)
+
+
+def raising() -> Iterator[Tensor]:
+    yield normal(32, 6)
+    raise OSError("the disk is gone")
+
+
+def test_a_measure_that_draws_random_samples_repeats_itself_and_one_that_does_not_is_told_of() -> None:
+    result = compress.prune(
+        seeded(Chain), batches(), keep=0.5, evaluate=lambda _: torch.rand(()) + np.random.rand(), progress=False
+    )
+    before, after = result.metrics["metric"]
+    assert before == after
+    assert not [note for note in result.report.notes if "repeat" in note]
+    told = SilentProgress()
+    compress.prune(seeded(Chain), batches(), keep=0.5, evaluate=Wavering(), progress=told)
+    assert [note for note in told.notes if "does not repeat itself" in note]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lambda module: module.to("meta"), "meta device"), (lambda module: nn.Sequential(nn.LazyLinear(3)), "run it on")],
+)
+def test_a_module_without_numbers_is_refused(change: Callable[[nn.Module], nn.Module], said: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lazy modules are under development
+        module = change(seeded(Chain))
+    with pytest.raises(CheckpointError, match=said):
+        compress.prune(module, batches(), keep=0.5)
+
+
+def test_a_module_on_two_devices_is_refused() -> None:
+    module = seeded(Chain)
+    module.layers[0].to("meta")  # type: ignore[index, union-attr, operator]
+    with pytest.raises(CheckpointError, match="move it to one device"):
+        compress.prune(module, batches(), keep=0.5)
+
+
+def test_half_precision_comes_back_as_it_was_given() -> None:
+    result = compress.prune(seeded(Chain).bfloat16(), batches(), keep=0.5, progress=False)
+    assert {tensor.dtype for tensor in result.model.parameters()} == {torch.bfloat16}
+
+
 def endless() -> Iterator[Tensor]:
     while True:
         yield normal(32, 6)
@@ -173,6 +228,19 @@ def test_an_endless_generator_is_read_to_the_limit() -> None:
         ({"evaluate": lambda _: float("nan")}, DataError, "nan"),
         ({"evaluate": lambda _: "good"}, DataError, "number"),
         ({"evaluate": lambda _: 1 / 0}, DataError, "ZeroDivisionError"),
+        ({"evaluate": lambda _: {}}, DataError, "empty"),
+        ({"evaluate": lambda _: torch.ones(2)}, DataError, "Tensor"),
+        ({"evaluate": Wavering(), "max_drop": 0.01}, DataError, "does not repeat itself"),
+        ({"data": 3}, DataError, "iterable"),
+        ({"data": "train.npz"}, DataError, "iterable"),
+        ({"data": iter(())}, DataError, "no sample"),
+        ({"data": [normal(32, 6), normal(32, 7)]}, DataError, "pad or crop"),
+        ({"data": [(normal(32, 6), torch.zeros(31))]}, DataError, "equally many"),
+        ({"data": [(normal(32, 6), torch.zeros(32)), normal(32, 6)]}, DataError, "some without"),
+        ({"data": [(normal(32, 6), normal(32, 6), normal(32, 6))]}, DataError, "tuple of 3"),
+        ({"data": ({} for _ in range(3))}, DataError, "tensors"),
+        ({"data": raising()}, DataError, "OSError: the disk is gone"),
+        ({"test": [normal(8, 6, seed=77)], "max_drop": 1}, CompressError, "label"),
         ({"layer": "nothing"}, CompressError, "matches no layer"),
         ({"keep": 2.5}, CompressError, "keep"),
         ({"colour": "red"}, CompressError, "colour"),

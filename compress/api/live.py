@@ -1,0 +1,161 @@
+"""What prune, inspect and finetune do with a module that a program hands them: a copy, opened as a network."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.checkpoint.architecture import Architecture
+from compress.checkpoint.parametrisations import materialise
+from compress.checkpoint.read import Checkpoint
+from compress.data import overlap
+from compress.data.calls import gather, spread
+from compress.data.importing import describe_fault
+from compress.data.live import LiveSource, collect_batches
+from compress.errors import CheckpointError, DataError, UnsupportedError
+from compress.preparation import Opened, Prepared, check_answered, check_device, prepare_network
+from compress.progress import LineProgress, Progress, SilentProgress
+from compress.recipe import IN_MEMORY, Recipe, make_recipe
+
+
+def live_recipe(plain: nn.Module, test: Any, options: Mapping[str, Any], command: str, **further: Any) -> Recipe:
+    """The recipe of options that a program gave as keywords; those that are None are left at their default."""
+    given = {name: names_of(value) if name in ("layer", "exclude") else value for name, value in options.items()}
+    named = {"checkpoint": IN_MEMORY, "data": IN_MEMORY, "device": str(device_of(plain)), **further}
+    if test is not None:
+        named["eval"] = IN_MEMORY
+    return make_recipe({**named, **{name: value for name, value in given.items() if value is not None}}, command)
+
+
+def prepare_live(
+    model: nn.Module, data: Any, test: Any, options: Mapping[str, Any], progress: Progress, command: str, **further: Any
+) -> tuple[Prepared, Recipe]:
+    """A user's module traced on its data, and the recipe of its options. Raises CompressError, ValueError."""
+    plain = unwrap(model)
+    recipe = live_recipe(plain, test, options, command, **further)
+    torch.manual_seed(recipe.seed)
+    progress.stage("reading samples")
+    opened, sources = open_live(plain, data, test, recipe)
+    return prepare_network(recipe, opened, None, sources, progress), recipe
+
+
+def open_live(
+    plain: nn.Module, data: Any, test: Any, recipe: Recipe
+) -> tuple[Opened, tuple[LiveSource, LiveSource | None, int]]:
+    """A copy of the module as an opened network, and its data. Raises CompressError."""
+    module = copy_module(plain)
+    calibration = collect_batches(data, module, limit=recipe.calibration_samples, name="data")
+    evaluation = None if test is None else collect_batches(test, module, limit=2**62, name="test")
+    if evaluation is not None and evaluation.call != calibration.call:
+        raise DataError("`test` gives other inputs than `data`; every batch must look alike.")
+    common = 0 if evaluation is None else overlap(calibration, evaluation)
+    if common and recipe.max_drop is not None and not recipe.own_metric:
+        raise DataError(f"{common} samples of `test` are in `data` too; a bound is certified only on disjoint samples.")
+    check_answered(recipe, evaluation)
+    return open_module(plain, module, calibration), (calibration, evaluation, common)
+
+
+def copy_module(plain: nn.Module) -> nn.Module:
+    """A copy in eval mode, half precision as float32. Raises CheckpointError, UnsupportedError."""
+    try:
+        module = copy.deepcopy(plain).eval()
+    except Exception as error:  # whatever the user's classes raise
+        raise UnsupportedError(
+            f"The module cannot be copied, so that it would have to be changed: {describe_fault(error)}."
+        ) from error
+    if any(nn.parameter.is_lazy(tensor) for tensor in module.parameters()):
+        raise CheckpointError("The module has parameters without a shape yet; run it on a batch once before.")
+    if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in module.state_dict().values()):
+        module = module.float()
+    return module
+
+
+def open_module(plain: nn.Module, module: nn.Module, source: LiveSource) -> Opened:
+    """The copy `module` of a user's `plain` one as an opened network, called as the source calls it."""
+    state = {name: tensor.detach().cpu().clone() for name, tensor in plain.state_dict().items() if is_tensor(tensor)}
+    kind = type(plain)
+    architecture = Architecture(f"{kind.__module__}:{kind.__qualname__}", {}, how=IN_MEMORY, trusted=True)
+    kinds = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
+    checkpoint = Checkpoint(
+        state=state,
+        module=None,
+        path=Path(kind.__qualname__),
+        sha256=hash_state(state),
+        format=IN_MEMORY,
+        state_key=None,
+        prefix="",
+        dtype=max(set(kinds), key=kinds.count) if kinds else torch.float32,
+        bytes=sum(tensor.nbytes for tensor in state.values()),
+    )
+    materialise(module)
+    return Opened(checkpoint, architecture, spread(module, source.call))
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The module without what `torch.compile` and data parallelism put around it. Raises UnsupportedError."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"`model` must be an nn.Module, got {type(model).__module__}.{type(model).__qualname__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedError("A TorchScript module has no class to rebuild; give the nn.Module it was made from.")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrap(model.module)
+    inner = getattr(model, "_orig_mod", None)
+    return unwrap(inner) if isinstance(inner, nn.Module) else model
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where all the module's tensors are. Raises CheckpointError: on several devices; RecipeError: on a strange one."""
+    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+    if len(devices) > 1:
+        raise CheckpointError(f"The module lies on {', '.join(sorted(map(str, devices)))}; move it to one device.")
+    if torch.device("meta") in devices:
+        raise CheckpointError("The module lies on the meta device: it has no numbers yet; load its weights first.")
+    return check_device(str(next(iter(devices), torch.device("cpu"))))
+
+
+def dress_like(plain: nn.Module) -> Callable[[nn.Module], nn.Module]:
+    """What makes a network of ours what the user gave: of the same class, tensors in the same dtypes."""
+    dtypes = {name: tensor.dtype for name, tensor in plain.state_dict().items() if is_tensor(tensor)}
+
+    def dress(module: nn.Module) -> nn.Module:
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if name in dtypes:
+                tensor.data = tensor.data.to(dtypes[name])
+        return gather(module)
+
+    return dress
+
+
+def choose_progress(progress: Progress | bool | None) -> Progress:
+    """The user's own, a line on stderr, or nothing; by default a line where somebody is looking."""
+    if progress is None:
+        progress = sys.stderr.isatty() or "ipykernel" in sys.modules
+    if isinstance(progress, bool):
+        return LineProgress() if progress else SilentProgress()
+    return progress
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, dtypes and numbers, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def is_tensor(value: object) -> bool:
+    """Whether an entry of a state dict is a tensor; modules may put other things there."""
+    return isinstance(value, Tensor)
+
+
+def names_of(value: str | Iterable[str]) -> tuple[str, ...]:
+    """One name or several as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value)
