@@ -21,7 +21,8 @@ from compress.checkpoint.parametrisations import materialise
 from compress.checkpoint.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
 from compress.errors import CheckpointError, DataError, RecipeError, TraceError
-from compress.graph.program import Program, last_operation, output_values, run
+from compress.graph.meaning import last_operation
+from compress.graph.program import Program, output_values, run
 from compress.graph.trace import trace_network
 from compress.measures.kinds import Hints, describe_outputs, find_place, need_place, read_class_counts
 from compress.measures.outputs import Output, check_finite, largest_deviation, named_outputs

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from compress.graph.ops import linear_maps
+from compress.graph.meaning import linear_maps
 from compress.graph.program import Program
 from compress.units.groups import UnitGroup
 
@@ -172,5 +172,6 @@ def map_uses(program: Program) -> dict[str, int]:
     """State name of each weight of a linear map -> how often one sample multiplies each of its elements."""
     found: dict[str, int] = {}
     for each in linear_maps(program.network):
-        found[each.weight] = found.get(each.weight, 0) + each.positions(program)
+        assert each.weight is not None, "linear_maps gives those by a tensor of the network"
+        found[each.weight] = found.get(each.weight, 0) + each.positions
     return found

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from compress.compression.costs import SizedTensor
 from compress.graph.cost import batch_of, measure_latency
-from compress.graph.ops import linear_maps
+from compress.graph.meaning import linear_maps
+from compress.graph.ops import LinearMap
 from compress.graph.program import Program
 from compress.units.network import Network
 
@@ -109,18 +110,18 @@ def measure_latency_model(
     measured: dict[tuple[Any, ...], tuple[tuple[float, ...], ...]] = {}
     found: list[tuple[TimedMap, int]] = []
     for each in linear_maps(program.network):
-        if each.transposed or each.weight not in sized:
+        if each.weight not in sized:
             continue
-        shape = program.shape(each.input)
+        shape = program.shape(each.input.name)
         if program.network.batch_size is None:
             shape = (1, *shape[1:])
-        key = (each.operation, shape, tuple(state[each.weight].shape), str(each.window))
+        key = (each.node.target, shape, tuple(state[each.weight].shape), each.groups, each.window)
         if key not in measured:
-            target = program.by_name[each.node].target
-            measured[key] = time_map(target, each.operation, shape, state[each.weight], each.window)
+            measured[key] = time_map(each, shape, state[each.weight])
         own = sized[each.weight]
-        sides = ((own.shape[0], own.cuts[0]), (own.shape[1], own.cuts[1]))
-        elements = math.prod(program.shape(each.node)[1:])
+        out, into = each.layout.output_dim, each.layout.input_dim
+        sides = ((own.shape[out], own.cuts[out]), (own.shape[into], own.cuts[into]))
+        elements = math.prod(program.shape(each.node.name)[1:])
         found.append((TimedMap(sides, measured[key]), elements))
     explained = sum(timed.times[-1][-1] for timed, _ in found)
     rest = max(0.0, whole - explained)
@@ -135,28 +136,27 @@ def measure_latency_model(
     return LatencyModel(maps, 0.0 if found else whole)
 
 
-def time_map(
-    target: Any, name: str, shape: tuple[int, ...], weight: Tensor, window: tuple[Any, ...]
-) -> tuple[tuple[float, ...], ...]:
+def time_map(each: LinearMap, shape: tuple[int, ...], weight: Tensor) -> tuple[tuple[float, ...], ...]:
     """Milliseconds of one map at every pair of output and input fractions; grouped maps are scaled from full width."""
-    groups = int(window[3]) if len(window) > 3 else 1
-    channels = shape[-1] if name == "linear" else shape[1]
-    whole = time_once(target, shape, weight, window)
-    if groups > 1:
+    layout = each.layout
+    at = 1 if layout.spatial else len(shape) - 1
+    whole = time_once(each, shape, weight)
+    if each.groups > 1:
         return tuple(tuple(whole * out for _ in FRACTIONS) for out in FRACTIONS)
     rows = []
     for out in FRACTIONS:
         row = []
+        outputs = max(1, round(out * weight.shape[layout.output_dim]))
         for into in FRACTIONS:
-            size = max(1, round(into * channels))
-            part = weight[: max(1, round(out * weight.shape[0])), :size].contiguous()
-            narrow = (*shape[:-1], size) if name == "linear" else (shape[0], size, *shape[2:])
-            row.append(whole if out == into == 1 else time_once(target, narrow, part, window))
+            size = max(1, round(into * shape[at]))
+            part = weight.narrow(layout.output_dim, 0, outputs).narrow(layout.input_dim, 0, size).contiguous()
+            narrow = (*shape[:at], size, *shape[at + 1 :])
+            row.append(whole if out == into == 1 else time_once(each, narrow, part))
         rows.append(tuple(row))
     return tuple(rows)
 
 
-def time_once(target: Any, shape: tuple[int, ...], weight: Tensor, window: tuple[Any, ...]) -> float:
+def time_once(each: LinearMap, shape: tuple[int, ...], weight: Tensor) -> float:
     """Median milliseconds of one map on inputs of `shape`."""
     inputs = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
     times: list[float] = []
@@ -164,7 +164,7 @@ def time_once(target: Any, shape: tuple[int, ...], weight: Tensor, window: tuple
     with torch.inference_mode():
         for attempt in range(PASSES + 1):
             start = time.perf_counter()
-            target(inputs, weight, None, *window)
+            each.apply(inputs, weight)
             if weight.is_cuda:
                 torch.cuda.synchronize(weight.device)
             if attempt:

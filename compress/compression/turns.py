@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from compress.graph.ops import Layout
 from compress.graph.program import Program
 from compress.units.groups import Consumer, ReadUnits, UnitGroup
 
@@ -110,9 +111,9 @@ def make_turns(
 
 def whole_input(consumer: Consumer, state: Mapping[str, Tensor]) -> ReadUnits | None:
     """All input channels of one consumer, one unit each; None for a grouped or transposed convolution."""
-    if consumer.groups != 1 or consumer.kind == "conv_transpose":
+    if consumer.groups != 1 or consumer.layout is Layout.CONVOLUTION_TRANSPOSED:
         return None
-    channels = state[consumer.weight].shape[0 if consumer.kind == "linear_transposed" else 1]
+    channels = state[consumer.weight].shape[consumer.layout.input_dim]
     everything = replace(consumer, positions=torch.arange(channels)[:, None])
     return ReadUnits(consumer.weight.rpartition(".")[0], channels, (everything,))
 

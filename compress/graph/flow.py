@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -14,6 +13,7 @@ import torch
 from torch import fx
 
 from compress.graph.atoms import Atoms, Dimension, Factor, Flow, dimension_size, is_tracked
+from compress.graph.ops import LinearMap, Meaning, Normalisation, Rule, operation_name, state_name
 from compress.graph.trace import NetworkGraph, module_path
 
 _BATCH = 1009  # stands for the symbolic batch: a prime, so that no channel count is mistaken for a multiple of it
@@ -21,29 +21,27 @@ _BATCH = 1009  # stands for the symbolic batch: a prime, so that no channel coun
 
 @dataclass(frozen=True, eq=False)
 class Contraction:
-    """An operation that is linear in an input and sums over that input's channels with a weight of the network."""
+    """A linear map with the atoms of its channels.
 
-    node: fx.Node
-    kind: str
-    input: fx.Node
-    weight: str | None
-    bias: str | None
+    Attributes:
+        input_dimension: channels that it sums over, () for a depthwise convolution or a table of rows.
+        weight_dimension: the same channels as the weight's columns number them.
+        output_dimension: channels that it makes.
+    """
+
+    map: LinearMap
     input_dimension: Dimension
     weight_dimension: Dimension
-    weight_dim: int
     output_dimension: Dimension
-    taps: int
-    groups: int
 
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """A normalisation or mean that runs over dimensions whose positions can be removed: (dim of the input, atoms)."""
+    """A mean or normalisation over dimensions whose positions can be removed: (dim of its first argument, atoms)."""
 
     node: fx.Node
-    argument: int
     dims: tuple[tuple[int, Dimension], ...]
-    keeps_shape: bool
+    normalisation: Normalisation | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +74,9 @@ class Touch:
 class ChannelFlow:
     """Runs the rules over a graph once; afterwards holds every node's flow and what the rules recorded."""
 
-    def __init__(self, graph: NetworkGraph, rules: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(self, graph: NetworkGraph, rules: Mapping[str, Rule]) -> None:
         self.graph = graph
+        self.rules = rules
         self.atoms = Atoms()
         self.values: dict[fx.Node, Any] = {}
         self.parameters: dict[str, Flow] = {}
@@ -95,7 +94,7 @@ class ChannelFlow:
                     if value is not None:
                         self.pin_flow(self.of(value), "is an output of the network")
             elif node.op == "call_function":
-                self.values[node] = self._apply(rules, node)
+                self.values[node] = self._apply(node)
 
     def _placeholder(self, node: fx.Node) -> Flow:
         sizes = self.sizes(node)
@@ -116,15 +115,10 @@ class ChannelFlow:
             self.parameters[name] = known
         return known
 
-    def _apply(self, rules: Mapping[str, Callable[..., Any]], node: fx.Node) -> Any:
-        if node.target is operator.getitem:
-            whole = self.values.get(node.args[0])  # type: ignore[arg-type]
-            if isinstance(whole, tuple) and whole and isinstance(node.args[1], int):
-                return whole[node.args[1]]
-            return self.fixed(self.sizes(node))
-        rule = rules.get(operation_name(node))
+    def _apply(self, node: fx.Node) -> Any:
+        rule = self.rules.get(operation_name(node))
         if rule is not None:
-            return rule(self, node)
+            return rule.channels(self, node)
         if isinstance(node.meta.get("val"), (torch.SymInt, int, bool, float)) and not self.tracked_inputs(node):
             return ()
         if not operation_name(node).startswith(("sym_", "_assert", "eq", "ge", "le", "lt", "gt")):
@@ -135,6 +129,11 @@ class ChannelFlow:
         return self.unknown_output(node)
 
     # ---- what the rules use
+
+    def meaning(self, node: fx.Node) -> Meaning | None:
+        """What the node computes; None where no rule says it."""
+        rule = self.rules.get(operation_name(node)) if node.op == "call_function" else None
+        return None if rule is None else rule.meaning(self.graph, node)
 
     def of(self, value: Any) -> Flow:
         """The flow of an argument; numbers have no dimensions."""
@@ -243,18 +242,7 @@ class ChannelFlow:
 
     def parameter_name(self, value: Any) -> str | None:
         """State-dict name when the argument is a parameter or buffer itself (tied weights: the first name)."""
-        if isinstance(value, fx.Node) and value.op == "placeholder" and value.name in self.graph.tensors:
-            name = self.graph.tensors[value.name]
-            return self.graph.aliases.get(name, name)
-        return None
-
-
-def operation_name(node: fx.Node) -> str:
-    """`relu_` for aten.relu_.default; the Python name for anything else."""
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet is not None:
-        return str(packet.__name__)
-    return str(getattr(node.target, "__name__", node.target))
+        return state_name(self.graph, value)
 
 
 def concrete(size: Any) -> int:
@@ -267,10 +255,3 @@ def concrete(size: Any) -> int:
 @lru_cache(maxsize=1024)
 def _at_batch(expression: sympy.Expr) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, _BATCH)))
-
-
-def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument given by position or by keyword."""
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)

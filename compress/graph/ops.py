@@ -1,60 +1,106 @@
-"""What an operation of the graph is: a linear map, a batch normalisation, one that changes no value.
+"""What an operation of the graph is: a linear map, a normalisation, a sum, one that changes no value.
 
-Operations are told apart here, by their names and by the names that their schemas give the arguments; what is read off
-a node is a value, which costs, latencies, norms and the walk behind a consumer share. A further linear map is one line
-of `LINEAR_MAPS`.
+A `Rule` says of one operation how channels pass it and what it means; the meaning is one of the values below. Costs,
+latencies, norms, surgery and the walk behind a consumer read these values and no names of operations.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, TypeAlias
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
-from compress.graph.program import Program
 from compress.graph.trace import NetworkGraph
 
-IDENTITIES = frozenset(("dropout", "feature_dropout", "clone", "contiguous", "alias", "detach"))  # in evaluation mode
-LINEAR_MAPS = {
-    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), ("input", "weight", "bias")),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), ("input", "weight", "bias")),
-    "matmul": ("self", "other", None),
-    "mm": ("self", "mat2", None),
-    "addmm": ("mat1", "mat2", "self"),
-}  # operation -> what its schema calls the input, the weight and the bias
-BATCH_NORMS = frozenset(
-    ("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training")
-)
+
+class Layout(Enum):
+    """How the weight of a linear map lies: D outputs, I inputs."""
+
+    LINEAR = "(D, I)"
+    LINEAR_TRANSPOSED = "(I, D)"
+    CONVOLUTION = "(D, I/groups, taps…)"
+    CONVOLUTION_TRANSPOSED = "(I, D/groups, taps…)"
+
+    @property
+    def spatial(self) -> bool:
+        """A convolution, of (batch, channels, …); else the channels are the last dimension."""
+        return self in (Layout.CONVOLUTION, Layout.CONVOLUTION_TRANSPOSED)
+
+    @property
+    def input_dim(self) -> int:
+        """The weight's dimension that runs over inputs."""
+        return 0 if self in (Layout.LINEAR_TRANSPOSED, Layout.CONVOLUTION_TRANSPOSED) else 1
+
+    @property
+    def output_dim(self) -> int:
+        """The weight's dimension that runs over outputs."""
+        return 1 - self.input_dim
 
 
 @dataclass(frozen=True)
-class LinearMap:
-    """A linear map by a tensor of the network.
+class Window:
+    """The window of a convolution, one entry for each spatial dimension; all empty for other linear maps.
 
     Attributes:
-        node: name of its value; `input`: of what it is applied to.
-        weight, bias: state names.
-        spatial: a convolution, (batch, channels, …); else the channels are the last dimension.
-        transposed: the weight's first dimension is the input's channels.
-        window: a convolution's arguments behind the bias, as they stand in the graph.
+        trailing: zeros behind the last pixel beyond those of `padding` (an even window with padding="same" has one).
     """
 
-    node: str
-    operation: str
-    input: str
-    weight: str
-    bias: str | None
-    spatial: bool
-    transposed: bool
-    window: tuple[Any, ...]
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    trailing: tuple[int, ...] = ()
 
-    def positions(self, program: Program) -> int:
+
+NO_WINDOW = Window()
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """A linear map, with a bias or without.
+
+    Attributes:
+        node: its value; `input`: what it is applied to; `matrix`, `offset`: its weight and bias.
+        weight, bias: state names of these; None where they are computed, or where there is no bias.
+        groups: equal blocks of channels that are mapped each by itself.
+        indexed: the input holds numbers of the weight's rows, which are looked up: nothing is multiplied.
+    """
+
+    node: fx.Node
+    layout: Layout
+    input: fx.Node
+    matrix: fx.Node
+    offset: fx.Node | None
+    weight: str | None
+    bias: str | None
+    groups: int = 1
+    window: Window = NO_WINDOW
+    indexed: bool = False
+
+    @property
+    def taps(self) -> int:
+        """Kernel taps, 1 without a window."""
+        return math.prod(traced_shape(self.matrix)[2:]) if self.layout.spatial else 1
+
+    @property
+    def positions(self) -> int:
         """How often one sample multiplies each of the weight's elements."""
-        scattered = self.spatial and self.transposed
-        shape = program.shape(self.input if scattered else self.node)
-        return math.prod(shape[2:] if self.spatial else shape[1:-1])
+        scattered = self.layout is Layout.CONVOLUTION_TRANSPOSED
+        shape = traced_shape(self.input if scattered else self.node)
+        return math.prod(shape[2:] if self.layout.spatial else shape[1:-1])
+
+    def apply(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """The map of other inputs by another weight, its bias zero."""
+        blocks = self.groups if self.layout is Layout.CONVOLUTION_TRANSPOSED else 1
+        shift = weight.new_zeros(weight.shape[self.layout.output_dim] * blocks)
+        given = {self.input: inputs, self.matrix: weight, self.offset: shift}
+        args, keywords = fx.node.map_arg((self.node.args, self.node.kwargs), given.get)
+        result: Tensor = self.node.target(*args, **keywords)  # type: ignore[operator]
+        return result
 
 
 @dataclass(frozen=True)
@@ -75,10 +121,98 @@ class BatchNorm:
     eps: float
 
 
-def operation_of(node: fx.Node) -> str:
+@dataclass(frozen=True)
+class Normalisation:
+    """A normalisation by statistics of its input, which is the first argument, then a scale and a shift.
+
+    Attributes:
+        sizes: whether the second argument repeats the sizes of the normalised dimensions, which are the last ones; the
+            scale and the shift run over these. Else they run over dimension 1.
+    """
+
+    sizes: bool
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The first argument's values as they are, in evaluation mode."""
+
+
+@dataclass(frozen=True)
+class Recast:
+    """The first argument's values in another precision."""
+
+
+@dataclass(frozen=True)
+class Rearrangement:
+    """Values of the first argument at other places, or some of them.
+
+    Attributes:
+        order: where its dimensions are permuted and nothing else, dimension i of the result is `order[i]`.
+    """
+
+    order: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Sum:
+    """First argument + factor · second argument."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Product:
+    """First argument · second argument, elementwise."""
+
+
+@dataclass(frozen=True)
+class Rectification:
+    """The first argument, cut off below `low` and above `high`."""
+
+    low: float
+    high: float
+
+
+Meaning: TypeAlias = (
+    LinearMap | BatchNorm | Normalisation | Identity | Recast | Rearrangement | Sum | Product | Rectification
+)
+
+
+def mean_nothing(network: NetworkGraph, node: fx.Node) -> None:
+    """The meaning of operations of which only the channels matter."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """All that is known of an operation.
+
+    Attributes:
+        channels: (flow, node) -> how the channels of its inputs become those of its output.
+        meaning: (graph, node) -> what it computes; None where that is none of the meanings.
+    """
+
+    channels: Callable[..., Any]
+    meaning: Callable[[NetworkGraph, fx.Node], Meaning | None] = mean_nothing
+
+
+def rules(*names: str, channels: Callable[..., Any], meaning: Callable[..., Any] = mean_nothing) -> dict[str, Rule]:
+    """One rule for several operations."""
+    return dict.fromkeys(names, Rule(channels, meaning))
+
+
+def operation_name(node: fx.Node) -> str:
     """`relu` for aten.relu.default and for aten.relu_.default; the Python name for anything else."""
     packet = getattr(node.target, "overloadpacket", node.target)
-    return str(getattr(packet, "__name__", packet)).removesuffix("_")
+    name = str(getattr(packet, "__name__", packet))
+    return name if name.endswith("__") else name.removesuffix("_")
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument given by position or by keyword."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
@@ -91,49 +225,19 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 def state_name(network: NetworkGraph, value: object) -> str | None:
     """State name where an argument is a parameter or buffer itself; a tensor with several names goes by its first."""
-    name = network.tensors.get(value.name) if isinstance(value, fx.Node) else None
+    name = network.tensors.get(value.name) if isinstance(value, fx.Node) and value.op == "placeholder" else None
     return None if name is None else network.aliases.get(name, name)
 
 
-def linear_maps(network: NetworkGraph) -> tuple[LinearMap, ...]:
-    """Every linear map by a tensor of the network, in execution order."""
-    found: list[LinearMap] = []
-    for node in network.graph.nodes:
-        operation = operation_of(node)
-        if node.op != "call_function" or operation not in LINEAR_MAPS:
-            continue
-        given = arguments_of(node)
-        source, weight, bias = (given.get(name) if name else None for name in LINEAR_MAPS[operation])
-        name = state_name(network, weight)
-        if name is None or not isinstance(source, fx.Node):
-            continue
-        spatial = operation.startswith("conv")
-        found.append(
-            LinearMap(
-                node=node.name,
-                operation=operation,
-                input=source.name,
-                weight=name,
-                bias=state_name(network, bias),
-                spatial=spatial,
-                transposed="transpose" in operation or operation in ("matmul", "mm", "addmm"),
-                window=tuple(node.args[3:]) if spatial else (),
-            )
-        )
-    return tuple(found)
+def traced_shape(node: fx.Node) -> tuple[int, ...]:
+    """Shape of a value, () when it is no tensor; the batch, where it is symbolic, has its traced size."""
+    value = node.meta.get("val")
+    sizes = value.shape if isinstance(value, torch.Tensor) else ()
+    return tuple(size if isinstance(size, int) else int(size.node.hint) for size in sizes)
 
 
-def batch_norms(network: NetworkGraph) -> tuple[BatchNorm, ...]:
-    """Every batch normalisation by running statistics, in execution order."""
-    found: list[BatchNorm] = []
-    for node in network.graph.nodes:
-        if node.op != "call_function" or operation_of(node) not in BATCH_NORMS:
-            continue
-        given = arguments_of(node)
-        if given.get("training") or not isinstance(given.get("input"), fx.Node):
-            continue
-        scale, shift, mean, variance = (
-            state_name(network, given.get(name)) for name in ("weight", "bias", "running_mean", "running_var")
-        )
-        found.append(BatchNorm(node.name, given["input"].name, scale, shift, mean, variance, float(given["eps"])))
-    return tuple(found)
+def same_precision(node: fx.Node) -> bool:
+    """Whether the node's value has the precision of its first argument."""
+    source = node.args[0] if node.args else None
+    values = [each.meta.get("val") for each in (node, source) if isinstance(each, fx.Node)]
+    return len({value.dtype for value in values if isinstance(value, torch.Tensor)}) == 1

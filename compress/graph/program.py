@@ -20,10 +20,6 @@ from compress.errors import TraceError
 from compress.graph.trace import NetworkGraph
 from compress.measures.outputs import named_outputs
 
-RESHAPING = {
-    "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "flatten", "clone", "contiguous", "detach", "alias",
-    "to", "_to_copy", "permute", "transpose", "select", "getitem",
-}  # fmt: skip
 Value: TypeAlias = Any  # what a node gives: a tensor, a number, or a tuple of these
 
 
@@ -268,17 +264,6 @@ def output_values(program: Program, returned: object) -> dict[str, str | None]:
             name, _ = left.pop(place)
             found[name] = value if value in program.by_name or program.tensor(value) is not None else None
     return found
-
-
-def last_operation(program: Program, name: str) -> str:
-    """The operation that made a value's numbers, `sigmoid` for one; what only reshapes or copies is passed over."""
-    while name in program.by_name:
-        step = program.by_name[name]
-        operation = getattr(step.target, "__name__", str(step.target)).split(".")[0].removesuffix("_")
-        if operation not in RESHAPING or not step.inputs:
-            return operation
-        name = step.inputs[0]
-    return ""
 
 
 def run_outputs(

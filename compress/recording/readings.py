@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compress.graph.ops import Layout
 from compress.graph.program import Program
 from compress.units.groups import Consumer, ReadUnits
 
@@ -99,10 +100,10 @@ class Reading:
         """The block's part (D, I, taps…) of a weight, as a view; the window not yet mirrored."""
         size = weight.shape[0] // consumer.groups
         part = weight[self.block * size : (self.block + 1) * size]
-        return part.transpose(0, 1) if consumer.kind in ("linear_transposed", "conv_transpose") else part
+        return part if consumer.layout.input_dim == 1 else part.transpose(0, 1)
 
     def _mirrored(self, weight: Tensor) -> Tensor:
-        if self.consumers[0].kind != "conv_transpose":
+        if self.consumers[0].layout is not Layout.CONVOLUTION_TRANSPOSED:
             return weight
         return weight.flip(tuple(range(2, weight.ndim)))
 
@@ -124,8 +125,8 @@ def find_readings(group: ReadUnits, state: Mapping[str, Tensor]) -> tuple[Readin
     for sites in applied.values():
         first = sites[0]
         key: tuple[object, ...] = (
-            tuple((site.input, site.stride, site.padding, site.dilation, site.trailing) for site in sites),
-            first.kind,
+            tuple((site.input, site.window) for site in sites),
+            first.layout,
             first.groups,
             tuple(state[first.weight].shape[2:]),
             tuple(first.positions.flatten().tolist()),
@@ -148,7 +149,7 @@ def block_positions(consumer: Consumer, weight: Tensor) -> list[tuple[int, Tenso
     """
     if consumer.groups == 1:
         return [(0, consumer.positions)]
-    inputs = weight.shape[0] // consumer.groups if consumer.kind == "conv_transpose" else weight.shape[1]
+    inputs = weight.shape[1] if consumer.layout.input_dim == 1 else weight.shape[0] // consumer.groups
     found = []
     for block in range(consumer.groups):
         own = consumer.positions // inputs == block
@@ -174,25 +175,25 @@ def output_extent(reading: Reading, site: Consumer, shape: Sequence[int]) -> tup
     return tuple(
         ((size - 1) * stuff + 1 + before + after - spread * (width - 1) - 1) // step + 1
         for size, stuff, (before, after), spread, width, step in zip(
-            shape[2:], stuffing, margins(reading, site), site.dilation, reading.kernel, stride, strict=True
+            shape[2:], stuffing, margins(reading, site), site.window.dilation, reading.kernel, stride, strict=True
         )
     )
 
 
 def steps(site: Consumer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Distance at which the input's pixels are set, and step of the window over the result."""
-    ones = (1,) * len(site.stride)
-    return (site.stride, ones) if site.kind == "conv_transpose" else (ones, site.stride)
+    stride, ones = site.window.stride, (1,) * len(site.window.stride)
+    return (stride, ones) if site.layout is Layout.CONVOLUTION_TRANSPOSED else (ones, stride)
 
 
 def margins(reading: Reading, site: Consumer) -> tuple[tuple[int, int], ...]:
     """Zeros before and after each spatial dimension that the window sees; below zero, so many are cut off."""
-    if site.kind != "conv_transpose":
-        trailing = site.trailing or (0,) * len(site.padding)
-        return tuple((pad, pad + more) for pad, more in zip(site.padding, trailing, strict=True))
+    window = site.window
+    if site.layout is not Layout.CONVOLUTION_TRANSPOSED:
+        return tuple((pad, pad + more) for pad, more in zip(window.padding, window.trailing, strict=True))
     widths = [
         spread * (width - 1) - pad
-        for spread, width, pad in zip(site.dilation, reading.kernel, site.padding, strict=True)
+        for spread, width, pad in zip(window.dilation, reading.kernel, window.padding, strict=True)
     ]
     return tuple((width, width) for width in widths)
 
@@ -233,7 +234,7 @@ def read_rows(reading: Reading, site: Consumer, inputs: Tensor, index: Tensor | 
             strides[0],
             *(step * size for step, size in zip(steps(site)[1], strides[2:], strict=True)),
             strides[1],
-            *(step * size for step, size in zip(site.dilation, strides[2:], strict=True)),
+            *(step * size for step, size in zip(site.window.dilation, strides[2:], strict=True)),
         ),
     )
     columns = channels * math.prod(reading.kernel)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.graph.ops import BATCH_NORMS, IDENTITIES, batch_norms, operation_of
-from compress.graph.program import Program
+from compress.graph.meaning import meaning_of
+from compress.graph.ops import BatchNorm, Identity, Layout, Meaning, Product, Rearrangement, Rectification, Sum
+from compress.graph.program import Program, Read
 from compress.units.groups import Consumer
 
 SMALLEST_FACTOR = 1e-2  # relative to the largest channel's; a channel below takes no correction
@@ -79,10 +80,8 @@ class Residual:
 def find_residual(program: Program, consumer: Consumer) -> Residual | None:
     """The addition that alone reads the consumer's output, over per-channel maps; None where there is none."""
     for point in follow_output(program, consumer):
-        if point.operation == "add":
-            other = point.arguments[1 - point.arguments.index(point.source)]
-            assert isinstance(other, str), "the walk passes additions of two values alone"
-            return Residual(other, point.factors, point.order)
+        if point.added is not None:
+            return Residual(point.added, point.factors, point.order)
     return None
 
 
@@ -92,14 +91,14 @@ class Point:
 
     Attributes:
         source: node whose value it reads; on the way from the consumer.
-        operation: name of its operation, without overload.
-        arguments: its arguments, node names for nodes.
+        meaning: what it computes; None where no rule says it.
+        added: the value that it adds to `source`, where it does.
         factors, order: as of `Residual`, between the consumer and `source`.
     """
 
     source: str
-    operation: str
-    arguments: list[object]
+    meaning: Meaning | None
+    added: str | None
     factors: tuple[tuple[str | None, str | None, float], ...]
     order: tuple[int, ...]
 
@@ -110,40 +109,39 @@ def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
     The walk passes per-channel maps (a batch norm, a scale), permutations, identities, and additions of two values of
     one shape; it ends with the first reader that is none of these, which is given too.
     """
-    if consumer.kind not in ("linear", "linear_transposed", "conv"):
+    if consumer.layout is Layout.CONVOLUTION_TRANSPOSED:
         return
     shape = program.shape(consumer.node)
-    channel = 1 if consumer.kind == "conv" else len(shape) - 1
+    channel = 1 if consumer.layout.spatial else len(shape) - 1
     whole = tuple(range(len(shape)))
     order = whole
-    norms = {norm.node: norm for norm in batch_norms(program.network)}
     factors: list[tuple[str | None, str | None, float]] = []
     name = consumer.node
     while len(readers := program.readers.get(name, ())) == 1 and name not in program.outputs:
         step = readers[0]
-        operation = operation_of(program.nodes[step.name]) if step.name in program.nodes else ""
-        arguments: list[object] = [getattr(part, "name", part) for part in step.args]
-        here = Point(name, operation, arguments, tuple(factors), () if order == whole else order)
-        if operation in IDENTITIES:
+        meaning = meaning_of(program.network, program.nodes[step.name]) if step.name in program.nodes else None
+        read = [part.name if isinstance(part, Read) else None for part in step.args]
+        other = read[1 - read.index(name)] if len(read) == 2 and read.count(name) == 1 else None
+        plain = isinstance(meaning, Sum) and meaning.factor == 1
+        added = other if plain and other is not None and _adds(program, other, name) else None
+        here = Point(name, meaning, added, tuple(factors), () if order == whole else order)
+        first = bool(read) and read[0] == name
+        if isinstance(meaning, Identity):
             pass
-        elif operation == "permute" and arguments[0] == name:
-            order = tuple(order[dim] for dim in step.args[1])
-        elif operation in BATCH_NORMS and arguments[0] == name and order.index(channel) == 1:
-            norm = norms.get(step.name)
-            if norm is None or norm.variance is None:
+        elif isinstance(meaning, Rearrangement) and meaning.order is not None and first:
+            order = tuple(order[dim] for dim in meaning.order)
+        elif isinstance(meaning, BatchNorm) and first and order.index(channel) == 1:
+            if meaning.variance is None:
                 return
-            factors.append((norm.scale, norm.variance, norm.eps))
-        elif operation == "mul" and (leaf := _other_leaf(program, arguments, name)) is not None:
-            extent = program.shape(leaf)
+            factors.append((meaning.scale, meaning.variance, meaning.eps))
+        elif isinstance(meaning, Product) and other is not None and program.tensor(other) is not None:
+            extent = program.shape(other)
             wanted = [1] * len(shape)
             wanted[order.index(channel)] = shape[channel]
             if list(extent) != wanted[len(wanted) - len(extent) :] or math.prod(extent) != shape[channel]:
                 return
-            factors.append((program.tensor(leaf), None, 0.0))
-        elif operation == "add" and not step.kwargs and len(arguments) == 2 and arguments.count(name) == 1:
-            other = arguments[1 - arguments.index(name)]
-            if not isinstance(other, str) or other in program.leaves or program.shape(other) != program.shape(name):
-                return
+            factors.append((program.tensor(other), None, 0.0))
+        elif added is not None:
             yield here
         else:
             yield here
@@ -187,28 +185,12 @@ class Rectifier:
 def find_rectifier(program: Program, consumer: Consumer) -> Rectifier | None:
     """The ReLU that alone reads the consumer's output, over per-channel maps and additions; None without one."""
     for point in follow_output(program, consumer):
-        bounds = cut_off(point)
-        if bounds is not None:
-            return Rectifier(point.source, Residual(point.source, point.factors, point.order), *bounds)
+        if isinstance(point.meaning, Rectification):
+            path = Residual(point.source, point.factors, point.order)
+            return Rectifier(point.source, path, point.meaning.low, point.meaning.high)
     return None
 
 
-def cut_off(point: Point) -> tuple[float, float] | None:
-    """The bounds of an operation that clips its input and does nothing else; None for any other."""
-    if point.operation == "relu":
-        return 0.0, math.inf
-    if point.operation == "relu6":
-        return 0.0, 6.0
-    if point.operation == "hardtanh":
-        given = [float(str(bound)) for bound in point.arguments[1:]]
-        low, high = (*given, *(-1.0, 1.0)[len(given) :])
-        return low, high
-    return None
-
-
-def _other_leaf(program: Program, arguments: list[object], name: str) -> str | None:
-    """The state tensor that `name` is multiplied by."""
-    if len(arguments) != 2 or arguments.count(name) != 1:
-        return None
-    other = arguments[1 - arguments.index(name)]
-    return other if isinstance(other, str) and program.tensor(other) is not None else None
+def _adds(program: Program, other: str, name: str) -> bool:
+    """Whether the other value is computed and of the same shape, as in a residual connection."""
+    return other not in program.leaves and program.shape(other) == program.shape(name)

@@ -9,7 +9,8 @@ import numpy as np
 from torch import fx, nn
 
 from compress.graph.atoms import Dimension, dimension_size
-from compress.graph.flow import ChannelFlow, Contraction, operation_name
+from compress.graph.flow import ChannelFlow, Contraction
+from compress.graph.ops import LinearMap
 from compress.graph.trace import module_path
 from compress.units.groups import AttributeRule
 
@@ -37,7 +38,7 @@ def find_attributes(
 ) -> tuple[AttributeRule, ...]:
     """Sizes that the modules which own the shrinking tensors keep as numbers, and counts of groups."""
     rules: dict[tuple[str, str], AttributeRule] = {}
-    reads = {contraction.weight: contraction for contraction in readers}
+    reads = {contraction.map.weight: contraction.map for contraction in readers}
     for (name, dim), positions in places.items():
         path = name.rpartition(".")[0]
         owner = modules.get(path)
@@ -45,10 +46,11 @@ def find_attributes(
             continue
         size = dimension_size(flow.parameters[name][dim])
         per_unit = positions.shape[1]
-        contraction = reads.get(name)
-        wanted = _INPUT_NAMES if contraction is not None and contraction.weight_dim == dim else _OUTPUT_NAMES
-        if contraction is not None and contraction.weight_dim == dim and contraction.groups > 1:
-            size, per_unit = size * contraction.groups, per_unit * contraction.groups
+        reader = reads.get(name)
+        reads_it = reader is not None and reader.layout.input_dim == dim
+        wanted = _INPUT_NAMES if reads_it else _OUTPUT_NAMES
+        if reader is not None and reads_it:
+            size, per_unit = size * reader.groups, per_unit * reader.groups
         for attribute in wanted:
             if _integer(owner, attribute) == size:
                 rules[path, attribute] = AttributeRule(path, attribute, per_unit)
@@ -64,10 +66,10 @@ def find_attributes(
         for attribute in ("groups", "num_groups"):
             if owner is not None and _integer(owner, attribute) == count:
                 rules[path, attribute] = AttributeRule(path, attribute, counted.shape[1])
-        if owner is not None and _integer(owner, "in_channels") is not None and operation_name(node).startswith("conv"):
-            size = _integer(owner, "in_channels") or 0
-            if size % count == 0:
-                rules[path, "in_channels"] = AttributeRule(path, "in_channels", counted.shape[1] * (size // count))
+        if owner is not None and isinstance(flow.meaning(node), LinearMap):
+            channels = _integer(owner, "in_channels")
+            if channels is not None and channels % count == 0:
+                rules[path, "in_channels"] = AttributeRule(path, "in_channels", counted.shape[1] * (channels // count))
     return tuple(rules.values())
 
 

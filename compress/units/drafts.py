@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 
 from compress.graph.atoms import Dimension, dimension_size, row_numbers
-from compress.graph.flow import ChannelFlow, Contraction, Touch, argument, operation_name
+from compress.graph.flow import ChannelFlow, Contraction, Touch
+from compress.graph.ops import BatchNorm, Layout, LinearMap, traced_shape
 from compress.graph.trace import module_path
 from compress.units.attributes import counts_its_groups, find_attributes, find_shape_attributes
 from compress.units.groups import AttributeRule, Consumer, ParameterSlice, Skip, SkipKind, StatisticSlice, UnitGroup
@@ -44,7 +45,7 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
     for number, found in enumerate(occurrences):
         made = touched.produced[number]
         if made:
-            entries.append((min(order[contraction.node] for contraction in made), number, found, made))
+            entries.append((min(order[contraction.map.node] for contraction in made), number, found, made))
     for first, number, found, made in sorted(entries, key=lambda entry: entry[:2]):
         producers = tuple(dict.fromkeys(_module_name(flow, contraction) for contraction in made))
         name = f"{producers[0]}#{number}"
@@ -83,7 +84,7 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
         )
         number_of[number] = len(drafts)
         homes = frozenset(module_path(node) for node, _, _ in touched.shapes[number])
-        own = [module_path(made.node) for made in touched.read[number]]  # of a functional call its caller
+        own = [module_path(read.map.node) for read in touched.read[number]]  # of a functional call its caller
         readers = frozenset([*own, *(path.rpartition(".")[0] for path in own)])
         rank = (first, found.slot)
         suspicious = bool(classes or readers & touched.viewing) or not all(
@@ -240,12 +241,11 @@ class _Touched:
         self.sums: set[int] = set()
         self.viewing = {module_path(touch.node) for touch in flow.touches if touch.kind is Touch.Kind.SHAPE}
         for contraction in flow.contractions:
-            passing = self.groups_of(contraction.input_dimension) if contraction.groups > 1 else set()
-            depthwise = contraction.groups > 1 and not contraction.weight_dimension
+            each = contraction.map
+            passing = self.groups_of(contraction.input_dimension) if each.groups > 1 else set()
+            depthwise = each.groups > 1 and not contraction.weight_dimension
             for number in self.groups_of(contraction.output_dimension):
-                if (
-                    not depthwise and number not in passing and contraction.weight is not None
-                ) or contraction.weight is None:
+                if each.weight is None or (not depthwise and number not in passing):
                     self.produced[number].append(contraction)
             for number in self.groups_of(contraction.weight_dimension):
                 self.read[number].append(contraction)
@@ -285,16 +285,17 @@ class _Touched:
                     size = dimension_size(dimension)
                     slices.append(
                         StatisticSlice(
-                            statistic.node.name, dim, size, torch.from_numpy(positions), statistic.keeps_shape
+                            statistic.node.name, dim, size, torch.from_numpy(positions), statistic.normalisation
                         )
                     )
         return tuple(slices)
 
 
 def _module_name(flow: ChannelFlow, contraction: Contraction) -> str:
-    if contraction.weight is None:
-        return module_path(contraction.node) or contraction.node.name
-    return parameter_module(contraction.weight)
+    each = contraction.map
+    if each.weight is None:
+        return module_path(each.node) or each.node.name
+    return parameter_module(each.weight)
 
 
 def parameter_module(name: str) -> str:
@@ -309,84 +310,43 @@ def _find_consumers(
     consumers: list[Consumer] = []
     for contraction in contractions:
         positions = found.positions_in(flow, contraction.input_dimension)
-        if contraction.weight is not None and positions is not None:
-            consumers.append(_make_consumer(flow, contraction, contraction.weight, torch.from_numpy(positions)))
+        each = contraction.map
+        if each.weight is not None and positions is not None:
+            consumers.append(_make_consumer(flow, each, each.weight, torch.from_numpy(positions)))
     return tuple(consumers)
 
 
 def depthwise_consumers(flow: ChannelFlow) -> tuple[Consumer, ...]:
     """The convolutions that read each channel by itself, of those whose weight is applied once, front to back."""
     found: list[Consumer] = []
-    for contraction in flow.contractions:
-        name, groups = contraction.weight, contraction.groups
-        weight = contraction.node.args[1] if contraction.kind == "conv" else None
-        if name is None or groups < 2 or not isinstance(weight, fx.Node):
+    for each in (contraction.map for contraction in flow.contractions):
+        if each.weight is None or each.groups < 2 or each.layout is not Layout.CONVOLUTION:
             continue
-        shape = weight.meta["val"].shape
-        if shape[0] == groups and shape[1] == 1 and sum(each.weight == name for each in flow.contractions) == 1:
-            found.append(_make_consumer(flow, contraction, name, torch.arange(groups)[:, None]))
+        shape = traced_shape(each.matrix)
+        once = sum(contraction.map.weight == each.weight for contraction in flow.contractions) == 1
+        if once and shape[0] == each.groups and shape[1] == 1:
+            found.append(_make_consumer(flow, each, each.weight, torch.arange(each.groups)[:, None]))
     return tuple(found)
 
 
-def _make_consumer(flow: ChannelFlow, contraction: Contraction, weight: str, positions: torch.Tensor) -> Consumer:
-    stride, padding, dilation, trailing = _window(contraction)
+def _make_consumer(flow: ChannelFlow, each: LinearMap, weight: str, positions: torch.Tensor) -> Consumer:
     return Consumer(
-        node=contraction.node.name,
+        node=each.node.name,
         weight=weight,
-        bias=contraction.bias,
-        kind="linear_transposed" if contraction.kind == "matmul" else contraction.kind,
+        bias=each.bias,
+        layout=each.layout,
         positions=positions,
-        taps=contraction.taps,
-        input=contraction.input.name,
-        shift=_find_shift(flow, contraction),
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        trailing=trailing,
-        groups=contraction.groups,
+        taps=each.taps,
+        input=each.input.name,
+        shift=_find_shift(flow, each),
+        window=each.window,
+        groups=each.groups,
     )
 
 
-def _window(contraction: Contraction) -> tuple[tuple[int, ...], ...]:
-    """Stride, padding, dilation and the padding's surplus behind the last pixel."""
-    if not contraction.kind.startswith("conv"):
-        return (), (), (), ()
-    node = contraction.node
-    weight = node.args[1]
-    kernel = tuple(int(size) for size in weight.meta["val"].shape[2:])  # type: ignore[union-attr]
-    rank = len(kernel)
-
-    def spread(value: object, default: int) -> tuple[int, ...]:
-        if value is None:
-            return (default,) * rank
-        if isinstance(value, int):
-            return (value,) * rank
-        sizes = tuple(int(size) for size in value)  # type: ignore[attr-defined]
-        return sizes * rank if len(sizes) == 1 else sizes
-
-    transposed = contraction.kind == "conv_transpose" and operation_name(node) != "convolution"
-    stride = spread(argument(node, 3, "stride"), 1)
-    dilation = spread(argument(node, 7 if transposed else 5, "dilation"), 1)
-    given = argument(node, 4, "padding")
-    trailing = (0,) * rank
-    if given == "valid":
-        given = 0
-    elif given == "same":
-        totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-        given = [total // 2 for total in totals]
-        trailing = tuple(total % 2 for total in totals)
-    return stride, spread(given, 0), dilation, trailing
-
-
-def _find_shift(flow: ChannelFlow, contraction: Contraction) -> str | None:
-    if contraction.bias is not None or len(contraction.node.users) != 1:
+def _find_shift(flow: ChannelFlow, each: LinearMap) -> str | None:
+    """The running mean of the batch norm that alone reads a map without bias."""
+    if each.bias is not None or len(each.node.users) != 1:
         return None
-    (user,) = contraction.node.users
-    if (
-        operation_name(user) != "batch_norm"
-        or user.args[0] is not contraction.node
-        or bool(argument(user, 5, "training"))
-    ):
-        return None
-    mean = argument(user, 3, "running_mean")
-    return flow.parameter_name(mean) if mean is not None else None
+    norm = flow.meaning(next(iter(each.node.users)))
+    return norm.mean if isinstance(norm, BatchNorm) and norm.input == each.node.name else None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from compress.graph.flow import ChannelFlow
-from compress.graph.ops import batch_norms
+from compress.graph.meaning import batch_norms
 from compress.graph.rules import RULES
 from compress.graph.trace import NetworkGraph
 from compress.units.drafts import Draft, depthwise_consumers, draft_groups

@@ -7,7 +7,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from compress.graph.ops import BatchNorm
+from compress.graph.ops import NO_WINDOW, BatchNorm, Layout, Normalisation, Window
 
 
 class SkipKind(Enum):
@@ -51,26 +51,21 @@ class Consumer:
         node: name of the graph's node; `input`: name of the node that carries its input activations.
         weight, bias: state-dict names; `bias` is None when it has none. `shift`: running mean of the batch norm that
             alone follows a consumer without bias, so that a constant c can be added there as running_mean − c.
-        kind: "linear" (D, I), "linear_transposed" (I, D), "conv" (D, I/groups, taps…), "conv_transpose" (I, D, taps…).
+        layout: how its weight lies.
         positions: (K, m) positions of unit k among the input channels. Columns run over unit, position, tap.
         taps: kernel taps, 1 for linear maps. A unit owns m·taps columns.
-        stride, padding, dilation: of a convolution, one entry for each spatial dimension; `trailing`: zeros after the
-            last pixel beyond those of `padding` (an even window with padding="same" has one).
-        groups: of a convolution.
+        window: of a convolution; `groups`: its blocks.
     """
 
     node: str
     weight: str
     bias: str | None
-    kind: str
+    layout: Layout
     positions: Tensor
     taps: int
     input: str
     shift: str | None = None
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    trailing: tuple[int, ...] = ()
+    window: Window = NO_WINDOW
     groups: int = 1
 
 
@@ -90,13 +85,13 @@ class AttributeRule:
 
 @dataclass(frozen=True, eq=False)
 class StatisticSlice:
-    """Positions (K, m) along `dim` of the first argument of a mean or normalisation that runs over the units."""
+    """Positions (K, m) along `dim` of the first argument of a mean, or of a normalisation, that runs over the units."""
 
     node: str
     dim: int
     size: int
     positions: Tensor
-    keeps_shape: bool
+    normalisation: Normalisation | None
 
 
 @dataclass(frozen=True, eq=False)

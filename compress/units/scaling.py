@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from compress.graph.flow import argument, operation_name
+from compress.graph.meaning import meaning_of
+from compress.graph.ops import BatchNorm, Layout, LinearMap, Product, Sum, state_name
 from compress.graph.program import Program, run_outputs
 from compress.graph.trace import NetworkGraph
 from compress.units.groups import UnitGroup
 
 TRIAL_TOLERANCE = 1e-8  # float64
-CONTRACTIONS = ("linear", "conv1d", "conv2d", "conv3d", "convolution", "addmm", "matmul", "mm", "bmm", "baddbmm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,12 +171,6 @@ def _draft(graph: NetworkGraph, group: UnitGroup) -> Scaling | str:
     weights: dict[tuple[str, int], UnitPart] = {}
     shifts: dict[tuple[str, int], UnitPart] = {}
 
-    def name_of(value: object) -> str | None:
-        if isinstance(value, fx.Node) and value.op == "placeholder" and value.name in graph.tensors:
-            name = graph.tensors[value.name]
-            return graph.aliases.get(name, name)
-        return None
-
     def take(target: dict[tuple[str, int], UnitPart], name: str | None, dims: Sequence[int], groups: int = 1) -> bool:
         for dim in dims:
             if name is not None and (name, dim) in slices:
@@ -191,56 +185,36 @@ def _draft(graph: NetworkGraph, group: UnitGroup) -> Scaling | str:
         if node.name in seen or node.op != "call_function":
             continue
         seen.add(node.name)
-        operation = operation_name(node).removesuffix("_")
-        if operation in ("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm"):
-            scale, shift, mean = (
-                name_of(argument(node, 1 + at, key)) for at, key in enumerate(("weight", "bias", "running_mean"))
-            )
-            if scale is None and (mean, 0) in slices:
+        meaning = meaning_of(graph, node)
+        if isinstance(meaning, BatchNorm):
+            if meaning.scale is None and (meaning.mean, 0) in slices:
                 return "its batch norm has no scale"
-            if take(weights, scale, (0,)):
-                take(shifts, shift, (0,))
+            if take(weights, meaning.scale, (0,)):
+                take(shifts, meaning.shift, (0,))
             continue
-        if operation.startswith("conv") or operation in CONTRACTIONS:
-            operands = [name_of(value) for value in node.all_input_nodes]
-            transposed = operation.startswith("conv_transpose")
-            matrix = operation in ("addmm", "matmul", "mm", "bmm", "baddbmm")
-            dims = (1,) if transposed or matrix else (0,)
-            names = [name for name in operands if name is not None]
-            blocks = int(argument(node, 6, "groups", 1) or 1) if transposed else 1
-            if blocks > 1:
+        if isinstance(meaning, LinearMap) and not meaning.indexed:
+            if meaning.layout is Layout.CONVOLUTION_TRANSPOSED and meaning.groups > 1:
                 return "made by a grouped transposed convolution"
-            taken = [take(weights, name, dims) for name in names if _rank(nodes, graph, name) >= 2]
-            if any(taken):
-                for name in names:
-                    if _rank(nodes, graph, name) == 1:
-                        take(shifts, name, (0,))
-            elif not names:
+            if meaning.weight is None:
                 return "its weights are computed in forward()"
+            if take(weights, meaning.weight, (meaning.layout.output_dim,)):
+                take(shifts, meaning.bias, (0,))
             continue
-        if operation in ("mul", "multiply"):
-            scaled = [name_of(value) for value in node.all_input_nodes]
-            taken = [take(weights, name, (0, 1, 2)) for name in scaled]
+        operands = [value for value in node.all_input_nodes if state_name(graph, value) is None]
+        parameters = [state_name(graph, value) for value in node.all_input_nodes if value not in operands]
+        if isinstance(meaning, Product):
+            taken = [take(weights, name, (0, 1, 2)) for name in parameters]
             if any(taken):
                 continue
-        for value in node.all_input_nodes:
-            parameter = name_of(value)
-            if parameter is None:
-                stack.append(value)
-            elif operation in ("add", "sub"):
-                take(shifts, parameter, (0, 1, 2))
+        stack.extend(operands)
+        if isinstance(meaning, Sum):
+            for name in parameters:
+                take(shifts, name, (0, 1, 2))
     if not weights:
         return "no weight of its own makes it"
     outputs: dict[tuple[str, int], UnitPart] = {}
     for consumer in group.consumers:
-        dim = 1 if consumer.kind in ("linear", "conv") else 0
-        blocks = consumer.groups if consumer.kind == "conv" else 1
+        dim = consumer.layout.input_dim
+        blocks = consumer.groups if consumer.layout is Layout.CONVOLUTION else 1
         outputs[consumer.weight, dim] = UnitPart(consumer.weight, dim, consumer.positions, blocks)
     return Scaling(group, tuple(weights.values()), tuple(shifts.values()), tuple(outputs.values()))
-
-
-def _rank(nodes: Mapping[str, fx.Node], graph: NetworkGraph, name: str) -> int:
-    for placeholder, tensor in graph.tensors.items():
-        if graph.aliases.get(tensor, tensor) == name:
-            return int(nodes[placeholder].meta["val"].dim())
-    return 0

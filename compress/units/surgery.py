@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
 from compress.errors import SurgeryError
+from compress.graph.ops import Normalisation
 from compress.graph.program import Override, Program, Step, run_outputs
 from compress.graph.trace import NetworkGraph, output_tensors, trace_network
 from compress.units.groups import UnitGroup
@@ -169,12 +170,12 @@ def masked_outputs(
     removed = {group.name: _removed(kept[group.name], group.unit_count) for group in groups if group.name in kept}
     cloned: set[str] = set()
     statistics: dict[str, dict[int, Tensor]] = {}
-    shape_kept: dict[str, bool] = {}
+    norms: dict[str, Normalisation | None] = {}
     for group in groups:
         if group.name not in removed:
             continue
         gone = removed[group.name]
-        dims = {(consumer.weight, 1 if consumer.kind in ("linear", "conv") else 0) for consumer in group.consumers}
+        dims = {(consumer.weight, consumer.layout.input_dim) for consumer in group.consumers}
         for part in group.slices:
             original = program.network.aliases.get(part.name, part.name)
             if (original, part.dim) in dims:
@@ -187,12 +188,12 @@ def masked_outputs(
                 statistic.dim, torch.ones(statistic.size, dtype=torch.bool)
             )
             keep[statistic.positions[gone].flatten()] = False
-            shape_kept[statistic.node] = statistic.keeps_shape
-    override = {name: _over_kept(masks, shape_kept[name]) for name, masks in statistics.items()}
+            norms[statistic.node] = statistic.normalisation
+    override = {name: _over_kept(masks, norms[name]) for name, masks in statistics.items()}
     return run_outputs(program, masked, inputs, override=override)
 
 
-def _over_kept(masks: dict[int, Tensor], keeps_shape: bool) -> Override:
+def _over_kept(masks: dict[int, Tensor], norm: Normalisation | None) -> Override:
     """The step's operation on the kept positions only; the removed ones of its result are zero."""
 
     def call(step: Step, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -212,21 +213,18 @@ def _over_kept(masks: dict[int, Tensor], keeps_shape: bool) -> Override:
 
         small = select(source, 0)
         rest = list(arguments[1:])
-        if keeps_shape and rest and isinstance(rest[0], (list, tuple)):  # layer_norm, rms_norm: the normalised shape
-            count = len(rest[0])
-            rest = [list(small.shape[rank - count :]), *(select(value, rank - count) for value in rest[1:])]
-        elif keeps_shape:  # group_norm: scale and shift belong to dimension 1
-            rest = [rest[0], *(select(value, 1) for value in rest[1:])]
-        result = step.target(small, *rest, **keywords)
-        if not keeps_shape:
-            return result
-        full = torch.zeros_like(source)
+        if norm is None:
+            return step.target(small, *rest, **keywords)
+        first = rank - len(rest[0]) if norm.sizes else 1
+        sizes = list(small.shape[first:]) if norm.sizes else rest[0]
+        given = {name: select(value, first) for name, value in keywords.items()}
+        result = step.target(small, sizes, *(select(value, first) for value in rest[1:]), **given)
         for dim, index in kept.items():
             shape = list(result.shape)
             shape[dim] = source.shape[dim]
             grown = torch.zeros(shape, dtype=result.dtype, device=device)
             result = grown.index_copy(dim, index, result)
-        return full + result
+        return result
 
     return call
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.diagnostics.balance import input_norms
-from compress.graph.ops import batch_norms, linear_maps
+from compress.graph.meaning import batch_norms, linear_maps
+from compress.graph.ops import Layout
 from compress.graph.program import Program
 from compress.graph.trace import trace_network
 from compress.units.find import find_units
@@ -31,13 +32,13 @@ class Mixed(nn.Module):
 def test_linear_maps_name_their_tensors_and_count_their_uses() -> None:
     program = Program.of(trace_network(Mixed().eval(), (torch.randn(2, 3, 8, 8),)))
     found = {each.weight: each for each in linear_maps(program.network)}
-    assert {name: (each.bias, each.transposed, each.spatial) for name, each in found.items()} == {
-        "down.weight": (None, False, True),
-        "up.weight": ("up.bias", True, True),
-        "head.weight": ("head.bias", False, False),
-        "mix": (None, True, False),
+    assert {name: (each.bias, each.layout) for name, each in found.items()} == {
+        "down.weight": (None, Layout.CONVOLUTION),
+        "up.weight": ("up.bias", Layout.CONVOLUTION_TRANSPOSED),
+        "head.weight": ("head.bias", Layout.LINEAR),
+        "mix": (None, Layout.LINEAR_TRANSPOSED),
     }
-    assert {name: each.positions(program) for name, each in found.items()} == {
+    assert {name: each.positions for name, each in found.items()} == {
         "down.weight": 16,
         "up.weight": 16,
         "head.weight": 1,

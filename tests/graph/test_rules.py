@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compress.graph.ops import Layout
 from compress.graph.trace import trace_network
 from compress.models.resnet import resnet_cifar10
 from compress.units.find import find_units
@@ -262,7 +263,7 @@ def test_a_parameter_matrix_on_the_right_is_a_consumer() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.a(x).relu() @ self.matrix
 
-    assert analyse(Product(), TOKENS)["a"].consumers[0].kind == "linear_transposed"
+    assert analyse(Product(), TOKENS)["a"].consumers[0].layout is Layout.LINEAR_TRANSPOSED
 
 
 def test_tied_weights_shrink_together() -> None:

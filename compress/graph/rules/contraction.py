@@ -1,151 +1,198 @@
-"""Operations that sum over channels: linear maps, convolutions, matrix products, attention, embeddings."""
+"""Operations that sum over channels: linear maps, convolutions, matrix products, attention, embeddings.
+
+A linear map needs no rule of its own for its channels: `linear_rule` takes what it means, and the rest follows.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
 
 from compress.graph.atoms import Dimension, Flow, dimension_size, is_tracked
-from compress.graph.flow import ChannelFlow, Contraction, Touch, argument, operation_name
+from compress.graph.flow import ChannelFlow, Contraction, Touch
+from compress.graph.ops import (
+    NO_WINDOW,
+    Layout,
+    LinearMap,
+    Rule,
+    Window,
+    argument,
+    arguments_of,
+    operation_name,
+    rules,
+    state_name,
+    traced_shape,
+)
+from compress.graph.trace import NetworkGraph
 
 
-def contract(
-    flow: ChannelFlow,
-    node: fx.Node,
-    kind: str,
-    source: Any,
-    weight: Any,
-    bias: Any,
-    dims: tuple[int, int],
-    channels: Dimension,
-    *,
-    taps: int = 1,
-    groups: int = 1,
-) -> Dimension:
+def linear_rule(*names: str, meaning: Callable[[NetworkGraph, fx.Node], LinearMap | None]) -> dict[str, Rule]:
+    """The rule of linear maps: where `meaning` gives none, a product of two activations."""
+    return rules(*names, channels=map_channels, meaning=meaning)
+
+
+def map_channels(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """The output has the input's dimensions, its channels are those that the weight makes."""
+    each = flow.meaning(node)
+    if not isinstance(each, LinearMap):
+        return map_product_of_matrices(flow, node)
+    x = flow.of(each.input)
+    if not each.layout.spatial:
+        return (*x[:-1], contract(flow, each, x[-1]))
+    w = flow.of(each.matrix)
+    at = len(x) - len(w) + 1
+    for dimension in (*x[at + 1 :], *w[2:]):
+        flow.pin(dimension, f"is a spatial dimension of {flow.where(node)}")
+    channels = contract(flow, each, x[at]) if each.groups == 1 else contract_groups(flow, each, x[at])
+    return (*x[:at], channels, *flow.fixed(flow.sizes(node)[at + 1 :]))
+
+
+def contract(flow: ChannelFlow, each: LinearMap, channels: Dimension) -> Dimension:
     """Join the input's channels with the weight's input dimension; the output's channels are the weight's other one."""
-    weight_flow = flow.of(weight)
-    input_dim, output_dim = dims
-    name = flow.parameter_name(weight)
-    read, made = weight_flow[input_dim], weight_flow[output_dim]
-    joined = flow.join(channels, read, node)
-    if name is None:
-        flow.pin(joined, f"is read by {flow.where(node)}, whose weight is computed and not a parameter")
-    if bias is not None and flow.of(bias):
-        made = flow.join(made, flow.of(bias)[0], node)
-    flow.contractions.append(
-        Contraction(
-            node=node,
-            kind=kind,
-            input=source,
-            weight=name,
-            bias=flow.parameter_name(bias),
-            input_dimension=channels,
-            weight_dimension=read,
-            weight_dim=input_dim,
-            output_dimension=made,
-            taps=taps,
-            groups=groups,
-        )
-    )
+    weight = flow.of(each.matrix)
+    read, made = weight[each.layout.input_dim], weight[each.layout.output_dim]
+    joined = flow.join(channels, read, each.node)
+    if each.weight is None:
+        flow.pin(joined, f"is read by {flow.where(each.node)}, whose weight is computed and not a parameter")
+    made = join_bias(flow, each, made)
+    flow.contractions.append(Contraction(each, channels, read, made))
     return made
 
 
-def map_linear(flow: ChannelFlow, node: fx.Node) -> Flow:
-    """x Wᵀ + b over the last dimension."""
-    source, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-    x = flow.of(source)
-    return (*x[:-1], contract(flow, node, "linear", source, weight, bias, (1, 0), x[-1]))
-
-
-def map_convolution(flow: ChannelFlow, node: fx.Node) -> Flow:
-    """A convolution in one to three dimensions, plain, grouped or depthwise."""
-    name = operation_name(node)
-    source, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-    if name == "convolution":
-        transposed, groups = bool(argument(node, 6, "transposed", False)), int(argument(node, 8, "groups", 1))
-    elif name.startswith("conv_transpose"):
-        transposed, groups = True, int(argument(node, 6, "groups", 1))
-    else:
-        transposed, groups = False, int(argument(node, 6, "groups", 1))
-    x, w, sizes = flow.of(source), flow.of(weight), flow.sizes(node)
-    spatial = len(w) - 2
-    at = len(x) - spatial - 1
-    for dimension in (*x[at + 1 :], *w[2:]):
-        flow.pin(dimension, f"is a spatial dimension of {flow.where(node)}")
-    taps = math.prod(dimension_size(dimension) for dimension in w[2:])
-    dims = (0, 1) if transposed else (1, 0)
-    kind = "conv_transpose" if transposed else "conv"
-    if groups == 1:
-        channels = contract(flow, node, kind, source, weight, bias, dims, x[at], taps=taps)
-    else:
-        channels = _contract_groups(flow, node, kind, source, weight, bias, dims, x[at], taps, groups)
-    return (*x[:at], channels, *flow.fixed(sizes[at + 1 :]))
-
-
-def _contract_groups(
-    flow: ChannelFlow,
-    node: fx.Node,
-    kind: str,
-    source: Any,
-    weight: Any,
-    bias: Any,
-    dims: tuple[int, int],
-    channels: Dimension,
-    taps: int,
-    groups: int,
-) -> Dimension:
+def contract_groups(flow: ChannelFlow, each: LinearMap, channels: Dimension) -> Dimension:
     """Channels = (groups, channels per group) on both sides: whole groups go, or the same channels of all."""
-    w = flow.of(weight)
-    grouped = w[0]  # the dimension of the weight that runs over all groups: rows, or inputs when transposed
-    inner = flow.atoms.split_dimension(channels, groups)
-    outer = flow.atoms.split_dimension(grouped, groups)
+    w, node, plain = flow.of(each.matrix), each.node, each.layout is Layout.CONVOLUTION
+    # dimension 0 of the weight runs over all groups: rows, or inputs when transposed
+    inner = flow.atoms.split_dimension(channels, each.groups)
+    outer = flow.atoms.split_dimension(w[0], each.groups)
     if inner is None or outer is None:
         reason = f"is grouped in a way that does not divide its channels ({flow.where(node)})"
         for dimension in (channels, *w):
             flow.pin(dimension, reason)
-        return w[dims[1]]
+        return w[each.layout.output_dim]
     which = flow.join(inner[0], outer[0], node)
-    per_group_input, per_group_output = (inner[1], outer[1]) if dims == (1, 0) else (inner[1], w[1])
-    read = w[1] if dims == (1, 0) else outer[1]
+    per_group_input, per_group_output = (inner[1], outer[1]) if plain else (inner[1], w[1])
+    read = w[1] if plain else outer[1]
     if dimension_size(per_group_input) > 1:
         per_group_input = flow.join(per_group_input, read, node)
     made: Dimension = (*which, *per_group_output)
-    if flow.parameter_name(weight) is None:
+    if each.weight is None:
         flow.pin(per_group_input, f"is read by {flow.where(node)}, whose weight is computed and not a parameter")
-    if bias is not None and flow.of(bias):
-        made = flow.join(made, flow.of(bias)[0], node)
-    flow.touch(node, which, Touch.Kind.GROUPS, "groups", count=groups)
+    made = join_bias(flow, each, made)
+    flow.touch(node, which, Touch.Kind.GROUPS, "groups", count=each.groups)
     reads = dimension_size(per_group_input) > 1
-    flow.contractions.append(
-        Contraction(
-            node=node,
-            kind=kind,
-            input=source,
-            weight=flow.parameter_name(weight),
-            bias=flow.parameter_name(bias),
-            input_dimension=(*inner[0], *inner[1]) if reads else (),
-            weight_dimension=read if reads else (),
-            weight_dim=dims[0],
-            output_dimension=made,
-            taps=taps,
-            groups=groups,
-        )
-    )
+    flow.contractions.append(Contraction(each, (*inner[0], *inner[1]) if reads else (), read if reads else (), made))
     return made
 
 
-def map_matmul(flow: ChannelFlow, node: fx.Node) -> Flow:
-    """A product of two tensors; with a matrix of the network on the right it is a linear map."""
-    left, right = node.args[0], node.args[1]
-    a, b = flow.of(left), flow.of(right)
-    if len(b) == 2 and flow.parameter_name(right) is not None:
-        return (*a[:-1], contract(flow, node, "matmul", left, right, None, (0, 1), a[-1]))
+def join_bias(flow: ChannelFlow, each: LinearMap, made: Dimension) -> Dimension:
+    """The output's channels are those of the bias too."""
+    bias = flow.of(each.offset)
+    return flow.join(made, bias[0], each.node) if bias else made
+
+
+def read_linear(network: NetworkGraph, node: fx.Node) -> LinearMap | None:
+    """x Wᵀ + b over the last dimension."""
+    return make_map(network, node, Layout.LINEAR, node.args[0], node.args[1], argument(node, 2, "bias"))
+
+
+def read_convolution(network: NetworkGraph, node: fx.Node) -> LinearMap | None:
+    """A convolution in one to three dimensions, plain, grouped, depthwise or transposed."""
+    given = arguments_of(node)
+    transposed = given.get("transposed", operation_name(node).startswith("conv_transpose"))
+    layout = Layout.CONVOLUTION_TRANSPOSED if transposed else Layout.CONVOLUTION
+    weight = given["weight"]
+    window = read_window(given, traced_shape(weight)[2:])
+    groups = int(given.get("groups", 1))
+    return make_map(network, node, layout, given["input"], weight, given.get("bias"), groups, window)
+
+
+def read_matmul(network: NetworkGraph, node: fx.Node) -> LinearMap | None:
+    """x W with a matrix of the network on the right."""
+    left, right = node.args[:2]
+    if state_name(network, right) is None or len(traced_shape(right)) != 2:  # type: ignore[arg-type]
+        return None
+    return make_map(network, node, Layout.LINEAR_TRANSPOSED, left, right, None)
+
+
+def read_addmm(network: NetworkGraph, node: fx.Node) -> LinearMap | None:
+    """b + x W with a vector b and a matrix of the network."""
+    bias, left, right = node.args[:3]
+    scaled = any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta"))
+    vector = isinstance(bias, fx.Node) and len(traced_shape(bias)) == 1
+    if scaled or not vector or state_name(network, right) is None:
+        return None
+    return make_map(network, node, Layout.LINEAR_TRANSPOSED, left, right, bias)
+
+
+def read_embedding(network: NetworkGraph, node: fx.Node) -> LinearMap | None:
+    """Rows of a table chosen by the input: a linear map of unit vectors."""
+    table, indices = node.args[:2]
+    return make_map(network, node, Layout.LINEAR_TRANSPOSED, indices, table, None, indexed=True)
+
+
+def make_map(
+    network: NetworkGraph,
+    node: fx.Node,
+    layout: Layout,
+    source: Any,
+    matrix: Any,
+    offset: Any,
+    groups: int = 1,
+    window: Window = NO_WINDOW,
+    *,
+    indexed: bool = False,
+) -> LinearMap | None:
+    """The map by these arguments of the node; None where one that it needs is no value of the graph."""
+    if not isinstance(source, fx.Node) or not isinstance(matrix, fx.Node):
+        return None
+    return LinearMap(
+        node=node,
+        layout=layout,
+        input=source,
+        matrix=matrix,
+        offset=offset if isinstance(offset, fx.Node) else None,
+        weight=state_name(network, matrix),
+        bias=state_name(network, offset),
+        groups=groups,
+        window=window,
+        indexed=indexed,
+    )
+
+
+def read_window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window:
+    """Stride, padding and dilation of a convolution whose kernel has this extent, by the names of its arguments."""
+    rank = len(kernel)
+
+    def spread(value: object, default: int) -> tuple[int, ...]:
+        if value is None:
+            return (default,) * rank
+        if isinstance(value, int):
+            return (value,) * rank
+        sizes = tuple(int(size) for size in value)  # type: ignore[attr-defined]
+        return sizes * rank if len(sizes) == 1 else sizes
+
+    stride, dilation = spread(given.get("stride"), 1), spread(given.get("dilation"), 1)
+    padding = given.get("padding")
+    trailing = (0,) * rank
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        padding = [total // 2 for total in totals]
+        trailing = tuple(total % 2 for total in totals)
+    return Window(stride, spread(padding, 0), dilation, trailing)
+
+
+def map_product_of_matrices(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """Two activations multiplied: what is summed over cannot be cut."""
     reason = f"is summed over in a product of two activations ({flow.where(node)})"
-    if len(a) < 2 or len(b) < 2:
-        for dimension in (*a, *b):
-            flow.pin(dimension, reason)
+    a, b = flow.of(node.args[0]), flow.of(node.args[1])
+    if len(node.args) > 2 or len(a) < 2 or len(b) < 2:
+        for source in node.all_input_nodes:
+            flow.pin_flow(flow.of(source), reason)
         return flow.fixed(flow.sizes(node))
     flow.pin(a[-1], reason)
     flow.pin(b[-2], reason)
@@ -153,19 +200,6 @@ def map_matmul(flow: ChannelFlow, node: fx.Node) -> Flow:
     result = (*batch, a[-2], b[-1])
     flow.touch_flow(node, result, Touch.Kind.OTHER, "matmul", False)
     return result
-
-
-def map_addmm(flow: ChannelFlow, node: fx.Node) -> Flow:
-    """bias + x W."""
-    bias, left, right = node.args[:3]
-    a = flow.of(left)
-    if flow.parameter_name(right) is None or len(flow.of(bias)) != 1:
-        flow.pin_flow(
-            (*a, *flow.of(right), *flow.of(bias)),
-            f"is summed over in a product of two activations ({flow.where(node)})",
-        )
-        return flow.fixed(flow.sizes(node))
-    return (*a[:-1], contract(flow, node, "matmul", left, right, bias, (0, 1), a[-1]))
 
 
 def map_baddbmm(flow: ChannelFlow, node: fx.Node) -> Flow:
@@ -234,11 +268,9 @@ def map_embedding(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Rows of a table chosen by the input."""
     table, indices = flow.of(node.args[0]), flow.of(node.args[1])
     flow.pin(table[0], f"is chosen by an index ({flow.where(node)})")
-    name = flow.parameter_name(node.args[0])
-    if name is not None and is_tracked(table[1]):
-        flow.contractions.append(
-            Contraction(node, "embedding", node.args[1], name, None, (), (), 0, table[1], 1, 1)  # type: ignore[arg-type]
-        )
+    each = flow.meaning(node)
+    if isinstance(each, LinearMap) and each.weight is not None and is_tracked(table[1]):
+        flow.contractions.append(Contraction(each, (), (), table[1]))
     return (*indices, table[1])
 
 
@@ -256,15 +288,14 @@ def map_weight_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
 
 
 RULES = {
-    "linear": map_linear,
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), map_convolution),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), map_convolution),
-    **dict.fromkeys(("matmul", "mm", "bmm"), map_matmul),
-    "addmm": map_addmm,
-    "baddbmm": map_baddbmm,
-    "einsum": map_einsum,
-    "scaled_dot_product_attention": map_attention,
-    "embedding": map_embedding,
-    "_weight_norm": map_weight_norm,
-    "_weight_norm_interface": map_weight_norm,
+    **linear_rule("linear", meaning=read_linear),
+    **linear_rule("conv1d", "conv2d", "conv3d", "convolution", meaning=read_convolution),
+    **linear_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", meaning=read_convolution),
+    **linear_rule("matmul", "mm", "bmm", meaning=read_matmul),
+    **linear_rule("addmm", meaning=read_addmm),
+    **rules("baddbmm", channels=map_baddbmm),
+    **rules("einsum", channels=map_einsum),
+    **rules("scaled_dot_product_attention", channels=map_attention),
+    **rules("embedding", channels=map_embedding, meaning=read_embedding),
+    **rules("_weight_norm", "_weight_norm_interface", channels=map_weight_norm),
 }

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import fx
 
 from compress.graph.atoms import UNIFORM, Factor, Flow, dimension_size, is_tracked
-from compress.graph.flow import ChannelFlow, Touch, argument, operation_name
+from compress.graph.flow import ChannelFlow, Touch
+from compress.graph.ops import (
+    Identity,
+    Meaning,
+    Product,
+    Recast,
+    Rectification,
+    Sum,
+    argument,
+    operation_name,
+    rules,
+    same_precision,
+)
+from compress.graph.trace import NetworkGraph
 
 HOMOGENEOUS = ("relu", "leaky_relu", "rrelu", "abs")
 OTHER_ACTIVATIONS = (
-    *("gelu", "silu", "sigmoid", "tanh", "hardtanh", "relu6", "hardswish", "hardsigmoid", "elu", "selu", "celu"),
+    *("gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "elu", "selu", "celu"),
     *("mish", "softplus", "logsigmoid", "log_sigmoid", "softsign", "exp", "log", "log1p", "sqrt", "rsqrt"),
     *(
         "square",
@@ -29,15 +44,19 @@ OTHER_ACTIVATIONS = (
     *("threshold", "hardshrink", "softshrink", "tanhshrink", "expm1", "nan_to_num"),
 )
 IDENTITY = (
-    *("clone", "contiguous", "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "to", "_to_copy"),
-    *("detach", "alias", "lift_fresh_copy", "lift_fresh", "neg", "type_as", "float", "double", "half", "positive"),
-    *("native_dropout", "logical_not", "bitwise_not", "isnan", "isinf", "real", "detach_", "_assert_tensor_metadata"),
+    *("clone", "contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh", "positive"),
+    *("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"),
 )
+RECAST = ("to", "_to_copy", "type_as", "float", "double", "half")
+SHAPED = (
+    *("neg", "native_dropout", "logical_not", "bitwise_not", "isnan", "isinf", "real", "_assert_tensor_metadata"),
+)  # other values of the same shape
 BINARY = (
-    *("add", "sub", "rsub", "maximum", "minimum", "fmod", "remainder", "floor_divide", "atan2", "lerp", "where"),
+    *("rsub", "maximum", "minimum", "fmod", "remainder", "floor_divide", "atan2", "lerp", "where"),
     *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or"),
     *("masked_fill", "addcmul", "addcdiv"),
 )
+HARDTANH = {"min_val": -1.0, "max_val": 1.0}
 CREATION = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
 
 
@@ -48,7 +67,7 @@ def map_identity(flow: ChannelFlow, node: fx.Node) -> Flow:
 
 def map_activation(flow: ChannelFlow, node: fx.Node) -> Flow:
     """A function of every value alone."""
-    name = operation_name(node).removesuffix("_")
+    name = operation_name(node)
     if len(node.all_input_nodes) > 1:
         return map_binary(flow, node)
     source = flow.of(node.args[0])
@@ -59,7 +78,7 @@ def map_activation(flow: ChannelFlow, node: fx.Node) -> Flow:
 def map_binary(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Operands are broadcast against each other; dimensions of the same size lose the same positions."""
     flows = [flow.of(value) for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node)]
-    name = operation_name(node).removesuffix("_")
+    name = operation_name(node)
     if name in ("add", "sub"):
         mark_sums(flow, node)
     result = flow.broadcast([one for one in flows if one], node)
@@ -128,19 +147,51 @@ def map_copy(flow: ChannelFlow, node: fx.Node) -> Flow:
     return flow.broadcast([flow.of(node.args[0]), flow.of(argument(node, 1, "src"))], node)
 
 
-def _with_in_place(names: tuple[str, ...]) -> list[str]:
-    return [name + suffix for name in names for suffix in ("", "_")]
+def read_identity(network: NetworkGraph, node: fx.Node) -> Identity:
+    """Nothing changes in evaluation mode."""
+    return Identity()
+
+
+def read_recast(network: NetworkGraph, node: fx.Node) -> Meaning:
+    """The same values, perhaps in another precision."""
+    return Identity() if same_precision(node) else Recast()
+
+
+def read_sum(network: NetworkGraph, node: fx.Node) -> Sum | None:
+    """add and sub, with their factor."""
+    factor = node.kwargs.get("alpha", 1)
+    if len(node.args) < 2 or not isinstance(factor, (int, float)):
+        return None
+    return Sum(-float(factor) if operation_name(node) == "sub" else float(factor))
+
+
+def read_product(network: NetworkGraph, node: fx.Node) -> Product | None:
+    """mul."""
+    return Product() if len(node.args) == 2 else None
+
+
+def read_rectification(network: NetworkGraph, node: fx.Node) -> Rectification:
+    """relu, relu6, hardtanh."""
+    if operation_name(node) == "relu":
+        return Rectification(0.0, math.inf)
+    if operation_name(node) == "relu6":
+        return Rectification(0.0, 6.0)
+    low, high = (float(argument(node, 1 + at, name, bound)) for at, (name, bound) in enumerate(HARDTANH.items()))
+    return Rectification(low, high)
 
 
 RULES = {
-    **dict.fromkeys(_with_in_place(IDENTITY), map_identity),
-    **dict.fromkeys(_with_in_place((*HOMOGENEOUS, *OTHER_ACTIVATIONS)), map_activation),
-    **dict.fromkeys(_with_in_place(BINARY), map_binary),
-    **dict.fromkeys(_with_in_place(("mul", "div", "multiply", "divide", "true_divide")), map_product),
-    **dict.fromkeys(CREATION, map_creation),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full", "zeros", "ones", "empty", "full"), map_new),
-    "prelu": map_prelu,
-    "_prelu_kernel": map_prelu,
-    "copy": map_copy,
-    "copy_": map_copy,
+    **rules(*IDENTITY, channels=map_identity, meaning=read_identity),
+    **rules(*RECAST, channels=map_identity, meaning=read_recast),
+    **rules(*SHAPED, channels=map_identity),
+    **rules(*HOMOGENEOUS, *OTHER_ACTIVATIONS, channels=map_activation),
+    **rules("relu", "relu6", "hardtanh", channels=map_activation, meaning=read_rectification),
+    **rules(*BINARY, channels=map_binary),
+    **rules("add", "sub", channels=map_binary, meaning=read_sum),
+    **rules("mul", "multiply", channels=map_product, meaning=read_product),
+    **rules("div", "divide", "true_divide", channels=map_product),
+    **rules(*CREATION, channels=map_creation),
+    **rules("new_zeros", "new_ones", "new_empty", "new_full", "zeros", "ones", "empty", "full", channels=map_new),
+    **rules("prelu", "_prelu_kernel", channels=map_prelu),
+    **rules("copy", channels=map_copy),
 }

@@ -8,7 +8,9 @@ from typing import Any
 from torch import fx
 
 from compress.graph.atoms import Dimension, Factor, Flow, dimension_size, is_tracked
-from compress.graph.flow import ChannelFlow, Touch, argument, concrete, operation_name
+from compress.graph.flow import ChannelFlow, Touch, concrete
+from compress.graph.ops import Rearrangement, argument, operation_name, rules
+from compress.graph.trace import NetworkGraph
 
 
 def _take_part(flow: ChannelFlow, node: fx.Node, dimension: Dimension, start: int, size: int) -> Dimension:
@@ -107,6 +109,19 @@ def map_unbind(flow: ChannelFlow, node: fx.Node) -> tuple[Flow, ...]:
     return tuple((*x[:dim], *x[dim + 1 :]) for _ in range(dimension_size(x[dim])))
 
 
+def map_getitem(flow: ChannelFlow, node: fx.Node) -> Any:
+    """One of several outputs of an operation."""
+    whole = flow.values.get(node.args[0])  # type: ignore[arg-type]
+    if isinstance(whole, tuple) and whole and isinstance(node.args[1], int):
+        return whole[node.args[1]]
+    return flow.fixed(flow.sizes(node))
+
+
+def read_part(network: NetworkGraph, node: fx.Node) -> Rearrangement:
+    """Some of the first argument's values."""
+    return Rearrangement()
+
+
 def map_index(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Advanced indexing: indexed dimensions cannot be cut, the others pass."""
     x, sizes = flow.of(node.args[0]), flow.sizes(node)
@@ -146,13 +161,14 @@ def map_roll(flow: ChannelFlow, node: fx.Node) -> Flow:
 
 
 RULES = {
-    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), map_split),
-    "glu": map_glu,
-    "slice": map_slice,
-    "narrow": map_narrow,
-    "select": map_select,
-    "unbind": map_unbind,
-    "index": map_index,
-    "index_select": map_index_select,
-    **dict.fromkeys(("roll", "flip"), map_roll),
+    **rules("getitem", channels=map_getitem, meaning=read_part),
+    **rules("chunk", "split", "split_with_sizes", "tensor_split", channels=map_split),
+    **rules("glu", channels=map_glu),
+    **rules("slice", channels=map_slice),
+    **rules("narrow", channels=map_narrow),
+    **rules("select", channels=map_select, meaning=read_part),
+    **rules("unbind", channels=map_unbind),
+    **rules("index", channels=map_index),
+    **rules("index_select", channels=map_index_select),
+    **rules("roll", "flip", channels=map_roll),
 }

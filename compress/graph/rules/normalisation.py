@@ -5,15 +5,18 @@ from __future__ import annotations
 from torch import fx
 
 from compress.graph.atoms import Dimension, Factor, Flow, dimension_size, is_tracked
-from compress.graph.flow import ChannelFlow, Statistic, Touch, argument, operation_name
+from compress.graph.flow import ChannelFlow, Statistic, Touch
+from compress.graph.ops import BatchNorm, Normalisation, argument, arguments_of, operation_name, rules, state_name
+from compress.graph.trace import NetworkGraph
 
 
-def record_statistic(flow: ChannelFlow, node: fx.Node, dims: list[int], *, keeps_shape: bool) -> None:
+def record_statistic(flow: ChannelFlow, node: fx.Node, dims: list[int]) -> None:
     """Note that the node's result depends on all positions of the given dimensions of its first argument."""
+    norm = flow.meaning(node)
     source = flow.of(node.args[0])
     tracked = tuple((dim, source[dim]) for dim in dims if is_tracked(source[dim]))
     if tracked:
-        flow.statistics.append(Statistic(node, 0, tracked, keeps_shape))
+        flow.statistics.append(Statistic(node, tracked, norm if isinstance(norm, Normalisation) else None))
         for _, dimension in tracked:
             flow.touch(node, dimension, Touch.Kind.OTHER, operation_name(node), False)
 
@@ -29,8 +32,7 @@ def _join_affine(flow: ChannelFlow, node: fx.Node, dimension: Dimension, values:
 def map_batch_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Scale, shift and running statistics belong to the channels of dimension 1."""
     x = flow.of(node.args[0])
-    training = bool(argument(node, 5, "training", False))
-    if training:
+    if not isinstance(flow.meaning(node), BatchNorm):
         for dim in (0, *range(2, len(x))):
             flow.pin(x[dim], f"is averaged over by {flow.where(node)}")
         flow.touch(node, x[1], Touch.Kind.OTHER, "batch_norm in training mode", False)
@@ -38,11 +40,23 @@ def map_batch_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     return (x[0], channels, *x[2:])
 
 
+def read_batch_norm(network: NetworkGraph, node: fx.Node) -> BatchNorm | None:
+    """By running statistics; None for one that takes those of the batch."""
+    given = arguments_of(node)
+    source = given.get("input")
+    if given.get("training") or not isinstance(source, fx.Node):
+        return None
+    scale, shift, mean, variance = (
+        state_name(network, given.get(name)) for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    return BatchNorm(node.name, source.name, scale, shift, mean, variance, float(given["eps"]))
+
+
 def map_layer_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Statistics over the last dimensions (layer_norm and rms_norm)."""
     x = flow.of(node.args[0])
     count = len(node.args[1])  # type: ignore[arg-type]
-    record_statistic(flow, node, list(range(len(x) - count, len(x))), keeps_shape=True)
+    record_statistic(flow, node, list(range(len(x) - count, len(x))))
     result = list(x)
     for value in (argument(node, 2, "weight"), argument(node, 3, "bias")):
         affine = flow.of(value)
@@ -67,13 +81,23 @@ def map_group_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     if groups > 1:
         flow.touch(node, halves[0], Touch.Kind.GROUPS, "groups", count=groups)
     if is_tracked(halves[1]):
-        flow.statistics.append(Statistic(node, 0, ((1, (Factor(groups), *halves[1])),), True))
+        flow.statistics.append(Statistic(node, ((1, (Factor(groups), *halves[1])),), read_group_norm(flow.graph, node)))
         flow.touch(node, halves[1], Touch.Kind.OTHER, "group_norm", False)
     flow.touch(node, channels, Touch.Kind.SHAPE, "group_norm")
     channels = _join_affine(
         flow, node, (*halves[0], *halves[1]), [argument(node, 2, "weight"), argument(node, 3, "bias")]
     )
     return (x[0], channels, *x[2:])
+
+
+def read_layer_norm(network: NetworkGraph, node: fx.Node) -> Normalisation:
+    """Statistics over the last dimensions, whose sizes it repeats."""
+    return Normalisation(sizes=True)
+
+
+def read_group_norm(network: NetworkGraph, node: fx.Node) -> Normalisation:
+    """Statistics over the channels of a group."""
+    return Normalisation(sizes=False)
 
 
 def map_instance_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
@@ -111,7 +135,7 @@ def map_mean(flow: ChannelFlow, node: fx.Node) -> object:
     """Means, variances and norms: over channels they become statistics of the kept channels."""
     x = flow.of(node.args[0])
     dims, keep = _reduced_dims(node, len(x))
-    record_statistic(flow, node, dims, keeps_shape=False)
+    record_statistic(flow, node, dims)
     result = _reduce(flow, x, dims, keep)
     if operation_name(node) not in ("mean",):
         flow.touch_flow(node, result, Touch.Kind.OTHER, operation_name(node), False)
@@ -141,14 +165,12 @@ def map_softmax(flow: ChannelFlow, node: fx.Node) -> Flow:
 
 
 RULES = {
-    "batch_norm": map_batch_norm,
-    "layer_norm": map_layer_norm,
-    "rms_norm": map_layer_norm,
-    "group_norm": map_group_norm,
-    "instance_norm": map_instance_norm,
-    **dict.fromkeys(("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm"), map_mean),
-    **dict.fromkeys(
-        ("sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "any", "all", "logsumexp"), map_reduction
-    ),
-    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "cumsum"), map_softmax),
+    **rules("batch_norm", channels=map_batch_norm, meaning=read_batch_norm),
+    **rules("layer_norm", "rms_norm", channels=map_layer_norm, meaning=read_layer_norm),
+    **rules("group_norm", channels=map_group_norm, meaning=read_group_norm),
+    **rules("instance_norm", channels=map_instance_norm),
+    **rules("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", channels=map_mean),
+    **rules("sum", "amax", "amin", "max", "min", "argmax", "argmin", channels=map_reduction),
+    **rules("prod", "any", "all", "logsumexp", channels=map_reduction),
+    **rules("softmax", "_softmax", "log_softmax", "cumsum", channels=map_softmax),
 }

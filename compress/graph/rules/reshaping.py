@@ -8,7 +8,9 @@ from typing import Any
 from torch import fx
 
 from compress.graph.atoms import UNIFORM, Dimension, Factor, Flow, dimension_size, is_tracked
-from compress.graph.flow import ChannelFlow, argument, operation_name
+from compress.graph.flow import ChannelFlow
+from compress.graph.ops import Rearrangement, argument, operation_name, rules
+from compress.graph.trace import NetworkGraph
 
 
 def regroup(flow: ChannelFlow, node: fx.Node, source: Flow, sizes: tuple[int, ...]) -> Flow:
@@ -65,8 +67,18 @@ def map_view(flow: ChannelFlow, node: fx.Node) -> Flow:
 def map_permute(flow: ChannelFlow, node: fx.Node) -> Flow:
     """permute."""
     x = flow.of(node.args[0])
+    return tuple(x[dim] for dim in read_permutation(flow.graph, node).order or ())
+
+
+def read_permutation(network: NetworkGraph, node: fx.Node) -> Rearrangement:
+    """permute."""
     order = node.args[1] if isinstance(node.args[1], (list, tuple)) else node.args[1:]
-    return tuple(x[int(dim)] for dim in order)  # type: ignore[arg-type]
+    return Rearrangement(tuple(int(dim) for dim in order))  # type: ignore[arg-type]
+
+
+def read_rearrangement(network: NetworkGraph, node: fx.Node) -> Rearrangement:
+    """Any other."""
+    return Rearrangement()
 
 
 def map_transpose(flow: ChannelFlow, node: fx.Node) -> Flow:
@@ -187,17 +199,18 @@ def map_pixel_shuffle(flow: ChannelFlow, node: fx.Node) -> Flow:
 
 
 RULES = {
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as"), map_view),
-    "permute": map_permute,
-    **dict.fromkeys(("transpose", "swapaxes", "swapdims", "transpose_"), map_transpose),
-    **dict.fromkeys(("t", "numpy_T"), map_matrix_transpose),
-    **dict.fromkeys(("movedim", "moveaxis"), map_movedim),
-    **dict.fromkeys(("squeeze", "squeeze_"), map_squeeze),
-    **dict.fromkeys(("unsqueeze", "unsqueeze_"), map_unsqueeze),
-    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), map_expand),
-    **dict.fromkeys(("repeat", "tile"), map_repeat),
-    "repeat_interleave": map_repeat_interleave,
-    **dict.fromkeys(("cat", "concat", "concatenate"), map_concatenation),
-    "stack": map_stack,
-    "pixel_shuffle": map_pixel_shuffle,
+    **rules("view", "reshape", "_unsafe_view", "flatten", channels=map_view, meaning=read_rearrangement),
+    **rules("unflatten", "view_as", "reshape_as", channels=map_view, meaning=read_rearrangement),
+    **rules("permute", channels=map_permute, meaning=read_permutation),
+    **rules("transpose", "swapaxes", "swapdims", channels=map_transpose, meaning=read_rearrangement),
+    **rules("t", "numpy_T", channels=map_matrix_transpose, meaning=read_rearrangement),
+    **rules("movedim", "moveaxis", channels=map_movedim, meaning=read_rearrangement),
+    **rules("squeeze", channels=map_squeeze, meaning=read_rearrangement),
+    **rules("unsqueeze", channels=map_unsqueeze, meaning=read_rearrangement),
+    **rules("expand", "expand_as", "broadcast_to", channels=map_expand, meaning=read_rearrangement),
+    **rules("repeat", "tile", channels=map_repeat),
+    **rules("repeat_interleave", channels=map_repeat_interleave),
+    **rules("cat", "concat", "concatenate", channels=map_concatenation),
+    **rules("stack", channels=map_stack),
+    **rules("pixel_shuffle", channels=map_pixel_shuffle, meaning=read_rearrangement),
 }
