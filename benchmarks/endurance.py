@@ -1,6 +1,6 @@
 """Endurance: kill -9 and resume, many models in one go, damaged files. Counts what was lost, half-written or uncaught.
 
-    python -m benchmarks.endurance [--quick] [--parts kills,soak,fuzz,networks] [--json]
+    python -m benchmarks.endurance [--quick] [--parts kills,soak,fuzz,networks,live] [--json]
 
 - kills: a zoo is killed with SIGKILL at random moments (the runner alone, or with its process server) and resumed,
   until it is complete; its artifacts are compared byte for byte with those of a run that nobody disturbed. Compared are
@@ -11,6 +11,8 @@
 - networks: random small networks (several outputs, odd names, dense and 1-D outputs, tokens, constant features, dead
   and saturated units, shared weights, single-unit layers, scales from 0 to 1e12) × faults of their data × commands.
   Most in one process, which leaves out the reload in a fresh one; every 100th in processes of its own.
+- live: random modules in memory (several inputs, mappings, wrappers, other states) × batches × measures × options
+  through `compress.prune`: no exception but a `CompressError` of one line, the module that was given unchanged.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ import yaml
 
 from benchmarks.reporting import Run, start
 
-PARTS = ("kills", "soak", "fuzz", "networks")
+PARTS = ("kills", "soak", "fuzz", "networks", "live")
 COMPARED = ("model.safetensors", "config.json", "recipe.yaml")
 QUICK_MODEL = {"data": "digits", "calibration_samples": 60, "keep": 0.5, "selection": "magnitude"}
-CASE_SECONDS = 240.0  # on a busy machine, start-up included; a case takes a few hundredths of a second
+CASE_SECONDS = 600.0  # on a busy machine, start-up included; a case takes a few hundredths of a second
 KINDS = ("zip", "legacy", "safetensors", "stored.npz", "packed.npz", "arrays", "recipe", "zoo")
 
 
@@ -51,7 +53,8 @@ def main() -> int:
         parser.add_argument("--minutes", type=float, default=600.0, help="stop a part after so long")
         parser.add_argument("--soak-models", type=int, default=200)
         parser.add_argument("--networks", type=int, default=2000, help="cases of the part of that name")
-        parser.add_argument("--first", type=int, default=0, help="number of its first case")
+        parser.add_argument("--live", type=int, default=500, help="cases of the part of that name")
+        parser.add_argument("--first", type=int, default=0, help="number of their first case")
 
     run = start("endurance", __doc__, add_options=add_options)
     chosen = run.options.parts.split(",")
@@ -63,7 +66,11 @@ def main() -> int:
         if "fuzz" in chosen:
             measure_fuzz(run, Path(scratch, "fuzz"), 160 if run.quick else 10_400)
         if "networks" in chosen:
-            measure_networks(run, Path(scratch, "networks"), 12 if run.quick else run.options.networks)
+            title = "Random networks with faults in their data through the command line"
+            measure_cases(run, "network", title, Path(scratch, "networks"), 12 if run.quick else run.options.networks)
+        if "live" in chosen:
+            title = "Random modules in memory through compress.prune"
+            measure_cases(run, "live", title, Path(scratch), 12 if run.quick else run.options.live)
     return run.finish()
 
 
@@ -276,8 +283,9 @@ def fuzz_cases(folder: str, kind: str, count: int, seed: int, limit: float, pipe
         pipe.send(meet(corpus, kind, damaged(corpus.files[kind], kind, draw)))
 
 
-def measure_networks(run: Run, scratch: Path, cases: int) -> None:
-    """Cases of `tests.safety.network_cases`, in a watched process that is started again where a case takes too long."""
+def measure_cases(run: Run, kind: str, title: str, scratch: Path, cases: int) -> None:
+    """Cases of a kind, "network" or "live", in a watched process that is started again where one takes too long."""
+    meet = {"network": network_cases, "live": live_cases}[kind]
     context = multiprocessing.get_context("spawn")
     first, done = run.options.first, 0
     codes: Counter[str] = Counter()
@@ -286,7 +294,7 @@ def measure_networks(run: Run, scratch: Path, cases: int) -> None:
     while done < cases and time.monotonic() < deadline:
         receiver, sender = context.Pipe(duplex=False)
         numbers = range(first + done, first + cases)
-        process = context.Process(target=network_cases, args=(str(scratch), numbers, sender))
+        process = context.Process(target=meet, args=(str(scratch), numbers, sender))
         process.start()
         sender.close()
         try:
@@ -296,23 +304,23 @@ def measure_networks(run: Run, scratch: Path, cases: int) -> None:
                 codes.update(map(str, found))
                 faults += [fault] if fault else []
             if time.monotonic() < deadline:
-                faults.append(f"seed {first + done}: a case took longer than {CASE_SECONDS:g} seconds")
+                faults.append(f"{kind} seed {first + done}: a case took longer than {CASE_SECONDS:g} seconds")
                 done += 1
         except EOFError:
             process.join()
             if process.exitcode:
-                faults.append(f"seed {first + done}: the process ended with exit code {process.exitcode}")
+                faults.append(f"{kind} seed {first + done}: the process ended with exit code {process.exitcode}")
                 done += 1
         process.kill()
     for fault in faults[:10]:
         run.say(fault)
     run.table(
-        "Random networks with faults in their data through the command line",
-        ("cases", "commands", "exit codes"),
+        title,
+        ("cases", "calls", "exit codes or outcomes"),
         [(done, sum(codes.values()), ", ".join(f"{n} × {code}" for code, n in sorted(codes.items())))],
     )
-    run.goal("network-cases", done, cases, at_least=True)
-    run.goal("network-tracebacks-hangs-wrong-exit-codes", len(faults), 0)
+    run.goal(f"{kind}-cases", done, cases, at_least=True)
+    run.goal(f"{kind}-tracebacks-hangs-wrong-outcomes", len(faults), 0)
 
 
 def network_cases(folder: str, numbers: range, pipe: Connection) -> None:
@@ -326,6 +334,18 @@ def network_cases(folder: str, numbers: range, pipe: Connection) -> None:
     writing.check_reload = lambda *_, **__: 0.0
     for number in numbers:
         pipe.send(meet_case(make_case(number, Path(folder)), process=number % 100 == 99))
+
+
+def live_cases(_folder: str, numbers: range, pipe: Connection) -> None:
+    """As `network_cases`, of `tests.safety.live_cases`."""
+    import torch
+
+    from tests.safety.live_cases import make_live_case, meet_live
+
+    torch.set_num_threads(1)
+    for number in numbers:
+        outcome, fault = meet_live(make_live_case(number))
+        pipe.send(([outcome], fault))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -298,6 +299,22 @@ EXTRAS = (
 )  # fmt: skip
 
 
+TRAINING = (
+    [], [], [], ["--method", "pathprox"], ["--method", "lasso"], ["--method", "group_lasso"], ["--method", "l1"],
+    ["--lr", "1e6"], ["--lr", "0"], ["--penalty", "1e9"], ["--momentum", "0.9", "--nesterov"],
+    ["--nesterov", "--momentum", "0"],
+    ["--schedule", "milestones", "--milestones", "1,3"], ["--milestones", "x"], ["--clip-norm", "0.1"],
+    ["--warmup", "9"],
+    ["--flip"], ["--train-crop", "2"], ["--train-held-back", "0.3", "--patience", "1"],
+    ["--train-held-back", "0.99"],
+    ["--half"], ["--target-sparsity", "0.5", "--trainings", "2"], ["--target-nonzeros", "10", "--trainings", "2"],
+    ["--per-layer", "--method", "pathprox"], ["--debias", "1"], ["--radius", "0"], ["--epochs", "0"],
+    ["--epochs", "-1"],
+    ["--batch-size", "1"], ["--method", "adam"], ["--device", "cuda:7"], ["--published", "--method", "pathprox"],
+)  # fmt: skip
+LOSSES = ([], [], ["--loss", "squared"], ["--loss", "poisson"])
+
+
 @dataclass(frozen=True)
 class Commands:
     """What a case runs, one command line after another."""
@@ -308,10 +325,15 @@ class Commands:
 
 
 def make_case(seed: int, folder: Path) -> Commands:
-    """Write the files of a case into an empty folder and give the command lines on them."""
+    """Write the files of a case into an empty folder and give the command lines on them.
+
+    Every seventh case is of `train`, `plateau` or (rarely, as it starts processes) `zoo`.
+    """
     draw = random.Random(f"case {seed}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    if seed % 7 == 6:
+        return make_other_case(seed, folder, draw)
     module, shape, kind = design(seed)
     checkpoint = folder / draw.choice(("net.pt", "net.safetensors"))
     state = module.state_dict()
@@ -352,6 +374,40 @@ def make_case(seed: int, folder: Path) -> Commands:
     return Commands(seed, (fault, other), ([*run, "--output", out], draw.choice(after)))
 
 
+def make_other_case(seed: int, folder: Path, draw: random.Random) -> Commands:
+    """A case of `train`, `plateau` or `zoo`."""
+    module, shape, kind = design(seed)
+    faults = (draw.choice((*["labels"] * 30, *FAULTS)), draw.choice((*["labels"] * 90, *FAULTS)))
+    data = write_data(folder / "data.npz", shape, kind, faults[0], draw)
+    evaluation = write_data(folder / "eval.npz", shape, kind, faults[1], draw, 30)
+    out = str(folder / "out")
+    what = draw.choice(("train",) * 6 + ("plateau",) * 3 + ("zoo",))
+    if what == "train":
+        recipe: dict[str, Any] = {
+            "arch": f"{__name__}:build", "arch_arg": {"seed": seed}, "data": data, "output": out,
+            "training": {"epochs": 1, "batch_size": draw.choice((1, 16, 64))},
+        }  # fmt: skip
+        if draw.random() < 0.5:
+            recipe["eval"] = evaluation
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        train = ["train", str(folder / "recipe.yaml"), *draw.choice(TRAINING), *draw.choice(LOSSES)]
+        then = draw.choice(
+            (["report", out], [*train, "--resume"], [*train, "--force"], ["evaluate", out, "--eval", evaluation])
+        )
+        return Commands(seed, faults, (train, then))
+    if what == "plateau":
+        widths_ = draw.choice(("1,2", "2", "4,1", "0", "x", "1,1"))
+        steps = ["--steps", draw.choice(("1", "5", "0"))]
+        return Commands(seed, faults, (["plateau", "--data", data, "--widths", widths_, *steps, *draw.choice(LOSSES)],))
+    checkpoint = folder / "net.pt"
+    torch.save(module.state_dict(), checkpoint)
+    defaults: dict[str, Any] = {"data": data, "keep": draw.choice((0.5, 1, "50%", 2)), "arch": f"{__name__}:build"}
+    model = {"name": draw.choice(NAMES), "checkpoint": str(checkpoint), "arch_arg": {"seed": seed}}
+    zoo = {"output": out, "defaults": defaults, "models": [model], "jobs": 1, "threads": 1}
+    (folder / "zoo.yaml").write_text(yaml.safe_dump(zoo))
+    return Commands(seed, faults, (["zoo", str(folder / "zoo.yaml")], ["compare", out]))
+
+
 def meet_case(commands: Commands, *, process: bool = False) -> tuple[list[int | None], str | None]:
     """The exit codes of a case's command lines, up to the first that is not 0, and what is wrong with them.
 
@@ -369,7 +425,13 @@ def meet_case(commands: Commands, *, process: bool = False) -> tuple[list[int | 
             return [*codes, None], f"{said}\n{traceback.format_exc(limit=-4)}"
         codes.append(code)
         errors = [each for each in text.splitlines() if each.startswith("error: ")]
-        if code not in EXIT_CODES or len(errors) != bool(code) or "Traceback" in text or "not enough memory" in text:
+        many = line[0] == "zoo" and not errors  # a zoo whose models failed says so in a table
+        if (
+            code not in EXIT_CODES
+            or (len(errors) != bool(code) and not many)
+            or "Traceback" in text
+            or "not enough memory" in text
+        ):
             return codes, f"{said}\n{code}: {text[-500:]}"
         if code:
             break
