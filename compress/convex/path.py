@@ -270,7 +270,7 @@ def solve_unit_count(
     check_tolerance(tolerance)
     deadline = time.monotonic() + time_limit
     top = MultitaskLasso(moments, 0.0, unit_costs).silencing_penalty
-    inner = min(1e-9, tolerance)  # the support settles later than the objective
+    settled = min(1e-9, tolerance)  # the support settles later than the objective
     problem = MultitaskLasso(moments, top, unit_costs)
     zero = Outcome(torch.zeros_like(moments.cross_covariance), 0, "")
     best = certified_point(problem, zero.coefficients, zero, find_solver(solver).name, tolerance)
@@ -285,11 +285,14 @@ def solve_unit_count(
         if time.monotonic() > deadline:
             reason = "the time limit was reached"
             break
+        if solution.rounding > tolerance:
+            reason = f"rounding in the moments hides gaps below {solution.rounding:.0e}"
+            break
         penalty = _next_penalty(candidates, units - active, most - active, low, high, top, bisect=slow >= 2)
         solution = solve(
             MultitaskLasso(moments, penalty, unit_costs),
             solver,
-            tolerance=inner,
+            tolerance=max(settled, min(tolerance, solution.rounding)),  # below it iterations chase rounding
             start=solution.coefficients,
             time_limit=deadline - time.monotonic(),
         )

@@ -245,3 +245,16 @@ def test_reducing_an_exact_solution_keeps_its_objective():
     norms = unit_norms(reduced, 1)
     assert int((norms > 0).sum()) <= 6
     assert float(norms.sum()) == pytest.approx(solution.objective, rel=1e-5)
+
+
+def test_the_search_for_a_unit_count_ends_where_rounding_hides_the_units() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.rand(72, 1, generator=generator, dtype=torch.float64)
+    scales = torch.tensor([4e9, 6.8e10, 5.8e10, 2.8e10], dtype=torch.float64)
+    large = shared * scales + 1e3 * torch.randn(72, 4, generator=generator, dtype=torch.float64)
+    small = 1e-3 * torch.rand(72, 1, generator=generator, dtype=torch.float64)
+    features = torch.cat([large, small], 1).float()
+    moments = Moments.of(features, features @ torch.randn(5, 6, generator=generator))
+    solution = solve_unit_count(moments, 3)
+    assert solution.status is Status.STOPPED
+    assert "rounding in the moments hides" in solution.reason

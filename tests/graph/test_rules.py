@@ -374,4 +374,9 @@ def test_what_forward_remembers_does_not_outlive_the_trace_or_the_cut() -> None:
     assert not network.bias_cache
     network(rows)
     assert network.bias_cache["bias"].shape == (6,)
-    assert narrow(network, {"a": torch.arange(3)}, groups).module(rows).shape == (2, 2)
+    (group,) = (each for each in groups if each.name == "a")
+    if group.prunable:
+        assert narrow(network, {"a": torch.arange(3)}, groups).module(rows).shape == (2, 2)
+    else:  # torch 2.8 reads what is kept as a constant of the program: refused, not damaged
+        assert "add" in str(group.skip_reason)
+        assert torch.__version__ < "2.9"
