@@ -19,7 +19,7 @@ from compress.data import overlap
 from compress.data.calls import gather, spread
 from compress.data.importing import describe_fault
 from compress.data.live import LiveSource, collect_batches
-from compress.errors import CheckpointError, DataError, UnsupportedError
+from compress.errors import CheckpointError, DataError, RecipeError, UnsupportedError
 from compress.preparation import Opened, Prepared, check_answered, check_device, prepare_network
 from compress.progress import LineProgress, Progress, SilentProgress
 from compress.recipe import IN_MEMORY, Recipe, make_recipe
@@ -27,7 +27,7 @@ from compress.recipe import IN_MEMORY, Recipe, make_recipe
 
 def live_recipe(plain: nn.Module, test: Any, options: Mapping[str, Any], command: str, **further: Any) -> Recipe:
     """The recipe of options that a program gave as keywords; those that are None are left at their default."""
-    given = {name: names_of(value) if name in ("layer", "exclude") else value for name, value in options.items()}
+    given = {name: names_of(name, value) if name in ("layer", "exclude") else value for name, value in options.items()}
     named = {"checkpoint": IN_MEMORY, "data": IN_MEMORY, "device": str(device_of(plain)), **further}
     if test is not None:
         named["eval"] = IN_MEMORY
@@ -156,6 +156,14 @@ def is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def names_of(value: str | Iterable[str]) -> tuple[str, ...]:
-    """One name or several as a tuple."""
-    return (value,) if isinstance(value, str) else tuple(value)
+def names_of(option: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    """One name or several as a tuple.
+
+    Raises:
+        RecipeError: it is neither.
+    """
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise RecipeError(f"{option}: expected the name of a layer or several names, got {value!r}.")
+    return tuple(value)

@@ -285,9 +285,6 @@ def solve_unit_count(
         if time.monotonic() > deadline:
             reason = "the time limit was reached"
             break
-        if solution.rounding > tolerance:
-            reason = f"rounding in the moments hides gaps below {solution.rounding:.0e}"
-            break
         penalty = _next_penalty(candidates, units - active, most - active, low, high, top, bisect=slow >= 2)
         solution = solve(
             MultitaskLasso(moments, penalty, unit_costs),
