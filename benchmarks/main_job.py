@@ -158,7 +158,7 @@ def measure_widths(found: Run) -> None:
     for width in WIDTHS:
         result = solve_layer(group, moments, Width(width), LayerOptions(certify=False), problem.state, problem.state)
         after = top1({**problem.state, **result.weights})
-        rows.append((width, result.error, result.held_back_error, after, after - original))
+        rows.append((width, result.report.fit.error, result.report.fit.held_back_error, after, after - original))
         kept.append((width, original - after))
     found.table(
         f"Last ReLU layer by width, {limit} test images (original {original:.2f} %)",

@@ -10,6 +10,7 @@ import pytest
 
 import compress
 from compress.compression import sweep as layerwise
+from compress.compression.result import Settled
 from compress.compression.resume import RunState
 from compress.demo import DEMO_OPTIONS
 from compress.errors import RecipeError
@@ -88,6 +89,6 @@ def test_a_damaged_state_file_is_recomputed(whole: Path, tmp_path: Path, monkeyp
 def test_sweeps_of_other_widths_have_their_own_state(tmp_path: Path) -> None:
     state = RunState.open(tmp_path / "state", {"model": "a"})
     first, second = state.of_sweep("rule", {"a": 1}), state.of_sweep("rule", {"a": 2})
-    first.write_turn(0, {})
+    first.write_turn(0, Settled({}))
     assert first.read_turn(0) is not None
     assert second.read_turn(0) is None

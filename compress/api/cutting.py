@@ -12,7 +12,6 @@ from compress.api.tuning import Tuning, finetune_module, recover_module
 from compress.artifact.folder import stored_state
 from compress.checkpoint.fitting import with_versions
 from compress.checkpoint.manifest import computed_state
-from compress.compression.layer import NEEDS_MEMORY
 from compress.compression.problem import Problem
 from compress.compression.sweep import Compressed
 from compress.errors import NothingToCompressError
@@ -55,7 +54,7 @@ def make_cut(
         NothingToCompressError: no layer lost a unit.
         SurgeryError: the narrowed network differs from the masked one by more than rounding.
     """
-    kept = {result.name: result.kept for result in found.results if len(result.kept) < result.units}
+    kept = {result.name: result.kept for result in found.results if result.is_cut}
     if not kept:
         raise NothingToCompressError(explain_whole(found, recipe))
     with clock("cut"):
@@ -74,7 +73,7 @@ def explain_whole(found: Compressed, recipe: Recipe) -> str:
     if found.skipped and not found.results:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
         return f"No selected layer can be compressed. {reasons}."
-    short = sum(NEEDS_MEMORY in result.report().fit.sampling for result in found.results)
+    short = sum(result.lacks_memory for result in found.results)
     if short:
         return (
             f"{short} of {len(found.results)} selected layers stay as they are because weighing their units needs more "

@@ -136,7 +136,7 @@ def own_bound(metric: OwnMetric, bound: Bound, prepared: Prepared, problem: Prob
     before = measure.of(prepared.opened.module, "the original network")
 
     def judge(found: Compressed) -> Judgement:
-        kept = {result.name: result.kept for result in found.results if len(result.kept) < result.units}
+        kept = {result.name: result.kept for result in found.results if result.is_cut}
         if not kept:
             return Judgement(True, "nothing")
         narrowed, _ = cut_network(prepared, problem.groups, kept, found.state)

@@ -28,9 +28,10 @@ from compress.api.writing import (
 from compress.artifact.exports import check_exports
 from compress.artifact.folder import versions
 from compress.atomic import reserved
-from compress.compression.layer import LayerOptions, LayerResult
+from compress.compression.layer import LayerOptions
 from compress.compression.problem import Problem
-from compress.compression.resume import RunState, StoredLayer
+from compress.compression.result import LayerResult
+from compress.compression.resume import RunState
 from compress.compression.search import SearchResult, Wanted, certify_widths, milder_search, search_report
 from compress.compression.sweep import Compressed
 from compress.demo import DEMO_OPTIONS
@@ -243,7 +244,7 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
     for group in work.problem.groups:
         if len(group.producers) > 1 and group.name in cut.kept:
             progress.note(f"cut together: {listed(group.producers)}")
-    for caution in caution_layers([result.report() for result in found.results], work.problem.held_back.count):
+    for caution in caution_layers([result.report for result in found.results], work.problem.held_back.count):
         progress.note(caution)
     with clock("measure"):
         progress.reach(MEASURING)
@@ -325,10 +326,9 @@ def fingerprint(inputs: Inputs, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def layer_report(result: LayerResult | StoredLayer, certified: Mapping[str, Certificate]) -> LayerReport:
+def layer_report(result: LayerResult, certified: Mapping[str, Certificate]) -> LayerReport:
     """A layer as a report holds it, with the certificate that a search gave it."""
-    report = result.report()
-    return replace(report, certificate=certified.get(result.name, report.certificate))
+    return replace(result.report, certificate=certified.get(result.name, result.report.certificate))
 
 
 def report_evaluation(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compress.api.merging import merge_layers
 from compress.compression.curves import prepare_search
 from compress.compression.decisions import Decision, Keep, LassoSupport, Within, count_to_keep, round_up, same_for_all
 from compress.compression.layer import LayerOptions
+from compress.compression.merging import merge_layers
 from compress.compression.problem import Calibration, Problem, fit_samples, select_groups
 from compress.compression.resume import RunState
 from compress.compression.search import SearchResult, Wanted, held_back_bound, search_widths
@@ -41,7 +41,7 @@ def choose_widths(
         The compressed network in its original shapes, and how the search went (None without one).
     """
     if recipe.merge_aligned:
-        return merge_layers(prepared, problem, recipe.rank_tolerance, progress), None
+        return merge_layers(problem, recipe.rank_tolerance, progress), None
     options = LayerOptions.of(recipe)
     if not searches_widths(recipe):
         plan = same_for_all(problem.groups, width_rule(recipe))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +23,13 @@ from compress.compression.decisions import (
     smallest_width,
 )
 from compress.compression.refit import held_back_error, refit_layer
+from compress.compression.result import (
+    NEEDS_MEMORY,
+    LayerResult,
+    report_facts,
+    report_fit,
+    report_widths,
+)
 from compress.convex import (
     Moments,
     MultitaskLasso,
@@ -40,11 +46,9 @@ from compress.convex import (
 from compress.diagnostics.balance import input_norms
 from compress.recipe import Recipe
 from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
-from compress.report.model import Facts, Fit, LayerReport, Point, Spectra, WidthErrors
+from compress.report.model import Facts, LayerReport
 from compress.units.groups import UnitGroup
 
-CURVE_POINTS = 200  # of a curve or spectrum, in the report
-NEEDS_MEMORY = "left as it is: a width above that needs more --memory"
 POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units
 SHAKING = 0.3  # effort of polishing, about a third of a second a layer on one core
 
@@ -90,94 +94,9 @@ class LayerFacts:
         """From the joint moments of all readings; `tolerance` of the numerical ranks."""
         return cls(width_bound(joint, tolerance=tolerance), int(dead_units(joint).sum()), count_duplicates(joint))
 
-
-@dataclass(frozen=True, eq=False)
-class LayerResult:
-    """What was decided about one layer.
-
-    Attributes:
-        kept: unit numbers that stay, sorted.
-        error, held_back_error: relative error after the refit, on fitting and held-back moments.
-        floor: held-back error with all units, left by earlier layers.
-        weights: state name -> new tensor in the original shape, removed units' columns zero.
-        certificate: the lasso's solution, or None where none was asked for; `form` says of which problem.
-        seconds: by stage.
-        measured: width -> held-back error after the refit, of the widths that were tried.
-    """
-
-    name: str
-    units: int
-    kept: Tensor
-    dead: int
-    duplicates: int
-    bound: WidthBound
-    certificate: Solution | None
-    form: str
-    silencing_penalty: float
-    curve: SelectionCurve | None
-    error: float
-    held_back_error: float
-    floor: float
-    weights: dict[str, Tensor]
-    rows: int
-    positions: str
-    seconds: dict[str, float] = field(default_factory=dict)
-    measured: dict[int, float] = field(default_factory=dict)
-
-    def report(self) -> LayerReport:
-        """What a report holds of it."""
-        certificate = self.certificate
-        return LayerReport(
-            name=self.name,
-            units=self.units,
-            kept=len(self.kept),
-            facts=Facts(
-                dead=self.dead,
-                duplicates=self.duplicates,
-                rank_features=self.bound.rank_features,
-                rank_outputs=self.bound.rank_outputs,
-                bound=self.bound.bound,
-                bound_text=self.bound.message,
-                spectra=Spectra(
-                    tolerance=self.bound.tolerance,
-                    features=thinned(self.bound.feature_spectrum, first=1),
-                    outputs=thinned(self.bound.output_spectrum, first=1),
-                ),
-            ),
-            widths=WidthErrors(
-                curve=None if self.curve is None else thinned(self.curve.errors),
-                tried=tuple(Point(width, rounded(error)) for width, error in sorted(self.measured.items())),
-            ),
-            fit=Fit(
-                error=finite(self.error),
-                held_back_error=finite(self.held_back_error),
-                inherited_error=finite(self.floor),
-                rows=self.rows,
-                sampling=self.positions,
-            ),
-            certificate=None
-            if certificate is None
-            else certificate_report(certificate, self.form, self.silencing_penalty),
-            seconds=dict(self.seconds),
-        )
-
-
-def finite(value: float) -> float | None:
-    """The value, or None: an error has no measure where the outputs are zero on all samples."""
-    return value if math.isfinite(value) else None
-
-
-def rounded(value: float) -> float | None:
-    """The value to five significant digits; None where it is not finite."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def thinned(values: Tensor, first: int = 0) -> tuple[Point, ...]:
-    """Points (place, value) of a curve (n,), at most `CURVE_POINTS` of them, evenly spread; places start at `first`."""
-    count = len(values)
-    steps = min(count, CURVE_POINTS)
-    places = sorted({round(step * (count - 1) / max(1, steps - 1)) for step in range(steps)})
-    return tuple(Point(place + first, rounded(float(values[place]))) for place in places)
+    def report(self) -> Facts:
+        """As a report holds them."""
+        return report_facts(self.bound, self.dead, self.duplicates)
 
 
 def layer_unit_costs(
@@ -195,7 +114,7 @@ def layer_unit_costs(
 
 
 @dataclass(frozen=True, eq=False)
-class Certificate:
+class Certified:
     """A certified solution of a convex problem, and in words which problem it solves.
 
     Attributes:
@@ -251,7 +170,7 @@ def solve_layer(
     facts: LayerFacts | None = None,
     swaps: bool = True,
 ) -> LayerResult:
-    """Certify, choose a width as decided, choose its units, refit the consumers.
+    """Choose a width as decided, choose its units, refit the consumers, certify.
 
     Args:
         original, current: states of the original network and of the one compressed so far.
@@ -265,69 +184,67 @@ def solve_layer(
     weighing = Weighing.of(group, moments, options.unit_costs, original)
     facts = facts or LayerFacts.of(weighing.joint, options.rank_tolerance)
     clock.lap("ranks")
-    certificate = solve_lasso(weighing, decision, options)
+    certified = solve_lasso(weighing, decision, options)
     clock.lap("lasso")
     curve = order_units(weighing, moments, decision, options)
-    if certificate is not None and isinstance(decision, Within):
-        certificate = support_or_selected(certificate, curve, weighing, options)
+    if certified is not None and isinstance(decision, Within):
+        certified = support_or_selected(certified, curve, weighing, options)
     clock.lap("selection")
     trials = Trials(moments, curve, options.ridge, original, current)
-    width = find_width(group, moments, decision, certificate, options, trials)
+    width = find_width(group, moments, decision, certified, options, trials)
     clock.lap("width")
     if width is None:
-        return untouched(group, moments, facts, weighing.lambda_max, curve, clock.laps)
-    kept = take_units(group, weighing, curve, width, decision, certificate, options, swaps=swaps)
+        return leave_whole(group, moments, facts, curve, clock.laps)
+    kept = take_units(group, weighing, curve, width, decision, certified, options, swaps=swaps)
     clock.lap("selection")
-    final = refit_layer(moments, kept, options.ridge, original, current)
+    refit = refit_layer(moments, kept, options.ridge, original, current)
     clock.lap("refit")
-    if options.certify and certificate is None:
-        wanted = final.error if isinstance(decision, Within) else None
-        solution, form = certify_layer(
-            weighing.joint, weighing.costs, width, wanted, solver=options.solver, gap=options.gap
-        )
-        certificate = Certificate(solution, form)
-        clock.lap("lasso")
-    return LayerResult(
-        name=group.name,
-        units=group.unit_count,
-        kept=moments.units[kept.cpu()],
-        dead=facts.dead,
-        duplicates=facts.duplicates,
-        bound=facts.bound,
-        certificate=None if certificate is None else certificate.solution,
-        form="" if certificate is None else certificate.form,
-        silencing_penalty=weighing.lambda_max,
-        curve=curve,
-        error=final.error,
-        held_back_error=final.held_back_error,
-        floor=trials.floor,
-        weights=final.weights,
-        rows=moments.rows,
-        positions=moments.positions,
-        seconds=clock.laps,
-        measured=trials.measured,
+    certified = certified or certify_choice(weighing, decision, width, refit.error, options)
+    clock.lap("lasso")
+    units = moments.units[kept.cpu()]
+    report = LayerReport(
+        group.name,
+        group.unit_count,
+        len(units),
+        facts.report(),
+        report_widths(curve, trials.measured),
+        report_fit(moments, refit.error, refit.held_back_error, trials.floor),
+        None if certified is None else certificate_report(certified.solution, certified.form, weighing.lambda_max),
+        clock.laps,
     )
+    return LayerResult(report, units, refit.weights)
 
 
-def solve_lasso(weighing: Weighing, decision: Decision, options: LayerOptions) -> Certificate | None:
+def certify_choice(
+    weighing: Weighing, decision: Decision, width: int, error: float, options: LayerOptions
+) -> Certified | None:
+    """A certified solution beside the units that were selected; None where none is asked for."""
+    if not options.certify:
+        return None
+    wanted = error if isinstance(decision, Within) else None
+    found = certify_layer(weighing.joint, weighing.costs, width, wanted, solver=options.solver, gap=options.gap)
+    return Certified(*found)
+
+
+def solve_lasso(weighing: Weighing, decision: Decision, options: LayerOptions) -> Certified | None:
     """The lasso's solution where the decision rests on its support; None where it does not."""
     joint, costs = weighing.joint, weighing.costs
     if isinstance(decision, LassoSupport):
         problem = MultitaskLasso(joint, decision.penalty * weighing.lambda_max, costs)
         solution = solve(problem, options.solver, tolerance=options.gap)
-        return Certificate(solution, f"penalised at {decision.penalty:g} of the silencing penalty")
+        return Certified(solution, f"penalised at {decision.penalty:g} of the silencing penalty")
     if isinstance(decision, Within) and decision.error == 0:
         solution = solve_exact(
             joint, costs, solver=options.solver, tolerance=options.gap, range_tolerance=options.rank_tolerance
         )
         form = f"exact on the numerical range of Φ (relative singular value {options.rank_tolerance:g})"
-        return Certificate(solution, form)
+        return Certified(solution, form)
     return None
 
 
 def support_or_selected(
-    certificate: Certificate, curve: SelectionCurve, weighing: Weighing, options: LayerOptions
-) -> Certificate:
+    certificate: Certified, curve: SelectionCurve, weighing: Weighing, options: LayerOptions
+) -> Certified:
     """The exact solution's own units, or fewer that selection finds for the same error; its form says which and why."""
     support = certificate.solution.active.cpu()
     reached = float(nested_errors(weighing.selecting, support, ridge=options.ridge, intercept=False)[-1])
@@ -386,7 +303,7 @@ def find_width(
     group: UnitGroup,
     moments: LayerMoments,
     decision: Decision,
-    certificate: Certificate | None,
+    certificate: Certified | None,
     options: LayerOptions,
     trials: Trials,
 ) -> int | None:
@@ -415,7 +332,7 @@ def take_units(
     curve: SelectionCurve,
     width: int,
     decision: Decision,
-    certificate: Certificate | None,
+    certificate: Certified | None,
     options: LayerOptions,
     *,
     swaps: bool,
@@ -471,35 +388,17 @@ def given_units(moments: LayerMoments, chosen: Tensor) -> SelectionCurve:
     return SelectionCurve(order, unknown, ("given",) * (len(order) + 1), {"given": order})
 
 
-def untouched(
-    group: UnitGroup,
-    moments: LayerMoments,
-    facts: LayerFacts,
-    lambda_max: float,
-    curve: SelectionCurve,
-    seconds: dict[str, float],
+def leave_whole(
+    group: UnitGroup, moments: LayerMoments, facts: LayerFacts, curve: SelectionCurve, seconds: dict[str, float]
 ) -> LayerResult:
     """A layer left as it is, because it needs more units than the memory bound lets be weighed against each other."""
     assert moments.unchanged is not None, "only where units were left out of the moments"
-    return LayerResult(
-        name=group.name,
-        units=group.unit_count,
-        kept=torch.arange(group.unit_count),
-        dead=facts.dead,
-        duplicates=facts.duplicates,
-        bound=facts.bound,
-        certificate=None,
-        form="",
-        silencing_penalty=lambda_max,
-        curve=curve,
-        error=moments.unchanged[0],
-        held_back_error=moments.unchanged[1],
-        floor=moments.unchanged[1],
-        weights={},
-        rows=moments.rows,
-        positions=f"{moments.positions}; {NEEDS_MEMORY}",
-        seconds=seconds,
-    )
+    error, held_back = moments.unchanged
+    fit = report_fit(moments, error, held_back, held_back, note=NEEDS_MEMORY)
+    widths = report_widths(curve, {})
+    units = group.unit_count
+    report = LayerReport(group.name, units, units, facts.report(), widths, fit, seconds=seconds)
+    return LayerResult(report, torch.arange(units), lacks_memory=True)
 
 
 def legal_width(group: UnitGroup, width: int) -> int:

@@ -16,46 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.compression.decisions import Plan
 from compress.compression.layer import LayerFacts
+from compress.compression.result import Settled
 from compress.convex import SelectionCurve, WidthBound
 from compress.errors import OutputError, RecipeError
-from compress.report.model import LayerReport, adapter, plain_data
 from compress.strict_json import read_object
 
 FINGERPRINT = "fingerprint.json"
-
-
-@dataclass(frozen=True, eq=False)
-class StoredLayer:
-    """What a report and the surgery need of a layer that an earlier run settled."""
-
-    name: str
-    units: int
-    kept: Tensor
-    found: LayerReport
-
-    def report(self) -> LayerReport:
-        """As the earlier run had it."""
-        return self.found
-
-
-@dataclass(frozen=True, eq=False)
-class SettledTurn:
-    """One turn of a sweep: its new tensors by state name, and the layer where units were chosen.
-
-    Attributes:
-        fault: why the turn changed nothing, where it could not be settled.
-    """
-
-    weights: dict[str, Tensor]
-    layer: StoredLayer | None
-    fault: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,33 +92,14 @@ class RunState:
         text = json.dumps([name, sorted((group, str(decision)) for group, decision in plan.items())])
         return RunState(self.folder, f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
 
-    def read_turn(self, number: int) -> SettledTurn | None:
+    def read_turn(self, number: int) -> Settled | None:
         """What an earlier run settled in a turn, or None."""
         found = self._read(f"{self.sweep}-{number}")
-        if found is None:
-            return None
-        tensors, about = found
-        tensors.pop("empty", None)
-        if set(about) == {"fault"}:
-            return SettledTurn({}, None, str(about["fault"]))
-        kept = tensors.pop("kept", None)
-        try:
-            report = None if kept is None else adapter(LayerReport).validate_python(about)
-        except ValidationError:
-            return None  # what another version kept is recomputed
-        layer = None if kept is None or report is None else StoredLayer(report.name, report.units, kept, report)
-        return SettledTurn({name.removeprefix("weight:"): tensor for name, tensor in tensors.items()}, layer)
+        return None if found is None else Settled.from_file(*found)
 
-    def write_turn(
-        self, number: int, weights: Mapping[str, Tensor], layer: Any = None, fault: str | None = None
-    ) -> None:
-        """Keep what a turn settled. `layer` has name, units, kept and report(); `fault`: why it settled nothing."""
-        tensors = {f"weight:{name}": tensor for name, tensor in weights.items()}
-        about: dict[str, Any] = {} if fault is None else {"fault": fault}
-        if layer is not None:
-            tensors["kept"] = layer.kept
-            about = plain_data(layer.report())
-        self._write(f"{self.sweep}-{number}", tensors, about)
+    def write_turn(self, number: int, settled: Settled) -> None:
+        """Keep what a turn settled."""
+        self._write(f"{self.sweep}-{number}", *settled.to_file())
 
     def read_curves(self) -> KnownCurves | None:
         """Curves and sensitivities of an earlier run, or None."""

@@ -15,8 +15,9 @@ from compress.compression.curves import Search
 from compress.compression.decisions import Decision, Leave, Plan, Width
 from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.latency import LatencyModel, one_sample
-from compress.compression.layer import POLISHABLE, LayerOptions, layer_unit_costs, legal_units, rounded
+from compress.compression.layer import POLISHABLE, LayerOptions, layer_unit_costs, legal_units
 from compress.compression.problem import Problem, record_all
+from compress.compression.result import rounded
 from compress.compression.sweep import Compressed, refine, sweep
 from compress.convex import MultitaskLasso
 from compress.errors import GateError
@@ -50,7 +51,7 @@ class SearchResult:
     @property
     def whole(self) -> bool:
         """Whether no layer lost a unit."""
-        return all(len(result.kept) == result.units for result in self.layerwise.results)
+        return not any(result.is_cut for result in self.layerwise.results)
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def certify_widths(found: SearchResult, options: LayerOptions, progress: Progres
     """
     search = found.search
     certified: dict[str, Certificate] = {}
-    cut = [result for result in found.layerwise.results if len(result.kept) < result.units]
+    cut = [result for result in found.layerwise.results if result.is_cut]
     moments = search.moments
     if cut and not moments:
         moments = record_all(search.problem, progress).moments

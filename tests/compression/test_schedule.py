@@ -192,7 +192,7 @@ def test_recording_only_the_units_in_question_changes_no_refit(module: nn.Module
     for name, tensor in whole.state.items():
         torch.testing.assert_close(part.state[name], tensor, rtol=1e-4, atol=1e-5)
     ranks = facts[problem.groups[0].name].bound.rank_features
-    assert part.results[0].report().facts.rank_features == ranks
+    assert part.results[0].report.facts.rank_features == ranks
 
 
 def test_units_that_are_out_of_the_question_still_count_in_the_targets(module: nn.Module) -> None:

@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from compress.compression.layer import LayerResult
+from compress.compression.layer import LayerFacts
 from compress.compression.problem import Problem, record_all
 from compress.compression.refit import held_back_error
+from compress.compression.result import LayerResult, report_fit, report_widths
 from compress.compression.sweep import Compressed
-from compress.convex import Moments, width_bound
+from compress.convex import Moments
 from compress.convex.moments import unit_columns
 from compress.diagnostics.forces import aligned_units
 from compress.errors import NothingToCompressError, SurgeryError
 from compress.measures.outputs import named_outputs
-from compress.preparation import Prepared
 from compress.progress import Progress
-from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
+from compress.recording.layer_moments import LayerMoments
+from compress.report.model import LayerReport
 from compress.units.groups import UnitGroup
 from compress.units.surgery import relative_deviation
 
@@ -27,7 +28,7 @@ ALIGNED = (1e-9, 1e-11, 1e-13)  # tried in turn: how far a cosine may lie below 
 OUTPUT_TOLERANCE = 1e-5  # relative to the largest output, in the precision that the network computes in
 
 
-def merge_layers(prepared: Prepared, problem: Problem, rank_tolerance: float, progress: Progress) -> Compressed:
+def merge_layers(problem: Problem, rank_tolerance: float, progress: Progress) -> Compressed:
     """Every group of aligned units as its first unit, which takes over the others' output weights.
 
     With φ_j = αφ_i on the samples, v_i ← v_i + αv_j and unit j goes: ΦV stays. Alignment is looked for on the fitting
@@ -50,7 +51,7 @@ def merge_layers(prepared: Prepared, problem: Problem, rank_tolerance: float, pr
         for name, aligned in found.items():
             state.update(merged_weights(moments[name], aligned, state))
         progress.stage("comparing outputs")
-        deviation = output_deviation(prepared, problem, state)
+        deviation = output_deviation(problem, state)
         if deviation <= OUTPUT_TOLERANCE:
             merged = sum(len(units) - 1 for aligned in found.values() for units in aligned)
             progress.note(f"{merged} aligned units merged; held-back outputs moved by {deviation:.1e} of the largest")
@@ -107,16 +108,16 @@ def merged_weights(
     return weights
 
 
-def output_deviation(prepared: Prepared, problem: Problem, state: Mapping[str, Tensor]) -> float:
+def output_deviation(problem: Problem, state: Mapping[str, Tensor]) -> float:
     """Largest deviation of the network's outputs under `state` from the original's, on the held-back samples."""
+    network, largest = problem.network, 0.0
     changed = {name: tensor for name, tensor in state.items() if tensor is not problem.state[name]}
-    changed.update({name: changed[first] for name, first in prepared.network.aliases.items() if first in changed})
-    largest = 0.0
+    changed.update({name: changed[first] for name, first in network.aliases.items() if first in changed})
     with torch.inference_mode():
         for number in range(len(problem.held_back.sizes())):
-            inputs = tuple(tensor.to(prepared.network.examples[0].device) for tensor in problem.held_back.read(number))
-            before = named_outputs(prepared.network.module(*inputs))
-            after = named_outputs(torch.func.functional_call(prepared.network.module, changed, inputs))
+            inputs = tuple(tensor.to(network.device) for tensor in problem.held_back.read(number))
+            before = named_outputs(network.module(*inputs))
+            after = named_outputs(torch.func.functional_call(network.module, changed, inputs))
             largest = max(largest, relative_deviation(list(before.values()), list(after.values())))
     return largest
 
@@ -130,24 +131,17 @@ def describe(
 ) -> LayerResult:
     """What was done to one layer: no lasso, no refit."""
     gone = {unit for _, *others in groups for unit in others}
-    kept = torch.tensor([unit for unit in range(moments.group.unit_count) if unit not in gone])
+    units = moments.group.unit_count
+    kept = torch.tensor([unit for unit in range(units) if unit not in gone])
     joint = moments.joint()
     complete = moments.candidates is None
-    return LayerResult(
-        name=moments.group.name,
-        units=moments.group.unit_count,
-        kept=kept,
-        dead=int(dead_units(joint).sum()),
-        duplicates=count_duplicates(joint),
-        bound=width_bound(joint, tolerance=rank_tolerance),
-        certificate=None,
-        form="",
-        silencing_penalty=math.nan,
-        curve=None,
-        error=math.nan,
-        held_back_error=held_back_error(moments, kept, original, merged) if complete else math.nan,
-        floor=math.nan,
-        weights={},
-        rows=moments.rows,
-        positions=moments.positions,
+    after = held_back_error(moments, kept, original, merged) if complete else math.nan
+    report = LayerReport(
+        moments.group.name,
+        units,
+        len(kept),
+        LayerFacts.of(joint, rank_tolerance).report(),
+        report_widths(None, {}),
+        report_fit(moments, math.nan, after, math.nan),
     )
+    return LayerResult(report, kept)

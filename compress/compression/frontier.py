@@ -1,0 +1,145 @@
+"""Recording turn after turn: what lies between settled and unsettled layers is kept, so that no pass starts anew.
+
+The values at the frontier between what is settled and what will still change are kept on disk for both networks, so a
+pass continues where the last one ended and a whole sweep costs about one pass through each of the two.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compress.compression.problem import Problem, gather_moments
+from compress.compression.scoring import CalibrationScore, score_samples
+from compress.compression.turns import Filter, Turn, changed_tensors
+from compress.progress import Progress
+from compress.recording.filters import FilterMoments, FilterRecorder
+from compress.recording.layer_moments import LayerMoments
+from compress.recording.record import GroupRecorder, record_moments
+from compress.recording.store import ActivationStore
+from compress.units.groups import ReadUnits
+
+CACHE_BYTES = 8 * 2**30  # on disk, for activations between two layers
+
+
+@dataclass(eq=False)
+class Frontier:
+    """Where a sweep stands on the fitting and on the held-back samples.
+
+    Attributes:
+        rectified: whether targets count errors behind the next ReLU alone.
+        stores: of the fitting and of the held-back samples, the values that the next turn starts from.
+        following: where the turn that is recorded leaves those of the one behind it.
+    """
+
+    problem: Problem
+    progress: Progress
+    rectified: bool
+    stores: Sequence[ActivationStore]
+    following: Sequence[ActivationStore] = ()
+
+    @classmethod
+    @contextmanager
+    def open(cls, problem: Problem, progress: Progress, *, rectified: bool) -> Iterator[Frontier]:
+        """At the networks' inputs; what it kept on disk goes at the end."""
+        stores: list[ActivationStore] = []
+        frontier = cls(problem, progress, rectified, stores)
+        try:
+            stores.extend(ActivationStore.open(CACHE_BYTES // 2) for _ in range(2))
+            yield frontier
+        finally:
+            for store in frontier.stores:
+                store.close()
+
+    @contextmanager
+    def turn(self, turns: Sequence[Turn]) -> Iterator[None]:
+        """Around the first of `turns`, which is recorded within; the others are still to come."""
+        nodes = next_frontier(self.problem, turns, rectified=self.rectified)
+        self.following = [store.advance(nodes) for store in self.stores]
+        yield
+        self.stores, self.following = self.following, ()
+
+    def record(
+        self, read: ReadUnits, current: Mapping[str, Tensor], units: Tensor | None
+    ) -> tuple[LayerMoments, dict[str, float]]:
+        """Moments of units in the network compressed so far, and the wall seconds that took by stage.
+
+        Args:
+            units: unit numbers (m,), sorted, to record; None: all.
+        """
+        problem = self.problem
+        changed = any(current[name] is not tensor for name, tensor in problem.state.items())
+        if units is not None and len(units) in (0, read.unit_count):
+            units = None
+        recorders = problem.recorders(read, targets=changed, units=units, rectified=self.rectified)
+        seconds = self._record(read, recorders, current)
+        return gather_moments(problem, read, recorders), seconds
+
+    def record_filters(self, turn: Filter, current: Mapping[str, Tensor]) -> tuple[FilterMoments, FilterMoments]:
+        """Moments of a depthwise convolution on the fitting and on the held-back samples."""
+        fitting, checking = self.problem.filter_recorders(turn.read, rectified=self.rectified)
+        self._record(turn.read, (fitting, checking), current)
+        return fitting.moments(), checking.moments()
+
+    def _record(
+        self, read: ReadUnits, recorders: Sequence[GroupRecorder | FilterRecorder], current: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        problem, progress = self.problem, self.progress
+        streams = (problem.fitting, problem.held_back)
+        seconds: Counter[str] = Counter()
+        for recorder, stream, store, keep in zip(recorders, streams, self.stores, self.following, strict=True):
+            progress.stage(f"recording {read.name}", min(stream.count, recorder.plan.samples))
+            spent = record_moments(
+                problem.program,
+                [recorder],
+                stream.read,
+                stream.sizes(),
+                problem.state,
+                current,
+                store=store,
+                keep=keep,
+                advance=progress.advance,
+            )
+            seconds.update(spent)
+        return dict(seconds)
+
+    def score(self, current: Mapping[str, Tensor]) -> tuple[CalibrationScore | None, CalibrationScore | None]:
+        """Scores on the fitting samples, where all their last values are kept, and on the held-back ones."""
+        problem, progress = self.problem, self.progress
+        scores: list[CalibrationScore | None] = []
+        for which, (stream, store) in enumerate(zip((problem.fitting, problem.held_back), self.stores, strict=True)):
+            sizes = stream.sizes()
+            if which == 0 and not all(map(store.reaches, range(len(sizes)))):  # scoring them could cost two passes
+                scores.append(None)
+                continue
+            progress.stage("scoring calibration samples" if which == 0 else "scoring held-back samples", stream.count)
+            scores.append(
+                score_samples(
+                    problem.program,
+                    problem.state,
+                    current,
+                    stream.batch,
+                    sizes,
+                    problem.outputs,
+                    problem.calibration.answered,
+                    judged=problem.calibration.judged,
+                    store=store,
+                    advance=progress.advance,
+                )
+            )
+        return scores[0], scores[1]
+
+
+def next_frontier(problem: Problem, turns: Sequence[Turn], *, rectified: bool = False) -> tuple[str, ...]:
+    """Values after which nothing depends on weights that are still to change, once the first turn is done."""
+    changing = {name for turn in turns for consumer in turn.read.consumers for name in changed_tensors(consumer)}
+    later = [turn.read for turn in turns[1:]]
+    wanted = {consumer.input for group in later for consumer in group.consumers}
+    wanted |= {residual.other for group in later for residual in problem.residuals(group).values()}
+    if rectified:
+        wanted |= {rectifier.source for group in later for rectifier in problem.rectifiers(group).values()}
+    return problem.program.frontier(changing, [*sorted(wanted), *problem.output_nodes])
