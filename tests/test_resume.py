@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,24 @@ def test_a_damaged_state_file_is_recomputed(whole: Path, tmp_path: Path, monkeyp
         path.write_bytes(path.read_bytes()[:40])
     compress.run(recipe(folder), resume=True)
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_whatever_byte_of_a_kept_turn_or_curve_is_damaged_it_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_until(1, tmp_path / "out", monkeypatch)
+    draw = random.Random(0)
+    for path in (tmp_path / "out.state").glob("*.safetensors"):
+        sound = path.read_bytes()
+        state = RunState(path.parent, path.stem.rpartition("-")[0])
+        read = state.read_curves if path.stem == "curves" else lambda state=state: state.read_turn(0)
+        assert read() is not None
+        for _ in range(60):
+            damaged = bytearray(sound)
+            damaged[draw.randrange(len(sound))] ^= 1 << draw.randrange(8)
+            path.write_bytes(damaged[: draw.choice((len(sound), len(sound), draw.randrange(len(sound))))])
+            assert read() is None
+        path.write_bytes(sound)
 
 
 def test_sweeps_of_other_widths_have_their_own_state(tmp_path: Path) -> None:

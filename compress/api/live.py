@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from compress.data import overlap
 from compress.data.calls import gather, spread
 from compress.data.importing import describe_fault
 from compress.data.live import LiveSource, collect_batches
+from compress.digests import hash_tensors
 from compress.errors import CheckpointError, DataError, RecipeError, UnsupportedError
 from compress.preparation import Opened, Prepared, check_answered, check_device, prepare_network
 from compress.progress import LineProgress, Progress, SilentProgress
@@ -87,7 +87,7 @@ def open_module(plain: nn.Module, module: nn.Module, source: LiveSource) -> Open
         state=state,
         module=None,
         path=Path(kind.__qualname__),
-        sha256=hash_state(state),
+        sha256=hash_tensors(state),
         format=IN_MEMORY,
         state_key=None,
         prefix="",
@@ -140,15 +140,6 @@ def choose_progress(progress: Progress | bool | None) -> Progress:
     if isinstance(progress, bool):
         return LineProgress() if progress else SilentProgress()
     return progress
-
-
-def hash_state(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes, dtypes and numbers, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def is_tensor(value: object) -> bool:

@@ -24,6 +24,7 @@ from compress.compression.decisions import Plan
 from compress.compression.layer import LayerFacts
 from compress.compression.result import Settled
 from compress.convex import SelectionCurve, WidthBound
+from compress.digests import hash_tensors
 from compress.errors import OutputError, RecipeError
 from compress.strict_json import read_object
 
@@ -166,16 +167,21 @@ class RunState:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("about", "{}"))
-                return {key: file.get_tensor(key) for key in file.keys()}, about  # noqa: SIM118
-        except (OSError, ValueError, SafetensorError):
+                said = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if said["digest"] != hash_tensors(tensors, said["about"]):
+                return None
+            return tensors, json.loads(said["about"])
+        except (OSError, ValueError, KeyError, SafetensorError):
             return None  # a damaged file is recomputed
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         draft, path = self.folder / f"{name}.new", self.folder / f"{name}.safetensors"
         own = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+        own = own or {"empty": torch.zeros(0)}
+        text = json.dumps(about)
         try:
-            save_file(own or {"empty": torch.zeros(0)}, draft, metadata={"about": json.dumps(about)})
+            save_file(own, draft, metadata={"about": text, "digest": hash_tensors(own, text)})
             draft.replace(path)
         except (OSError, SafetensorError) as error:
             draft.unlink(missing_ok=True)

@@ -191,6 +191,37 @@ def test_an_onnx_file_that_reads_other_files_is_refused(network: nn.Module, tmp_
         OnnxNetwork(tmp_path / "split.onnx")
 
 
+@pytest.mark.parametrize("place", ["function", "sparse initializer", "attribute", "sparse attribute", "inner graph"])
+def test_tensors_in_other_files_are_refused_wherever_an_onnx_file_hides_them(place: str, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    secret = onnx.helper.make_tensor("secret", onnx.TensorProto.FLOAT, [1], [1.0])
+    secret.ClearField("float_data")
+    secret.data_location = onnx.TensorProto.EXTERNAL
+    secret.external_data.add(key="location", value="../../secret")
+    indices = onnx.helper.make_tensor("places", onnx.TensorProto.INT64, [1], [0])
+    sparse = onnx.helper.make_sparse_tensor(secret, indices, [3])
+    holder = onnx.helper.make_node("Constant", [], ["held"])
+    key, value = {
+        "sparse attribute": ("sparse_value", sparse),
+        "inner graph": ("body", onnx.helper.make_graph([], "inner", [], [], initializer=[secret])),
+    }.get(place, ("value", secret))
+    holder.attribute.append(onnx.helper.make_attribute(key, value))
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("in", "out")]
+    nodes = [onnx.helper.make_node("Identity", ["in"], ["out"])]
+    graph = onnx.helper.make_graph(nodes, "outer", values[:1], values[1:])
+    model = onnx.helper.make_model(graph)
+    if place == "function":
+        opsets = [onnx.helper.make_opsetid("", 17)]
+        model.functions.append(onnx.helper.make_function("local", "hidden", [], ["held"], [holder], opsets))
+    elif place == "sparse initializer":
+        model.graph.sparse_initializer.append(sparse)
+    else:
+        model.graph.node.append(holder)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(OutputError, match="other files"):
+        OnnxNetwork(tmp_path / "model.onnx")
+
+
 def test_the_model_card_is_one_that_the_hub_reads(written: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

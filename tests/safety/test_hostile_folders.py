@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import compress
 from compress.cli import main
+from compress.demo import CHECKPOINT
 from compress.errors import CompressError, OutputError, UnsupportedError, UntrustedCodeError
 from compress.models import mlp
 from tests.safety.hostile_folders import ARGUMENTS, forge, plant, write_data, write_folder
@@ -306,6 +308,19 @@ def test_modules_planted_in_the_working_directory_are_not_imported(
     assert [mark.name for mark in marks if mark.exists()] == []
     assert done.returncode in (0, 1, 3), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_modules_planted_beside_a_zoo_are_not_imported_by_its_processes(here: Path) -> None:
+    marks = [plant(here, name) for name in PLANTED]
+    zoo = {"output": "out", "defaults": {"data": "digits", "calibration_samples": 60, "keep": 0.5}, "threads": 1}
+    models = [{"name": "small", "checkpoint": str(CHECKPOINT), "selection": "magnitude"}]
+    (here / "zoo.yaml").write_text(yaml.safe_dump({**zoo, "models": models}))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(Path(sys.executable).with_name("compress")), "zoo", "zoo.yaml"]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
+    assert [mark.name for mark in marks if mark.exists()] == []
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (here / "out" / "models" / "small" / "model.safetensors").is_file()
 
 
 def test_a_network_that_fits_loads_as_before(here: Path) -> None:
