@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from compress.api.measuring import evaluate_pair
 from compress.api.tuning import Tuning, finetune_module, recover_module
-from compress.artifact.folder import stored_state
 from compress.checkpoint.fitting import with_versions
-from compress.checkpoint.manifest import computed_state
+from compress.checkpoint.manifest import computed_state, stored_state
 from compress.compression.problem import Problem
 from compress.compression.sweep import Compressed
 from compress.errors import NothingToCompressError

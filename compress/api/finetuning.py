@@ -12,22 +12,14 @@ import torch
 from torch import nn
 
 from compress.api.live import choose_progress, dress_like, live_recipe, open_live, unwrap
-from compress.api.training import (
-    Start,
-    Taught,
-    Training,
-    TrainResult,
-    finetune_recipe,
-    prepare_training,
-    teach,
-    write_taught,
-)
+from compress.api.training import TrainResult, finetune_recipe, prepare_training, write_taught
 from compress.atomic import reserved
 from compress.measures.own import Function as Measure
 from compress.measures.own import OwnMeasure
 from compress.progress import LineProgress, Progress, SilentProgress, Stages
 from compress.recipe import Recipe, TrainingOptions
 from compress.report.model import SourceFile, TrainingReport
+from compress.training.runner import Start, Taught, Training, teach
 
 
 @dataclass(frozen=True, eq=False)

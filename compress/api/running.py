@@ -20,7 +20,7 @@ from compress.api.widths import check_widths, choose_widths, describe_rule, make
 from compress.api.writing import (
     Finished,
     describe_architecture,
-    describe_evaluation,
+    describe_data,
     describe_preprocessing,
     first_samples,
     write_finished,
@@ -31,7 +31,7 @@ from compress.atomic import reserved
 from compress.compression.layer import LayerOptions
 from compress.compression.problem import Problem
 from compress.compression.result import LayerResult
-from compress.compression.resume import RunState
+from compress.compression.resume import RunState, state_folder
 from compress.compression.search import SearchResult, Wanted, certify_widths, milder_search, search_report
 from compress.compression.sweep import Compressed
 from compress.demo import DEMO_OPTIONS
@@ -48,20 +48,17 @@ from compress.report.model import (
     CalibrationReport,
     Certificate,
     Check,
-    DataUsed,
     EvaluationReport,
     Inputs,
     LayerReport,
     Measured,
     RunReport,
-    Samples,
     SkippedLayer,
     SourceFile,
     Verification,
     plain_data,
 )
 
-STATE_SUFFIX = ".state"  # of the folder beside the output that a resumable run keeps its state in
 COMPRESSING, MEASURING = (0.1, 0.7), 0.85  # expected shares of a run's time that are over at the beginning, and the end
 MOST_EVALUATIONS = 4  # an accuracy bound may step back so often when evaluation disagrees with held-back samples
 
@@ -117,7 +114,7 @@ def run_share(recipe: Recipe, progress: Progress, share: Share, *, dry_run: bool
     with clock("prepare"):
         prepared = prepare(recipe, progress, needs_data=True)
         metric = make_metric(recipe, function, prepared)
-    state = folder.with_name(folder.name + STATE_SUFFIX) if resume else None
+    state = state_folder(folder) if resume else None
     work = compress_prepared(prepared, recipe, progress, clock, share=share, state=state, metric=metric)
     if not share.writes:
         return RunResult(None, None, work.cut.narrowed.module)
@@ -301,12 +298,13 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> Inp
         architecture=describe_architecture(
             prepared.architecture, prepared.network.examples, prepared.network.batch_size
         ),
-        data=DataUsed(
-            fitting=Samples(
-                recipe.data, problem.fitting.count, prepared.calibration.fingerprint, held_back=problem.held_back.count
-            ),
-            evaluation=describe_evaluation(recipe.eval, prepared.evaluation, prepared.overlapping),
-            preprocessing=describe_preprocessing(prepared.preprocessing),
+        data=describe_data(
+            recipe,
+            prepared.calibration,
+            (problem.fitting.count, problem.held_back.count),
+            prepared.evaluation,
+            prepared.overlapping,
+            prepared.preprocessing,
         ),
         seed=recipe.seed,
         versions=versions(),

@@ -19,7 +19,7 @@ from compress.report.model import EvaluationReport, Scores, TuningReport
 from compress.training.loop import Fitted, score
 from compress.training.losses import LOSSES, check_answers
 from compress.training.recovery import Recovery, recover, step_batch
-from compress.training.session import train_copy
+from compress.training.session import Session
 
 
 class Tuning(Protocol):
@@ -91,9 +91,7 @@ def finetune_module(
         Subset(stream.source, stream.indices.numpy()) for stream in (problem.fitting, problem.held_back)
     )
     before = score(module, held_back, LOSSES[chosen.loss], chosen.batch_size)
-    trained = train_copy(
-        module, prepared.network.examples, chosen, fitting, held_back, seed=recipe.seed, progress=progress
-    )
+    trained = Session(prepared.network.examples, chosen, fitting, held_back, recipe.seed, progress).train(module)
     best = min(row["validation_loss"] for row in trained.fitted.curve)
     if best < before[0]:
         return trained.module, LabelledTuning(chosen, trained.fitted, before, trained.fitted.best_epoch)

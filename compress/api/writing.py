@@ -25,7 +25,7 @@ from compress.errors import CompressError, OutputError, UnsupportedError
 from compress.measures.outputs import named_outputs
 from compress.progress import Progress, Stages
 from compress.recipe import Recipe, format_recipe
-from compress.report.model import ArchitectureUsed, ExportReport, InputUsed, Report, Samples, plain_data
+from compress.report.model import ArchitectureUsed, DataUsed, ExportReport, InputUsed, Report, Samples, plain_data
 
 RELOAD_TOLERANCE = 1e-5
 EXPORT_SAMPLES = 64
@@ -79,11 +79,29 @@ def describe_architecture(
     )
 
 
-def describe_evaluation(spec: str | None, source: DataSource | None, overlap: int) -> Samples | None:
-    """Evaluation data as a report holds it; `overlap`: samples that are in the other data too."""
-    if source is None:
-        return None
-    return Samples(spec, source.sample_count, source.fingerprint, overlap=overlap)
+def describe_data(
+    recipe: Recipe,
+    source: DataSource,
+    parts: tuple[int, int],
+    evaluation: DataSource | None,
+    overlap: int,
+    preprocessing: Preprocessing | None,
+) -> DataUsed:
+    """The data as a report holds it.
+
+    Args:
+        parts: samples of `source` that were fitted to, and that were held back.
+        overlap: samples of the evaluation data that are in `source` too.
+    """
+    fitting, held_back = parts
+    judged: Samples | None = None
+    if evaluation is not None:
+        judged = Samples(recipe.eval, evaluation.sample_count, evaluation.fingerprint, overlap=overlap)
+    return DataUsed(
+        fitting=Samples(recipe.data, fitting, source.fingerprint, held_back=held_back),
+        evaluation=judged,
+        preprocessing=describe_preprocessing(preprocessing),
+    )
 
 
 def describe_preprocessing(preprocessing: Preprocessing | None) -> dict[str, Any] | None:

@@ -38,24 +38,6 @@ def load(folder: str | Path, *, trust_code: bool = False, model: nn.Module | Non
     return read_artifact(folder).build(trust_code=trust_code, model=model)
 
 
-def stored_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state in the dtypes of the original checkpoint. A value that overflows half precision raises OutputError."""
-    stored = {}
-    for name, tensor in state.items():
-        dtype = like[name].dtype if name in like else tensor.dtype
-        if name not in like and tensor.is_floating_point():  # an added bias, a weight that was computed
-            beside = f"{name.rpartition('.')[0]}.".lstrip(".")
-            near = (each for key, each in like.items() if key.startswith(beside) and each.is_floating_point())
-            dtype = next(near, tensor).dtype
-        cast = tensor.detach().cpu().to(dtype).contiguous()
-        if cast.is_floating_point() and not bool(torch.isfinite(cast).all()):
-            raise OutputError(
-                f"`{name}` does not fit into {str(dtype).removeprefix('torch.')}: a refitted value overflows."
-            )
-        stored[name] = cast.clone()
-    return stored
-
-
 def write_artifact(
     folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], texts: Mapping[str, str]
 ) -> dict[str, Any]:

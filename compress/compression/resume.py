@@ -31,6 +31,11 @@ from compress.strict_json import read_object
 FINGERPRINT = "fingerprint.json"
 
 
+def state_folder(output: Path) -> Path:
+    """The folder beside the output that a run or a training which may be killed keeps its state in."""
+    return output.with_name(output.name + ".state")
+
+
 @dataclass(frozen=True, eq=False)
 class KnownCurves:
     """Selection curves, error curves, measured divergences and facts by group, as `prepare_search` finds them.

@@ -43,37 +43,81 @@ class Fitted:
         return tuple(Epoch(**row) for row in self.curve)
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What is learned, from which samples.
+
+    Attributes:
+        training: labelled samples, or such with targets; `validation`: others, which choose the best epoch.
+        transform: augmentation of a batch's inputs.
+        seed: of shuffling, augmentation and dropout (torch's own generator); epoch e's depend on seed and e alone.
+    """
+
+    loss: LossFunction
+    training: DataSource
+    validation: DataSource | None = None
+    batch_size: int = 128
+    transform: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Stepping:
+    """How weights move.
+
+    Attributes:
+        schedule: stepped after every batch.
+        extra: added to the loss, such as a lasso term.
+        half: run the forward pass in bfloat16 (autocast).
+        clip_norm: scale gradients down to this norm; 0: leave them.
+    """
+
+    optimizer: Optimizer
+    schedule: LRScheduler | None = None
+    extra: Callable[[nn.Module], Tensor] | None = None
+    half: bool = False
+    clip_norm: float = 0.0
+
+    def step(self, module: nn.Module, value: Tensor) -> None:
+        """Down the gradient of the loss `value`."""
+        value.backward()  # type: ignore[no-untyped-call]
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_(module.parameters(), self.clip_norm)
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+
+
+@dataclass(frozen=True)
+class Length:
+    """When a training ends.
+
+    Attributes:
+        patience: stop after so many epochs without a lower validation loss.
+        first_kept: the first epoch whose weights may be kept as the best; patience counts from there.
+    """
+
+    epochs: int
+    patience: int | None = None
+    first_kept: int = 1
+
+    def is_over(self, done: int, best: int) -> bool:
+        """Whether patience has run out after so many epochs, of which `best` was the best."""
+        return self.patience is not None and done > 0 and done - max(best, self.first_kept - 1) >= self.patience
+
+
 def fit(
     module: nn.Module,
-    optimizer: Optimizer,
-    loss: LossFunction,
-    source: DataSource,
+    lesson: Lesson,
+    stepping: Stepping,
+    length: Length,
     *,
-    epochs: int,
-    batch_size: int = 128,
-    schedule: LRScheduler | None = None,
-    extra: Callable[[nn.Module], Tensor] | None = None,
-    validation: DataSource | None = None,
-    patience: int | None = None,
-    transform: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-    half: bool = False,
-    clip_norm: float = 0.0,
-    first_kept: int = 1,
-    seed: int = 0,
     state_file: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
     """Train `module` in place and leave it, in eval mode, with the best epoch's weights.
 
     Args:
-        schedule: stepped after every batch.
-        extra: added to the loss, such as a lasso term.
-        patience: stop after so many epochs without a lower validation loss.
-        transform: augmentation of a batch's inputs.
-        half: run the forward pass in bfloat16 (autocast).
-        clip_norm: scale gradients down to this norm; 0: leave them.
-        first_kept: the first epoch whose weights may be kept as the best; patience counts from there.
-        seed: of shuffling, augmentation and dropout (torch's own generator); epoch e's depend on seed and e alone.
         state_file: after every epoch all that is needed to go on is put there, whole or not at all; where it exists,
             the run goes on from it. The caller removes it.
 
@@ -81,64 +125,65 @@ def fit(
         NonFiniteError: the loss became NaN or Inf.
         OutputError: `state_file` cannot be written, or is of another run.
     """
-    if source.labels is None and source.targets is None:
+    if lesson.training.labels is None and lesson.training.targets is None:
         raise ValueError("training data needs labels or targets.")
     progress = progress or SilentProgress()
-    device = next(module.parameters()).device
     curve: list[dict[str, Any]] = []
     best: dict[str, Any] = {"epoch": 0, "value": math.inf, "state": None}
     if state_file is not None and Path(state_file).exists():
-        curve, best = _restore(state_file, module, optimizer, schedule)
-    batches = -(-source.sample_count // batch_size)
-    stopped = _exhausted(curve, best, patience, first_kept)
-    while len(curve) < epochs and not stopped:
+        curve, best = _restore(state_file, module, stepping)
+    stopped = length.is_over(len(curve), best["epoch"])
+    while len(curve) < length.epochs and not stopped:
         epoch = len(curve) + 1
-        progress.stage(f"epoch {epoch} of {epochs}", batches)
-        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
-        order = torch.randperm(source.sample_count, generator=generator)
-        torch.manual_seed(1_000_003 * seed + epoch)  # of dropout
-        module.train()
-        total, rate = 0.0, float(optimizer.param_groups[0]["lr"])
-        for batch in source.batches(batch_size, order):
-            answers = answers_of(batch).to(device)
-            first = batch.inputs if transform is None else transform(batch.inputs, generator)
-            inputs = [part.to(device) for part in (first, *batch.further)]
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                value = loss(module(*inputs), answers)
-                if extra is not None:
-                    value = value + extra(module)
-            if not bool(torch.isfinite(value)):
-                raise NonFiniteError(f"The loss became {value.item()} in epoch {epoch}; give a smaller learning rate.")
-            value.backward()  # type: ignore[no-untyped-call]
-            if clip_norm:
-                nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
-            optimizer.step()
-            if schedule is not None:
-                schedule.step()
-            total += value.item() * len(answers)
-            progress.advance()
-        entry: dict[str, Any] = {
-            "epoch": epoch,
-            "rate": rate,
-            "loss": total / source.sample_count,
-            "validation_loss": None,
-            "validation_top1": None,
-        }
-        if validation is not None:
-            entry["validation_loss"], entry["validation_top1"] = score(module, validation, loss, batch_size)
-        curve.append(entry)
-        value_now = entry["validation_loss"] if validation is not None else -epoch
-        if epoch >= first_kept and value_now < best["value"]:
+        progress.stage(f"epoch {epoch} of {length.epochs}", -(-lesson.training.sample_count // lesson.batch_size))
+        curve.append(_train_epoch(module, lesson, stepping, epoch, progress))
+        reached = -epoch if lesson.validation is None else curve[-1]["validation_loss"]
+        if epoch >= length.first_kept and reached < best["value"]:
             state = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
-            best = {"epoch": epoch, "value": value_now, "state": state}
-        stopped = _exhausted(curve, best, patience, first_kept)
+            best = {"epoch": epoch, "value": reached, "state": state}
+        stopped = length.is_over(len(curve), best["epoch"])
         if state_file is not None:
-            _keep(state_file, module, optimizer, schedule, curve, best)
+            _keep(state_file, module, stepping, curve, best)
     if best["state"] is not None:
         module.load_state_dict(best["state"])
     module.eval()
     return Fitted(tuple(curve), best["epoch"], stopped)
+
+
+def _train_epoch(
+    module: nn.Module, lesson: Lesson, stepping: Stepping, epoch: int, progress: Progress
+) -> dict[str, Any]:
+    """One pass over the samples; gives the epoch's row of the curve."""
+    device, source = next(module.parameters()).device, lesson.training
+    generator = torch.Generator().manual_seed(1_000_003 * lesson.seed + epoch)
+    order = torch.randperm(source.sample_count, generator=generator)
+    torch.manual_seed(1_000_003 * lesson.seed + epoch)  # of dropout
+    module.train()
+    total, rate = 0.0, float(stepping.optimizer.param_groups[0]["lr"])
+    for batch in source.batches(lesson.batch_size, order):
+        answers = answers_of(batch).to(device)
+        first = batch.inputs if lesson.transform is None else lesson.transform(batch.inputs, generator)
+        inputs = [part.to(device) for part in (first, *batch.further)]
+        stepping.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=stepping.half):
+            value = lesson.loss(module(*inputs), answers)
+            if stepping.extra is not None:
+                value = value + stepping.extra(module)
+        if not bool(torch.isfinite(value)):
+            raise NonFiniteError(f"The loss became {value.item()} in epoch {epoch}; give a smaller learning rate.")
+        stepping.step(module, value)
+        total += value.item() * len(answers)
+        progress.advance()
+    scores = (None, None)
+    if lesson.validation is not None:
+        scores = score(module, lesson.validation, lesson.loss, lesson.batch_size)  # type: ignore[assignment]
+    return {
+        "epoch": epoch,
+        "rate": rate,
+        "loss": total / source.sample_count,
+        "validation_loss": scores[0],
+        "validation_top1": scores[1],
+    }
 
 
 def score(
@@ -159,21 +204,13 @@ def score(
     return total / count, None if source.targets is not None else right / count
 
 
-def _exhausted(curve: list[dict[str, Any]], best: dict[str, Any], patience: int | None, first_kept: int) -> bool:
-    return patience is not None and len(curve) - max(best["epoch"], first_kept - 1) >= patience and len(curve) > 0
-
-
 def _keep(
-    path: str | Path,
-    module: nn.Module,
-    optimizer: Optimizer,
-    schedule: LRScheduler | None,
-    curve: list[dict[str, Any]],
-    best: dict[str, Any],
+    path: str | Path, module: nn.Module, stepping: Stepping, curve: list[dict[str, Any]], best: dict[str, Any]
 ) -> None:
+    schedule = stepping.schedule
     content = {
         "module": module.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": stepping.optimizer.state_dict(),
         "schedule": None if schedule is None else _plain(schedule.state_dict()),
         "curve": curve,
         "best": best,
@@ -189,15 +226,13 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _restore(
-    path: str | Path, module: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _restore(path: str | Path, module: nn.Module, stepping: Stepping) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     try:
         content = read_plain(Path(path), next(module.parameters()).device)
         module.load_state_dict(content["module"])
-        optimizer.load_state_dict(content["optimizer"])
-        if schedule is not None:
-            schedule.load_state_dict(content["schedule"])
+        stepping.optimizer.load_state_dict(content["optimizer"])
+        if stepping.schedule is not None:
+            stepping.schedule.load_state_dict(content["schedule"])
     except (OSError, CompressError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OutputError(f"{str(path)!r} does not continue this run ({first}); remove it to start again.") from None

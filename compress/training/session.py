@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from compress.data.source import DataSource
 from compress.errors import NonFiniteError
 from compress.progress import Progress, SilentProgress
 from compress.recipe import TrainingOptions
-from compress.training.loop import Fitted, fit, score
+from compress.training.loop import Fitted, Length, Lesson, Stepping, fit, score
 from compress.training.losses import LOSSES, answers_of
 from compress.training.methods import make_augmentation, make_method, make_schedule, weight_names
 from compress.training.sparsity import Choice, Minimiser, choose_penalties, l1_forces
@@ -41,55 +41,150 @@ class Trained:
     undebiased: nn.Module | None = None
 
 
-def train_copy(
-    module: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
-    options: TrainingOptions,
-    training: DataSource,
-    validation: DataSource | None,
-    *,
-    seed: int = 0,
-    folder: Path | None = None,
-    progress: Progress | None = None,
-) -> Trained:
-    """Train a copy of `module` as the options say.
+@dataclass(frozen=True, eq=False)
+class Session:
+    """All that a training depends on besides the module it begins with.
 
-    Args:
+    Attributes:
         example: a small batch on the module's device; of every input, where there are several.
         options: completed ones.
-        folder: where the state after every epoch, and the journal of a search, are kept and taken up again.
-
-    Raises:
-        CompressError: the loss became NaN or Inf, or the state cannot be written or is of another training.
     """
-    progress = progress or SilentProgress()
-    if options.searches:
-        choice = search_penalties(module, example, options, training, seed=seed, folder=folder, progress=progress)
-        trained = Trained(choice.solution.module, choice.solution.fitted, choice)
-    else:
-        state_file = None if folder is None else folder / "training.state"
-        trained = train_once(module, example, options, training, validation, None, seed, state_file, progress)
-    if not options.debias or (trained.choice is not None and not trained.choice.met):
-        return trained
-    state_file = None if folder is None else folder / "debias.state"
-    return debias(trained, example, options, training, validation, seed, state_file, progress)
 
+    example: Tensor | tuple[Tensor, ...]
+    options: TrainingOptions
+    training: DataSource
+    validation: DataSource | None = None
+    seed: int = 0
+    progress: Progress = field(default_factory=SilentProgress)
 
-def train_once(
-    module: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
-    options: TrainingOptions,
-    training: DataSource,
-    validation: DataSource | None,
-    penalties: Sequence[float] | None,
-    seed: int,
-    state_file: Path | None,
-    progress: Progress,
-) -> Trained:
-    """Train a copy with given penalties, as `train_copy`."""
-    own = trainable_copy(module)
-    fitted = fit_module(own, example, options, training, validation, penalties, seed, state_file, progress)
-    return Trained(own, fitted)
+    def train(self, module: nn.Module, folder: Path | None = None) -> Trained:
+        """Train a copy of `module` as the options say.
+
+        Args:
+            folder: where the state after every epoch, and the journal of a search, are kept and taken up again.
+
+        Raises:
+            CompressError: the loss became NaN or Inf, or the state cannot be written or is of another training.
+        """
+        if self.options.searches:
+            choice = self.search(module, folder)
+            trained = Trained(choice.solution.module, choice.solution.fitted, choice)
+        else:
+            trained = self.train_once(module, None if folder is None else folder / "training.state")
+        if not self.options.debias or (trained.choice is not None and not trained.choice.met):
+            return trained
+        return self.debias(trained, None if folder is None else folder / "debias.state")
+
+    def train_once(
+        self, module: nn.Module, state_file: Path | None, penalties: Sequence[float] | None = None
+    ) -> Trained:
+        """Train a copy with given penalties."""
+        own = trainable_copy(module)
+        return Trained(own, self.fit(own, state_file, penalties))
+
+    def fit(self, module: nn.Module, state_file: Path | None, penalties: Sequence[float] | None = None) -> Fitted:
+        """Train a module in place."""
+        options = self.options
+        assert options.epochs is not None, "completed options"
+        method = make_method(module, self.example, options, penalties)
+        steps = -(-self.training.sample_count // options.batch_size)
+        fitted = fit(
+            module,
+            Lesson(
+                LOSSES[options.loss],
+                self.training,
+                self.validation,
+                options.batch_size,
+                make_augmentation(options),
+                self.seed,
+            ),
+            Stepping(
+                method.optimizer,
+                make_schedule(method.optimizer, options, steps),
+                method.extra,
+                options.half,
+                options.clip_norm,
+            ),
+            Length(options.epochs, options.patience, math.ceil(options.ramp) + 1),
+            state_file=state_file,
+            progress=self.progress,
+        )
+        for parameter in module.parameters():
+            parameter.grad = None
+        return fitted
+
+    def debias(self, trained: Trained, state_file: Path | None) -> Trained:
+        """Train on without the penalty, zeros held there: what a large λ took off the other weights comes back.
+
+        With validation data the best of these epochs is kept if it is better than what came before, which is kept if
+        not.
+        """
+        options = self.options
+        assert options.lr is not None, "completed options"
+        chosen = options.model_copy(
+            update={
+                "method": "sgd", "penalty": 0.0, "epochs": options.debias, "lr": options.debias_lr or options.lr,
+                "schedule": "cosine", "milestones": (), "warmup": 0.0, "ramp": 0.0, "patience": None,
+            }
+        )  # fmt: skip
+        module = trainable_copy(trained.module)
+        weights = [module.get_parameter(name) for name in weight_names(module)]
+        hooks = [
+            weight.register_hook((weight != 0).to(weight).mul)  # type: ignore[no-untyped-call]
+            for weight in weights
+        ]
+        after = replace(self, options=chosen).fit(module, state_file)
+        for hook in hooks:
+            hook.remove()
+        before = len(trained.fitted.curve)
+        rows = [{**row, "epoch": before + row["epoch"], "phase": "debias"} for row in after.curve]
+        better = True
+        if self.validation is not None:
+            loss = score(trained.module, self.validation, LOSSES[options.loss], options.batch_size)[0]
+            better = min(row["validation_loss"] for row in rows) < loss
+        fitted = Fitted(
+            (*trained.fitted.curve, *rows),
+            before + after.best_epoch if better else trained.fitted.best_epoch,
+            trained.fitted.stopped_early,
+        )
+        return Trained(module if better else trained.module, fitted, trained.choice, trained.module)
+
+    def search(self, module: nn.Module, folder: Path | None) -> Choice:
+        """λ, or a λ for each layer, with which mini-batch proximal training leaves the wanted nonzeros.
+
+        Algorithms 1, 2 and 3 of Shen et al. 2024. Every training starts from `module` and runs to its last epoch; the
+        bracket ends at the largest |∂loss/∂w| before training. The choice's `solution` is a `Trained`.
+        """
+        options = self.options
+        alone = replace(self, validation=None)
+        names = weight_names(module)
+        count = 0
+
+        def train(penalties: tuple[float, ...]) -> Minimiser:
+            nonlocal count
+            count += 1
+            shown = ", ".join(f"{value:.3g}" for value in penalties[:3]) + (", …" if len(penalties) > 3 else "")
+            self.progress.note(f"training {count} of the search, penalty {shown}")
+            state_file = None if folder is None else search_state(folder, penalties)
+            trained = alone.train_once(module, state_file, penalties)
+            weights = [trained.module.get_parameter(name).detach() for name in names]
+            gradients = loss_forces(trained.module, self.training, options)
+            if options.per_layer:
+                pairs = [l1_forces([weight], [gradient]) for weight, gradient in zip(weights, gradients, strict=True)]
+            else:
+                pairs = [l1_forces(weights, gradients)]
+            return Minimiser(tuple(level for level, _ in pairs), tuple(forces.cpu() for _, forces in pairs), trained)
+
+        high = max(float(force.max()) for force in loss_forces(module, self.training, options))
+        return choose_penalties(
+            train,
+            wanted_nonzeros(options, [int(module.get_parameter(name).numel()) for name in names]),
+            low=SMALLEST * high,
+            high=high,
+            tolerance=options.target_tolerance,
+            most=options.trainings,
+            journal=None if folder is None else folder / JOURNAL,
+        )
 
 
 def trainable_copy(module: nn.Module) -> nn.Module:
@@ -100,143 +195,22 @@ def trainable_copy(module: nn.Module) -> nn.Module:
     return own
 
 
-def fit_module(
-    own: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
-    options: TrainingOptions,
-    training: DataSource,
-    validation: DataSource | None,
-    penalties: Sequence[float] | None,
-    seed: int,
-    state_file: Path | None,
-    progress: Progress,
-) -> Fitted:
-    """Train a module in place, as `train_copy`."""
-    assert options.epochs is not None, "completed options"
-    method = make_method(own, example, options, penalties)
-    steps = -(-training.sample_count // options.batch_size)
-    fitted = fit(
-        own,
-        method.optimizer,
-        LOSSES[options.loss],
-        training,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        schedule=make_schedule(method.optimizer, options, steps),
-        extra=method.extra,
-        validation=validation,
-        patience=options.patience,
-        transform=make_augmentation(options),
-        half=options.half,
-        clip_norm=options.clip_norm,
-        first_kept=math.ceil(options.ramp) + 1,
-        seed=seed,
-        state_file=state_file,
-        progress=progress,
-    )
-    for parameter in own.parameters():
-        parameter.grad = None
-    return fitted
-
-
-def debias(
-    trained: Trained,
-    example: Tensor | tuple[Tensor, ...],
-    options: TrainingOptions,
-    training: DataSource,
-    validation: DataSource | None,
-    seed: int,
-    state_file: Path | None,
-    progress: Progress,
-) -> Trained:
-    """Train on without the penalty, weights that are zero held there: what a large λ took off the others comes back.
-
-    With validation data the best of these epochs is kept if it is better than what came before, which is kept if not.
-    """
-    assert options.lr is not None, "completed options"
-    chosen = options.model_copy(
-        update={
-            "method": "sgd", "penalty": 0.0, "epochs": options.debias, "lr": options.debias_lr or options.lr,
-            "schedule": "cosine", "milestones": (), "warmup": 0.0, "ramp": 0.0, "patience": None,
-        }
-    )  # fmt: skip
-    module = trainable_copy(trained.module)
-    weights = [module.get_parameter(name) for name in weight_names(module)]
-    hooks = [
-        weight.register_hook((weight != 0).to(weight).mul)  # type: ignore[no-untyped-call]
-        for weight in weights
-    ]
-    found = fit_module(module, example, chosen, training, validation, None, seed, state_file, progress)
-    for hook in hooks:
-        hook.remove()
-    before = len(trained.fitted.curve)
-    rows = [{**row, "epoch": before + row["epoch"], "phase": "debias"} for row in found.curve]
-    better = True
-    if validation is not None:
-        loss = score(trained.module, validation, LOSSES[options.loss], options.batch_size)[0]
-        better = min(row["validation_loss"] for row in rows) < loss
-    fitted = Fitted(
-        (*trained.fitted.curve, *rows),
-        before + found.best_epoch if better else trained.fitted.best_epoch,
-        trained.fitted.stopped_early,
-    )
-    return Trained(module if better else trained.module, fitted, trained.choice, trained.module)
-
-
-def search_penalties(
-    module: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
-    options: TrainingOptions,
-    training: DataSource,
-    *,
-    seed: int,
-    folder: Path | None,
-    progress: Progress,
-) -> Choice:
-    """λ, or a λ for each layer, with which mini-batch proximal training leaves the wanted nonzeros.
-
-    Algorithms 1, 2 and 3 of Shen et al. 2024. Every training starts from `module` and runs to its last epoch; the
-    bracket ends at the largest |∂loss/∂w| before training. The choice's `solution` is a `Trained`.
-    """
-    names = weight_names(module)
-    sizes = [int(module.get_parameter(name).numel()) for name in names]
-    wanted = options.target_nonzeros or max(1, round((1 - (options.target_sparsity or 0.0)) * sum(sizes)))
-    targets = [wanted]
+def wanted_nonzeros(options: TrainingOptions, sizes: Sequence[int]) -> list[int]:
+    """Nonzeros asked for in all weights of these sizes together, or in each of them."""
+    kept = 1 - (options.target_sparsity or 0.0)
     if options.per_layer:
-        targets = [max(1, round((1 - (options.target_sparsity or 0.0)) * size)) for size in sizes]
-    high = max(float(force.max()) for force in loss_forces(module, training, options))
-    count = 0
+        return [max(1, round(kept * size)) for size in sizes]
+    return [options.target_nonzeros or max(1, round(kept * sum(sizes)))]
 
-    def train(penalties: tuple[float, ...]) -> Minimiser:
-        nonlocal count
-        count += 1
-        shown = ", ".join(f"{value:.3g}" for value in penalties[:3]) + (", …" if len(penalties) > 3 else "")
-        progress.note(f"training {count} of the search, penalty {shown}")
-        state_file = None
-        if folder is not None:
-            digest = hashlib.sha256(json.dumps(penalties).encode()).hexdigest()[:16]
-            state_file = folder / f"search-{digest}.state"
-            for other in folder.glob("search-*.state"):
-                if other != state_file:
-                    other.unlink()
-        trained = train_once(module, example, options, training, None, penalties, seed, state_file, progress)
-        weights = [trained.module.get_parameter(name).detach() for name in names]
-        gradients = loss_forces(trained.module, training, options)
-        if options.per_layer:
-            pairs = [l1_forces([weight], [gradient]) for weight, gradient in zip(weights, gradients, strict=True)]
-        else:
-            pairs = [l1_forces(weights, gradients)]
-        return Minimiser(tuple(level for level, _ in pairs), tuple(forces.cpu() for _, forces in pairs), trained)
 
-    return choose_penalties(
-        train,
-        targets,
-        low=SMALLEST * high,
-        high=high,
-        tolerance=options.target_tolerance,
-        most=options.trainings,
-        journal=None if folder is None else folder / JOURNAL,
-    )
+def search_state(folder: Path, penalties: Sequence[float]) -> Path:
+    """The state file of one training of a search; those of the ones before it go."""
+    digest = hashlib.sha256(json.dumps(penalties).encode()).hexdigest()[:16]
+    state_file = folder / f"search-{digest}.state"
+    for other in folder.glob("search-*.state"):
+        if other != state_file:
+            other.unlink()
+    return state_file
 
 
 def loss_forces(module: nn.Module, source: DataSource, options: TrainingOptions) -> list[Tensor]:

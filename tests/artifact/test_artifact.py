@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.artifact.folder import check_reload, load, stored_state, write_artifact
+from compress.artifact.folder import check_reload, load, write_artifact
 from compress.checkpoint.builders import build_architecture
-from compress.checkpoint.manifest import read_artifact
+from compress.checkpoint.manifest import read_artifact, stored_state
 from compress.errors import OutputError
 from compress.measures.outputs import named_outputs
 

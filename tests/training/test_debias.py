@@ -18,9 +18,9 @@ from compress.data import open_data
 from compress.errors import InterruptionError
 from compress.progress import SilentProgress
 from compress.recipe import TrainingOptions, make_recipe
-from compress.training.loop import fit
+from compress.training.loop import Length, Lesson, Stepping, fit
 from compress.training.losses import squared_loss
-from compress.training.session import train_copy
+from compress.training.session import Session
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def trained(source, validation=None, **given):
     module = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 1))
     options = {"loss": "squared", "epochs": 15, "batch_size": 20, "lr": 0.02, **given}
     chosen = TrainingOptions.model_validate(options).completed()
-    return train_copy(module, torch.zeros(2, 10), chosen, source, validation)
+    return Session(torch.zeros(2, 10), chosen, source, validation).train(module)
 
 
 @pytest.mark.parametrize(("method", "penalty"), [("l1", 0.05), ("pathprox", 0.5)])
@@ -118,7 +118,7 @@ def test_gradients_are_scaled_down_to_the_norm_asked_for(source):
         module = nn.Linear(10, 1)
         before = nn.utils.parameters_to_vector(module.parameters()).detach().clone()
         optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
-        fit(module, optimizer, squared_loss, source, epochs=1, batch_size=200, clip_norm=clip)
+        fit(module, Lesson(squared_loss, source, batch_size=200), Stepping(optimizer, clip_norm=clip), Length(1))
         return float((nn.utils.parameters_to_vector(module.parameters()).detach() - before).norm())
 
     assert moved(0.0) > 1

@@ -7,7 +7,7 @@ from torch import nn
 
 from compress.data import open_data
 from compress.errors import NonFiniteError, OutputError
-from compress.training.loop import fit, score
+from compress.training.loop import Length, Lesson, Stepping, fit, score
 from compress.training.losses import LOSSES, poisson_loss, squared_loss
 from compress.training.plateau import measure_plateau
 
@@ -31,11 +31,12 @@ def network():
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def run(source, epochs, **options):
+def run(source, epochs, validation=None, **options):
     module = network()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.5)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
-    return module, fit(module, optimizer, LOSS, source, epochs=epochs, batch_size=16, schedule=schedule, **options)
+    lesson = Lesson(LOSS, source, validation, 16)
+    return module, fit(module, lesson, Stepping(optimizer, schedule), Length(epochs), **options)
 
 
 def test_the_loop_learns_and_keeps_the_best_epoch(source):
@@ -57,7 +58,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(source, tmp_path):
 def test_patience_stops_a_run_that_does_not_improve(source):
     module = network()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
-    found = fit(module, optimizer, LOSS, source, epochs=9, validation=source, patience=2)
+    found = fit(module, Lesson(LOSS, source, source), Stepping(optimizer), Length(9, patience=2))
     assert found.stopped_early
     assert len(found.curve) == 3
 
@@ -67,7 +68,7 @@ def test_a_diverging_run_and_a_foreign_state_are_refused(source, tmp_path):
     with torch.no_grad():
         module[1].weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="epoch 1"):
-        fit(module, torch.optim.SGD(module.parameters(), lr=0.1), LOSS, source, epochs=1)
+        fit(module, Lesson(LOSS, source), Stepping(torch.optim.SGD(module.parameters(), lr=0.1)), Length(1))
     (tmp_path / "state").write_bytes(b"other")
     with pytest.raises(OutputError, match="does not continue"):
         run(source, 1, state_file=tmp_path / "state")

@@ -12,7 +12,7 @@ from compress.checkpoint.builders import build_architecture
 from compress.checkpoint.inputs import describe_inputs
 from compress.data import Preprocessing, open_data
 from compress.recipe import make_recipe, read_recipe
-from compress.training.session import train_copy
+from compress.training.session import Session
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 TRAINING = [path for path in RECIPES if "training" in read_recipe(path)]
@@ -37,7 +37,7 @@ def test_a_training_recipe_takes_one_step(path, tmp_path):
     source = open_data(str(tmp_path / "data.npz"), known or Preprocessing(mean=recipe.mean, std=recipe.std))
     options = recipe.training.completed().model_copy(update={"epochs": 1, "warmup": 0.0, "patience": None})
     module = build_architecture(recipe.arch, recipe.arch_arg, seed=recipe.seed)
-    found = train_copy(module, torch.zeros(2, *shape), options, source, None, seed=recipe.seed)
+    found = Session(torch.zeros(2, *shape), options, source, seed=recipe.seed).train(module)
     assert np.isfinite(found.fitted.curve[0]["loss"])
     moved = [
         name
