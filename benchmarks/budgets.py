@@ -215,7 +215,8 @@ def score_widths(
 
 
 def widths_of(bench: Bench, share: float, damages: Mapping[str, DamageCurve] | None = None) -> dict[str, int]:
-    return allocate(bench.search.model, damages or bench.search.damages, {"macs": share}).widths
+    choices = replace(bench.search.choices, curves=damages or bench.search.damages)
+    return allocate(choices, {"macs": share}).widths
 
 
 def without(**left_out: bool) -> Callable[[Bench, float], float]:

@@ -127,7 +127,7 @@ class Bench:
     def cut(self, kept: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> nn.Module:
         """The narrowed network with the given weights."""
         fewer = {g.name: kept[g.name] for g in self.problem.groups if len(kept[g.name]) < g.unit_count}
-        return cut_network(self.prepared, self.problem.groups, fewer, state)[0].module
+        return cut_network(self.prepared, self.problem, fewer, state)[0].module
 
     def refit(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Weights after our front-to-back least squares for given units."""

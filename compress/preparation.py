@@ -45,7 +45,7 @@ class Opened:
 
     Attributes:
         module: eval mode, computing precision.
-        shapes, attributes, kept: as in a manifest, what it was cut to before; empty for a checkpoint file.
+        shapes, attributes, kept, removed: as in a manifest, what it was cut to before; empty for a checkpoint file.
         outputs: name -> how a manifest describes an output.
     """
 
@@ -56,6 +56,7 @@ class Opened:
     attributes: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, list[int]] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
+    removed: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +199,8 @@ def open_network(recipe: Recipe) -> Opened:
         trusted=trusted,
     )
     cut = (dict(config["shapes"]), dict(config["attributes"]), dict(config.get("kept") or {}))
-    return Opened(load_checkpoint(artifact.folder / MODEL), architecture, module, *cut, artifact.outputs)
+    checkpoint = load_checkpoint(artifact.folder / MODEL)
+    return Opened(checkpoint, architecture, module, *cut, artifact.outputs, artifact.removed)
 
 
 def open_weights_folder(weights: WeightsFolder, recipe: Recipe) -> Opened:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from compress.progress import Progress, Stages
 from compress.recipe import Recipe
 from compress.report.evaluation import Evaluation
 from compress.units.biases import without_idle_biases
-from compress.units.groups import UnitGroup
+from compress.units.branches import Branch, removed_branches, replacements
 from compress.units.surgery import Narrowed, narrow, verify_narrowed
 
 
@@ -32,6 +32,7 @@ class Cut:
         stored: its tensors in the checkpoint's dtypes.
         deviation: largest relative deviation from the masked original.
         evaluation: of the network as it is written.
+        blocks: names of the blocks that went as a whole.
         untuned: evaluation before the fine-tuning; `tuning` says what that did. None without any.
     """
 
@@ -42,6 +43,7 @@ class Cut:
     evaluation: Evaluation | None
     untuned: Evaluation | None = None
     tuning: Tuning | None = None
+    blocks: tuple[str, ...] = ()
 
 
 def make_cut(
@@ -58,12 +60,13 @@ def make_cut(
         raise NothingToCompressError(explain_whole(found, recipe))
     with clock("cut"):
         progress.stage("cutting and verifying")
-        narrowed, deviation = cut_network(prepared, problem.groups, kept, found.state)
+        narrowed, deviation = cut_network(prepared, problem, kept, found.state)
         narrowed = without_idle_biases(narrowed, prepared.network.biases)
         stored = round_to_stored(narrowed.module, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
-    cut = Cut(kept, narrowed, stored, deviation, evaluation)
+    blocks = tuple(branch.name for branch in going(problem, kept))
+    cut = Cut(kept, narrowed, stored, deviation, evaluation, blocks=blocks)
     return finetune_cut(prepared, problem, cut, recipe, clock, progress) if recipe.tunes else cut
 
 
@@ -109,8 +112,13 @@ def finetune_cut(
     return replace(cut, narrowed=narrowed, stored=stored, evaluation=evaluation, untuned=cut.evaluation, tuning=tuning)
 
 
+def going(problem: Problem, kept: Mapping[str, Tensor]) -> tuple[Branch, ...]:
+    """The blocks that go as a whole."""
+    return removed_branches(problem.branches, {name: len(units) for name, units in kept.items()})
+
+
 def cut_network(
-    prepared: Prepared, groups: Sequence[UnitGroup], kept: Mapping[str, Tensor], current: Mapping[str, Tensor]
+    prepared: Prepared, problem: Problem, kept: Mapping[str, Tensor], current: Mapping[str, Tensor]
 ) -> tuple[Narrowed, float]:
     """The narrowed network and its largest relative deviation from the masked one.
 
@@ -120,7 +128,9 @@ def cut_network(
     changed = {name: tensor for name, tensor in current.items() if tensor is not prepared.network.state[name]}
     aliases = prepared.network.aliases
     changed.update({name: changed[first] for name, first in aliases.items() if first in changed})
-    narrowed = narrow(prepared.network.module, kept, groups, weights=changed)
+    groups = problem.groups
+    replaced = replacements(prepared.network, going(problem, kept), kept, changed)
+    narrowed = narrow(prepared.network.module, kept, groups, weights=changed, replaced=replaced)
     deviation = verify_narrowed(
         prepared.network.graph,
         prepared.network.module,

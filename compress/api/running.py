@@ -28,6 +28,7 @@ from compress.api.writing import (
 from compress.artifact.exports import check_exports
 from compress.artifact.folder import versions
 from compress.atomic import reserved
+from compress.checkpoint.removed import outside
 from compress.compression.layer import LayerOptions
 from compress.compression.problem import Problem
 from compress.compression.result import LayerResult
@@ -247,6 +248,8 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
         progress.reach(MEASURING)
         progress.stage("measuring latency")
         cost = measure_costs(prepared, cut.narrowed.module, cut.stored)
+    if cut.blocks:
+        progress.note(f"removed as a whole: {listed(cut.blocks)}")
     added = tuple(name for name in prepared.network.biases if name in cut.narrowed.shapes)
     if added:
         progress.note(f"got a bias: {', '.join(name.rpartition('.')[0] for name in added)}")
@@ -277,6 +280,7 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
         order=tuple(group.name for group in prepared.network.groups),
         modules=measure_modules(prepared, cut.narrowed.module),
         metrics={name: Measured(*pair) for name, pair in work.metrics.items()},
+        removed=cut.blocks,
         notes=tuple(getattr(progress, "notes", ())),
         seconds=dict(clock.seconds),
     )
@@ -374,8 +378,9 @@ def write_run(
         stored=cut.stored,
         examples=prepared.network.examples,
         original=original,
-        shapes={**before.shapes, **narrowed.shapes},
-        attributes={**before.attributes, **narrowed.attributes},
+        shapes={**outside(before.shapes, narrowed.removed), **narrowed.shapes},
+        attributes={**outside(before.attributes, narrowed.removed), **narrowed.attributes},
+        removed={**outside(before.removed, narrowed.removed), **narrowed.removed},
         kept=kept_of_original(before.kept, cut.kept),
         certificates={
             layer.name: plain_data(layer.certificate) for layer in report.layers if layer.certificate is not None

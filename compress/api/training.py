@@ -91,7 +91,7 @@ def load_start(recipe: Recipe) -> Start:
     """The network of a checkpoint file or of a written folder. Raises CompressError."""
     opened = open_network(recipe)
     origin = SourceFile(Path(recipe.checkpoint).name, opened.checkpoint.sha256)
-    cut = (opened.shapes, opened.attributes, opened.kept)
+    cut = (opened.shapes, opened.attributes, opened.kept, opened.removed)
     return Start(opened.module, opened.architecture, origin, opened.checkpoint.state, *cut)
 
 
@@ -202,6 +202,7 @@ def write_taught(
         shapes=start.shapes,
         attributes=start.attributes,
         kept=start.kept,
+        removed=start.removed,
         beside=beside,
     )
     samples = work.evaluation or work.source

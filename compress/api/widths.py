@@ -20,6 +20,7 @@ from compress.preparation import Prepared
 from compress.progress import Portion, Progress
 from compress.recipe import Recipe
 from compress.report.checks import gated_keys
+from compress.units.branches import find_branches
 from compress.units.groups import UnitGroup
 
 
@@ -117,6 +118,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         if recipe.layer or recipe.exclude
         else tuple(consumer for group in groups for consumer in group.consumers),
         filters=() if recipe.layer or recipe.exclude else prepared.network.filters,
+        branches=find_branches(prepared.network, usable) if recipe.depth and searches_widths(recipe) else (),
     )
 
 

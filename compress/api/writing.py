@@ -41,7 +41,7 @@ class Finished:
         module: in eval mode; `stored`: its tensors in the dtypes they are written in.
         examples: a small batch of every input, that the written one is compared on.
         original: what the written one is rebuilt from, where no import can build that; it is then reloaded here.
-        shapes, attributes, kept: what makes a freshly built architecture this network.
+        shapes, attributes, kept, removed: what makes a freshly built architecture this network.
         certificates: group name -> plain data, for the manifest.
         outputs: plain data of those that count, for the manifest.
         origin: SHA-256 of the checkpoint it came from.
@@ -59,6 +59,7 @@ class Finished:
     origin: str | None = None
     original: nn.Module | None = None
     beside: tuple[Path, ...] = ()
+    removed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def describe_architecture(
@@ -134,6 +135,7 @@ def write_finished(
     manifest = {
         **plain_data(report.inputs),
         **{name: dict(getattr(network, name)) for name in ("shapes", "attributes", "kept", "certificates")},
+        **({"removed": dict(network.removed)} if network.removed else {}),
         "outputs": list(network.outputs),
         "hashes": {} if network.origin is None else {"checkpoint": network.origin},
     }

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from compress.checkpoint.builders import build_architecture, check_trust, is_known, shown
 from compress.checkpoint.fitting import check_fit, load_weights
 from compress.checkpoint.parametrisations import in_common_form
+from compress.checkpoint.removed import remove_modules
 from compress.checkpoint.restoring import restore_shapes
 from compress.checkpoint.without_memory import Bounds, total_bytes
 from compress.data.preprocessing import Preprocessing
@@ -78,6 +79,14 @@ class DataEntry(BaseModel):
         return value
 
 
+class RemovedEntry(BaseModel):
+    """What a manifest says of a module that was taken out."""
+
+    model_config = ConfigDict(frozen=True)
+    along: tuple[Annotated[int, Field(strict=True, ge=0, le=7)], ...] = Field((), max_length=8)
+    outputs: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
+
+
 class Manifest(BaseModel):
     """`config.json`: everything in it that is used, checked; further entries are only words."""
 
@@ -87,6 +96,7 @@ class Manifest(BaseModel):
     attributes: dict[str, Whole | tuple[Whole | str | float | None, ...]]
     hashes: dict[str, str | None]
     kept: dict[str, tuple[Size, ...]] | None = None
+    removed: dict[str, RemovedEntry] = Field(default_factory=dict)
     data: DataEntry | None = None
 
 
@@ -102,6 +112,11 @@ class Artifact:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch."""
         return tuple(self.config["architecture"]["input_shape"])
+
+    @property
+    def removed(self) -> dict[str, dict[str, Any]]:
+        """Path of each module that was taken out -> what stands in its place; empty in older folders."""
+        return dict(self.config.get("removed") or {})
 
     @property
     def outputs(self) -> dict[str, dict[str, Any]]:
@@ -135,6 +150,7 @@ class Artifact:
 
     def _fill(self, module: nn.Module) -> nn.Module:
         """Cut a freshly built original and give it the file's numbers."""
+        remove_modules(module, self.removed, self.state)
         state = in_common_form(module, self.state)
         module = restore_shapes(module, self.config["shapes"], self.config["attributes"])
         if any(tensor.dtype == torch.float64 for tensor in state.values()):
@@ -154,6 +170,7 @@ class Artifact:
                 f"{str(self.folder)!r} is refused: {shown(spec)} takes {wanted:.1e} bytes with its arguments, far more "
                 f"than the {numbers} numbers in the file; the manifest is damaged or hostile."
             )
+        remove_modules(module, self.removed, self.state)
         state = in_common_form(module, self.state)
         module = restore_shapes(module, self.config["shapes"], self.config["attributes"])
         check_fit(module, state, spec)

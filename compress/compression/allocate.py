@@ -1,14 +1,15 @@
 """Widths of all layers under budgets: the least predicted damage whose costs stay within them.
 
 With a price on each cost the problem separates layer by layer, as every cost is multilinear in the widths: coordinate
-descent over the layers, then a search over the one price that meets the budget, then the slack is spent greedily.
+descent over the layers and over the blocks that may go as a whole, then a search over the one price that meets the
+budget, then the slack is spent greedily.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from compress.compression.costs import CostModel
 from compress.errors import GateError
 
 SWEEPS = 40
+CLEARLY = 0.95  # of the predicted damage, below which a block is worth keeping: it costs more than is counted
 PRICE_STEPS = 60
 
 
@@ -95,8 +97,44 @@ class Allocation:
     price: float
 
 
-def allocate(model: CostModel, curves: Mapping[str, DamageCurve], budgets: Mapping[str, float]) -> Allocation:
+@dataclass(frozen=True)
+class Removal:
+    """A block that may go as a whole: no unit of its groups stays then.
+
+    Attributes:
+        damage: measured divergence (nats) without it, its constant refitted and nothing else.
+    """
+
+    groups: tuple[str, ...]
+    damage: float
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """What may be chosen: widths of layers, blocks that may go, and what they cost."""
+
+    model: CostModel
+    curves: Mapping[str, DamageCurve]
+    removals: tuple[Removal, ...] = ()
+
+    def damage(self, widths: Mapping[str, int]) -> float:
+        """Summed predicted divergence (nats)."""
+        gone = [removal for removal in self.removals if is_gone(removal, widths)]
+        inside = {name for removal in gone for name in removal.groups}
+        own = (float(curve.damage[widths[name]]) for name, curve in self.curves.items() if name not in inside)
+        return sum(own) + sum(removal.damage for removal in gone)
+
+
+def is_gone(removal: Removal, widths: Mapping[str, int]) -> bool:
+    """Whether no unit of the block's stays."""
+    return all(widths[name] == 0 for name in removal.groups)
+
+
+def allocate(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
     """Widths of least predicted damage with every cost at most its budget (a fraction of the original's).
+
+    A block goes where that does less damage than narrowing its layers and the others; each block that goes is given
+    back in turn, and stays where the widths found without that choice do clearly less.
 
     Args:
         budgets: "macs", "params" and/or "latency" -> fraction.
@@ -104,17 +142,42 @@ def allocate(model: CostModel, curves: Mapping[str, DamageCurve], budgets: Mappi
     Raises:
         GateError: even the smallest legal widths exceed a budget; the message gives the best that can be had.
     """
+    model, curves = choices.model, choices.curves
     smallest = {name: curve.legal[0] for name, curve in curves.items()}
+    smallest.update({name: 0 for removal in choices.removals for name in removal.groups})
     floor = relative_costs(model, smallest)
     short = [name for name, limit in budgets.items() if floor[name] > limit]
     if short:
         best = ", ".join(f"{name} {floor[name]:.3f}" for name in short)
         asked = ", ".join(f"{name} {budgets[name]:g}" for name in short)
         raise GateError(f"The budget cannot be met: {asked} was asked for, {best} is the least the layers allow.")
+    found = search_prices(choices, budgets)
+    waiting = list(choices.removals)
+    while waiting:
+        gone = [removal for removal in waiting if is_gone(removal, found.widths)]
+        if not gone:
+            break
+        back = max(gone, key=lambda removal: removal.damage)
+        waiting.remove(back)
+        fewer = replace(choices, removals=tuple(each for each in choices.removals if each is not back))
+        other = search_prices(fewer, budgets)
+        if within(other.costs, budgets) and other.damage < CLEARLY * found.damage:
+            choices, found = fewer, other
+            waiting = [removal for removal in waiting if removal in choices.removals]
+    return found
+
+
+def within(costs: Mapping[str, float], budgets: Mapping[str, float]) -> bool:
+    """Whether every cost is at most its budget."""
+    return all(costs[name] <= limit + 1e-12 for name, limit in budgets.items())
+
+
+def search_prices(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
+    """The least predicted damage found under several ratios of the prices; without any within the budgets the least."""
     weights = dict.fromkeys(budgets, 1.0)
     best_found: Allocation | None = None
     for _ in range(8 if len(budgets) > 1 else 1):
-        found = _search_price(model, curves, budgets, weights)
+        found = _search_price(choices, budgets, weights)
         if best_found is None or found.damage < best_found.damage:
             best_found = found
         for name, limit in budgets.items():  # the tighter budget gets the larger share of the price
@@ -123,63 +186,78 @@ def allocate(model: CostModel, curves: Mapping[str, DamageCurve], budgets: Mappi
     return best_found
 
 
-def _search_price(
-    model: CostModel, curves: Mapping[str, DamageCurve], budgets: Mapping[str, float], weights: Mapping[str, float]
-) -> Allocation:
-    def fits(costs: Mapping[str, float]) -> bool:
-        return all(costs[name] <= limit + 1e-12 for name, limit in budgets.items())
-
+def _search_price(choices: Choices, budgets: Mapping[str, float], weights: Mapping[str, float]) -> Allocation:
     low, high = 1e-12, 1e12
-    widths = {name: curve.legal[0] for name, curve in curves.items()}
+    widths = {name: curve.legal[0] for name, curve in choices.curves.items()}
+    widths.update({name: 0 for removal in choices.removals for name in removal.groups})
     for _ in range(PRICE_STEPS):
         price = math.sqrt(low * high)
-        candidate = priced_widths(model, curves, {name: price * weight for name, weight in weights.items()})
-        if fits(relative_costs(model, candidate)):
+        candidate = priced_widths(choices, {name: price * weight for name, weight in weights.items()})
+        if within(relative_costs(choices.model, candidate), budgets):
             widths, high = candidate, price
         else:
             low = price
-    return spend_slack(model, curves, budgets, widths, high)
+    return spend_slack(choices, budgets, widths, high)
 
 
-def priced_widths(model: CostModel, curves: Mapping[str, DamageCurve], prices: Mapping[str, float]) -> dict[str, int]:
+def priced_widths(choices: Choices, prices: Mapping[str, float]) -> dict[str, int]:
     """Widths that minimise damage + Σ price·relative cost, by coordinate descent from all units.
+
+    Each layer's width is a coordinate, and so is whether a block stays, at the widths that its layers would have.
 
     Args:
         prices: cost name -> nats for the whole original cost.
     """
+    model, curves = choices.model, choices.curves
     whole = {name: curve.legal[-1] for name, curve in curves.items()}
-    totals = {cost: model.total(cost, whole) for cost in prices}
+    scaled = {cost: price / model.total(cost, whole) for cost, price in prices.items()}
+    block_of = {name: removal for removal in choices.removals for name in removal.groups}
+    staying = dict(whole)  # widths of all layers, those of blocks that go as they would be
     widths = dict(whole)
     for _ in range(SWEEPS):
         before = dict(widths)
         for name, curve in curves.items():
+            removal = block_of.get(name)
+            around = {**widths, **({} if removal is None else {each: staying[each] for each in removal.groups})}
             legal = torch.tensor(curve.legal)
             paid = torch.zeros(len(legal), dtype=torch.float64)
-            for cost, price in prices.items():
-                paid += price / totals[cost] * model.profile(cost, widths, name, curve.legal)
-            widths[name] = int(legal[(curve.damage[legal] + paid).argmin()])
+            for cost, price in scaled.items():
+                paid += price * model.profile(cost, around, name, curve.legal)
+            staying[name] = int(legal[(curve.damage[legal] + paid).argmin()])
+            if removal is None or widths[name]:
+                widths[name] = staying[name]
+        for removal in choices.removals:
+            around = {**widths, **{name: staying[name] for name in removal.groups}}
+            saved = sum(price * saved_cost(model, cost, around, removal.groups) for cost, price in scaled.items())
+            narrowed = sum(float(curves[name].damage[staying[name]]) for name in removal.groups)
+            goes = removal.damage - narrowed < saved
+            widths.update({name: 0 if goes else staying[name] for name in removal.groups})
         if widths == before:
             break
     return widths
 
 
-def spend_slack(
-    model: CostModel,
-    curves: Mapping[str, DamageCurve],
-    budgets: Mapping[str, float],
-    widths: Mapping[str, int],
-    price: float,
-) -> Allocation:
+def saved_cost(model: CostModel, cost: str, widths: Mapping[str, int], groups: Sequence[str]) -> float:
+    """What is saved of one cost when these groups lose the units that they have left."""
+    saved, current = 0.0, dict(widths)
+    for name in groups:
+        without, with_units = model.profile(cost, current, name, (0, current[name])).tolist()
+        saved += with_units - without
+        current[name] = 0
+    return saved
+
+
+def spend_slack(choices: Choices, budgets: Mapping[str, float], widths: Mapping[str, int], price: float) -> Allocation:
     """Widen layers while the budgets allow it, each time where damage falls most per relative cost."""
+    model, curves = choices.model, choices.curves
     current = dict(widths)
     costs = relative_costs(model, current)
     while True:
         best, best_rate = None, 0.0
         for name, curve in curves.items():
-            place = curve.legal.index(current[name])
-            if place + 1 == len(curve.legal):
+            if not current[name] or current[name] == curve.legal[-1]:
                 continue
-            wider = {**current, name: curve.legal[place + 1]}
+            wider = {**current, name: curve.legal[curve.legal.index(current[name]) + 1]}
             found = relative_costs(model, wider)
             if any(found[cost] > limit for cost, limit in budgets.items()):
                 continue
@@ -190,8 +268,7 @@ def spend_slack(
         if best is None:
             break
         current, costs = best, relative_costs(model, best)
-    damage = sum(float(curve.damage[current[name]]) for name, curve in curves.items())
-    return Allocation(current, damage, costs, price)
+    return Allocation(current, choices.damage(current), costs, price)
 
 
 def relative_costs(model: CostModel, widths: Mapping[str, int]) -> dict[str, float]:

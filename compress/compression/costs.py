@@ -16,6 +16,7 @@ from torch import Tensor
 
 from compress.graph.meaning import linear_maps
 from compress.graph.program import Program
+from compress.units.branches import Branch
 from compress.units.groups import UnitGroup
 
 KNOTS = 9  # widths at which latency is evaluated along one group
@@ -61,6 +62,8 @@ class CostModel:
         fixed_macs: multiply-accumulates that no width changes.
         gained: how many of the parameters the original does not have (biases that the refit may use).
         latency: predicts milliseconds from the units removed per group; None where latency was not measured.
+        blocks: for each block that may go as a whole the group that has no unit then, and the names of the parameters
+            that go with it.
     """
 
     units: dict[str, int]
@@ -68,6 +71,7 @@ class CostModel:
     fixed_macs: int = 0
     gained: int = 0
     latency: Latencies | None = None
+    blocks: tuple[tuple[str, frozenset[str]], ...] = ()
 
     @property
     def costs(self) -> tuple[str, ...]:
@@ -111,7 +115,8 @@ class CostModel:
     def parameters(self, widths: Mapping[str, int]) -> float:
         """Scalars in parameters."""
         removed = self.removed(widths)
-        return sum(tensor.elements(removed) for tensor in self.tensors)
+        gone: set[str] = set().union(*(names for group, names in self.blocks if widths.get(group, 1) == 0))
+        return sum(tensor.elements(removed) for tensor in self.tensors if tensor.name not in gone)
 
     def macs(self, widths: Mapping[str, int]) -> float:
         """Multiply-accumulates of one sample."""
@@ -137,6 +142,7 @@ def cost_model(
     parameters: Mapping[str, Tensor],
     forward_macs: int,
     biases: Sequence[str] = (),
+    branches: Sequence[Branch] = (),
 ) -> CostModel:
     """The cost model of a traced network.
 
@@ -144,6 +150,7 @@ def cost_model(
         parameters: state name -> parameter (no buffers).
         forward_macs: multiply-accumulates of one sample, as measured; what the maps found here do not explain is fixed.
         biases: names of the parameters that the original does not have.
+        branches: blocks that may go as a whole; the constant that is left of one counts as nothing.
     """
     cuts: dict[tuple[str, int], list[tuple[str, int]]] = {}
     for group in groups:
@@ -165,6 +172,7 @@ def cost_model(
         tensors,
         max(0, forward_macs - explained),
         sum(parameters[name].numel() for name in biases),
+        blocks=tuple((each.end, frozenset(name for name in parameters if each.holds(name))) for each in branches),
     )
 
 

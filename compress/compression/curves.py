@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from compress.compression.allocate import DamageCurve, damage_curve, legal_widths
+from compress.compression.allocate import Choices, DamageCurve, Removal, damage_curve, legal_widths
 from compress.compression.costs import CostModel, cost_model
 from compress.compression.damage import measure_divergences, probe_widths
 from compress.compression.faults import LAYER_FAULTS, describe_fault
@@ -34,6 +35,7 @@ class Search:
         damages: predicted damage per group and width.
         facts: what the moments of all units say, per group.
         skipped: group name -> why it stays as it is; such a group has no moments, curve or facts.
+        removals: the blocks that may go as a whole, with what that does.
         kept_state: where what is found is kept for a run that goes on from here.
     """
 
@@ -44,7 +46,13 @@ class Search:
     damages: dict[str, DamageCurve]
     facts: dict[str, LayerFacts]
     skipped: dict[str, str] = field(default_factory=dict)
+    removals: tuple[Removal, ...] = ()
     kept_state: RunState | None = None
+
+    @property
+    def choices(self) -> Choices:
+        """What the widths are chosen from."""
+        return Choices(self.model, self.damages, self.removals)
 
 
 def prepare_search(
@@ -77,7 +85,14 @@ def prepare_search(
         for name, widths in legal.items()
     }
     parameters = dict(problem.network.module.named_parameters())
-    model = cost_model(problem.program, problem.groups, parameters, problem.forward_macs, problem.network.biases)
+    model = cost_model(
+        problem.program, problem.groups, parameters, problem.forward_macs, problem.network.biases, problem.branches
+    )
+    removals = tuple(
+        Removal(branch.groups, dict(known.measured[branch.end]).get(0, math.inf))
+        for branch in problem.branches
+        if not known.skipped.keys() & set(branch.groups)
+    )
     if timed:
         progress.stage("timing layers at several widths")
         whole = problem.share.from_first(lambda: time_network(problem.network))
@@ -85,7 +100,7 @@ def prepare_search(
             lambda: measure_latency_model(problem.program, model.tensors, problem.state, whole)
         )
         model = replace(model, latency=latency)
-    return Search(problem, model, moments, known.curves, damages, known.facts, known.skipped, kept_state)
+    return Search(problem, model, moments, known.curves, damages, known.facts, known.skipped, removals, kept_state)
 
 
 def find_curves(
@@ -112,6 +127,9 @@ def find_curves(
         progress.advance()
         progress.reach(0.3 + 0.5 * number / len(problem.groups))
     widths = {name: probe_widths(errors[name], widths_known(curves[name], legal[name])) for name in curves}
+    for branch in problem.branches:
+        if branch.end in widths:
+            widths[branch.end] = [0, *widths[branch.end]]
     samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
     progress.stage("measuring sensitivities", samples)
     measured = measure_divergences(

@@ -63,6 +63,8 @@ class TimedMap:
         out, into = (
             1 - sum(each * removed.get(group, 0) for group, each in cuts) / extent for extent, cuts in self.sides
         )
+        if out <= 0 or into <= 0:
+            return 0.0  # the block that it is in is gone, with what follows it
         rows = [interpolate(row, into) for row in self.times]
         return interpolate(rows, out) + self.rest * out
 

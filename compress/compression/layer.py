@@ -46,7 +46,7 @@ from compress.convex import (
 from compress.diagnostics.balance import input_norms
 from compress.recipe import Recipe
 from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
-from compress.report.model import Facts, LayerReport
+from compress.report.model import Facts, Fit, LayerReport
 from compress.units.groups import UnitGroup
 
 POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units
@@ -338,7 +338,7 @@ def take_units(
     swaps: bool,
 ) -> Tensor:
     """Places (width,) of the units that stay, among those that the moments hold."""
-    if isinstance(decision, Given):
+    if isinstance(decision, Given) or not width:
         return curve.units(width)
     if certificate is not None and certificate.support and group.blocks == 1:
         support = certificate.solution.active.cpu()
@@ -364,10 +364,10 @@ def adjust_layer(
     """New tensors of a consumer whose input has changed and whose units stay; none where held-back samples do not gain.
 
     Args:
-        kept: (m,) unit numbers that are left.
+        kept: (m,) unit numbers that are left; without any it is the constant that is found again.
     """
     held = moments.units
-    if not len(kept) or not bool(torch.isin(kept, held).all()):  # some were left out for want of memory
+    if not bool(torch.isin(kept, held).all()):  # some were left out for want of memory
         return {}
     kept = torch.searchsorted(held, kept)
     found = refit_layer(moments, kept, options.ridge, original, current)
@@ -399,6 +399,17 @@ def leave_whole(
     units = group.unit_count
     report = LayerReport(group.name, units, units, facts.report(), widths, fit, seconds=seconds)
     return LayerResult(report, torch.arange(units), lacks_memory=True)
+
+
+def unread(group: UnitGroup, facts: LayerFacts, curve: SelectionCurve) -> LayerResult:
+    """A layer inside a block that goes as a whole: no unit is left, and nothing reads what its consumers give.
+
+    Args:
+        curve: of its units in the original network.
+    """
+    fit = Fit(1.0, 1.0, None, 0, "the block that it is in is removed")
+    report = LayerReport(group.name, group.unit_count, 0, facts.report(), report_widths(curve, {}), fit)
+    return LayerResult(report, torch.arange(0))
 
 
 def legal_width(group: UnitGroup, width: int) -> int:

@@ -31,6 +31,7 @@ from compress.recording.record import (
 )
 from compress.recording.residuals import Rectifier, Residual, find_rectifier, find_residual
 from compress.recording.sharing import Share
+from compress.units.branches import Branch
 from compress.units.groups import Consumer, ReadUnits, UnitGroup
 from compress.units.network import Network
 
@@ -97,6 +98,7 @@ class Problem:
         filters: depthwise convolutions that may be refitted likewise.
         share: this process's part of the batches to record.
         ingredients: what a sweep makes use of.
+        branches: blocks that may go as a whole.
     """
 
     network: Network
@@ -109,6 +111,7 @@ class Problem:
     filters: tuple[Consumer, ...] = ()
     share: Share = field(default_factory=Share)
     ingredients: Ingredients = field(default_factory=Ingredients)
+    branches: tuple[Branch, ...] = ()
 
     @property
     def program(self) -> Program:
@@ -145,11 +148,17 @@ class Problem:
         """Nodes of the outputs, each once."""
         return tuple(dict.fromkeys(output.node for output in self.outputs if output.node is not None))
 
-    def turns(self) -> tuple[Turn, ...]:
-        """The turns of a sweep, front to back."""
+    def turns(self, removed: Sequence[Branch] = ()) -> tuple[Turn, ...]:
+        """The turns of a sweep, front to back; of the blocks that go only the one that settles their constant."""
         again = self.ingredients.readers
-        readers, filters = (self.readers, self.filters) if again else ((), ())
-        return make_turns(self.program, self.state, self.groups, readers, filters)
+        gone = {name for branch in removed for name in branch.groups if name != branch.end}
+        nodes = {name for branch in removed for name in branch.nodes}
+        readers, filters = (
+            tuple(consumer for consumer in consumers if consumer.node not in nodes) if again else ()
+            for consumers in (self.readers, self.filters)
+        )
+        cut = [group for group in self.groups if group.name not in gone]
+        return make_turns(self.program, self.state, cut, readers, filters)
 
     def readings(self, group: ReadUnits) -> tuple[Reading, ...]:
         """Which weights multiply the units, and where."""

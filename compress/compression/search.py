@@ -25,6 +25,7 @@ from compress.graph.cost import measure_latency
 from compress.progress import Portion, Progress
 from compress.recipe import Bound
 from compress.report.model import Certificate, LayerSearch, SearchReport, Step, Trial
+from compress.units.branches import removed_branches, replacements
 from compress.units.surgery import narrow
 
 LATENCY_CHECKS = 3  # cut networks that are timed before the sweep, each correcting the predicted latency
@@ -125,7 +126,7 @@ def search_widths(
     if budgets:
         if "latency" in budgets:
             search = timed_search(search, budgets, progress)
-        found = refined(attempt(allocate(search.model, search.damages, budgets)), options, progress, sweeps)
+        found = refined(attempt(allocate(search.choices, budgets)), options, progress, sweeps)
         judgement = None if wanted is None else wanted.judge(found.layerwise)
         if wanted is not None and judgement is not None and not judgement.passed:
             raise GateError(
@@ -141,7 +142,7 @@ def timed_search(search: Search, budgets: Mapping[str, float], progress: Progres
     """The search with a latency prediction that agrees with a network cut to about the widths that will be chosen."""
     for _ in range(LATENCY_CHECKS):
         progress.stage("timing a cut network")
-        allocation = allocate(search.model, search.damages, budgets)
+        allocation = allocate(search.choices, budgets)
         kept = {
             group.name: legal_units(group, search.curves[group.name], allocation.widths[group.name])
             if allocation.widths[group.name] < group.unit_count
@@ -162,9 +163,12 @@ def timed_search(search: Search, budgets: Mapping[str, float], progress: Progres
 def time_cut(problem: Problem, kept: Mapping[str, Tensor]) -> float:
     """Measured latency of the network with these units as a fraction of the original's; the first process measures."""
     module, sample = problem.network.module, one_sample(problem.network)
+    going = removed_branches(problem.branches, {name: len(units) for name, units in kept.items()})
 
     def measure() -> float:
-        before, after = measure_latency((module, narrow(module, kept, problem.groups).module), sample)
+        replaced = replacements(problem.network, going, kept, {})
+        cut = narrow(module, kept, problem.groups, replaced=replaced).module
+        before, after = measure_latency((module, cut), sample)
         return after.milliseconds / before.milliseconds
 
     return problem.share.from_first(measure)
@@ -180,6 +184,7 @@ def _run_trial(
         replace(options, certify=False),
         progress,
         facts=search.facts,
+        curves=search.curves,
         kept_state=search.kept_state,
     )
     note_trial(trials, allocation, found)
@@ -278,22 +283,15 @@ def at_damage(search: Search, target: float) -> Allocation:
     """The allocation whose predicted damage is the largest that stays within `target` nats."""
     low, high = 1e-12, 1e12
     chosen = {name: curve.legal[-1] for name, curve in search.damages.items()}
-
-    def damage(widths: Mapping[str, int]) -> float:
-        return sum(
-            float(curve.damage[widths[name]])
-            for name, curve in search.damages.items()
-            if widths[name] < curve.legal[-1]
-        )
-
+    whole = search.choices.damage(chosen)
     for _ in range(60):
         price = math.sqrt(low * high)
-        widths = priced_widths(search.model, search.damages, {name: price * each for name, each in BLEND.items()})
-        if damage(widths) <= target:
+        widths = priced_widths(search.choices, {name: price * each for name, each in BLEND.items()})
+        if search.choices.damage(widths) - whole <= target:
             chosen, low = widths, price
         else:
             high = price
-    return Allocation(chosen, damage(chosen), relative_costs(search.model, chosen), low)
+    return Allocation(chosen, search.choices.damage(chosen) - whole, relative_costs(search.model, chosen), low)
 
 
 def certify_widths(found: SearchResult, options: LayerOptions, progress: Progress) -> dict[str, Certificate]:
@@ -303,7 +301,7 @@ def certify_widths(found: SearchResult, options: LayerOptions, progress: Progres
     """
     search = found.search
     certified: dict[str, Certificate] = {}
-    cut = [result for result in found.layerwise.results if result.is_cut]
+    cut = [result for result in found.layerwise.results if result.is_cut and len(result.kept)]
     moments = search.moments
     if cut and not moments:
         moments = record_all(search.problem, progress).moments

@@ -8,7 +8,7 @@ least-squares step a sweep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -16,15 +16,17 @@ from torch import Tensor
 from compress.compression.decisions import Given, Leave, Plan, Width
 from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.frontier import Frontier
-from compress.compression.layer import LayerFacts, LayerOptions, adjust_layer, solve_layer
+from compress.compression.layer import LayerFacts, LayerOptions, adjust_layer, solve_layer, unread
 from compress.compression.problem import Problem
 from compress.compression.result import LayerResult, Settled
 from compress.compression.resume import RunState
 from compress.compression.scoring import CalibrationScore
 from compress.compression.turns import Choose, Filter, Refit, Turn, left_channels
+from compress.convex import SelectionCurve
 from compress.progress import Progress
 from compress.recording.filters import refit_filters
 from compress.recording.layer_moments import LayerMoments
+from compress.units.branches import Branch, removed_branches
 
 RIDGE = 1e-3  # of a depthwise filter's refit: on its change, relative to each tap's second moment
 
@@ -62,6 +64,7 @@ def sweep(
     progress: Progress,
     *,
     facts: Mapping[str, LayerFacts] | None = None,
+    curves: Mapping[str, SelectionCurve] | None = None,
     kept_state: RunState | None = None,
 ) -> Compressed:
     """Settle what the plan decides for every group, front to back, and score the result on calibration samples.
@@ -70,6 +73,8 @@ def sweep(
 
     Args:
         facts: group name -> what moments of all units say; units that a decision leaves out are not recorded then.
+        curves: group name -> how its units were selected in the original network. Blocks of whose layers the plan keeps
+            no unit go as a whole; both are needed for these.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
 
@@ -96,7 +101,44 @@ def sweep(
 
     state = None if kept_state is None else kept_state.of_sweep("first", plan)
     left = {name: decision.reason for name, decision in plan.items() if isinstance(decision, Leave)}
-    return run_turns(problem, problem.state, {}, wanted, settle, progress, stage="solving", left=left, kept_state=state)
+    removed = removed_branches(problem.branches, planned_widths(plan))
+    found = run_turns(
+        problem,
+        problem.state,
+        {},
+        wanted,
+        settle,
+        progress,
+        stage="solving",
+        left=left,
+        removed=removed,
+        kept_state=state,
+    )
+    return found if facts is None or curves is None else with_inner_layers(found, problem, removed, facts, curves)
+
+
+def with_inner_layers(
+    found: Compressed,
+    problem: Problem,
+    removed: Sequence[Branch],
+    facts: Mapping[str, LayerFacts],
+    curves: Mapping[str, SelectionCurve],
+) -> Compressed:
+    """The result with the layers inside blocks that go: without units, or whole where their block's end was skipped."""
+    results, skipped = {layer.name: layer for layer in found.results}, dict(found.skipped)
+    groups = {group.name: group for group in problem.groups}
+    for branch in removed:
+        for name in branch.groups:
+            if branch.end in skipped:
+                skipped.setdefault(name, skipped[branch.end])
+            elif name != branch.end:
+                results[name] = unread(groups[name], facts[name], curves[name])
+    return replace(found, results=[results[name] for name in groups if name in results], skipped=skipped)
+
+
+def planned_widths(plan: Plan) -> dict[str, int]:
+    """Group name -> units that stay, of the groups whose width is decided."""
+    return {name: decision.count for name, decision in plan.items() if isinstance(decision, Width)}
 
 
 def refine(
@@ -117,6 +159,7 @@ def refine(
         kept_state: where settled turns are kept for a later run, and taken from.
     """
     kept = before.kept
+    removed = removed_branches(problem.branches, {name: len(units) for name, units in kept.items()})
     plan = {name: Given(units) for name, units in kept.items()}
 
     def settle(
@@ -139,6 +182,7 @@ def refine(
             stage="refining",
             left=found.skipped,
             rectified=problem.ingredients.rectified,
+            removed=removed,
             kept_state=state,
         )
         found = replace(after, results=before.results, skipped=before.skipped)
@@ -156,6 +200,7 @@ def run_turns(
     stage: str,
     left: Mapping[str, str],
     rectified: bool = False,
+    removed: Sequence[Branch] = (),
     kept_state: RunState | None = None,
 ) -> Compressed:
     """Record and settle every turn of a sweep in its order, then score the network.
@@ -168,11 +213,12 @@ def run_turns(
         stage: what a turn is called while it is settled.
         left: group name -> why its units are not asked about.
         rectified: record targets that count errors behind the next ReLU alone.
+        removed: blocks that go as a whole.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
     current, kept, skipped = dict(start), dict(kept), dict(left)
     results: list[LayerResult] = []
-    turns = [turn for turn in problem.turns() if not (isinstance(turn, Choose) and turn.group.name in left)]
+    turns = [turn for turn in problem.turns(removed) if not (isinstance(turn, Choose) and turn.group.name in left)]
     with Frontier.open(problem, progress, rectified=rectified) as frontier:
         for number, turn in enumerate(turns):
             settled = None if kept_state is None else kept_state.read_turn(number)

@@ -89,6 +89,9 @@ class Recipe(BaseModel):
     )
     exclude: tuple[str, ...] = option((), "Not the layers matching this glob.", Section.LAYERS, "GLOB")
     couple: bool = option(False, "Also cut residual streams, whose units many layers share.", Section.LAYERS)
+    depth: bool = option(
+        True, "Under a budget blocks of residual networks may go as a whole, where that does less harm.", Section.LAYERS
+    )
     keep: int | float | None = option(
         None, "Units to keep in every layer: a count, or a fraction below 1 such as 0.5 or 50%.",
         Section.WIDTHS, "COUNT|SHARE", everyday=True, gt=0,

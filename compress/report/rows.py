@@ -47,7 +47,9 @@ def held_back_text(report: RunReport) -> list[str]:
     score = report.calibration.held_back
     if score is not None and score.agreement is not None:
         return [f"agreement with the original {100 * score.agreement:.2f} % on {score.samples} held-back samples"]
-    errors = [layer.fit.held_back_error for layer in report.layers if layer.fit.held_back_error is not None]
+    errors = [
+        layer.fit.held_back_error for layer in report.layers if layer.kept and layer.fit.held_back_error is not None
+    ]
     return [f"held-back error of a layer at most {max(errors):.4f}"] if errors else []
 
 
@@ -62,6 +64,8 @@ def summary_rows(report: RunReport) -> list[tuple[str, str, str, str]]:
             ("bytes on disk", cost.bytes),
         )
     ]
+    if report.removed:
+        rows.append(("blocks removed", "", str(len(report.removed)), "; ".join(report.removed)))
     for one in cost.latency:
         where = f"latency, batch {one.batch_size}, {one.threads} threads, {one.device}"
         rows.append((where, f"{one.before_ms:.2f} ms", f"{one.after_ms:.2f} ms", f"{one.factor:.2f}×"))

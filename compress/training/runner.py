@@ -33,7 +33,7 @@ class Start:
     """A network before its training.
 
     Attributes:
-        shapes, attributes, kept: what makes a freshly built `architecture` this network, as in a manifest.
+        shapes, attributes, kept, removed: what makes a freshly built `architecture` this network, as in a manifest.
         origin: the file it came from; None where it starts from random weights.
         stored: its tensors as stored, whose dtypes the result takes; empty for a new network.
     """
@@ -45,6 +45,7 @@ class Start:
     shapes: dict[str, list[int]] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
+    removed: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

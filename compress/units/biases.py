@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from compress.checkpoint.removed import outside
 from compress.checkpoint.restoring import named_tensors
 from compress.units.groups import Consumer, UnitGroup
 from compress.units.surgery import Narrowed, copy_with
@@ -63,7 +64,7 @@ def without_idle_biases(narrowed: Narrowed, names: Iterable[str]) -> Narrowed:
     The module is changed in place: it is the caller's own.
     """
     shapes = dict(narrowed.shapes)
-    for name in names:
+    for name in outside(dict.fromkeys(names), narrowed.removed):
         owner = narrowed.module.get_submodule(name.rpartition(".")[0])
         bias = owner.bias
         assert isinstance(bias, torch.Tensor), "put there by `with_biases`"

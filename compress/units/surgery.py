@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compress.checkpoint.removed import Removed, Replacement, outside
 from compress.checkpoint.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
 from compress.errors import SurgeryError
 from compress.graph.ops import Normalisation
-from compress.graph.program import Override, Program, Step, run_outputs
+from compress.graph.program import Override, Program, Step, run, run_outputs
 from compress.graph.trace import NetworkGraph, output_tensors, trace_network
 from compress.units.groups import UnitGroup
 
@@ -30,11 +31,13 @@ class Narrowed:
         module: the smaller network; shares no tensor with the original.
         shapes: state-dict name -> new shape, for every tensor that shrank.
         attributes: "path.to.module.attribute" -> new value, a number or a list of numbers.
+        removed: path of each module that was taken out -> what stands in its place, as a manifest holds it.
     """
 
     module: nn.Module
     shapes: dict[str, list[int]]
     attributes: dict[str, Any]
+    removed: dict[str, Any] = field(default_factory=dict)
 
 
 def narrow(
@@ -42,23 +45,27 @@ def narrow(
     kept: Mapping[str, Tensor],
     groups: Sequence[UnitGroup],
     weights: Mapping[str, Tensor] | None = None,
+    replaced: Mapping[str, Replacement] | None = None,
 ) -> Narrowed:
     """A copy of `module` without the units that are not in `kept` (group name -> indices of kept units).
 
-    `weights` replaces tensors by name, in their original shape; removed positions of them are ignored. Raises
-    ValueError for an unknown or unprunable group, or indices that are not a nonempty subset of its units.
+    `weights` replaces tensors by name, in their original shape; removed positions of them are ignored. `replaced` says
+    what stands in the place of modules, by path, that go as a whole, with groups of which no unit is kept. Raises
+    ValueError for an unknown or unprunable group, or indices that are not a subset of its units, nonempty but for
+    groups in such modules.
     """
-    chosen = _check_kept(kept, groups)
+    gone = replaced or {}
+    chosen = _check_kept(kept, groups, gone)
     masks = kept_positions(module, chosen)
     replacements = dict(weights or {})
     named = named_tensors(module)
     unknown = [name for name in replacements if name not in named]
     if unknown:
         raise ValueError(f"`weights` names tensors that the network does not have: {', '.join(unknown)}.")
-    replaced: dict[int, Tensor] = {}
+    fresh_tensors: dict[int, Tensor] = {}
     shapes: dict[str, list[int]] = {}
-    for name, old in named.items():
-        if id(old) not in replaced:
+    for name, old in outside(named, gone).items():
+        if id(old) not in fresh_tensors:
             value = replacements.get(name, old).detach()
             if value.shape != old.shape:
                 raise ValueError(
@@ -71,15 +78,16 @@ def narrow(
                 if mask is not None:
                     fresh = fresh.index_select(dim, mask.nonzero()[:, 0].to(value.device))
             fresh = fresh.clone() if fresh is value else fresh
-            replaced[id(old)] = (
+            fresh_tensors[id(old)] = (
                 nn.Parameter(fresh, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else fresh
             )
-        if replaced[id(old)].shape != old.shape:
-            shapes[name] = list(replaced[id(old)].shape)
-    result = copy_with(module, replaced)
+        if fresh_tensors[id(old)].shape != old.shape:
+            shapes[name] = list(fresh_tensors[id(old)].shape)
+    left = {id(module.get_submodule(path)): Removed(replacement).eval() for path, replacement in gone.items()}
+    result = copy_with(module, {**fresh_tensors, **left})
     attributes = _new_attributes(module, chosen)
     set_attributes(result, attributes)
-    return Narrowed(result, shapes, attributes)
+    return Narrowed(result, shapes, attributes, {path: replacement.as_dict() for path, replacement in gone.items()})
 
 
 @contextmanager
@@ -121,7 +129,7 @@ def verify_narrowed(
     tolerance: 1e-4 in float32, 1e-9 in float64. `dtype` computes in another precision; a forward() that itself names a
     precision is then compared through a graph of the narrowed network.
     """
-    chosen = _check_kept(kept, groups)
+    chosen = _check_kept(kept, groups, narrowed.removed)
     state = {name: tensor.detach() for name, tensor in named_tensors(module).items()}
     state.update({name: tensor.detach() for name, tensor in (weights or {}).items()})
     smaller = narrowed.module
@@ -166,6 +174,28 @@ def masked_outputs(
     inputs: tuple[Tensor, ...],
 ) -> tuple[Any, ...]:
     """Outputs of the original program with removed units masked: what a narrowed network must reproduce."""
+    masked, override = mask_units(program, state, kept, groups)
+    return run_outputs(program, masked, inputs, override=override)
+
+
+def masked_values(
+    program: Program,
+    state: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    groups: Sequence[UnitGroup],
+    inputs: tuple[Tensor, ...],
+    wanted: Iterable[str],
+) -> dict[str, Tensor]:
+    """Values by name in the original program with removed units masked."""
+    masked, override = mask_units(program, state, kept, groups)
+    with torch.no_grad():
+        return {name: each[0] for name, each in run(program, (masked,), inputs, wanted, override=override).items()}
+
+
+def mask_units(
+    program: Program, state: Mapping[str, Tensor], kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]
+) -> tuple[dict[str, Tensor], dict[str, Override]]:
+    """The state with removed units' columns at zero in every consumer, and the steps that count kept units alone."""
     masked = dict(state)
     removed = {group.name: _removed(kept[group.name], group.unit_count) for group in groups if group.name in kept}
     cloned: set[str] = set()
@@ -183,14 +213,13 @@ def masked_outputs(
                     masked[part.name] = masked[part.name].clone()
                     cloned.add(part.name)
                 masked[part.name].index_fill_(part.dim, part.positions[gone].flatten().to(masked[part.name].device), 0)
-        for statistic in group.statistics:
+        for statistic in group.statistics if not gone.all() else ():  # over nothing there is none, and nobody reads it
             keep = statistics.setdefault(statistic.node, {}).setdefault(
                 statistic.dim, torch.ones(statistic.size, dtype=torch.bool)
             )
             keep[statistic.positions[gone].flatten()] = False
             norms[statistic.node] = statistic.normalisation
-    override = {name: _over_kept(masks, norms[name]) for name, masks in statistics.items()}
-    return run_outputs(program, masked, inputs, override=override)
+    return masked, {name: _over_kept(masks, norms[name]) for name, masks in statistics.items()}
 
 
 def _over_kept(masks: dict[int, Tensor], norm: Normalisation | None) -> Override:
@@ -275,7 +304,9 @@ class _Chosen:
     kept: dict[str, Tensor]
 
 
-def _check_kept(kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]) -> _Chosen:
+def _check_kept(
+    kept: Mapping[str, Tensor], groups: Sequence[UnitGroup], removed: Mapping[str, object] | None = None
+) -> _Chosen:
     by_name = {group.name: group for group in groups}
     chosen: list[UnitGroup] = []
     checked: dict[str, Tensor] = {}
@@ -288,6 +319,10 @@ def _check_kept(kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]) -> _Cho
         if not group.prunable:
             raise ValueError(f"The group {name!r} cannot be cut: {group.skip_reason}.")
         values = torch.as_tensor(indices, dtype=torch.int64).cpu()
+        if values.dim() == 1 and not len(values) and _lies_in(group, removed or {}):
+            chosen.append(group)
+            checked[name] = values
+            continue
         if values.dim() != 1 or not len(values) or len(set(values.tolist())) != len(values):
             raise ValueError(f"`kept[{name!r}]` must be a nonempty vector of distinct unit indices.")
         if int(values.min()) < 0 or int(values.max()) >= group.unit_count:
@@ -303,6 +338,11 @@ def _check_kept(kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]) -> _Cho
     return _Chosen(tuple(chosen), checked)
 
 
+def _lies_in(group: UnitGroup, removed: Mapping[str, object]) -> bool:
+    """Whether all that reads the group's units lies in modules that are taken out."""
+    return not outside({consumer.weight: None for consumer in group.consumers}, removed)
+
+
 def _removed(kept: Tensor, count: int) -> Tensor:
     gone = torch.ones(count, dtype=torch.bool)
     gone[torch.as_tensor(kept).cpu()] = False
@@ -313,6 +353,8 @@ def _new_attributes(module: nn.Module, chosen: _Chosen) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for group in chosen.groups:
         lost = group.unit_count - len(chosen.kept[group.name])
+        if lost == group.unit_count:
+            continue  # what reads its numbers is taken out with it
         for rule in group.attributes:
             if rule.path not in values:
                 value = getattr(module.get_submodule(rule.module), rule.name)
@@ -324,10 +366,11 @@ def _new_attributes(module: nn.Module, chosen: _Chosen) -> dict[str, Any]:
     return values
 
 
-def copy_with(module: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:
-    """A deep copy in which tensors (by id) are replaced; computed tensors kept as attributes are copied detached.
+def copy_with(module: nn.Module, replaced: Mapping[int, Tensor | nn.Module]) -> nn.Module:
+    """A deep copy in which tensors and modules (by id) are replaced.
 
-    Dictionaries with `cache` in their name are emptied in the copy: what they hold was computed from old weights.
+    Computed tensors kept as attributes are copied detached. Dictionaries with `cache` in their name are emptied in the
+    copy: what they hold was computed from old weights.
     """
     memo: dict[int, Any] = dict(replaced)
     for part in module.modules():

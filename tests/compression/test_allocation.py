@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.compression.allocate import DamageCurve, allocate, damage_curve, legal_widths, relative_costs
+from compress.compression.allocate import Choices, DamageCurve, allocate, damage_curve, legal_widths, relative_costs
 from compress.compression.costs import CostModel, SizedTensor
 from compress.errors import GateError
 
@@ -54,7 +54,7 @@ def test_costs_are_those_of_the_smaller_network() -> None:
 def test_every_budget_is_kept_and_the_damage_is_near_the_best(seed: int, limit: float) -> None:
     model = chain([6, 5])
     curves = {"a": curve(falling(6, seed)), "b": curve(falling(5, seed + 1), 3.0)}
-    found = allocate(model, curves, {"params": limit})
+    found = allocate(Choices(model, curves), {"params": limit})
     assert relative_costs(model, found.widths)["params"] <= limit + 1e-12
     best = min(
         float(curves["a"].damage[a] + curves["b"].damage[b])
@@ -67,7 +67,7 @@ def test_every_budget_is_kept_and_the_damage_is_near_the_best(seed: int, limit: 
 def test_two_budgets_are_kept_together() -> None:
     model = chain([8, 8])
     curves = {"a": curve(falling(8, 1)), "b": curve(falling(8, 2))}
-    found = allocate(model, curves, {"params": 0.6, "macs": 0.5})
+    found = allocate(Choices(model, curves), {"params": 0.6, "macs": 0.5})
     costs = relative_costs(model, found.widths)
     assert costs["params"] <= 0.6
     assert costs["macs"] <= 0.5
@@ -77,13 +77,13 @@ def test_an_impossible_budget_says_what_can_be_had() -> None:
     model = chain([4, 4])
     curves = {"a": curve(falling(4, 1)), "b": curve(falling(4, 2))}
     with pytest.raises(GateError, match=r"params 0\.1 was asked for, params 0\.1\d+ is the least"):
-        allocate(model, curves, {"params": 0.1})
+        allocate(Choices(model, curves), {"params": 0.1})
 
 
 def test_a_more_sensitive_layer_stays_wider() -> None:
     model = chain([8, 8])
     errors = falling(8, 3)
-    found = allocate(model, {"a": curve(errors), "b": curve(errors, 100.0)}, {"params": 0.5})
+    found = allocate(Choices(model, {"a": curve(errors), "b": curve(errors, 100.0)}), {"params": 0.5})
     assert found.widths["b"] > found.widths["a"]
 
 

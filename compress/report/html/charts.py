@@ -47,7 +47,7 @@ def error_chart(layer: LayerReport, number: int, most: int = 200) -> Markup:
     parts.append(polyline([(x(width), y(error)) for width, error in curve], "line first"))
     parts += [dot(x(width), y(error), 2.5, "held") for width, error in tried if error >= low]
     chosen = layer.fit.held_back_error if layer.fit.held_back_error is not None else layer.fit.error
-    said = f"{layer.kept} of {layer.units} units kept"
+    said = layer.said
     if chosen is not None:
         place = x(layer.kept), y(chosen)
         parts.append(rule(place[0], place[1], place[0], HEIGHT - BOTTOM, "guide"))

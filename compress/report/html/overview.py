@@ -31,17 +31,18 @@ def strip_chart(report: RunReport) -> Markup:
     for number, layer in enumerate(layers):
         left, width = (number + GAP / 2) * step, (1 - GAP) * step
         kept = layer.kept if isinstance(layer, LayerReport) else layer.units
-        whole, full = (max(1.0, height * min(1.0, count / widest)) for count in (layer.units, kept))
+        outline = "all" if kept else "gone"
+        whole, full = (max(1.0, height * min(1.0, count / widest)) if count else 0.0 for count in (layer.units, kept))
         if isinstance(layer, LayerReport):
-            said = f"{layer.name}: {layer.kept} of {layer.units} units kept"
+            said = f"{layer.name}: {layer.said}"
         else:
             said = f"{layer.name}: {layer.units} units, not cut: {layer.reason}"
         style = "kept" if isinstance(layer, LayerReport) else "left"
         parts.append(
             Markup(
-                '<g><title>{}</title><rect class="all" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
+                '<g><title>{}</title><rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
                 '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/></g>'
-            ).format(said, left, height - whole, width, whole, style, left, height - full, width, full)
+            ).format(said, outline, left, height - whole, width, whole, style, left, height - full, width, full)
         )
     cut = sum(layer.kept < layer.units for layer in report.layers)
     said = f"{cut} of {len(layers)} layers lost units; the widest has {widest}"

@@ -81,7 +81,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What was decided about one layer, and from what. `seconds`: by stage."""
+    """What was decided about one layer, and from what. `seconds`: by stage. Without units its block was removed."""
 
     name: str
     units: Count
@@ -91,6 +91,11 @@ class LayerReport:
     fit: Fit
     certificate: Certificate | None = None
     seconds: dict[str, Real] = field(default_factory=dict)
+
+    @property
+    def said(self) -> str:
+        """What is left of it, in words."""
+        return f"{self.kept} of {self.units} units kept" if self.kept else f"block removed with all {self.units} units"
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ class RunReport(Report):
         metrics: name -> what the user's own measure says before and after.
         order: names of all layers, skipped ones too, in the order of the network; empty where it is not known.
         modules: what each part of the network costs.
+        removed: names of the blocks that went as a whole.
     """
 
     recipe: Plain
@@ -139,6 +140,7 @@ class RunReport(Report):
     metrics: dict[str, Measured] = field(default_factory=dict)
     order: tuple[str, ...] = ()
     modules: tuple[ModuleCost, ...] = ()
+    removed: tuple[str, ...] = ()
 
     FILE: ClassVar[str] = "report.json"
 
