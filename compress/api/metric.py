@@ -139,7 +139,7 @@ def own_bound(metric: OwnMetric, bound: Bound, prepared: Prepared, problem: Prob
         kept = {result.name: result.kept for result in found.results if result.is_cut}
         if not kept:
             return Judgement(True, "nothing")
-        narrowed, _ = cut_network(prepared, problem.groups, kept, found.state)
+        narrowed, _ = cut_network(prepared, problem, kept, found.state)
         after = measure.of(narrowed.module, "a compressed network")
         check = check_own(measure, bound, before, after)
         return Judgement(bool(check.passed), f"{measure.loss(before, after):.4g}")
