@@ -137,7 +137,7 @@ def common_options(found, scratch: Path, name: str) -> tuple[dict[str, object], 
 
 def is_sentence(ended: Ended) -> bool:
     """Whether a refused run ended with one line that says what was wrong, and a documented code."""
-    return ended.code in (2, 3, 4, 5, 6, 7) and ended.last.startswith("error: ") and "internal" not in ended.last
+    return ended.code in range(1, 8) and ended.last.startswith("error: ") and "internal" not in ended.last
 
 
 def main() -> int:

@@ -55,6 +55,7 @@ def _write_out(part: nn.Module, name: str) -> None:
     part.eval()  # the power iteration of a spectral norm goes on in training
     trained = any(value.requires_grad for value in part.parameters())
     if parametrize.is_parametrized(part, name):
+        _own_class(part)
         parametrize.remove_parametrizations(part, name, leave_parametrized=True)
     elif any(isinstance(hook, WeightNorm) and hook.name == name for hook in part._forward_pre_hooks.values()):
         remove_weight_norm(part, name)
@@ -67,6 +68,14 @@ def _write_out(part: nn.Module, name: str) -> None:
     delattr(part, name)  # where nothing is trained it was left as a buffer
     part.register_parameter(name, nn.Parameter(value, requires_grad=trained))
     part.train(training)
+
+
+def _own_class(part: nn.Module) -> None:
+    """Give a parametrised module a class like its own for itself: torch takes the property off the class, which it
+    shares with the copies that were made of it."""
+    shared = type(part)
+    contents = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    part.__class__ = type(shared.__name__, shared.__bases__, contents)
 
 
 def _forget_versions(part: nn.Module) -> None:
@@ -123,11 +132,24 @@ def _normed(length: Tensor, direction: Tensor) -> Tensor | None:
 def in_common_form(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state as it can be loaded; where module and state say differently how weights are computed, both plain.
 
-    The module is changed in place in that case.
+    The module is changed in place in that case. Buffers that the module no longer stores are left out where the file
+    has the values that it computes itself (position numbers of older transformers).
     """
+    state = without_derived(module, state)
     own = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(_COUNTER)}
     computed = any(_computed(part) for part in module.modules())
     if own.keys() <= state.keys() and not (computed and any(own[name].shape != state[name].shape for name in own)):
         return dict(state)
     materialise(module)
     return plain_state(state)
+
+
+def without_derived(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state without buffers that the module makes itself, to the same values, and keeps out of its state dict."""
+    stored = module.state_dict().keys()
+    derived = {name: value for name, value in module.named_buffers() if name not in stored and not value.is_meta}
+    return {
+        name: value
+        for name, value in state.items()
+        if name not in derived or not torch.equal(value.to(derived[name]), derived[name])
+    }

@@ -89,7 +89,7 @@ class Polisher:
             tableau = self._descend(tableau, least)
             best = tableau if best is None or tableau.explained > best.explained else best
         assert best is not None, "at least one start"
-        movable = min(width, self.unit_count - width)
+        movable = min(width, self.unit_count - width) if self.targets.shape[1] else 0
         if movable > 0 and effort > 0:
             best = self._shake(best, least, effort * _EFFORT, torch.Generator().manual_seed(seed))
         units = best.kept()
@@ -216,7 +216,7 @@ class _Tableau:
         """
         inside, outside = self.kept(), (~self.inside).nonzero()[:, 0]
         m, o, d = inside.numel(), outside.numel(), self.weights.shape[1]
-        if not m or not o:
+        if not m or not o or not d:  # outputs that do not vary have nothing to explain
             return 0.0, 0, 0
         costs = self.scores()[inside]
         inside = inside[costs.argsort(stable=True)]

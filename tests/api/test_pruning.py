@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,18 @@ def test_the_given_module_is_not_changed() -> None:
     compress.prune(module, batches(), keep=0.5, progress=False)
     assert module.training
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_module_with_computed_weights_works_after_it_was_pruned(normed: Any) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(normed(nn.Linear(8, 24)), nn.ReLU(), nn.Linear(24, 4)).eval()
+    values = torch.randn(64, 8)
+    before = module(values)
+    for _ in range(2):  # the copy that is cut shares torch's class with the original
+        compress.prune(module, values, keep=0.5, recover="off", progress=False)
+    assert module(values).equal(before)
+    assert nn.utils.parametrize.is_parametrized(module[0])
 
 
 def test_a_saved_result_reloads_into_the_users_own_class(pruned: compress.PruneResult, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import compress
 from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.parametrisations import materialise
-from compress.errors import UnsupportedError
+from compress.errors import CheckpointError, UnsupportedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 X = torch.randn(3, 2, 6, 6, generator=torch.Generator().manual_seed(5))
@@ -133,3 +133,23 @@ def test_a_weight_without_a_value_in_evaluation_is_refused_in_one_line() -> None
     layer = registered(OnlyInTraining)(nn.Linear(3, 2))
     with pytest.raises(UnsupportedError, match=r"`0\.weight` cannot be written out: there is no weight in evaluation$"):
         materialise(nn.Sequential(layer))
+
+
+class Positions(nn.Module):
+    """A network that keeps its position numbers out of the state dict, as today's transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("position_ids", torch.arange(6)[None], persistent=False)
+        self.table = nn.Embedding(6, 4)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values + self.table(self.position_ids)
+
+
+def test_a_file_with_buffers_that_the_network_computes_itself_loads() -> None:
+    module = Positions()
+    state = {**module.state_dict(), "position_ids": torch.arange(6)[None]}
+    load_weights(module, state)
+    with pytest.raises(CheckpointError, match="position_ids"):
+        load_weights(module, {**state, "position_ids": torch.arange(6)[None] + 1})

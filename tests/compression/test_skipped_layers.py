@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,16 @@ def test_a_layer_that_never_fires_is_cut_to_one_unit_and_the_outputs_stay(rule: 
     found = compress.prune(module, samples(), **rule)
     assert found.model(samples()).allclose(module(samples()), atol=1e-6)
     assert found.model[2].out_features < 12
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_layer_behind_a_dead_one_has_nothing_to_explain_and_the_outputs_stay(rule: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    widths = (8, 16, 16, 12, 4)
+    layers = [nn.Sequential(nn.Linear(*pair), nn.ReLU()) for pair in itertools.pairwise(widths)]
+    module = nn.Sequential(*layers[:-1], layers[-1][0]).eval()
+    with torch.no_grad():
+        module[1][0].bias.fill_(-1e3)
+    found = compress.prune(module, samples(), **rule)
+    assert found.model(samples()).allclose(module(samples()), atol=1e-6)
+    assert {layer.name: layer.kept for layer in found.report.layers}["2.0"] < 12
