@@ -302,18 +302,20 @@ def measure_cases(run: Run, kind: str, title: str, scratch: Path, cases: int) ->
                 found, fault = receiver.recv()
                 done += 1
                 codes.update(map(str, found))
-                faults += [fault] if fault else []
+                if fault:
+                    faults.append(fault)
+                    run.say(fault)
             if time.monotonic() < deadline:
                 faults.append(f"{kind} seed {first + done}: a case took longer than {CASE_SECONDS:g} seconds")
+                run.say(faults[-1])
                 done += 1
         except EOFError:
             process.join()
             if process.exitcode:
                 faults.append(f"{kind} seed {first + done}: the process ended with exit code {process.exitcode}")
+                run.say(faults[-1])
                 done += 1
         process.kill()
-    for fault in faults[:10]:
-        run.say(fault)
     run.table(
         title,
         ("cases", "calls", "exit codes or outcomes"),
