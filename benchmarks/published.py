@@ -2,20 +2,24 @@
 
 First D = 10, K = 500 for N samples; then rank(Φ) = D = r with K = 200, N = 20. The notebook's numbers come from a
 long run of a faithful solver; medians over a few seeds differ by a few units. Then ReLU features of few inputs, full
-and deficient in rank, for D from 1 to 10, and the width bound on random rank-deficient problems.
+and deficient in rank, for D from 1 to 10, and the width bound on random rank-deficient problems. With `--vgg` and
+`--images` the ranks and the bound of that network's layers on a grid of tolerances, beside the 47 units published.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.recorded import vgg_moments
 from benchmarks.reporting import Cell, Run, start
-from compress.convex import Moments, reduce_width, solve_exact
+from compress.convex import Moments, reduce_width, select_units, solve_exact, width_bound
 from compress.convex.lasso import unit_norms
 
 SAMPLES = {10: 34, 20: 83, 30: 127, 40: 169}
@@ -27,7 +31,12 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def main() -> int:
-    run = start("published", __doc__)
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--vgg", type=Path, help="checkpoint of the VGG-19 for CIFAR-10")
+        parser.add_argument("--images", type=Path, help="npz of its training images")
+
+    run = start("published", __doc__, add_options=add_options)
     seeds = 3 if run.quick else 15
     run.say(f"{seeds} seeds a case, exact form, certified to 1e-6")
     rows: list[list[Cell]] = []
@@ -43,7 +52,32 @@ def main() -> int:
     run.goal("counts-uncertified", uncertified, 0)
     rectified(run)
     bound(run, 60 if run.quick else 200)
+    if run.options.vgg and run.options.images:
+        ranks(run, vgg_moments(run.options.vgg, run.options.images, samples=500 if run.quick else 4000))
     return run.finish()
+
+
+PUBLISHED_UNITS = 47  # of the last hidden layer's 512, kept by the published method on VGG-19
+
+
+def ranks(run: Run, layers: dict[str, Moments]) -> None:
+    """rank(Φ)·rank(Ψ) by tolerance."""
+    rows: list[list[Cell]] = []
+    for name, moments in layers.items():
+        if moments.group_size > 1:
+            continue  # a convolution's bound counts columns, not channels
+        for each in width_bound(moments).grid():
+            error = fitted_error(moments, min(each.bound, each.units))
+            rows.append([name, each.units, each.tolerance, each.rank_features, each.rank_outputs, each.bound, error])
+    last = width_bound(layers["classifier.6"])
+    met = min((each.tolerance for each in last.grid() if each.bound <= PUBLISHED_UNITS), default=float("nan"))
+    header = ("layer", "K", "tolerance", "rank(Φ)", "rank(Ψ)", "bound", "error of so many selected units")
+    run.table(f"Ranks by tolerance; the bound meets {PUBLISHED_UNITS} units from {met:g}", header, rows)
+
+
+def fitted_error(moments: Moments, units: int) -> float:
+    """Relative error of the selection with that many units."""
+    return float(select_units(moments).errors[units])
 
 
 def case(

@@ -17,6 +17,7 @@ from compress.report.model import (
     Fit,
     LayerReport,
     Point,
+    Ranks,
     Spectra,
     WidthErrors,
     adapter,
@@ -126,6 +127,7 @@ def report_facts(bound: WidthBound, dead: int, duplicates: int) -> Facts:
             features=thinned(bound.feature_spectrum, first=1),
             outputs=thinned(bound.output_spectrum, first=1),
         ),
+        grid=tuple(Ranks(each.tolerance, each.rank_features, each.rank_outputs, each.bound) for each in bound.grid()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from compress.convex.moments import Moments, unit_columns
 
 RANK_TOLERANCE = 1e-3
 """Singular values below this fraction of the largest one do not count towards a numerical rank."""
+TOLERANCES = (1e-3, 1e-2, 3e-2, 0.1, 0.3)
+"""Where else a report counts ranks: an error that is allowed makes smaller singular values not matter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +55,26 @@ class WidthBound:
         """Whether the theorem promises nothing: the bound is at least K."""
         return self.bound >= self.units
 
+    def at(self, tolerance: float) -> WidthBound:
+        """The same at another tolerance, counted in the spectra. Raises ValueError without spectra, or below ours."""
+        if not self.tolerance <= tolerance < 1 or not self.feature_spectrum.numel():
+            raise ValueError(
+                f"`tolerance` must lie in [{self.tolerance:g}, 1), of a bound with spectra; got {tolerance}."
+            )
+        features, outputs = (
+            int((spectrum > tolerance).sum()) for spectrum in (self.feature_spectrum, self.output_spectrum)
+        )
+        return replace(self, rank_features=features, rank_outputs=outputs, tolerance=tolerance)
+
+    def grid(self) -> tuple[WidthBound, ...]:
+        """The bound at each of `TOLERANCES` that is not below ours, the first of them ours; empty without spectra."""
+        if not self.feature_spectrum.numel():
+            return ()
+        return (self.at(self.tolerance), *(self.at(value) for value in TOLERANCES if value > self.tolerance))
+
     @property
     def message(self) -> str:
-        """The bound in words."""
+        """The bound in words, with the smallest tolerance of `grid` at which it says something."""
         ranks = (
             f"rank(Φ) = {self.rank_features} and rank(Ψ) = {self.rank_outputs} "
             f"(singular values above {self.tolerance:g} of the largest)"
@@ -66,6 +85,9 @@ class WidthBound:
             text = f"{ranks}: some optimal solution needs at most {self.bound} of {self.units} units"
         if self.rank_bound < min(self.bound, self.units):
             text += f"; {self.rank_bound} units already span Φ, at a larger norm (pivoted QR)"
+        telling = next((other for other in self.grid()[1:] if not other.vacuous), None)
+        if self.vacuous and telling is not None:
+            text += f"; above {telling.tolerance:g}: {telling.rank_features}·{telling.rank_outputs} = {telling.bound}"
         return text
 
 

@@ -43,5 +43,14 @@ def describe_moments(moments: LayerMoments, rank_tolerance: float) -> dict[str, 
         "rank_outputs": bound.rank_outputs,
         "bound": bound.bound,
         "bound_text": bound.message,
+        "ranks": [
+            {
+                "tolerance": each.tolerance,
+                "features": each.rank_features,
+                "outputs": each.rank_outputs,
+                "bound": each.bound,
+            }
+            for each in bound.grid()
+        ],
         "rows": moments.rows,
     }

@@ -258,3 +258,18 @@ def test_the_search_for_a_unit_count_ends_where_rounding_hides_the_units() -> No
     solution = solve_unit_count(moments, 3)
     assert solution.status is Status.STOPPED
     assert "rounding" in solution.reason
+
+
+def test_the_width_bound_is_counted_on_a_grid_of_tolerances_from_one_spectrum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 6, generator=generator, dtype=torch.float64)
+    rotation = torch.linalg.qr(rows - rows.mean(0)).Q
+    values = torch.tensor([1.0, 0.5, 0.2, 0.05, 0.02, 0.005], dtype=torch.float64)
+    other = torch.linalg.qr(torch.randn(40, 6, generator=generator, dtype=torch.float64)).Q
+    features = rotation @ torch.diag(values) @ other.T
+    moments = Moments.of(features, features[:, :5])
+    found = {bound.tolerance: bound.rank_features for bound in width_bound(moments).grid()}
+    assert found == {1e-3: 6, 1e-2: 5, 3e-2: 4, 0.1: 3, 0.3: 2}
+    assert width_bound(moments).at(0.1).bound == width_bound(moments, tolerance=0.1).bound
+    with pytest.raises(ValueError, match="tolerance"):
+        width_bound(moments).at(1e-4)

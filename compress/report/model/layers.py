@@ -20,12 +20,23 @@ class Spectra:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """Numerical ranks of Φ and Ψ at a tolerance, and their product, the width bound there."""
+
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    features: Count
+    outputs: Count
+    bound: Count
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the moments say of a layer, whichever units stay.
 
     Attributes:
         dead, duplicates: units that never fire, and that are multiples of an earlier one.
         bound: units that an exact solution needs at most; `bound_text` says it in words.
+        grid: ranks at larger tolerances, where an error is allowed.
     """
 
     dead: Count
@@ -35,6 +46,7 @@ class Facts:
     bound: Count
     bound_text: str
     spectra: Spectra | None = None
+    grid: tuple[Ranks, ...] = ()
 
 
 @dataclass(frozen=True)
