@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ORIGINAL = 92.92
-SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
-# A stranger's ResNet-20 on CIFAR-10, test top-1 % by share of the MACs kept, nothing fine-tuned: `benchmarks.quality`.
-RESNET20 = {
-    "compress": (91.47, 86.99, 81.39, 73.42),
-    "greedy, same refit": (89.78, 82.05, 73.60, 67.31),
-    "magnitude, same refit": (90.29, 81.74, 69.91, 61.05),
-    "magnitude": (52.67, 16.09, 8.31, 9.97),
+RESULTS = Path(__file__).parents[2] / "benchmarks/results/quality-resnet20.json"  # `benchmarks.quality --json`
+DRAWN = {  # what the picture calls a method of the benchmark
+    "ours": "compress",
+    "ThiNet greedy + LS": "greedy, same refit",
+    "TP magnitude + LS": "magnitude, same refit",
+    "TP magnitude": "magnitude",
 }
 COLOURS = ("#3f51b5", "#00897b", "#ef6c00", "#9e9e9e")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 320, 52, 170, 34, 44
@@ -22,7 +22,16 @@ STYLE = (
 )
 
 
-def draw(series: Mapping[str, Sequence[float]]) -> str:
+def read_results(path: Path) -> tuple[list[float], dict[str, list[float]]]:
+    """Shares of the MACs from 1 down, and test top-1 % at each by method, the original's in front."""
+    (table,) = json.loads(path.read_text(encoding="utf-8"))["tables"]
+    original = float(re.search(r"original ([\d.]+)", table["title"])[1])
+    shares = [float(title.split()[0]) for title in table["header"][1:]]
+    found = {name: values for name, *values in table["rows"]}
+    return [1.0, *shares], {title: [original, *found[name]] for name, title in DRAWN.items()}
+
+
+def draw(shares: Sequence[float], series: Mapping[str, Sequence[float]]) -> str:
     """The picture, as SVG: accuracy against the share of the work that is kept."""
 
     def at(share: float, accuracy: float) -> tuple[float, float]:
@@ -39,13 +48,13 @@ def draw(series: Mapping[str, Sequence[float]]) -> str:
         x, y = at(1, accuracy)
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{accuracy}</text>')
-    for share in SHARES:
+    for share in shares:
         x, y = at(share, 0)
         parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{share:g}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" y1="{HEIGHT - BOTTOM}" x2="{WIDTH - RIGHT}" y2="{HEIGHT - BOTTOM}"/>')
     parts.append(f'<text x="{LEFT}" y="{HEIGHT - 6}">share of the multiply-accumulates kept</text>')
     for (name, values), colour in zip(series.items(), COLOURS, strict=True):
-        points = [at(share, value) for share, value in zip(SHARES, (ORIGINAL, *values), strict=True)]
+        points = [at(share, value) for share, value in zip(shares, values, strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         width = 3 if name == "compress" else 1.5
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
@@ -55,7 +64,7 @@ def draw(series: Mapping[str, Sequence[float]]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-PICTURES = {"resnet20.svg": draw(RESNET20)}
+PICTURES = {"resnet20.svg": draw(*read_results(RESULTS))}
 
 if __name__ == "__main__":
     for file, content in PICTURES.items():
