@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def penalised(moments: Moments, fraction: float) -> MultitaskLasso:
-    return MultitaskLasso(moments, fraction * MultitaskLasso(moments, 0.0).silencing_penalty)
+    return MultitaskLasso(moments, fraction * MultitaskLasso(moments, 0.0).lambda_max)
 
 
 def timed(problem: MultitaskLasso) -> tuple[float, int, float, bool]:

@@ -125,3 +125,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     folded = {name.lower(): name for name in known}
     found = get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
     return f" (did you mean {folded[found[0]]!r}?)" if found else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

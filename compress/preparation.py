@@ -20,7 +20,7 @@ from compress.checkpoint.manifest import MODEL, computed_state, read_artifact, w
 from compress.checkpoint.parametrisations import materialise
 from compress.checkpoint.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
-from compress.errors import CheckpointError, DataError, RecipeError, TraceError
+from compress.errors import CheckpointError, DataError, RecipeError, TraceError, first_line
 from compress.graph.meaning import last_operation
 from compress.graph.program import Program, output_values, run
 from compress.graph.trace import trace_network
@@ -348,11 +348,6 @@ def note_preprocessing(
         f"images are prepared as published for {architecture.spec}: --mean {mean} --std {std}; give yours if this "
         "network was trained with others."
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def make_probes(recipe: Recipe, architecture: Architecture, source: DataSource | None) -> list[tuple[Tensor, ...]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress.compression.problem import Problem
 from compress.data.source import Subset
-from compress.errors import CompressError, DataError, RecipeError
+from compress.errors import CompressError, DataError, RecipeError, first_line
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe, TrainingOptions
@@ -121,8 +121,7 @@ def recover_module(
     except (CompressError, RuntimeError) as error:  # an operation without a derivative, one that asks for what is cut
         if recipe.recovery != "auto":
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        progress.note(f"recovery is left out: {lines[0]}")
+        progress.note(f"recovery is left out: {first_line(error)}")
         return None
     progress.note(recovery.describe())
     return recovered, recovery

@@ -16,12 +16,12 @@ from compress.api.reporting import read_any_report
 from compress.artifact.checksums import check_checksums
 from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.checkpoint.restoring import named_tensors
-from compress.errors import CompressError, DataError, RecipeError, UntrustedCodeError
+from compress.errors import CompressError, DataError, RecipeError, UntrustedCodeError, first_line
 from compress.graph.cost import batch_of, count_macs, count_parameters, measure_latency
 from compress.measures.figures import GATED, Figure
 from compress.measures.outputs import named_outputs
 from compress.measures.statistics import SLACK
-from compress.preparation import FORWARD_FAULTS, check_device, first_line
+from compress.preparation import FORWARD_FAULTS, check_device
 from compress.progress import Progress, SilentProgress
 from compress.report.checks import check_doubt, check_drop, failures
 from compress.report.doubts import near_chance, too_few

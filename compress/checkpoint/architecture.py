@@ -49,13 +49,6 @@ class Architecture:
     trusted: bool = False
 
 
-def find_architecture(
-    checkpoint: Checkpoint, arch: str | None = None, arguments: Mapping[str, object] | None = None
-) -> Architecture:
-    """The architecture alone that `open_architecture` finds; errors as there."""
-    return open_architecture(checkpoint, arch, arguments)[1]
-
-
 def open_architecture(
     checkpoint: Checkpoint, arch: str | None = None, arguments: Mapping[str, object] | None = None
 ) -> tuple[Checkpoint, Architecture]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import torch
 
-from compress.errors import CompressError, NonFiniteError, SolverError
+from compress.errors import CompressError, NonFiniteError, SolverError, first_line
 
 LINEAR_ALGEBRA = (torch.linalg.LinAlgError, numpy.linalg.LinAlgError)  # type: ignore[attr-defined]
 LAYER_FAULTS = (NonFiniteError, SolverError, *LINEAR_ALGEBRA)
@@ -13,5 +13,5 @@ LAYER_FAULTS = (NonFiniteError, SolverError, *LINEAR_ALGEBRA)
 
 def describe_fault(fault: Exception) -> str:
     """Why the layer is left as it is, as part of a sentence."""
-    said = next(iter(str(fault).strip().splitlines()), type(fault).__name__).rstrip(".")
+    said = first_line(fault).rstrip(".")
     return said if isinstance(fault, CompressError) else f"a factorisation of its moments failed: {said}"

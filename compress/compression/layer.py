@@ -156,7 +156,7 @@ class Weighing:
     @property
     def lambda_max(self) -> float:
         """The smallest penalty that leaves no unit."""
-        return MultitaskLasso(self.joint, 0.0, self.costs).silencing_penalty
+        return MultitaskLasso(self.joint, 0.0, self.costs).lambda_max
 
 
 def solve_layer(
@@ -232,7 +232,7 @@ def solve_lasso(weighing: Weighing, decision: Decision, options: LayerOptions) -
     if isinstance(decision, LassoSupport):
         problem = MultitaskLasso(joint, decision.penalty * weighing.lambda_max, costs)
         solution = solve(problem, options.solver, tolerance=options.gap)
-        return Certified(solution, f"penalised at {decision.penalty:g} of the silencing penalty")
+        return Certified(solution, f"penalised at {decision.penalty:g} of λ_max")
     if isinstance(decision, Within) and decision.error == 0:
         solution = solve_exact(
             joint, costs, solver=options.solver, tolerance=options.gap, range_tolerance=options.rank_tolerance

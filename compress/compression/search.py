@@ -313,8 +313,8 @@ def certify_widths(found: SearchResult, options: LayerOptions, progress: Progres
         costs = layer_unit_costs(options.unit_costs, groups[result.name], own, search.problem.state, joint)
         try:
             solution, form = certify_layer(joint, costs, len(result.kept), None, solver=options.solver, gap=options.gap)
-            silencing = MultitaskLasso(joint, 0.0, costs).silencing_penalty
-            certified[result.name] = certificate_report(solution, f"{form}; original features", silencing)
+            lambda_max = MultitaskLasso(joint, 0.0, costs).lambda_max
+            certified[result.name] = certificate_report(solution, f"{form}; original features", lambda_max)
         except LAYER_FAULTS as fault:
             progress.note(f"{result.name} has no certificate: {describe_fault(fault)}")
         progress.advance()

@@ -19,7 +19,7 @@ from compress.convex.solvers.conic import Conic
 from compress.convex.solvers.newton import Newton
 from compress.convex.solvers.proximal import Proximal
 from compress.convex.swaps import polish_units
-from compress.convex.width_bound import WidthBound, numerical_rank, reduce_width, spanning_units, width_bound
+from compress.convex.width_bound import WidthBound, reduce_width, width_bound
 
 __all__ = [
     "METHODS",
@@ -44,7 +44,6 @@ __all__ = [
     "forward_order",
     "lasso_order",
     "nested_errors",
-    "numerical_rank",
     "penalty_grid",
     "polish_units",
     "reduce_problem",
@@ -60,7 +59,6 @@ __all__ = [
     "solve_path",
     "solve_tolerance",
     "solve_unit_count",
-    "spanning_units",
     "stack_consumers",
     "width_bound",
 ]

@@ -198,8 +198,8 @@ def _multipliers(
 ) -> tuple[_Point, int, str]:
     """The best point of the method of multipliers, the inner iterations it took, and why it ended; empty: certified."""
     costs = form.problem.costs
-    silencing = MultitaskLasso(form.projected, 0.0, costs).silencing_penalty
-    penalty = 0.1 * silencing
+    lambda_max = MultitaskLasso(form.projected, 0.0, costs).lambda_max
+    penalty = 0.1 * lambda_max
     shifted, start = form.weights, None  # the residual is added back to W₀
     best: _Point | None = None
     iterations, poor, inner_tolerance = 0, 0, 1e-4
@@ -230,7 +230,7 @@ def _multipliers(
             return best, iterations, "no further progress in float64"
         inner_tolerance = max(min(1e-10, 1e-3 * tolerance), min(1e-4, 1e-3 * best.rank[1], 0.1 * inner_tolerance))
         # a smaller λ converges in fewer rounds, a larger one has easier inner problems
-        if penalty > 1e-6 * silencing:
+        if penalty > 1e-6 * lambda_max:
             penalty *= 0.3
         shifted = form.weights + penalty * multiplier
     assert best is not None, "at least one round"

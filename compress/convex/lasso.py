@@ -51,7 +51,7 @@ class MultitaskLasso:
         return costs
 
     @property
-    def silencing_penalty(self) -> float:
+    def lambda_max(self) -> float:
         """λ_max = max_k ‖H_k‖_F/c_k: from here on V = 0 is optimal."""
         norms = unit_norms(self.moments.cross, self.moments.group_size)
         return float((norms / self.costs).max()) if norms.numel() else 0.0

@@ -19,7 +19,7 @@ from compress.convex.solution import Solution, Status
 from compress.convex.solve import Solver, certified_point, check_tolerance, find_solver, solve
 from compress.convex.solvers.scaled import Outcome
 
-_SMALLEST = 1e-9  # the smallest λ at which units are counted, as a fraction of the silencing penalty
+_SMALLEST = 1e-9  # the smallest λ at which units are counted, as a fraction of λ_max
 _HIDDEN = 0.1  # rounding of a gap, relative to the tolerance, from which on a smaller λ tells no more units
 _SPECTRAL = 2048  # columns up to which least squares is settled by eigenvalues where a factorisation leaves doubt
 
@@ -51,10 +51,10 @@ def solve_path(
 
 
 def penalty_grid(moments: Moments, count: int = 20, smallest: float = 1e-3, unit_costs: Any = None) -> list[float]:
-    """`count` penalties, geometric from the silencing penalty down to `smallest` times it."""
+    """`count` penalties, geometric from λ_max down to `smallest` times it."""
     if count < 1 or not 0 < smallest <= 1:
         raise ValueError(f"`count` must be positive and `smallest` in (0, 1], got {count} and {smallest}.")
-    top = MultitaskLasso(moments, 0.0, unit_costs).silencing_penalty
+    top = MultitaskLasso(moments, 0.0, unit_costs).lambda_max
     return [top * smallest ** (i / max(1, count - 1)) for i in range(count)]
 
 
@@ -88,7 +88,7 @@ def solve_tolerance(
     deadline = time.monotonic() + time_limit
     name = find_solver(solver).name
     problem = MultitaskLasso(moments, 0.0, unit_costs)
-    top, bound = problem.silencing_penalty, error * math.sqrt(moments.energy)
+    top, bound = problem.lambda_max, error * math.sqrt(moments.energy)
     silent = _Point.of(problem, torch.zeros_like(moments.cross_covariance), top)
     if silent.fit <= bound**2 or top <= 0:
         found = silent.solution(problem, bound, tolerance, name, 0)
@@ -269,7 +269,7 @@ def solve_unit_count(
         raise ValueError(f"`units` must be between 0 and {count}, got {units}.")
     check_tolerance(tolerance)
     deadline = time.monotonic() + time_limit
-    top = MultitaskLasso(moments, 0.0, unit_costs).silencing_penalty
+    top = MultitaskLasso(moments, 0.0, unit_costs).lambda_max
     settled = min(1e-9, tolerance)  # the support settles later than the objective
     problem = MultitaskLasso(moments, top, unit_costs)
     zero = Outcome(torch.zeros_like(moments.cross_covariance), 0, "")

@@ -42,7 +42,7 @@ def solve(
     """
     chosen = find_solver(solver)
     check_tolerance(tolerance)
-    if problem.penalty == 0 and problem.silencing_penalty > 0:
+    if problem.penalty == 0 and problem.lambda_max > 0:
         raise ValueError("`penalty` must be positive here; without one use `refit` (least squares) or `solve_exact`.")
     if start is not None and start.shape != problem.moments.cross_covariance.shape:
         raise ValueError(

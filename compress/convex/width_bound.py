@@ -91,11 +91,6 @@ class WidthBound:
         return text
 
 
-def numerical_rank(gram: Tensor, tolerance: float = RANK_TOLERANCE) -> int:
-    """Singular values of a matrix A above `tolerance` times the largest, from `gram` = AᵀA. Raises ValueError."""
-    return rank_of(checked_eigenvalues(gram, tolerance), tolerance)
-
-
 def checked_eigenvalues(gram: Tensor, tolerance: float) -> Tensor:
     """Eigenvalues (n,) of `gram` = AᵀA, rising.
 
@@ -254,25 +249,3 @@ def _remove_dependent(
             basis = torch.linalg.qr(basis)[0]
             basis[~alive] = 0.0
     return factors
-
-
-def spanning_units(moments: Moments, tolerance: float = RANK_TOLERANCE) -> Tensor:
-    """Units (m,) whose columns span Φ to `tolerance`, by pivoted Cholesky of the gram (pivoted QR of Φ)."""
-    s = moments.group_size
-    residual = moments.gram.clone()
-    diagonal = residual.diagonal().clone()
-    top = float(diagonal.max()) if diagonal.numel() else 0.0
-    chosen: list[int] = []
-    factor = residual.new_zeros(residual.shape[0], 0)
-    while len(chosen) < moments.unit_count and float(diagonal.max()) > tolerance**2 * top > 0:
-        unit = int(diagonal.reshape(-1, s).sum(1).argmax())
-        chosen.append(unit)
-        for column in range(unit * s, unit * s + s):
-            value = float(diagonal[column])
-            if value <= 1e-14 * top:
-                continue
-            new = (moments.gram[:, column] - factor @ factor[column]) / value**0.5
-            factor = torch.cat([factor, new[:, None]], 1)
-            diagonal = (diagonal - new.square()).clamp_min(0)
-        diagonal[unit * s : unit * s + s] = 0
-    return torch.tensor(sorted(chosen), dtype=torch.long)

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 import yaml
 
-from compress.errors import CompressError
+from compress.errors import CompressError, first_line
 
 
 def import_object(spec: str, fault: type[CompressError]) -> Any:
@@ -37,8 +37,8 @@ def import_object(spec: str, fault: type[CompressError]) -> Any:
 
 def describe_fault(error: Exception) -> str:
     """The type of an exception from a user's code and the first line of its message."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines[0] else type(error).__name__
+    kind, said = type(error).__name__, first_line(error).rstrip(".")
+    return kind if said == kind else f"{kind}: {said}"
 
 
 def parse_value(text: str) -> Any:

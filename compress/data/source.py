@@ -91,15 +91,6 @@ class DataSource(ABC):
         return self.labels is not None
 
     @cached_property
-    def class_count(self) -> int | None:
-        """Number of classes: of the class names, else one more than the largest label; None without labels."""
-        if self.class_names is not None:
-            return len(self.class_names)
-        if self.labels is None or len(self.labels) == 0:
-            return None
-        return int(self.labels.max()) + 1
-
-    @cached_property
     def label_values(self) -> np.ndarray:
         """The distinct labels, ascending; empty without any."""
         return np.empty(0, np.int64) if self.labels is None else np.unique(self.labels)

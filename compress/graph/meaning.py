@@ -16,6 +16,12 @@ def meaning_of(network: NetworkGraph, node: fx.Node) -> Meaning | None:
     return None if rule is None else rule.meaning(network, node)
 
 
+def meaning_of_step(program: Program, name: str) -> Meaning | None:
+    """What a step of a program computes; None for one that no node of the graph stands for."""
+    node = program.nodes.get(name)
+    return None if node is None else meaning_of(program.network, node)
+
+
 def linear_maps(network: NetworkGraph) -> tuple[LinearMap, ...]:
     """Every linear map that multiplies by a tensor of the network, in execution order."""
     meanings = (meaning_of(network, node) for node in network.graph.nodes)
@@ -34,11 +40,8 @@ def last_operation(program: Program, name: str) -> str:
     """The operation that made a value's numbers, `sigmoid` for one; what only moves or copies them is passed over."""
     while name in program.by_name:
         step = program.by_name[name]
-        node = program.nodes.get(name)
-        if node is None:
-            return ""
-        passed = isinstance(meaning_of(program.network, node), Identity | Recast | Rearrangement)
+        passed = isinstance(meaning_of_step(program, name), Identity | Recast | Rearrangement)
         if not passed or not step.inputs:
-            return operation_name(node)
+            return operation_name(program.nodes[name]) if name in program.nodes else ""
         name = step.inputs[0]
     return ""

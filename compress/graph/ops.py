@@ -155,6 +155,11 @@ class Rearrangement:
 
 
 @dataclass(frozen=True)
+class Pooling:
+    """Means or maxima of the first argument over some of its positions."""
+
+
+@dataclass(frozen=True)
 class Sum:
     """First argument + factor · second argument."""
 
@@ -175,7 +180,7 @@ class Rectification:
 
 
 Meaning: TypeAlias = (
-    LinearMap | BatchNorm | Normalisation | Identity | Recast | Rearrangement | Sum | Product | Rectification
+    LinearMap | BatchNorm | Normalisation | Identity | Recast | Rearrangement | Pooling | Sum | Product | Rectification
 )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.graph.meaning import meaning_of
+from compress.graph.meaning import meaning_of_step
 from compress.graph.ops import BatchNorm, Identity, Layout, Meaning, Product, Rearrangement, Rectification, Sum
 from compress.graph.program import Program, Read
 from compress.units.groups import Consumer
@@ -119,7 +119,7 @@ def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
     name = consumer.node
     while len(readers := program.readers.get(name, ())) == 1 and name not in program.outputs:
         step = readers[0]
-        meaning = meaning_of(program.network, program.nodes[step.name]) if step.name in program.nodes else None
+        meaning = meaning_of_step(program, step.name)
         read = [part.name if isinstance(part, Read) else None for part in step.args]
         other = read[1 - read.index(name)] if len(read) == 2 and read.count(name) == 1 else None
         plain = isinstance(meaning, Sum) and meaning.factor == 1

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from compress.atomic import new_file
 from compress.checkpoint.read import read_plain
 from compress.data.source import DataSource
-from compress.errors import CompressError, NonFiniteError, OutputError
+from compress.errors import CompressError, NonFiniteError, OutputError, first_line
 from compress.progress import Progress, SilentProgress
 from compress.report.model import Epoch
 from compress.training.losses import LossFunction, answers_of
@@ -234,8 +234,9 @@ def _restore(path: str | Path, module: nn.Module, stepping: Stepping) -> tuple[l
         if stepping.schedule is not None:
             stepping.schedule.load_state_dict(content["schedule"])
     except (OSError, CompressError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OutputError(f"{str(path)!r} does not continue this run ({first}); remove it to start again.") from None
+        raise OutputError(
+            f"{str(path)!r} does not continue this run ({first_line(error)}); remove it to start again."
+        ) from None
     curve, best = content["curve"], content["best"]
     if not (isinstance(curve, list) and isinstance(best, dict) and set(best) >= {"epoch", "value", "state"}):
         raise OutputError(f"{str(path)!r} does not continue this run (it is damaged); remove it to start again.")

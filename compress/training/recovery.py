@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import NonFiniteError
+from compress.graph.meaning import meaning_of_step
+from compress.graph.ops import LinearMap, Pooling
 from compress.graph.program import Program, run
 from compress.graph.trace import trace_network
 from compress.measures.figures import MEANINGS
@@ -43,10 +45,8 @@ CLIP = 1.0  # largest gradient norm
 SHIFT = 16  # an image is shifted by up to this part of its side
 SMALLEST_IMAGE = 16  # pixels a side
 STEP_NUMBERS = 2**21  # input numbers in a batch, at most: what gradients need follows them
-POOLS = ("adaptive_avg_pool", "avg_pool", "max_pool", "adaptive_max_pool", "mean", "amax")
 SMALLEST_LOSS = 1e-12  # what a part of the loss is divided by, at least
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-MAPS = ("conv", "linear", "addmm", "mm", "matmul")
 
 
 @dataclass(frozen=True)
@@ -372,20 +372,19 @@ def last_features(program: Program, output: str) -> str | None:
     for step in reversed(program.steps):
         if step.name not in behind or not step.inputs:
             continue
-        operation = str(getattr(step.target, "__name__", "")).split(".")[0]
-        source = step.inputs[0]
-        if operation.startswith(MAPS):
-            head = source
+        meaning = meaning_of_step(program, step.name)
+        if isinstance(meaning, LinearMap) and not meaning.indexed:
+            head = step.inputs[0]
             break
     else:
         return None
     name = head
     while name in program.by_name:  # over what only reshapes or scales, back to a pooling
         step = program.by_name[name]
-        operation = str(getattr(step.target, "__name__", "")).split(".")[0]
-        if operation.startswith(POOLS):
+        meaning = meaning_of_step(program, name)
+        if isinstance(meaning, Pooling):
             return step.inputs[0]
-        if operation.startswith(MAPS) or len([each for each in step.inputs if each in program.by_name]) != 1:
+        if isinstance(meaning, LinearMap) or len([each for each in step.inputs if each in program.by_name]) != 1:
             break
         name = next(each for each in step.inputs if each in program.by_name)
     return head

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint.removed import Removed, Replacement, outside
 from compress.checkpoint.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
-from compress.errors import SurgeryError
+from compress.errors import SurgeryError, first_line
 from compress.graph.ops import Normalisation
 from compress.graph.program import Override, Program, Step, run, run_outputs
 from compress.graph.trace import NetworkGraph, output_tensors, trace_network
@@ -152,7 +152,7 @@ def verify_narrowed(
             deviation = relative_deviation(wanted, module_outputs(smaller, batch))
         except RuntimeError as fault:
             if dtype is None:
-                raise SurgeryError(f"The narrowed network does not run: {str(fault).splitlines()[0]}") from fault
+                raise SurgeryError(f"The narrowed network does not run: {first_line(fault)}") from fault
             deviation = float("inf")
         if deviation > limit and dtype is not None:  # its forward() may name a precision: compare its graph instead
             traced = traced or Program.of(trace_network(narrowed.module, graph.examples))

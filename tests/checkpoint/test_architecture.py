@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.checkpoint.architecture import find_architecture
+from compress.checkpoint.architecture import open_architecture
 from compress.checkpoint.builders import build_architecture
 from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.read import Checkpoint, load_checkpoint
@@ -51,7 +51,7 @@ def test_torchvision_models_are_recognised_with_any_number_of_classes(
 ) -> None:
     wanted = {**arguments, "num_classes": classes}
     state = build_architecture(f"torchvision:{name}", wanted, memory=False).state_dict()
-    found = find_architecture(checkpoint_of(dict(sorted(state.items()))))
+    found = open_architecture(checkpoint_of(dict(sorted(state.items()))))[1]
     assert found.spec == f"torchvision:{name}"
     assert found.arguments == wanted
     assert "recognised" in found.how
@@ -74,7 +74,7 @@ def test_names_without_batch_counters_have_the_same_digest() -> None:
 def test_an_old_file_without_batch_counters_is_recognised_and_loaded() -> None:
     network = build_architecture("compress:resnet_cifar10", {"depth": 20})
     state = {name: own for name, own in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    found = find_architecture(checkpoint_of(state))
+    found = open_architecture(checkpoint_of(state))[1]
     assert found.spec == "compress:resnet_cifar10"
     load_weights(build_architecture(found.spec, found.arguments), state)
 
@@ -100,7 +100,7 @@ REFERENCES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "arguments"), REFERENCES)
 def test_reference_nets_are_recognised_with_their_widths(name: str, arguments: dict[str, Any]) -> None:
     state = build_architecture(f"compress:{name}", arguments, memory=False).state_dict()
-    found = find_architecture(checkpoint_of(state))
+    found = open_architecture(checkpoint_of(state))[1]
     assert (found.spec, found.arguments) == (f"compress:{name}", arguments)
 
 
@@ -110,7 +110,7 @@ def test_every_reference_net_is_among_the_recognised_ones() -> None:
 
 def test_a_named_architecture_takes_its_classes_from_the_file() -> None:
     state = build_architecture("torchvision:resnet18", {"num_classes": 3}, memory=False).state_dict()
-    found = find_architecture(checkpoint_of(state), "torchvision:resnet18", {})
+    found = open_architecture(checkpoint_of(state), "torchvision:resnet18", {})[1]
     assert found.arguments == {"num_classes": 3}
     assert found.how == "named"
 
@@ -118,24 +118,24 @@ def test_a_named_architecture_takes_its_classes_from_the_file() -> None:
 def test_a_named_architecture_that_does_not_fit_lists_the_differences() -> None:
     state = build_architecture("torchvision:resnet18", {}, memory=False).state_dict()
     with pytest.raises(CheckpointError, match=r"does not fit torchvision:resnet34.*lacks.*more differences"):
-        find_architecture(checkpoint_of(state), "torchvision:resnet34", {})
+        open_architecture(checkpoint_of(state), "torchvision:resnet34", {})
 
 
 def test_wrong_shapes_are_shown() -> None:
     state = {**Net().state_dict(), "fc2.weight": torch.zeros(64, 65)}
     with pytest.raises(CheckpointError, match=r"`fc2\.weight` is \(64, 65\) in the file and \(64, 64\) in the network"):
-        find_architecture(checkpoint_of(state), "tests.strangers:Net", {})
+        open_architecture(checkpoint_of(state), "tests.strangers:Net", {})
 
 
 def test_a_strangers_class_is_built_with_its_arguments() -> None:
     state = Net(width=9).state_dict()
-    found = find_architecture(checkpoint_of(state), "tests.strangers:Net", {"width": 9})
+    found = open_architecture(checkpoint_of(state), "tests.strangers:Net", {"width": 9})[1]
     assert (found.spec, found.arguments, found.input_shape) == ("tests.strangers:Net", {"width": 9}, None)
 
 
 def test_a_timm_model_is_built_by_name() -> None:
     state = build_architecture("timm:resnet18", {"num_classes": 4}, memory=False).state_dict()
-    found = find_architecture(checkpoint_of(state), "timm:resnet18", {})
+    found = open_architecture(checkpoint_of(state), "timm:resnet18", {})[1]
     assert found.arguments == {"num_classes": 4}
     assert found.input_shape == (3, 224, 224)
 
@@ -144,7 +144,7 @@ def test_an_unknown_architecture_shows_a_complete_command() -> None:
     state = {**SequentialCnn().state_dict(), "scale": torch.ones(1)}
     checkpoint = checkpoint_of(state, "my nets/cnn.pth")
     with pytest.raises(UnknownArchitectureError) as caught:
-        find_architecture(checkpoint)
+        open_architecture(checkpoint)
     message = str(caught.value)
     assert "compress 'my nets/cnn.pth' --arch mynet:Net and your other options" in message
     assert "conv_layers.0.weight (32, 3, 3, 3)" in message
@@ -154,12 +154,12 @@ def test_an_unknown_architecture_shows_a_complete_command() -> None:
 def test_an_unknown_trusted_module_shows_its_class_in_the_command() -> None:
     checkpoint = checkpoint_of(SequentialCnn().state_dict(), class_name="__main__.TheirNet", trusted=True)
     with pytest.raises(UnknownArchitectureError, match=r"--trust-pickle --arch mynet:TheirNet"):
-        find_architecture(checkpoint)
+        open_architecture(checkpoint)
 
 
 def test_a_trusted_module_of_an_importable_class_needs_no_name(tmp_path: Path) -> None:
     torch.save(Net(), tmp_path / "net.pt")
-    found = find_architecture(load_checkpoint(tmp_path / "net.pt", trust_pickle=True))
+    found = open_architecture(load_checkpoint(tmp_path / "net.pt", trust_pickle=True))[1]
     assert found.spec == "tests.strangers:Net"
 
 
@@ -198,8 +198,8 @@ def test_architectures_that_cannot_be_built_say_why(spec: str, arguments: dict[s
 def test_where_two_nets_fit_the_files_name_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REFERENCE_NETS, "twin_net", REFERENCE_NETS["digits_net"])
     state = build_architecture("compress:digits_net", {}, memory=False).state_dict()
-    assert find_architecture(checkpoint_of(state, "some.pt")).spec == "compress:digits_net"
-    found = find_architecture(checkpoint_of(state, "my-twin-net.pt"))
+    assert open_architecture(checkpoint_of(state, "some.pt"))[1].spec == "compress:digits_net"
+    found = open_architecture(checkpoint_of(state, "my-twin-net.pt"))[1]
     assert found.spec == "compress:twin_net"
     assert "compress:digits_net would fit too" in found.how
 

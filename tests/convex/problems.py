@@ -46,7 +46,7 @@ def problem_of_kind(kind: str, seed: int = 0) -> MultitaskLasso:
     outputs_ = features @ normal(generator, units * size, outputs) + 0.3 * normal(generator, rows, outputs)
     moments = Moments.of(features, outputs_, group_size=size)
     costs = 0.5 + torch.rand(units, generator=generator, dtype=torch.float64)
-    top = MultitaskLasso(moments, 0.0, costs).silencing_penalty
+    top = MultitaskLasso(moments, 0.0, costs).lambda_max
     return MultitaskLasso(moments, fraction * top, costs)
 
 

@@ -7,7 +7,6 @@ from compress.convex import (
     Moments,
     MultitaskLasso,
     Status,
-    numerical_rank,
     penalty_grid,
     reduce_width,
     solve,
@@ -15,7 +14,6 @@ from compress.convex import (
     solve_path,
     solve_tolerance,
     solve_unit_count,
-    spanning_units,
     width_bound,
 )
 from compress.convex.lasso import unit_norms
@@ -180,15 +178,6 @@ def test_a_wanted_number_of_units_is_found(wanted):
     assert solution.certified
 
 
-def test_numerical_rank_is_of_the_features_not_of_the_gram():
-    singular = torch.tensor([1.0, 1e-2, 1e-4], dtype=torch.float64)
-    gram = torch.diag(singular.square())
-    assert numerical_rank(gram, 1e-3) == 2
-    assert numerical_rank(gram, 1e-5) == 3
-    with pytest.raises(ValueError, match="tolerance"):
-        numerical_rank(gram, 1e-12)
-
-
 def test_a_bound_that_promises_nothing_says_so():
     generator = torch.Generator().manual_seed(0)
     features = normal(generator, 100, 20)
@@ -207,15 +196,6 @@ def test_the_bound_is_stated_where_it_helps_with_the_rank_beside_it():
         assert (bound.bound, bound.vacuous, bound.rank_bound) == (8, False, 4)
         assert "at most 8 of 50" in bound.message
         assert "4 units already span" in bound.message
-
-
-def test_spanning_units_span_the_features():
-    generator = torch.Generator().manual_seed(0)
-    features = normal(generator, 100, 4) @ normal(generator, 4, 50)
-    chosen = spanning_units(Moments.of(features, features[:, :1]))
-    assert chosen.numel() == 4
-    rest = features - features[:, chosen] @ torch.linalg.pinv(features[:, chosen]) @ features
-    assert float(rest.norm() / features.norm()) < 1e-6
 
 
 @pytest.mark.parametrize("batch", range(10))
@@ -273,3 +253,11 @@ def test_the_width_bound_is_counted_on_a_grid_of_tolerances_from_one_spectrum() 
     assert width_bound(moments).at(0.1).bound == width_bound(moments, tolerance=0.1).bound
     with pytest.raises(ValueError, match="tolerance"):
         width_bound(moments).at(1e-4)
+
+
+def test_the_rank_is_of_the_features_not_of_the_gram():
+    singular = torch.tensor([1.0, 1e-2, 1e-4], dtype=torch.float64)
+    moments = Moments.of(torch.diag(singular), torch.eye(3, dtype=torch.float64))
+    assert [width_bound(moments, tolerance=each).rank_features for each in (1e-3, 1e-5)] == [2, 3]
+    with pytest.raises(ValueError, match="tolerance"):
+        width_bound(moments, tolerance=1e-12)

@@ -186,7 +186,7 @@ def test_spread_under_a_large_mean_survives_streaming_and_merging(mean, cut):
 def test_a_claimed_gap_covers_the_true_one_from_the_rows(mean, fraction):
     features, outputs = shifted_sample(mean)
     moments = Moments.of(features, outputs).centred()
-    penalty = fraction * MultitaskLasso(moments, 0.0).silencing_penalty
+    penalty = fraction * MultitaskLasso(moments, 0.0).lambda_max
     solution = solve(MultitaskLasso(moments, penalty), tolerance=1e-10)
     phi, psi = (value.numpy().astype(numpy.longdouble) for value in (features, outputs))
     phi, psi = phi - phi.mean(0), psi - psi.mean(0)
@@ -214,7 +214,7 @@ def test_constant_features_have_no_spread_and_no_rank(constant, dtype):
         assert not moments.covariance[4:9].any()
         assert not moments.cross_covariance[4:9].any()
         assert width_bound(moments.centred()).rank_features == 7
-        top = MultitaskLasso(moments.centred(), 0.0).silencing_penalty
+        top = MultitaskLasso(moments.centred(), 0.0).lambda_max
         for solution in solve_path(moments.centred(), [0.1 * top, 1e-3 * top]):
             assert solution.certified
             assert not solution.coefficients[4:9].any()

@@ -64,9 +64,9 @@ def test_one_unit_has_a_closed_form():
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_penalty_above_the_silencing_one_keeps_no_unit(solver):
     problem = problem_of_kind("well-posed")
-    above = MultitaskLasso(problem.moments, 1.001 * problem.silencing_penalty, problem.unit_costs)
+    above = MultitaskLasso(problem.moments, 1.001 * problem.lambda_max, problem.unit_costs)
     assert solve(above, solver).active.numel() == 0
-    below = MultitaskLasso(problem.moments, 0.99 * problem.silencing_penalty, problem.unit_costs)
+    below = MultitaskLasso(problem.moments, 0.99 * problem.lambda_max, problem.unit_costs)
     assert solve(below, "newton").active.numel() >= 1
 
 
@@ -109,7 +109,7 @@ def test_no_generated_problem_gets_a_wrong_certificate(
     targets = features @ normal(generator, units * size, outputs) + normal(generator, rows, outputs)
     targets = targets * (fault != "zero outputs")
     moments = Moments.of(features * feature_scale, targets * output_scale, group_size=size)
-    top = MultitaskLasso(moments, 0.0).silencing_penalty
+    top = MultitaskLasso(moments, 0.0).lambda_max
     problem = MultitaskLasso(moments, fraction * top)
     solution = solve(problem, max_iterations=3000)
     primal, dual = independent_certificate(problem, solution.coefficients)
@@ -148,7 +148,7 @@ def test_a_nearly_exact_problem_with_a_tiny_penalty_is_certified(seed):
     generator = torch.Generator().manual_seed(seed)
     features = normal(generator, 30, 60).relu()
     moments = Moments.of(features, normal(generator, 30, 3))
-    problem = MultitaskLasso(moments, 1e-6 * MultitaskLasso(moments, 0.0).silencing_penalty)
+    problem = MultitaskLasso(moments, 1e-6 * MultitaskLasso(moments, 0.0).lambda_max)
     solution = solve(problem)
     assert solution.certified, solution.message
     primal, dual = independent_certificate(problem, solution.coefficients)
@@ -199,7 +199,7 @@ def test_outputs_are_rotated_to_their_rank_without_changing_the_minimum():
 def test_a_batch_of_unlike_layers_and_penalties_equals_one_by_one(algorithm):
     bases = [problem_of_kind(kind) for kind in ("well-posed", "conv groups", "dead unit")]
     problems = [
-        MultitaskLasso(base.moments, fraction * base.silencing_penalty, base.unit_costs)
+        MultitaskLasso(base.moments, fraction * base.lambda_max, base.unit_costs)
         for base in bases
         for fraction in (0.7, 0.2, 0.05)
     ]

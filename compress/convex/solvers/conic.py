@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compress.convex.lasso import unit_norms
 from compress.convex.solvers.scaled import Outcome, ScaledProblem, expand
+from compress.errors import first_line
 
 LARGEST = 400_000
 """K·s·D beyond which a conic programme is refused: interior-point memory grows with its square."""
@@ -93,7 +94,7 @@ def _cone_solve(
             warnings.simplefilter("ignore")  # cvxpy warns of inaccurate points; our own gap says how inaccurate
             programme.solve(solver=backend.upper(), **options)
     except cvxpy.error.SolverError as error:
-        return None, 0, f"{backend}: {str(error).splitlines()[0]}"
+        return None, 0, f"{backend}: {first_line(error)}"
     if unknown.value is None or not numpy.isfinite(unknown.value).all():
         return None, 0, f"{backend}: no point came back ({programme.status})"
     full = torch.zeros_like(problem.cross)

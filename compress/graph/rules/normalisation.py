@@ -7,6 +7,7 @@ from torch import fx
 from compress.graph.atoms import Dimension, Factor, Flow, dimension_size, is_tracked
 from compress.graph.flow import ChannelFlow, Statistic, Touch
 from compress.graph.ops import BatchNorm, Normalisation, argument, arguments_of, operation_name, rules, state_name
+from compress.graph.rules.spatial import read_pooling
 from compress.graph.trace import NetworkGraph
 
 
@@ -169,8 +170,10 @@ RULES = {
     **rules("layer_norm", "rms_norm", channels=map_layer_norm, meaning=read_layer_norm),
     **rules("group_norm", channels=map_group_norm, meaning=read_group_norm),
     **rules("instance_norm", channels=map_instance_norm),
-    **rules("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", channels=map_mean),
-    **rules("sum", "amax", "amin", "max", "min", "argmax", "argmin", channels=map_reduction),
+    **rules("mean", channels=map_mean, meaning=read_pooling),
+    **rules("var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", channels=map_mean),
+    **rules("amax", channels=map_reduction, meaning=read_pooling),
+    **rules("sum", "amin", "max", "min", "argmax", "argmin", channels=map_reduction),
     **rules("prod", "any", "all", "logsumexp", channels=map_reduction),
     **rules("softmax", "_softmax", "log_softmax", "cumsum", channels=map_softmax),
 }

@@ -6,7 +6,8 @@ from torch import fx
 
 from compress.graph.atoms import Factor, Flow, is_tracked
 from compress.graph.flow import ChannelFlow, Touch
-from compress.graph.ops import argument, operation_name, rules
+from compress.graph.ops import Pooling, argument, operation_name, rules
+from compress.graph.trace import NetworkGraph
 
 
 def map_spatial(flow: ChannelFlow, node: fx.Node) -> object:
@@ -53,13 +54,22 @@ def map_pad(flow: ChannelFlow, node: fx.Node) -> Flow:
     return tuple(result)
 
 
+def read_pooling(network: NetworkGraph, node: fx.Node) -> Pooling:
+    """Pools."""
+    return Pooling()
+
+
 RULES = {
     **rules(
-        *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool2d"),
+        *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
         *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d"),
         *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
         *("max_pool2d_with_indices", "max_pool3d_with_indices"),
-        *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d"),
+        channels=map_spatial,
+        meaning=read_pooling,
+    ),
+    **rules(
+        *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "lp_pool2d"),
         *("upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact2d"),
         *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
         channels=map_spatial,

@@ -12,7 +12,7 @@ GLOSSARY = {
     "rank": "Numerical rank: singular values above a stated part of the largest.",
     "bound": "rank Φ · rank Ψ: so many units are enough for an exact solution. It says nothing where it is not below "
     "the number of units.",
-    "λ": "Weight of the lasso penalty Σ c‖v‖; at the silencing penalty no unit is left.",
+    "λ": "Weight of the lasso penalty Σ c‖v‖; at λ_max no unit is left.",
     "gap": "Duality gap relative to the objective, which is at most that fraction above the optimum.",
     "damage": "How far the outputs move from the original's: nats for class scores, squares relative to the spread for "
     "others.",
