@@ -20,6 +20,7 @@ from compress.checkpoint.manifest import MODEL, computed_state, read_artifact, w
 from compress.checkpoint.parametrisations import materialise
 from compress.checkpoint.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
+from compress.data.calls import CallShape, call_of, gather, parameters_of, spread
 from compress.errors import CheckpointError, DataError, RecipeError, TraceError, first_line
 from compress.graph.meaning import last_operation
 from compress.graph.program import Program, output_values, run
@@ -127,6 +128,7 @@ def prepare_network(
     """
     calibration, evaluation, common = sources
     module, device = opened.module, check_device(recipe.device)
+    calibration, evaluation = call_by_names(module, calibration, evaluation)
     probes = make_probes(recipe, opened.architecture, calibration or evaluation)
     examples, returned = run_on_probe(module, [tuple(part.to(device) for part in each) for each in probes])
     calibration, evaluation = (
@@ -145,6 +147,44 @@ def prepare_network(
     if recipe.allow_bias and (biases := missing_biases(module, network.groups)):
         network = trace_with_biases(network, biases, couple=recipe.couple)
     return Prepared(opened, preprocessing, network, calibration, evaluation, common)
+
+
+def call_by_names(module: nn.Module, *sources: DataSource | None) -> tuple[DataSource | None, ...]:
+    """The sources with named inputs in the order of the call, and the module made to take them so.
+
+    Where the names are parameters of forward(), each goes to its own; else they are taken one after another.
+
+    Raises:
+        DataError: the sources name other inputs, or forward() needs more.
+    """
+    named = [source for source in sources if source is not None and source.names is not None]
+    if not named:
+        return sources
+    names, given = named[0].names or (), call_of(module)
+    parameters = parameters_of(module)
+    known = [each.name for each in parameters]
+    if given is not None and sorted(given.names(known)) == sorted(names):
+        wanted = given.names(known)  # a folder that records its call
+    elif set(names) <= set(known):
+        wanted = tuple(name for name in known if name in names)
+        missing = [each.name for each in parameters if each.default is each.empty and each.name not in names]
+        if missing:
+            raise DataError(
+                f"{named[0].name}: the inputs are {', '.join(names)}, and {type(module).__name__}.forward() also needs "
+                f"{', '.join(missing)}."
+            )
+        gather(module)
+        keyword = any(each.kind is each.KEYWORD_ONLY for each in parameters[: len(wanted)])
+        if keyword or wanted != tuple(known[: len(wanted)]):
+            spread(module, CallShape.of((), {name: torch.empty(0) for name in wanted})[0])
+    else:
+        wanted = names
+    try:
+        return tuple(
+            source if source is None or source.names is None else source.in_order(wanted) for source in sources
+        )
+    except ValueError as error:
+        raise DataError(f"{named[0].name}: {error}.") from None
 
 
 def trace(module: nn.Module, examples: tuple[Tensor, ...], *, couple: bool) -> Network:
@@ -187,7 +227,7 @@ def open_network(recipe: Recipe) -> Opened:
         return Opened(checkpoint, architecture, build_network(checkpoint, architecture))
     artifact = with_arch(read_artifact(recipe.checkpoint), recipe.arch, recipe.arch_arg)
     trusted = recipe.trust_code or recipe.arch is not None
-    module = artifact.build(trust_code=trusted)
+    module = artifact.called(artifact.build(trust_code=recipe.trust_code))
     config = artifact.config
     known, recorded = config["architecture"], (config.get("data") or {}).get("preprocessing")
     architecture = Architecture(

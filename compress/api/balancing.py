@@ -14,6 +14,7 @@ from compress.atomic import new_file
 from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.manifest import computed_state
 from compress.checkpoint.read import load_checkpoint
+from compress.data.importing import file_name_of
 from compress.diagnostics.balance import Balanced, balance_units
 from compress.errors import CheckpointError, OutputError, SurgeryError
 from compress.preparation import Prepared, prepare
@@ -67,7 +68,7 @@ def balance(
     return {
         "file": Path(recipe.checkpoint).name,
         "sha256": prepared.checkpoint.sha256,
-        "architecture": prepared.architecture.spec,
+        "architecture": file_name_of(prepared.architecture.spec),
         "output": str(target),
         "per": per,
         "sweeps": balanced.sweeps,

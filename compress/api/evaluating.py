@@ -13,7 +13,7 @@ from compress.data import Cast, DataSource, Preprocessing, open_data
 from compress.errors import DataError
 from compress.measures.kinds import Hints, describe_outputs, need_place, read_class_counts
 from compress.measures.outputs import Output
-from compress.preparation import check_device
+from compress.preparation import call_by_names, check_device
 from compress.progress import Progress, SilentProgress
 from compress.report.evaluation import Evaluation, evaluate_networks, network_outputs
 
@@ -47,7 +47,7 @@ def evaluate_artifact(
     artifact: Artifact, module: nn.Module, eval_data: str, batch_size: int, device: str, progress: Progress
 ) -> tuple[Evaluation, str]:
     """Scores of the loaded network, and the fingerprint of the data."""
-    source = open_evaluation(artifact, eval_data)
+    source = open_evaluation(artifact, module, eval_data)
     progress.stage("evaluating", source.sample_count)
     only_batch = artifact.config["architecture"].get("batch_size")
     outputs, answered = artifact_outputs(artifact, module, source, device)
@@ -85,11 +85,13 @@ def artifact_outputs(
     return outputs, need_place(outputs, source).name
 
 
-def open_evaluation(artifact: Artifact, spec: str) -> DataSource:
+def open_evaluation(artifact: Artifact, module: nn.Module, spec: str) -> DataSource:
     """Data for a written artifact, with its recorded preprocessing and in the dtype it reads. Raises DataError."""
     data = artifact.config.get("data")
     if not isinstance(data, dict) or "preprocessing" not in data:
         raise DataError("The manifest does not say how inputs were prepared (`data.preprocessing` is missing).")
     recorded = data["preprocessing"]
     source = open_data(spec, None if recorded is None else Preprocessing.from_dict(recorded))
-    return Cast(source, getattr(torch, artifact.config["architecture"].get("input_dtype", "float32")))
+    (called,) = call_by_names(module, source)
+    assert called is not None, "one was given"
+    return Cast(called, getattr(torch, artifact.config["architecture"].get("input_dtype", "float32")))

@@ -18,7 +18,7 @@ from compress.artifact.exports import EXPORTS, check_exports, write_exports
 from compress.artifact.folder import write_json
 from compress.atomic import new_file
 from compress.checkpoint.manifest import CHECKSUMS, CONFIG, MODEL, open_artifact
-from compress.errors import OutputError, RecipeError, UnsupportedError
+from compress.errors import OutputError, RecipeError
 from compress.progress import Progress, SilentProgress
 from compress.report.model import ExportReport, plain_data
 
@@ -66,11 +66,9 @@ def export(
         raise OutputError(f"{changed[0]} was changed after it was written; `compress verify` tells more.")
     artifact, module = open_artifact(folder, arch=arch, trust_code=trust_code)
     if eval_data is None:
-        samples, *further = make_examples(artifact, "cpu")
-        if further:
-            raise UnsupportedError("The network takes several inputs; exports are written for networks of one.")
+        samples = make_examples(artifact, "cpu")
     else:
-        samples = first_samples(open_evaluation(artifact, eval_data))
+        samples = first_samples(open_evaluation(artifact, module, eval_data))
     only_batch = artifact.config["architecture"].get("batch_size")
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
@@ -78,7 +76,7 @@ def export(
             for name in (MODEL, CONFIG):
                 shutil.copyfile(folder / name, place / name)
             progress.stage("exporting")
-            made = write_exports(kinds, place, report, module, samples, only_batch=only_batch)
+            made = write_exports(kinds, place, report, module, samples, only_batch=only_batch, arch=arch)
             for kind in kinds:
                 put(place / EXPORTS[kind], folder / EXPORTS[kind])
     except OSError as error:

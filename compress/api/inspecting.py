@@ -11,6 +11,7 @@ from torch import nn
 from compress.api.live import choose_progress, prepare_live
 from compress.api.widths import check_patterns, make_problem
 from compress.compression.problem import record_all, select_groups
+from compress.data.importing import file_name_of
 from compress.diagnostics.deep import describe_depth
 from compress.diagnostics.layers import describe_group, describe_moments
 from compress.diagnostics.lipschitz import jacobian_norms
@@ -83,7 +84,7 @@ def inspect_prepared(prepared: Prepared, recipe: Recipe, progress: Progress, *, 
         "file": prepared.checkpoint.path.name,
         "sha256": prepared.checkpoint.sha256,
         "state_key": prepared.checkpoint.state_key,
-        "architecture": prepared.architecture.spec,
+        "architecture": file_name_of(prepared.architecture.spec),
         "recognised": prepared.architecture.how,
         "input_shape": list(prepared.network.examples[0].shape[1:]),
         "parameters": count_parameters(prepared.network.module),

@@ -22,6 +22,7 @@ from compress.api.writing import (
     describe_architecture,
     describe_data,
     describe_preprocessing,
+    file_arch,
     first_samples,
     write_finished,
 )
@@ -35,6 +36,7 @@ from compress.compression.result import LayerResult
 from compress.compression.resume import RunState, state_folder
 from compress.compression.search import SearchResult, Wanted, certify_widths, milder_search, search_report
 from compress.compression.sweep import Compressed
+from compress.data.calls import call_of
 from compress.demo import DEMO_OPTIONS
 from compress.errors import DataError, GateError, RecipeError
 from compress.measures.statistics import CONFIDENCE
@@ -300,7 +302,10 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> Inp
             prefix=checkpoint.prefix,
         ),
         architecture=describe_architecture(
-            prepared.architecture, prepared.network.examples, prepared.network.batch_size
+            prepared.architecture,
+            prepared.network.examples,
+            prepared.network.batch_size,
+            call_of(prepared.opened.module),
         ),
         data=describe_data(
             recipe,
@@ -378,6 +383,7 @@ def write_run(
         stored=cut.stored,
         examples=prepared.network.examples,
         original=original,
+        arch=file_arch(prepared.architecture),
         shapes={**outside(before.shapes, narrowed.removed), **narrowed.shapes},
         attributes={**outside(before.attributes, narrowed.removed), **narrowed.attributes},
         removed={**outside(before.removed, narrowed.removed), **narrowed.removed},

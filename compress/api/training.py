@@ -15,6 +15,7 @@ from compress.api.writing import (
     Finished,
     describe_architecture,
     describe_data,
+    file_arch,
     first_samples,
     write_finished,
 )
@@ -26,10 +27,12 @@ from compress.checkpoint.builders import build_architecture
 from compress.checkpoint.inputs import describe_inputs
 from compress.compression.resume import RunState, state_folder
 from compress.data import Cast, DataSource, Preprocessing
+from compress.data.calls import call_of
 from compress.errors import InterruptionError, OutputError, RecipeError
 from compress.measures.kinds import Hints, describe_outputs, need_place
 from compress.measures.outputs import named_outputs
 from compress.preparation import (
+    call_by_names,
     check_device,
     choose_preprocessing,
     make_probes,
@@ -143,6 +146,7 @@ def prepare_training(
     device = check_device(recipe.device)
     module = start.module.to(device)
     source, evaluation, overlapping = sources
+    source, evaluation = call_by_names(module, source, evaluation)
     assert source is not None, "asked for"
     probes = make_probes(recipe, start.architecture, source)
     examples, outputs = run_on_probe(module.eval(), [tuple(part.to(device) for part in each) for each in probes])
@@ -158,7 +162,7 @@ def prepare_training(
     training, validation = split_source(source, options.held_back, recipe.seed)
     inputs = Inputs(
         checkpoint=start.origin,
-        architecture=describe_architecture(start.architecture, examples, None),
+        architecture=describe_architecture(start.architecture, examples, None, call_of(module)),
         data=describe_data(
             recipe,
             source,
@@ -199,6 +203,7 @@ def write_taught(
         stored=taught.stored,
         examples=work.examples,
         original=original,
+        arch=file_arch(start.architecture),
         shapes=start.shapes,
         attributes=start.attributes,
         kept=start.kept,

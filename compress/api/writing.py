@@ -21,6 +21,8 @@ from compress.atomic import new_folder
 from compress.checkpoint.architecture import Architecture
 from compress.checkpoint.manifest import file_sha256, read_artifact
 from compress.data import DataSource, Preprocessing
+from compress.data.calls import CallShape, gather
+from compress.data.importing import absolute_spec, file_name_of, is_file_spec
 from compress.errors import CompressError, OutputError, UnsupportedError
 from compress.measures.outputs import named_outputs
 from compress.progress import Progress, Stages
@@ -40,6 +42,7 @@ class Finished:
     Attributes:
         module: in eval mode; `stored`: its tensors in the dtypes they are written in.
         examples: a small batch of every input, that the written one is compared on.
+        arch: the user's own `file.py:factory` with its whole path, which a folder does not hold.
         original: what the written one is rebuilt from, where no import can build that; it is then reloaded here.
         shapes, attributes, kept, removed: what makes a freshly built architecture this network.
         certificates: group name -> plain data, for the manifest.
@@ -58,17 +61,23 @@ class Finished:
     outputs: tuple[dict[str, Any], ...] = ()
     origin: str | None = None
     original: nn.Module | None = None
+    arch: str | None = None
     beside: tuple[Path, ...] = ()
     removed: Mapping[str, Any] = field(default_factory=dict)
 
 
+def file_arch(architecture: Architecture) -> str | None:
+    """The user's own `file.py:factory` with its whole path; None where the network has another origin."""
+    return absolute_spec(architecture.spec) if is_file_spec(architecture.spec) else None
+
+
 def describe_architecture(
-    architecture: Architecture, examples: Sequence[Tensor], batch_size: int | None
+    architecture: Architecture, examples: Sequence[Tensor], batch_size: int | None, call: CallShape | None = None
 ) -> ArchitectureUsed:
-    """An architecture as a report holds it; `examples` (B, …): what goes in."""
+    """An architecture as a report holds it; `examples` (B, …): what goes in, as `call` says."""
     first, *further = examples
     return ArchitectureUsed(
-        spec=architecture.spec,
+        spec=file_name_of(architecture.spec),
         arguments=dict(architecture.arguments),
         input_shape=tuple(first.shape[1:]),
         recognised=architecture.how,
@@ -77,6 +86,7 @@ def describe_architecture(
             InputUsed(tuple(part.shape[1:]), str(part.dtype).removeprefix("torch.")) for part in further
         ),
         batch_size=batch_size,
+        call=None if call is None else call.as_plain(),
     )
 
 
@@ -115,14 +125,14 @@ def write_finished(
     network: Finished,
     report: AnyReport,
     recipe: Recipe,
-    samples: Callable[[], Tensor],
+    samples: Callable[[], tuple[Tensor, ...]],
     clock: Stages,
     progress: Progress,
 ) -> AnyReport:
     """Write a network beside its final place, reload it in a fresh process, export it, then put all in place.
 
     Args:
-        samples: gives real inputs (N, …) that exports are compared on.
+        samples: gives real inputs (N, …), one tensor for each input, that exports are compared on.
 
     Returns:
         The report as it was written.
@@ -147,7 +157,7 @@ def write_finished(
         for file in network.beside:
             shutil.copyfile(file, draft / file.name)
             hashes[file.name] = file_sha256(draft / file.name)
-        made, faults = export_all(recipe.export, draft, report, network.module, samples, progress)
+        made, faults = export_all(recipe.export, draft, report, network.module, samples, progress, network.arch)
         report = replace(
             report.with_exports(made),
             hashes=hashes,
@@ -169,8 +179,10 @@ def reload(network: Finished, draft: Path, expected: Mapping[str, Tensor], scrat
         OutputError: it does not load, or gives other outputs.
     """
     if network.original is None:
-        return check_reload(draft, network.examples, expected, RELOAD_TOLERANCE, scratch)
-    again = read_artifact(draft).build(model=network.original).to(network.examples[0].device)
+        return check_reload(draft, network.examples, expected, RELOAD_TOLERANCE, scratch, arch=network.arch)
+    artifact = read_artifact(draft)
+    module = artifact.called(artifact.build(model=gather(copy.copy(network.original))))
+    again = module.to(network.examples[0].device)
     with torch.inference_mode():
         return compare_reloaded(expected, named_outputs(again(*network.examples)), RELOAD_TOLERANCE)
 
@@ -180,8 +192,9 @@ def export_all(
     draft: Path,
     report: Report,
     module: nn.Module,
-    samples: Callable[[], Tensor],
+    samples: Callable[[], tuple[Tensor, ...]],
     progress: Progress,
+    arch: str | None = None,
 ) -> tuple[list[ExportReport], list[tuple[str, CompressError]]]:
     """Every export of the artifact in `draft` that works, and (kind, fault) of those that do not; no file of them."""
     made: list[ExportReport] = []
@@ -189,13 +202,15 @@ def export_all(
     for kind in kinds:
         progress.stage(f"exporting {kind}")
         try:
-            made.append(export_one(kind, draft, report, module, samples()))
+            made.append(export_one(kind, draft, report, module, samples(), arch))
         except (UnsupportedError, OutputError) as error:
             faults.append((kind, error))
     return made, faults
 
 
-def export_one(kind: str, draft: Path, report: Report, module: nn.Module, samples: Tensor) -> ExportReport:
+def export_one(
+    kind: str, draft: Path, report: Report, module: nn.Module, samples: tuple[Tensor, ...], arch: str | None
+) -> ExportReport:
     """One export of the artifact in `draft`, compared on samples.
 
     Raises:
@@ -204,7 +219,9 @@ def export_one(kind: str, draft: Path, report: Report, module: nn.Module, sample
     """
     own = copy.deepcopy(module).cpu()
     try:
-        return write_export(kind, draft, report, own, samples, only_batch=report.inputs.architecture.batch_size)
+        return write_export(
+            kind, draft, report, own, samples, only_batch=report.inputs.architecture.batch_size, arch=arch
+        )
     except CompressError:
         target = draft / EXPORTS[kind]
         if target.is_dir():
@@ -213,9 +230,9 @@ def export_one(kind: str, draft: Path, report: Report, module: nn.Module, sample
         raise
 
 
-def first_samples(source: DataSource) -> Tensor:
+def first_samples(source: DataSource) -> tuple[Tensor, ...]:
     """The first samples' inputs (N, …), as many as exports are compared on."""
-    return next(iter(source.batches(EXPORT_SAMPLES, torch.arange(min(EXPORT_SAMPLES, source.sample_count))))).inputs
+    return next(iter(source.batches(EXPORT_SAMPLES, torch.arange(min(EXPORT_SAMPLES, source.sample_count))))).tensors
 
 
 def write_report(folder: Path, report: Report) -> None:

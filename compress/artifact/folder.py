@@ -71,26 +71,39 @@ def versions() -> dict[str, str]:
 
 RELOAD = """
 import sys
-folder, probe, found, threads, *sys.path = sys.argv[1:]
-import torch, compress
+folder, probe, found, threads, arch, *sys.path = sys.argv[1:]
+import torch
+from compress.checkpoint.manifest import open_artifact
+from compress.artifact.loading import load
 from compress.measures.outputs import named_outputs
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(int(threads))
 inputs = load_file(probe)
+exported = folder.endswith((".pt2", ".onnx"))
+module = load(folder) if exported else open_artifact(folder, arch=arch or None, trust_code=True)[1]
 with torch.inference_mode():
-    outputs = compress.load(folder, trust_code=True)(*(inputs[str(number)] for number in range(len(inputs))))
+    outputs = module(*(inputs[str(number)] for number in range(len(inputs))))
 outputs = named_outputs(outputs)
 save_file({name: tensor.contiguous().clone() for name, tensor in outputs.items()}, found)
 """
 
 
 def check_reload(
-    folder: Path, examples: Sequence[Tensor], expected: Mapping[str, Tensor], tolerance: float, scratch: Path
+    folder: Path,
+    examples: Sequence[Tensor],
+    expected: Mapping[str, Tensor],
+    tolerance: float,
+    scratch: Path,
+    *,
+    arch: str | None = None,
 ) -> float:
     """Load `folder` in a fresh process, run `examples` (B, …) and compare all outputs with `expected`, by name.
 
     The process looks for modules where this one does, and nowhere else: not in the working directory. What the folder
     names was built in this process before, so that it is trusted in the other.
+
+    Args:
+        arch: the file that the user named, `file.py:factory`; the folder does not say where it lies.
 
     Returns:
         The largest deviation, relative to the output's largest expected magnitude.
@@ -101,7 +114,7 @@ def check_reload(
     inputs = {str(number): part.detach().cpu().clone().contiguous() for number, part in enumerate(examples)}
     save_file(inputs, scratch / "probe.safetensors")
     arguments = [str(folder.resolve()), str(scratch / "probe.safetensors"), str(scratch / "found.safetensors")]
-    if reason := reload_alone([*arguments, str(torch.get_num_threads()), *sys.path]):
+    if reason := reload_alone([*arguments, str(torch.get_num_threads()), arch or "", *sys.path]):
         raise OutputError(f"The written model does not load in a fresh process: {reason}")
     return compare_reloaded(expected, load_file(scratch / "found.safetensors"), tolerance)
 

@@ -2,7 +2,8 @@
 
 Nothing that a folder or a file names is executed: `torchvision:`, `timm:`, `compress:` and `transformers:` build a
 class of the installed library from checked, plain arguments (`arguments`), with nothing fetched, started or written
-meanwhile (`confined`). `package.module:factory` runs that module, which takes the user's word.
+meanwhile (`confined`). `package.module:factory` and `path/to/file.py:factory`
+run that code, which takes the user's word; where the file lies is not written down, so the user says it again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from compress.checkpoint.arguments import check_arguments, constructor_names
 from compress.checkpoint.confined import confined
 from compress.checkpoint.torchvision_index import build_torchvision, classifier_names
 from compress.checkpoint.without_memory import NAMED, Bounds, without_memory
-from compress.data.importing import import_object
+from compress.data.importing import import_object, is_file_spec
 from compress.errors import UnknownArchitectureError, UnsupportedError, UntrustedCodeError
 from compress.models import REFERENCE_NETS
 from compress.models.plain import ACTIVATIONS, PlainChain
@@ -44,6 +45,11 @@ def is_known(spec: str) -> bool:
 
 def check_trust(spec: str, where: str) -> None:
     """Refuse a factory that a file names, before anything is imported. Raises UntrustedCodeError."""
+    if is_file_spec(spec):
+        raise UntrustedCodeError(
+            f"{where} says that its network is made by the file {shown(spec)}, whose place only you know. If you trust "
+            f"that code, give --arch PATH/{shown(spec)[1:-1]} (in Python: model=… with the network itself)."
+        )
     if not is_known(spec):
         raise UntrustedCodeError(
             f"{where} says that its network is made by {shown(spec)}, which loading would import and run. If you trust "
@@ -77,11 +83,11 @@ def build_architecture(
         UntrustedCodeError: it is not of the closed list, and the user did not name or trust it.
         UnsupportedError: it cannot be built with these arguments.
     """
-    scheme, _, name = spec.partition(":")
+    scheme, _, name = spec.rpartition(":") if is_file_spec(spec) else spec.partition(":")
     if not name:
         raise UnknownArchitectureError(
             f"--arch {spec!r} is not understood; expected torchvision:NAME, compress:NAME, timm:NAME, "
-            f"transformers:CLASS, chain:relu or package.module:factory{suggestion(spec)}."
+            f"transformers:CLASS, chain:relu, package.module:factory or file.py:factory{suggestion(spec)}."
         )
     build = BUILDERS.get(scheme)
     if build is None and not trusted:

@@ -22,6 +22,8 @@ from compress.checkpoint.parametrisations import in_common_form
 from compress.checkpoint.removed import remove_modules
 from compress.checkpoint.restoring import restore_shapes
 from compress.checkpoint.without_memory import Bounds, total_bytes
+from compress.data.calls import CallShape, spread
+from compress.data.importing import is_file_spec
 from compress.data.preprocessing import Preprocessing
 from compress.errors import OutputError, RecipeError, UnsupportedError
 from compress.measures.outputs import read_described
@@ -56,6 +58,13 @@ class ArchitectureEntry(BaseModel):
     input_dtype: Dtype = "float32"
     batch_size: Count | None = None
     further_inputs: tuple[InputEntry, ...] = Field((), max_length=64)
+    call: Any = None
+
+    @model_validator(mode="after")
+    def _call_takes_the_inputs(self) -> ArchitectureEntry:
+        if self.call is not None and CallShape.from_plain(self.call).count != 1 + len(self.further_inputs):
+            raise ValueError("`call` takes another number of inputs")
+        return self
 
     @model_validator(mode="after")
     def _batch_is_bounded(self) -> ArchitectureEntry:
@@ -102,11 +111,17 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """A written folder, read back. `config` is the parsed manifest, `state` the tensors as stored."""
+    """A written folder, read back.
+
+    Attributes:
+        config: the parsed manifest; state: the tensors as stored.
+        named: whether the user named the factory, and not the manifest.
+    """
 
     folder: Path
     config: dict[str, Any]
     state: dict[str, Tensor]
+    named: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -117,6 +132,16 @@ class Artifact:
     def removed(self) -> dict[str, dict[str, Any]]:
         """Path of each module that was taken out -> what stands in its place; empty in older folders."""
         return dict(self.config.get("removed") or {})
+
+    @property
+    def call(self) -> CallShape | None:
+        """How the network is called; None where its inputs are its arguments, one after another."""
+        call = self.config["architecture"].get("call")
+        return None if call is None else CallShape.from_plain(call)
+
+    def called(self, module: nn.Module) -> nn.Module:
+        """The built network, taking its inputs one after another."""
+        return module if self.call is None else spread(module, self.call)
 
     @property
     def outputs(self) -> dict[str, dict[str, Any]]:
@@ -142,11 +167,13 @@ class Artifact:
         architecture = self.config["architecture"]
         if model is not None:
             return self._fill(deepcopy(model))
-        if not trust_code:
+        if not self.named and (not trust_code or is_file_spec(architecture["spec"])):
             check_trust(architecture["spec"], repr(str(self.folder)))
         if is_known(architecture["spec"]):
             self._try()
-        return self._fill(build_architecture(architecture["spec"], architecture["arguments"], trusted=trust_code))
+        return self._fill(
+            build_architecture(architecture["spec"], architecture["arguments"], trusted=trust_code or self.named)
+        )
 
     def _fill(self, module: nn.Module) -> nn.Module:
         """Cut a freshly built original and give it the file's numbers."""
@@ -208,17 +235,17 @@ def read_artifact(folder: str | Path) -> Artifact:
 def open_artifact(
     folder: str | Path, *, arch: str | None = None, trust_code: bool = False
 ) -> tuple[Artifact, nn.Module]:
-    """A written folder and the network in it.
+    """A written folder and the network in it, which takes its inputs one after another.
 
     Args:
-        arch: the user's own `package.module:factory`, in the place of one that the folder names.
+        arch: the user's own `package.module:factory` or `file.py:factory`, in the place of one that the folder names.
         trust_code: the user's word for the one that it names.
 
     Raises:
         CompressError: any fault of the folder; UntrustedCodeError before anything that it names is imported.
     """
     artifact = with_arch(read_artifact(folder), arch)
-    return artifact, artifact.build(trust_code=trust_code or arch is not None)
+    return artifact, artifact.called(artifact.build(trust_code=trust_code))
 
 
 def with_arch(artifact: Artifact, arch: str | None, arguments: Mapping[str, Any] | None = None) -> Artifact:
@@ -237,7 +264,7 @@ def with_arch(artifact: Artifact, arch: str | None, arguments: Mapping[str, Any]
         "spec": recorded["spec"] if arch is None else arch,
         "arguments": {**recorded["arguments"], **(arguments or {})},
     }
-    return replace(artifact, config={**artifact.config, "architecture": chosen})
+    return replace(artifact, config={**artifact.config, "architecture": chosen}, named=arch is not None)
 
 
 def check_manifest(config: Mapping[str, Any], folder: Path) -> None:

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +48,8 @@ class ArraySource(DataSource):
     Attributes:
         rows: images (N, H, W, C) uint8, or inputs (N, …) of a real type.
         images: which of the two.
+        further: inputs after the first, of a network that takes several.
+        names: of all inputs, where they were given by name.
     """
 
     def __init__(
@@ -59,10 +62,14 @@ class ArraySource(DataSource):
         images: bool,
         class_names: Sequence[str] | None = None,
         targets: np.ndarray | None = None,
+        further: Sequence[np.ndarray] = (),
+        names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(name, preprocessing, labels, class_names, targets)
         self.rows = rows
         self.images = images
+        self.further = tuple(further)
+        self.names = None if names is None else tuple(names)
 
     @property
     def sample_count(self) -> int:
@@ -75,41 +82,84 @@ class ArraySource(DataSource):
         return self.images
 
     def read_rows(self, numbers: np.ndarray) -> np.ndarray:
-        """Rows with these numbers: one contiguous read where they follow each other."""
-        if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and bool((np.diff(numbers) == 1).all()):
-            return np.asarray(self.rows[int(numbers[0]) : int(numbers[-1]) + 1])
-        return np.asarray(self.rows[numbers])
+        """Rows with these numbers."""
+        return rows_of(self.rows, numbers)
+
+    def read_further(self, numbers: np.ndarray) -> tuple[Tensor, ...]:
+        """Rows of the other inputs: int64, bool or float32. Raises DataError on NaN, Inf."""
+        return tuple(read_numbers(self.name, rows_of(part, numbers), numbers) for part in self.further)
 
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
         """Images through the preprocessing; inputs as they are, int64 or float32. Raises DataError on NaN, Inf."""
         rows = self.read_rows(numbers)
         if self.images:
             return (self.preprocessing or Preprocessing()).apply(rows)
-        if rows.dtype.kind in "iu":
-            return torch.from_numpy(rows.astype(np.int64))
-        return finite_inputs(self.name, rows, numbers)
+        return read_numbers(self.name, rows, numbers)
 
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
-        """The rows' bytes as stored."""
-        rows = np.ascontiguousarray(self.read_rows(numbers))
-        width = rows.nbytes // max(len(rows), 1)
-        flat = memoryview(rows.tobytes())
-        return [flat[start * width : (start + 1) * width] for start in range(len(rows))]
+        """The rows' bytes as stored, of one input after another."""
+        parts = [np.ascontiguousarray(rows_of(part, numbers)) for part in (self.rows, *self.further)]
+        widths = [part.nbytes // max(len(part), 1) for part in parts]
+        flat = [memoryview(part.tobytes()) for part in parts]
+        found: list[bytes | memoryview] = []
+        for row in range(len(numbers)):
+            own = [whole[row * width : (row + 1) * width] for whole, width in zip(flat, widths, strict=True)]
+            found.append(own[0] if len(own) == 1 else b"".join(own))
+        return found
+
+    def in_order(self, names: Sequence[str]) -> ArraySource:
+        """The same samples with the named inputs in this order. Raises ValueError where these are not their names."""
+        if self.names is None or sorted(names) != sorted(self.names):
+            raise ValueError(f"the inputs are named {self.names}, not {tuple(names)}")
+        known = dict(zip(self.names, (self.rows, *self.further), strict=True))
+        first, *further = (known[name] for name in names)
+        return ArraySource(
+            self.name, self.preprocessing, first, self.labels, images=False, class_names=self.class_names,
+            targets=self.targets, further=further, names=names,
+        )  # fmt: skip
+
+
+def rows_of(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Rows with these numbers: one contiguous read where they follow each other."""
+    if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and bool((np.diff(numbers) == 1).all()):
+        return np.asarray(rows[int(numbers[0]) : int(numbers[-1]) + 1])
+    return np.asarray(rows[numbers])
+
+
+def read_numbers(name: str, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
+    """Rows (B, …) as int64, bool or float32. Raises DataError on NaN, Inf."""
+    if rows.dtype.kind == "b":
+        return torch.from_numpy(np.array(rows))
+    if rows.dtype.kind in "iu":
+        return torch.from_numpy(rows.astype(np.int64))
+    return finite_inputs(name, rows, numbers)
 
 
 def make_array_source(
-    name: str, preprocessing: Preprocessing | None, arrays: Mapping[str, np.ndarray], class_names: Any = None
+    name: str,
+    preprocessing: Preprocessing | None,
+    arrays: Mapping[str, np.ndarray],
+    class_names: Any = None,
+    names: Sequence[str] | None = None,
 ) -> ArraySource:
     """The source in named arrays: `images` or `inputs`, and `labels` or else `targets` if there are some.
+
+    Args:
+        names: of arrays that are the inputs in place of those; images where there is one of bytes (N, H, W, C). Without
+            them `inputs_1`, `inputs_2`, … are the inputs after `inputs`.
 
     Raises:
         DataError: an array is missing, or has the wrong type or shape.
     """
     present = [key for key in ("images", "inputs") if key in arrays]
+    if names is not None:
+        present = [names[0]]
     if len(present) != 1:
         raise DataError(f"{name}: expected {WANTED}, and optionally `labels` (N,); found {describe_names(arrays)}.")
     rows = arrays[present[0]]
     images = present[0] == "images"
+    if names is not None:
+        images = len(names) == 1 and rows.dtype == np.uint8 and rows.ndim in (3, 4)
     if images:
         if rows.ndim == 3:
             rows = rows[..., None]
@@ -126,7 +176,70 @@ def make_array_source(
     targets = None
     if labels is None and "targets" in arrays:
         targets = check_target_array(name, arrays["targets"], len(rows))
-    return ArraySource(name, preprocessing, rows, labels, images=images, class_names=class_names, targets=targets)
+    further = [arrays[key] for key in (further_names(arrays) if names is None else names[1:])]
+    for part, key in zip(further, further_names(arrays) if names is None else names[1:], strict=True):
+        if part.dtype.kind not in "fiub" or not part.ndim or len(part) != len(rows):
+            raise DataError(
+                f"{name}: `{key}` must be numbers of shape (N, …) with N = {len(rows)}, got {part.dtype} {part.shape}."
+            )
+    return ArraySource(
+        name, preprocessing, rows, labels, images=images, class_names=class_names, targets=targets, further=further,
+        names=names if names is not None and len(names) > 1 else None,
+    )  # fmt: skip
+
+
+def further_names(arrays: Collection[str]) -> list[str]:
+    """`inputs_1`, `inputs_2`, … as far as they are there."""
+    found: list[str] = []
+    while f"inputs_{len(found) + 1}" in arrays:
+        found.append(f"inputs_{len(found) + 1}")
+    return found
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Which arrays of a file are what; said behind its path: `mine.npz?inputs=image,features&labels=y`.
+
+    Attributes:
+        inputs: their names; empty for the usual ones. labels, targets: None for the usual ones.
+    """
+
+    inputs: tuple[str, ...] = ()
+    labels: str | None = None
+    targets: str | None = None
+
+    @classmethod
+    def of(cls, spec: str, options: Mapping[str, Any]) -> Naming:
+        """What the options of a spec say. Raises DataError on others."""
+        unknown = [key for key in options if key not in ("inputs", "labels", "targets")]
+        if unknown:
+            raise DataError(
+                f"{spec}: {unknown[0]!r} is no option; expected inputs=NAME,…, labels=NAME or targets=NAME."
+            )
+        inputs = tuple(part.strip() for part in str(options.get("inputs", "")).split(",") if part.strip())
+        return cls(inputs, *(None if key not in options else str(options[key]) for key in ("labels", "targets")))
+
+    def wanted(self, found: Collection[str]) -> list[str]:
+        """Names of the arrays to read, of those that there are."""
+        if self == Naming():
+            return [key for key in (*ARRAYS, *further_names(found)) if key in found]
+        return [key for key in (*self.all_inputs, self.labels, self.targets) if key is not None]
+
+    @property
+    def all_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+        return self.inputs or ("inputs",)
+
+    def source(self, name: str, preprocessing: Preprocessing | None, arrays: Mapping[str, np.ndarray]) -> ArraySource:
+        """The source in arrays that were read as `wanted`. Raises DataError."""
+        if self == Naming():
+            return make_array_source(name, preprocessing, arrays)
+        renamed = {key: value for key, value in arrays.items() if key in self.all_inputs}
+        for kind in ("labels", "targets"):
+            key = getattr(self, kind)
+            if key is not None:
+                renamed[kind] = arrays[key]
+        return make_array_source(name, preprocessing, renamed, names=self.all_inputs)
 
 
 def describe_names(arrays: Collection[object]) -> str:
@@ -138,7 +251,11 @@ def describe_names(arrays: Collection[object]) -> str:
     if set(names) & {"images", "inputs"}:
         return f"{shown}; give one of `images` and `inputs`"
     pairs = ", ".join(f"{new}=old[{old!r}]" for new, old in zip(("inputs", "labels"), names, strict=False))
-    return f"{shown}; save under these names, such as numpy.savez(NEW, {pairs}) after old = numpy.load(OLD)"
+    option = "&".join(f"{new}={old}" for new, old in zip(("inputs", "labels"), names, strict=False))
+    return (
+        f"{shown}; say which is which, such as PATH?{option}, or save under these names: numpy.savez(NEW, {pairs}) "
+        "after old = numpy.load(OLD)"
+    )
 
 
 def finite_inputs(name: str, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
@@ -195,7 +312,7 @@ def check_target_array(name: str, targets: np.ndarray, count: int) -> np.ndarray
     return rows
 
 
-def open_npz(name: str, path: Path, preprocessing: Preprocessing | None) -> ArraySource:
+def open_npz(name: str, path: Path, preprocessing: Preprocessing | None, naming: Naming = Naming()) -> ArraySource:
     """An uncompressed `.npz` is memory-mapped; a compressed one is unpacked into an unnamed temporary file.
 
     Nothing is unpickled. Raises DataError.
@@ -204,9 +321,10 @@ def open_npz(name: str, path: Path, preprocessing: Preprocessing | None) -> Arra
     try:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-            for key in ARRAYS:
-                if key in members:
-                    arrays[key] = map_member(name, path, archive, members[key])
+            for key in naming.wanted(members):
+                if key not in members:
+                    raise DataError(f"{name}: there is no array `{key}`; found {', '.join(sorted(members)[:8])}.")
+                arrays[key] = map_member(name, path, archive, members[key])
     except (
         OSError,
         zipfile.BadZipFile,
@@ -223,7 +341,7 @@ def open_npz(name: str, path: Path, preprocessing: Preprocessing | None) -> Arra
         if members and not named:
             raise DataError(f"{name}: a zip archive without arrays, no .npz file; expected {WANTED} in an .npz.")
         raise DataError(f"{name}: expected {WANTED}, and optionally `labels` (N,); found {describe_names(named)}.")
-    return make_array_source(name, preprocessing, arrays)
+    return naming.source(name, preprocessing, arrays)
 
 
 def map_member(name: str, path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -307,7 +425,40 @@ def map_bytes(
         raise DataError(f"{name}: {needed} bytes cannot be mapped: {error or 'no address space is left'}.") from None
 
 
-def open_safetensors(name: str, path: Path, preprocessing: Preprocessing | None) -> ArraySource:
+def open_npy(name: str, path: Path, preprocessing: Preprocessing | None, options: Mapping[str, Any]) -> ArraySource:
+    """One array in a `.npy`, memory-mapped: images where it is uint8 (N, H, W, C), else inputs (N, …).
+
+    Args:
+        options: `labels`, `targets`: paths of such files with the answers; `inputs`: further inputs.
+
+    Raises:
+        DataError: no such file, no plain numbers, or not as many.
+    """
+    unknown = [key for key in options if key not in ("inputs", "labels", "targets")]
+    if unknown:
+        raise DataError(f"{name}: {unknown[0]!r} is no option; expected labels=FILE, targets=FILE or inputs=FILE,….")
+    further = [part for part in str(options.get("inputs") or "").split(",") if part]
+    rows, *others = (read_npy(name, place) for place in (path, *map(Path, further)))
+    kind = "images" if rows.dtype == np.uint8 and rows.ndim == 4 and rows.shape[-1] in (1, 3, 4) else "inputs"
+    arrays = {kind: rows, **{f"inputs_{number}": part for number, part in enumerate(others, 1)}}
+    for key in ("labels", "targets"):
+        if key in options:
+            arrays[key] = read_npy(name, Path(str(options[key])))
+    return make_array_source(name, preprocessing, arrays)
+
+
+def read_npy(name: str, path: Path) -> np.ndarray:
+    """The array in a `.npy` file, memory-mapped. Raises DataError."""
+    try:
+        with path.open("rb") as file:
+            return map_npy(f"{name}: {path.name}", file, path.stat().st_size)
+    except OSError as error:
+        raise DataError(f"{name}: {str(path)!r} cannot be read: {error.strerror or error}.") from None
+
+
+def open_safetensors(
+    name: str, path: Path, preprocessing: Preprocessing | None, naming: Naming = Naming()
+) -> ArraySource:
     """A `.safetensors` file with `images` or `inputs`, and `labels` or `targets`; memory-mapped. Raises DataError."""
     arrays = {}
     try:
@@ -317,16 +468,18 @@ def open_safetensors(name: str, path: Path, preprocessing: Preprocessing | None)
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            if not set(header) & set(ARRAYS):
+            wanted = naming.wanted(header)
+            if not set(header) & set(wanted):
                 raise DataError(f"{name}: expected {WANTED}; found {describe_names(header)}.")
-            for key in ARRAYS:
-                if key in header:
-                    entry = header[key]
-                    if entry["dtype"] not in NUMPY_NAMES:
-                        raise DataError(f"{name}: `{key}` has type {entry['dtype']}, which is not read as data.")
-                    start, end = (8 + length + offset for offset in entry["data_offsets"])
-                    dtype = np.dtype(NUMPY_NAMES[entry["dtype"]])
-                    arrays[key] = map_bytes(f"{name}: {key}", file, start, end, tuple(entry["shape"]), dtype)
+            for key in wanted:
+                if key not in header:
+                    raise DataError(f"{name}: there is no array `{key}`; found {', '.join(sorted(header)[:8])}.")
+                entry = header[key]
+                if entry["dtype"] not in NUMPY_NAMES:
+                    raise DataError(f"{name}: `{key}` has type {entry['dtype']}, which is not read as data.")
+                start, end = (8 + length + offset for offset in entry["data_offsets"])
+                dtype = np.dtype(NUMPY_NAMES[entry["dtype"]])
+                arrays[key] = map_bytes(f"{name}: {key}", file, start, end, tuple(entry["shape"]), dtype)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, MemoryError, struct.error) as error:
         raise DataError(f"{name}: not a readable .safetensors file: {str(error).rstrip('.')}.") from None
-    return make_array_source(name, preprocessing, arrays)
+    return naming.source(name, preprocessing, arrays)

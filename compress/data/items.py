@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,7 @@ class FolderSource(DataSource):
     def read_image(self, number: int) -> Image.Image:
         """One decoded image. Raises DataError naming the file."""
         path = self.files[number]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-                with Image.open(path) as image:
-                    return image.convert(self.mode)
-        except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, MemoryError) as error:
-            raise DataError(f"The image {str(path)!r} cannot be read: {error}.") from None
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise DataError(f"The image {str(path)!r} is refused: {error}.") from None
+        return decode_image(lambda: path, repr(str(path)), self.mode)
 
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
         """Preprocessed images. Raises DataError: unreadable, or of different sizes without `resize` and `crop`."""
@@ -73,6 +64,20 @@ class FolderSource(DataSource):
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
         """The decoded pixels, so that equal images in different formats are equal."""
         return [self.read_image(int(number)).tobytes() for number in numbers]
+
+
+def decode_image(opened: Callable[[], Any], name: str, mode: str) -> Image.Image:
+    """One picture of a path or a file. Raises DataError with its name."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            with Image.open(opened()) as image:
+                return image.convert(mode)
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, MemoryError) as error:
+        raise DataError(f"The image {name} cannot be read: {error}.") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"The image {name} is refused: {error}.") from None
 
 
 def stack_images(images: Sequence[np.ndarray], name: str) -> Tensor:

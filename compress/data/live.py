@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.data.calls import CallShape
+from compress.data.calls import CallShape, parameters_of
 from compress.data.importing import describe_fault
 from compress.data.source import DataSource
 from compress.errors import CompressError, DataError
@@ -103,11 +102,7 @@ def collect_batches(batches: Any, module: nn.Module, *, limit: int, name: str = 
 
 def split_batch(batch: Any, module: nn.Module, where: str) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Positional arguments, keywords and the answers (None without any) in one batch. Raises DataError."""
-    parameters = [
-        each
-        for each in inspect.signature(module.forward).parameters.values()
-        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-    ]
+    parameters = parameters_of(module)
     names = [each.name for each in parameters]
     needed = [each for each in parameters if each.default is each.empty and each.kind is not each.KEYWORD_ONLY]
     if isinstance(batch, Mapping):

@@ -11,17 +11,36 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from compress.data.arrays import ARRAYS, describe_names, make_array_source, open_npz, open_safetensors
-from compress.data.importing import describe_fault, import_object, split_query
+from compress.data.arrays import (
+    ARRAYS,
+    Naming,
+    describe_names,
+    further_names,
+    make_array_source,
+    open_npy,
+    open_npz,
+    open_safetensors,
+)
+from compress.data.hub import open_hub
+from compress.data.importing import describe_fault, import_object, is_file_spec, split_query
 from compress.data.items import DatasetSource, open_folder
 from compress.data.preprocessing import Preprocessing
 from compress.data.source import DataSource, Subset, draw_indices
+from compress.data.tables import open_csv, open_parquet
+from compress.data.tars import open_tars
+from compress.data.texts import open_text
 from compress.errors import CompressError, DataError, nearest
 
-KINDS = ("folder", "npz", "safetensors", "torchvision", "digits")
+KINDS = ("folder", "npz", "npy", "safetensors", "csv", "parquet", "text", "tar", "hf", "torchvision", "digits")
+FILES = ("npz", "npy", "safetensors", "csv", "parquet", "text")
+SUFFIXES = {
+    ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text", ".tar": "tar", ".npy": "npy", ".npz": "npz",
+    ".safetensors": "safetensors",
+}  # fmt: skip
 EXPECTED = (
-    "expected folder:PATH, npz:PATH, safetensors:PATH, torchvision:NAME?root=PATH&train=true, "
-    "package.module:function, digits, or the path of a folder, an .npz or a .safetensors file"
+    "expected folder:PATH, npz:PATH, npy:PATH, safetensors:PATH, csv:PATH?label=COLUMN, parquet:PATH, "
+    "text:PATH?tokenizer=FOLDER, tar:PATH, hf:PATH, torchvision:NAME?root=PATH&train=true, package.module:function, "
+    "digits, or the path of such a folder or file"
 )
 
 
@@ -32,7 +51,9 @@ def open_data(
 
     Args:
         spec: `folder:PATH` (one class a subfolder), `npz:PATH` or `safetensors:PATH` (`images` (N, H, W, C) uint8 or
-            `inputs` (N, …) float; `labels` (N,), or else real `targets` (N, …), optional),
+            `inputs` (N, …) float; `labels` (N,), or else real `targets` (N, …), optional; `?inputs=a,b&labels=c` for
+            other names), `npy:PATH?labels=PATH`, `csv:PATH?label=COLUMN` or `target=`, `parquet:PATH` likewise,
+            `text:PATH?tokenizer=FOLDER&length=128`, `tar:PATH` (WebDataset), `hf:PATH` (saved `datasets`),
             `torchvision:NAME?root=PATH&train=true`, `package.module:function?key=value`, `digits` or
             `digits?train=false` (packaged), or a bare path.
         preprocessing: applied to images; float inputs are fed as they are.
@@ -55,18 +76,20 @@ def open_spec(spec: str, preprocessing: Preprocessing | None) -> DataSource:
     path = Path(rest)
     if scheme == "folder":
         return open_folder(spec, path, preprocessing)
-    if scheme in ("npz", "safetensors"):
-        check_file(spec, path)
-        return (open_npz if scheme == "npz" else open_safetensors)(spec, path, preprocessing)
+    if scheme in (*FILES, "tar", "hf"):
+        place, own = split_path(rest)
+        return open_kind(scheme, spec, place, own, preprocessing)
     if scheme == "torchvision":
         return open_torchvision(spec, rest, preprocessing)
     name, options = split_query(spec)
     if name == "digits":
         return open_digits(spec, options, preprocessing)
-    if Path(spec).exists():
-        return open_path(spec, preprocessing)
+    place, own = split_path(spec)
+    if Path(place).exists():
+        return open_path(spec, Path(place), own, preprocessing)
     meant = nearest(scheme if rest else name, KINDS)
-    if rest and scheme.replace(".", "").replace("_", "").isalnum() and rest.partition("?")[0].isidentifier():
+    module = scheme.replace(".", "").replace("_", "").isalnum() and rest.partition("?")[0].isidentifier()
+    if (rest and module) or is_file_spec(name):
         try:
             return open_function(spec, name, options, preprocessing)
         except DataError as error:
@@ -74,6 +97,35 @@ def open_spec(spec: str, preprocessing: Preprocessing | None) -> DataSource:
     if rest and not Path(spec).suffix:
         raise DataError(f"The data spec {spec!r} is not understood{meant}; {EXPECTED}.")
     raise DataError(f"There is no data at {spec!r}{meant}; {EXPECTED}.")
+
+
+def split_path(text: str) -> tuple[str, dict[str, Any]]:
+    """A path and the options behind it; a `?` in the name of a file that is there stays."""
+    return (text, {}) if Path(text).exists() else split_query(text)
+
+
+def open_kind(
+    kind: str, spec: str, place: str, options: Mapping[str, Any], preprocessing: Preprocessing | None
+) -> DataSource:
+    """A file or folder of a kind that takes options. Raises DataError."""
+    path = Path(place)
+    if kind == "tar":
+        refuse_options(spec, options)
+        return open_tars(spec, place, preprocessing)
+    if kind == "hf":
+        return open_hub(spec, path, options, preprocessing)
+    check_file(spec, path)
+    if kind == "npy":
+        return open_npy(spec, path, preprocessing, options)
+    if kind in ("npz", "safetensors"):
+        return (open_npz if kind == "npz" else open_safetensors)(spec, path, preprocessing, Naming.of(spec, options))
+    return {"csv": open_csv, "parquet": open_parquet, "text": open_text}[kind](spec, path, options)
+
+
+def refuse_options(spec: str, options: Mapping[str, Any]) -> None:
+    """Raises DataError where there are some."""
+    if options:
+        raise DataError(f"{spec}: {next(iter(options))!r} is no option; it takes none.")
 
 
 def check_file(spec: str, path: Path) -> None:
@@ -87,10 +139,12 @@ def check_file(spec: str, path: Path) -> None:
         raise DataError(f"{spec}: {error}.") from None
 
 
-def open_path(spec: str, preprocessing: Preprocessing | None) -> DataSource:
+def open_path(spec: str, path: Path, options: Mapping[str, Any], preprocessing: Preprocessing | None) -> DataSource:
     """A bare path, recognised by what it is. Raises DataError."""
-    path = Path(spec)
     if path.is_dir():
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            return open_hub(spec, path, options, preprocessing)
+        refuse_options(spec, options)
         return open_folder(spec, path, preprocessing)
     check_file(spec, path)
     try:
@@ -98,16 +152,12 @@ def open_path(spec: str, preprocessing: Preprocessing | None) -> DataSource:
             start = file.read(9)
     except OSError as error:
         raise DataError(f"{spec}: {error}.") from None
-    if start[:2] == b"PK":
-        return open_npz(spec, path, preprocessing)
-    if start[8:9] == b"{":
-        return open_safetensors(spec, path, preprocessing)
-    if start[:6] == b"\x93NUMPY":
-        raise DataError(
-            f"{spec}: one array, which does not say what it is; give numpy.savez('data.npz', inputs=…) or images=…, "
-            "and labels=… beside it."
-        )
-    raise DataError(f"{spec}: neither a folder, an .npz nor a .safetensors file; {EXPECTED}.")
+    known = {b"PK": "npz", b"\x93NUMPY": "npy", b"PAR1": "parquet"}
+    kind = next((found for begin, found in known.items() if start.startswith(begin)), None)
+    kind = kind or ("safetensors" if start[8:9] == b"{" else SUFFIXES.get(path.suffix.lower()))
+    if kind is None:
+        raise DataError(f"{spec}: not recognised by its content nor by its name; {EXPECTED}.")
+    return open_kind(kind, spec, str(path), options, preprocessing)
 
 
 def open_digits(spec: str, options: Mapping[str, Any], preprocessing: Preprocessing | None) -> DataSource:
@@ -169,7 +219,8 @@ def wrap_object(spec: str, found: Any, preprocessing: Preprocessing | None) -> D
         kind = "targets" if answers.dtype.kind == "f" else "labels"
         found = {"images" if rows.dtype == np.uint8 else "inputs": rows, kind: answers}
     if isinstance(found, Mapping):
-        arrays = {key: as_array(spec, found[key]) for key in ARRAYS if found.get(key) is not None}
+        wanted = (*ARRAYS, *further_names([str(key) for key in found]))
+        arrays = {key: as_array(spec, found[key]) for key in wanted if found.get(key) is not None}
         if not arrays:
             raise DataError(
                 f"{spec}: expected a mapping with `images` or `inputs`; found {describe_names(found.keys())}."

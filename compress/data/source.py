@@ -47,7 +47,10 @@ class DataSource(ABC):
         labels: (N,) int64, or (N, …) of masks, tokens or several yes and no; or None.
         class_names: names of the classes where the source knows them.
         targets: (N, D) float32, real numbers to fit, in place of labels; or None.
+        names: of the inputs, where they were given by name; or None.
     """
+
+    names: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -62,6 +65,10 @@ class DataSource(ABC):
         self.labels = labels
         self.class_names = None if class_names is None else tuple(class_names)
         self.targets = targets
+
+    def in_order(self, names: Sequence[str]) -> DataSource:
+        """The same samples with the named inputs in this order. Raises ValueError where these are not their names."""
+        raise ValueError(f"the inputs have no names, {', '.join(names)} were expected")
 
     @property
     @abstractmethod

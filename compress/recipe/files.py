@@ -15,7 +15,9 @@ from compress.recipe.recipe import Recipe
 from compress.strict_json import check_regular
 
 MOST_CHARACTERS, MOST_NODES = 1 << 20, 100_000  # of a recipe file
-SCHEMES = {"torchvision", "timm", "compress", "transformers", "chain", "folder", "npz", "safetensors"}  # run no code
+NETWORKS = {"torchvision", "timm", "compress", "transformers", "chain"}  # schemes that run no code
+DATA = {"torchvision", "folder", "npz", "npy", "safetensors", "csv", "parquet", "text", "hf", "tar"}
+SCHEMES = {"arch": NETWORKS, "data": DATA, "eval": DATA, "guard": DATA, "metric": set[str]()}
 PLAIN = {"checkpoint", "output", "device", "min_reduction", "layer", "exclude"}  # a colon in them means something else
 
 
@@ -58,7 +60,8 @@ def named_code(value: Any, name: str = "") -> str | None:
     else:
         trusts = name.startswith("trust_") and value not in (None, False)
         spec = isinstance(value, str) and ":" in value and name not in PLAIN
-        runs = spec and value.partition(":")[0] not in SCHEMES
+        scheme = value.partition(":")[0].rpartition("=" if name == "guard" else ":")[2] if spec else ""
+        runs = spec and scheme not in SCHEMES.get(name, NETWORKS | DATA)
         return f"{name}: {str(value)[:80]!r}" if trusts or runs else None
     return next((found for key, inner in entries if (found := named_code(inner, key)) is not None), None)
 

@@ -54,8 +54,8 @@ class Recipe(BaseModel):
         ..., "Checkpoint: .pt, .pth, .bin, .tar, .safetensors; or a folder.", Section.NETWORK, "FILE"
     )
     arch: str | None = option(
-        None, "torchvision:NAME, timm:NAME, compress:NAME or package.module:factory.", Section.NETWORK, "ARCH",
-        everyday=True, default_text="recognised",
+        None, "torchvision:NAME, timm:NAME, compress:NAME, package.module:factory or file.py:factory.",
+        Section.NETWORK, "ARCH", everyday=True, default_text="recognised",
     )  # fmt: skip
     arch_arg: Assignments = option(dict, "Argument of the architecture.", Section.NETWORK, "KEY=VALUE")
     state_key: str | None = option(None, "Key of the state dict in the file.", Section.NETWORK, "KEY")
@@ -66,8 +66,8 @@ class Recipe(BaseModel):
     input_shape: Counts = option(None, "Shape of one sample, such as 3,32,32.", Section.NETWORK, "C,H,W")
     data: str | None = option(
         None,
-        "Calibration data: a path, folder:PATH, npz:PATH, safetensors:PATH, torchvision:NAME?root=…, module:function "
-        "or digits.",
+        "Calibration data: the path of a folder or file (.npz, .npy, .csv, …), csv:PATH?label=COLUMN, hf:PATH, "
+        "torchvision:NAME?root=…, module:function or digits.",
         Section.DATA, "DATA", everyday=True,
     )  # fmt: skip
     eval: str | None = option(

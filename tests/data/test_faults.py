@@ -40,11 +40,6 @@ def test_a_checkpoint_given_as_data_is_said_to_hold_no_arrays(tmp_path: Path) ->
     assert "no .npz file" in refused(str(tmp_path / "data.pt"))
 
 
-def test_a_lone_array_is_told_to_be_saved_under_a_name(tmp_path: Path) -> None:
-    np.save(tmp_path / "data.npy", np.ones((4, 3)))
-    assert "numpy.savez" in refused(str(tmp_path / "data.npy"))
-
-
 @pytest.mark.parametrize("kind", [float, np.float16, bool, np.int8])
 def test_whole_labels_of_any_type_are_labels(tmp_path: Path, kind: Any) -> None:
     np.savez(tmp_path / "data.npz", inputs=np.ones((4, 3)), labels=np.array([0, 1, 1, 0], kind))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.data.calls import call_of, parameters_of
 from compress.errors import CompressError, OutputError, UnsupportedError
 from compress.measures.outputs import LONE, named_outputs
 
@@ -30,8 +31,10 @@ def need(*packages: str) -> list[Any]:
         ) from None
 
 
-def write_onnx(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool = True) -> int:
+def write_onnx(module: nn.Module, sample: Tensor | Sequence[Tensor], path: Path, *, dynamic: bool = True) -> int:
     """Write `module` as one ONNX file whose batch dimension is free (`dynamic`) or that of `sample` (B, …).
+
+    An only input is called `input`, several as in the network's own call.
 
     The same network gives the same bytes: source locations, which the exporter adds, are left out.
 
@@ -42,15 +45,17 @@ def write_onnx(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool =
         UnsupportedError: an operation has no ONNX form, or the exporter is not installed.
     """
     need("onnx", "onnxscript")
+    inputs = (sample,) if isinstance(sample, Tensor) else tuple(sample)
     with torch.inference_mode():
-        names = list(named_outputs(module(sample)))
-    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+        names = list(named_outputs(module(*inputs)))
+    batch = torch.export.Dim("batch")
+    shapes = (tuple({0: batch} for _ in inputs),) if dynamic else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
-                TensorsAlone(module), (sample,), dynamo=True, verbose=False, dynamic_shapes=shapes,
-                input_names=[INPUT], output_names=names,
+                TensorsAlone(module), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes,
+                input_names=input_names(module, len(inputs), names), output_names=names,
             )  # fmt: skip
         model = program.model_proto
         strip_metadata(model)
@@ -71,9 +76,25 @@ class TensorsAlone(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The network's outputs, in the order of their names."""
-        return tuple(named_outputs(self.module(inputs)).values())
+        return tuple(named_outputs(self.module(*inputs)).values())
+
+
+def input_names(module: nn.Module, count: int, taken: Sequence[str]) -> list[str]:
+    """Names of so many inputs: `input`, or those of the network's call; none of those that are `taken`."""
+    if count == 1:
+        return [INPUT]
+    call = call_of(module)
+    parameters = [each.name for each in parameters_of(module)]
+    names = list((parameters + [f"input{n}" for n in range(count)])[:count] if call is None else call.names(parameters))
+    used = set(taken)
+    for place, name in enumerate(names):
+        while name in used:
+            name += "_in"
+        used.add(name)
+        names[place] = name
+    return names
 
 
 def strip_metadata(model: Any) -> None:
@@ -120,11 +141,11 @@ class OnnxNetwork(nn.Module):
         self.names = [one.name for one in self.session.get_inputs()]
         self.outputs = [one.name for one in self.session.get_outputs()]
 
-    def forward(self, inputs: Tensor) -> Tensor | dict[str, Tensor]:
-        """What the network returns for a batch (B, …): a tensor, or its outputs by their names."""
-        found = [
-            torch.from_numpy(one) for one in self.session.run(None, {self.names[0]: inputs.detach().cpu().numpy()})
-        ]
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor | dict[str, Tensor]:
+        """What the network returns for a batch (B, …) of every input, in order or by name: a tensor, or its outputs."""
+        given = {**dict(zip(self.names, inputs, strict=False)), **named}
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in given.items()}
+        found = [torch.from_numpy(one) for one in self.session.run(None, arrays)]
         return found[0] if self.outputs == [LONE] else dict(zip(self.outputs, found, strict=True))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from compress.errors import OutputError, UnsupportedError
 from compress.measures.outputs import named_outputs
 
 
-def write_pt2(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool = True) -> None:
+def write_pt2(module: nn.Module, sample: Tensor | Sequence[Tensor], path: Path, *, dynamic: bool = True) -> None:
     """Write `module` as an exported program whose batch dimension is free (`dynamic`) or that of `sample` (B, …).
 
     The same network and torch give the same bytes: source locations and the sample itself are left out.
@@ -23,14 +25,21 @@ def write_pt2(module: nn.Module, sample: Tensor, path: Path, *, dynamic: bool = 
     Raises:
         UnsupportedError: the network cannot be exported like this.
     """
-    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    inputs = (sample,) if isinstance(sample, Tensor) else tuple(sample)
+    module = in_plain_containers(module, inputs)
+    batch = torch.export.Dim("batch")
+    each = tuple({0: batch} for _ in inputs)
+    variadic = any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(module.forward).parameters.values())
+    shapes = ((each,) if variadic else each) if dynamic else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(in_plain_containers(module, sample), (sample,), dynamic_shapes=shapes)
+            program = torch.export.export(module, inputs, dynamic_shapes=shapes)
         except Exception as error:  # torch.export raises whatever tracing raises
             raise UnsupportedError(f"The network cannot be exported to .pt2: {first_cause(error)}") from None
         program.example_inputs = None
+        if hasattr(program, "_guards_code"):  # that inputs have one batch size, as code, which is never read back
+            program._guards_code = []
         for node in program.graph.nodes:
             for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
                 node.meta.pop(name, None)
@@ -47,12 +56,12 @@ class NamedOutputs(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The network's outputs by name."""
-        return named_outputs(self.module(inputs))
+        return named_outputs(self.module(*inputs))
 
 
-def in_plain_containers(module: nn.Module, sample: Tensor) -> nn.Module:
+def in_plain_containers(module: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     """The network itself where it returns tensors in tuples, lists and dicts, which the archive may name."""
 
     def plain(value: object) -> bool:
@@ -61,7 +70,7 @@ def in_plain_containers(module: nn.Module, sample: Tensor) -> nn.Module:
         return isinstance(value, Tensor) or (type(value) is dict and all(map(plain, value.values())))
 
     with torch.inference_mode():
-        return module if plain(module(sample)) else NamedOutputs(module)
+        return module if plain(module(*inputs)) else NamedOutputs(module)
 
 
 def keeps_weights_raw() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +15,7 @@ from compress.artifact.exports.hub_folder import write_hub_folder
 from compress.artifact.exports.onnx_file import NEEDED, OnnxNetwork, need, write_onnx
 from compress.artifact.exports.pt2_file import keeps_weights_raw, load_pt2, write_pt2
 from compress.artifact.folder import check_reload
-from compress.artifact.folder import load as load_artifact
-from compress.checkpoint.manifest import file_sha256
+from compress.checkpoint.manifest import file_sha256, open_artifact
 from compress.errors import OutputError, RecipeError, UnsupportedError
 from compress.graph.cost import measure_latency
 from compress.measures.outputs import largest_deviation, named_outputs
@@ -25,6 +25,7 @@ EXPORTS = {"onnx": "model.onnx", "pt2": "model.pt2", "hf": "hf"}
 BATCHES = (1, 3)  # batch sizes at which a file is compared with the network
 LATENCY_BATCHES = (1, 64)
 TOLERANCE = 1e-4  # relative deviation that another runtime's rounding may make
+Inputs = tuple[Tensor, ...]  # (N, …) each
 PLACES = {
     "onnx": "onnxruntime",
     "pt2": "torch.export, in a fresh process",
@@ -51,16 +52,18 @@ def write_export(
     folder: Path,
     report: Report,
     module: nn.Module,
-    samples: Tensor,
+    samples: Inputs,
     *,
     only_batch: int | None = None,
+    arch: str | None = None,
 ) -> ExportReport:
     """Write one export of the artifact in `folder` beside it, load it again and compare.
 
     Args:
         module: the compressed network, on the CPU.
-        samples: real inputs (N, …) to compare on.
+        samples: real inputs (N, …) to compare on, one tensor for each input.
         only_batch: the one batch size that the network runs on.
+        arch: the user's own `file.py:factory`, where that makes the network.
 
     Raises:
         UnsupportedError: the network has no such form.
@@ -69,19 +72,20 @@ def write_export(
     target = folder / EXPORTS[kind]
     batches = [first_samples(samples, size) for size in ((only_batch,) if only_batch else BATCHES)]
     opset = None
+    reader: Callable[[Path], nn.Module]
     if kind == "onnx":
         opset = write_onnx(module, traced(samples, only_batch), target, dynamic=only_batch is None)
         deviations = [compare(OnnxNetwork(target), module, batch) for batch in batches]
     else:
         if kind == "pt2":
             write_pt2(module, traced(samples, only_batch), target, dynamic=only_batch is None)
-            reader: Callable[[Path], nn.Module] = load_pt2
+            reader = load_pt2
         else:
             write_hub_folder(folder, report, target)
-            reader = load_artifact
+            reader = partial(open_called, arch=arch)
         deviations = [compare(reader(target), module, batch) for batch in batches[:-1]]
-        deviations.append(reload(target, module, batches[-1]))
-    checks = tuple(ExportCheck(len(batch), deviation) for batch, deviation in zip(batches, deviations, strict=True))
+        deviations.append(reload(target, module, batches[-1], arch))
+    checks = tuple(ExportCheck(len(batch[0]), deviation) for batch, deviation in zip(batches, deviations, strict=True))
     made = ExportReport(kind, target.name, PLACES[kind], checks, opset=opset)
     if kind == "hf":
         return made
@@ -89,59 +93,65 @@ def write_export(
     return replace(made, sha256=file_sha256(target), bytes=target.stat().st_size, latency=latency)
 
 
+def open_called(folder: Path, arch: str | None) -> nn.Module:
+    """The network in a folder; what that names was built in this process before."""
+    return open_artifact(folder, arch=arch, trust_code=True)[1]
+
+
 def write_exports(
     kinds: Sequence[str],
     folder: Path,
     report: Report,
     module: nn.Module,
-    samples: Tensor,
+    samples: Inputs,
     *,
     only_batch: int | None = None,
+    arch: str | None = None,
 ) -> list[ExportReport]:
     """Write several exports; see `write_export`."""
-    return [write_export(kind, folder, report, module, samples, only_batch=only_batch) for kind in kinds]
+    return [write_export(kind, folder, report, module, samples, only_batch=only_batch, arch=arch) for kind in kinds]
 
 
-def first_samples(samples: Tensor, count: int) -> Tensor:
-    """The first `count` samples (count, …), again from the start where there are fewer."""
-    return samples[torch.arange(count) % len(samples)]
+def first_samples(samples: Inputs, count: int) -> Inputs:
+    """The first `count` samples (count, …) of every input, again from the start where there are fewer."""
+    return tuple(part[torch.arange(count) % len(part)] for part in samples)
 
 
-def traced(samples: Tensor, only_batch: int | None) -> Tensor:
+def traced(samples: Inputs, only_batch: int | None) -> Inputs:
     """The batch that a network is traced with; two, so that no size is taken for a constant."""
     return first_samples(samples, only_batch or 2)
 
 
-def compare(exported: nn.Module, module: nn.Module, batch: Tensor) -> float:
+def compare(exported: nn.Module, module: nn.Module, batch: Inputs) -> float:
     """Largest deviation of any output, relative to its largest magnitude. Raises OutputError above the tolerance."""
     with torch.inference_mode():
-        expected = named_outputs(module(batch))
-        found = named_outputs(exported(batch))
+        expected = named_outputs(module(*batch))
+        found = named_outputs(exported(*batch))
     deviation, where = largest_deviation(expected, found)
     if not deviation <= TOLERANCE:
         said = "other outputs" if len(expected) == 1 else f"another output `{where}`"
         raise OutputError(
-            f"The exported file gives {said} at batch size {len(batch)}: relative deviation {deviation:.1e}, "
+            f"The exported file gives {said} at batch size {len(batch[0])}: relative deviation {deviation:.1e}, "
             f"at most {TOLERANCE:.0e} was expected."
         )
     return deviation
 
 
-def reload(target: Path, module: nn.Module, batch: Tensor) -> float:
+def reload(target: Path, module: nn.Module, batch: Inputs, arch: str | None) -> float:
     """The same of a fresh process that loads the file or folder."""
     with torch.inference_mode():
-        expected = named_outputs(module(batch))
+        expected = named_outputs(module(*batch))
     with tempfile.TemporaryDirectory() as scratch:
-        return check_reload(target, (batch,), expected, TOLERANCE, Path(scratch))
+        return check_reload(target, batch, expected, TOLERANCE, Path(scratch), arch=arch)
 
 
 def measure(
-    exported: nn.Module, module: nn.Module, samples: Tensor, only_batch: int | None
+    exported: nn.Module, module: nn.Module, samples: Inputs, only_batch: int | None
 ) -> tuple[ExportLatency, ...]:
     """Latencies of the network in torch and of the exported file, their passes interleaved."""
     found = []
     for size in (only_batch,) if only_batch else LATENCY_BATCHES:
         inputs = first_samples(samples, size)
-        direct, other = measure_latency((module, exported), (inputs,), seconds=1.0)
+        direct, other = measure_latency((module, exported), inputs, seconds=1.0)
         found.append(ExportLatency(size, direct.threads, other.milliseconds, direct.milliseconds))
     return tuple(found)

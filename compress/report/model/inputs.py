@@ -34,6 +34,7 @@ class ArchitectureUsed:
         recognised: how it was found.
         batch_size: the one batch size that it runs on; None where any will do.
         further_inputs: after the first.
+        call: where they stand among the arguments, as `CallShape.as_plain`; None: one after another.
     """
 
     spec: str
@@ -43,6 +44,7 @@ class ArchitectureUsed:
     input_dtype: str = "float32"
     batch_size: int | None = None
     further_inputs: tuple[InputUsed, ...] = ()
+    call: Plain | None = None
 
 
 @dataclass(frozen=True)
