@@ -20,6 +20,7 @@ from compress.errors import GateError
 SWEEPS = 40
 CLEARLY = 0.95  # of the predicted damage, below which a block is worth keeping: it costs more than is counted
 PRICE_STEPS = 60
+FLAT = 1e-9  # nats that a layer's squared relative error is worth where no damage is predicted to fall
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,27 +249,39 @@ def saved_cost(model: CostModel, cost: str, widths: Mapping[str, int], groups: S
 
 
 def spend_slack(choices: Choices, budgets: Mapping[str, float], widths: Mapping[str, int], price: float) -> Allocation:
-    """Widen layers while the budgets allow it, each time where damage falls most per relative cost."""
+    """Widen layers while the budgets allow it, each time where damage falls most per relative cost.
+
+    Where the damage is flat (at some width no more was measured than at a smaller one) the next width that lowers it
+    counts too, and of widths that lower no damage those that lower the layer's own error most.
+    """
     model, curves = choices.model, choices.curves
     current = dict(widths)
     costs = relative_costs(model, current)
     while True:
         best, best_rate = None, 0.0
         for name, curve in curves.items():
-            if not current[name] or current[name] == curve.legal[-1]:
-                continue
-            wider = {**current, name: curve.legal[curve.legal.index(current[name]) + 1]}
-            found = relative_costs(model, wider)
-            if any(found[cost] > limit for cost, limit in budgets.items()):
-                continue
-            saved = float(curve.damage[current[name]] - curve.damage[wider[name]])
-            spent = max(sum(found[cost] - costs[cost] for cost in budgets), 1e-12)
-            if saved / spent > best_rate:
-                best, best_rate = wider, saved / spent
+            for width in wider_widths(curve, current[name]) if current[name] else ():
+                wider = {**current, name: width}
+                found = relative_costs(model, wider)
+                if any(found[cost] > limit for cost, limit in budgets.items()):
+                    continue
+                narrow_error, wide_error = (float(curve.errors[at]) ** 2 for at in (current[name], width))
+                saved = float(curve.damage[current[name]] - curve.damage[width])
+                saved += FLAT * max(0.0, narrow_error - wide_error)
+                spent = max(sum(found[cost] - costs[cost] for cost in budgets), 1e-12)
+                if saved / spent > best_rate:
+                    best, best_rate = wider, saved / spent
         if best is None:
             break
         current, costs = best, relative_costs(model, best)
     return Allocation(current, choices.damage(current), costs, price)
+
+
+def wider_widths(curve: DamageCurve, width: int) -> list[int]:
+    """The next legal width, and the next one at which less damage is predicted."""
+    wider = curve.legal[curve.legal.index(width) + 1 :]
+    lower = next((each for each in wider if float(curve.damage[each]) < float(curve.damage[width])), None)
+    return list(dict.fromkeys([*wider[:1], *([] if lower is None else [lower])]))
 
 
 def relative_costs(model: CostModel, widths: Mapping[str, int]) -> dict[str, float]:

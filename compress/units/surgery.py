@@ -126,8 +126,9 @@ def verify_narrowed(
 
     The masked original runs the traced graph with the columns of removed units zeroed in every consumer (and with
     `weights`); normalisations over the units take their statistics over the kept ones. Raises SurgeryError above the
-    tolerance: 1e-4 in float32, 1e-9 in float64. `dtype` computes in another precision; a forward() that itself names a
-    precision is then compared through a graph of the narrowed network.
+    tolerance: 1e-4 in float32, 1e-9 in float64, that of the coarsest where a network mixes them. `dtype` computes in
+    another precision; a forward() that itself names a precision is then compared through a graph of the narrowed
+    network.
     """
     chosen = _check_kept(kept, groups, narrowed.removed)
     state = {name: tensor.detach() for name, tensor in named_tensors(module).items()}
@@ -137,8 +138,8 @@ def verify_narrowed(
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         inputs = tuple(value.to(dtype) if value.is_floating_point() else value for value in inputs)
         smaller = copy.deepcopy(smaller).to(dtype)
-    used = dtype or next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
-    limit = tolerance if tolerance is not None else TOLERANCES.get(used, 1e-2)
+    kinds = {dtype} if dtype is not None else {value.dtype for value in state.values() if value.is_floating_point()}
+    limit = tolerance if tolerance is not None else max((TOLERANCES.get(kind, 1e-2) for kind in kinds), default=1e-4)
     batches = [inputs]
     if graph.batch_size is None:
         batches.append(tuple(torch.cat([value, value[:1].flip(-1)]) if value.dim() else value for value in inputs))

@@ -95,6 +95,24 @@ def test_a_module_with_computed_weights_works_after_it_was_pruned(normed: Any) -
     assert nn.utils.parametrize.is_parametrized(module[0])
 
 
+class Mixed(nn.Module):
+    """Computes its first layer in float64 and the rest in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 24).double(), nn.Linear(24, 16), nn.Linear(16, 4)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.last(torch.relu(self.second(torch.relu(self.first(values.double())).float())))
+
+
+def test_a_network_of_two_precisions_is_verified_in_the_coarser() -> None:
+    module = seeded(Mixed)
+    found = compress.prune(module, torch.randn(64, 8), keep=0.5, recover="off", progress=False)
+    assert found.model.first.weight.dtype == torch.float64
+    assert found.model.second.out_features == 8
+
+
 def test_a_saved_result_reloads_into_the_users_own_class(pruned: compress.PruneResult, tmp_path: Path) -> None:
     folder = pruned.save(tmp_path / "chain")
     again = compress.load(folder, model=seeded(Chain))
