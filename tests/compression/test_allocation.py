@@ -109,5 +109,5 @@ def test_slack_is_spent_where_the_measured_damage_is_flat() -> None:
     model = chain([8, 6])
     errors = torch.linspace(1, 0, 9, dtype=torch.float64)
     flat = damage_curve(errors, [(2, 0.5), (6, 0.5)], legal_widths(8, 1, 1))  # no worse at 2 units than at 6
-    found = allocate(Choices(model, {"a": flat, "b": curve(falling(6, 0), 3.0)}), {"params": 0.8})
+    found = allocate(Choices(model, {"a": flat, "b": curve(falling(6, 0), 30.0)}), {"params": 0.8})
     assert found.widths == {"a": 6, "b": 6}
