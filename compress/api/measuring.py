@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from compress.compression.latency import Timing
 from compress.errors import DataError, GateError
 from compress.graph.cost import batch_of, count_by_module, count_macs, count_parameters, measure_latency
 from compress.preparation import Prepared
@@ -39,13 +40,17 @@ def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, pro
     )
 
 
-def measure_costs(prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor]) -> CostReport:
-    """Costs of the two networks and their latencies at each of `LATENCY_BATCHES`."""
+def measure_costs(
+    prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor], timing: Timing | None = None
+) -> CostReport:
+    """Costs of the two networks and their latencies at each of `LATENCY_BATCHES`, and at the batch of `timing`."""
+    timing = timing or Timing()
     examples, only_batch, original = prepared.network.examples, prepared.network.batch_size, prepared.opened.module
     latencies = []
-    for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
+    for batch in sorted({*LATENCY_BATCHES, timing.batch}) if only_batch is None else (only_batch,):
         inputs = batch_of(examples, None if only_batch is not None else batch)
-        before, after = measure_latency((original, compressed), inputs)
+        with timing.running():
+            before, after = measure_latency((original, compressed), inputs)
         latencies.append(Latency(batch, before.threads, before.device, before.milliseconds, after.milliseconds))
     return CostReport(
         parameters=Counts(*(count_parameters(module) for module in (original, compressed))),

@@ -249,7 +249,7 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
     with clock("measure"):
         progress.reach(MEASURING)
         progress.stage("measuring latency")
-        cost = measure_costs(prepared, cut.narrowed.module, cut.stored)
+        cost = measure_costs(prepared, cut.narrowed.module, cut.stored, work.problem.timing)
     if cut.blocks:
         progress.note(f"removed as a whole: {listed(cut.blocks)}")
     added = tuple(name for name in prepared.network.biases if name in cut.narrowed.shapes)

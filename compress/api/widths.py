@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from compress.compression.curves import prepare_search
 from compress.compression.decisions import Decision, Keep, LassoSupport, Within, count_to_keep, round_up, same_for_all
+from compress.compression.latency import Timing
 from compress.compression.layer import LayerOptions
 from compress.compression.merging import merge_layers
 from compress.compression.problem import Calibration, Problem, fit_samples, select_groups
@@ -119,6 +120,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         else tuple(consumer for group in groups for consumer in group.consumers),
         filters=() if recipe.layer or recipe.exclude else prepared.network.filters,
         branches=find_branches(prepared.network, usable) if recipe.depth and searches_widths(recipe) else (),
+        timing=Timing(recipe.latency_batch, recipe.latency_threads),
     )
 
 

@@ -19,14 +19,15 @@ from compress.graph.program import Program
 from compress.units.branches import Branch
 from compress.units.groups import UnitGroup
 
-KNOTS = 9  # widths at which latency is evaluated along one group
-
 
 class Latencies(Protocol):
     """Predicts latency."""
 
-    def milliseconds(self, removed: Mapping[str, int], group: str | None = None) -> float:
-        """Time when so many units of each group are removed; with `group`, of what it has a part in."""
+    def milliseconds(self, removed: Mapping[str, int]) -> float:
+        """Time when so many units of each group are removed."""
+
+    def profile(self, removed: Mapping[str, int], group: str, counts: Sequence[int]) -> Tensor:
+        """Times (n,) of what a group has a part in when `counts` of its units are removed."""
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,9 @@ class CostModel:
         places = torch.tensor(legal, dtype=torch.float64)
         if cost != "latency":
             return self.slope(cost, widths, group) * places
-        knots = (
-            legal if len(legal) <= KNOTS else [legal[(len(legal) - 1) * step // (KNOTS - 1)] for step in range(KNOTS)]
-        )
         assert self.latency is not None, "asked for only where it was measured"
-        removed = self.removed(widths)
-        values = [self.latency.milliseconds({**removed, group: self.units[group] - width}, group) for width in knots]
-        at = torch.tensor(knots, dtype=torch.float64)
-        right = torch.searchsorted(at, places).clamp(1, max(1, len(knots) - 1))
-        if len(knots) == 1:
-            return torch.tensor(values, dtype=torch.float64)
-        heights = torch.tensor(values, dtype=torch.float64)
-        share = (places - at[right - 1]) / (at[right] - at[right - 1])
-        return heights[right - 1] + share * (heights[right] - heights[right - 1])
+        counts = [self.units[group] - width for width in legal]
+        return self.latency.profile(self.removed(widths), group, counts)
 
     def removed(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Units removed per group; a group that is not named keeps all."""

@@ -13,7 +13,7 @@ from compress.compression.allocate import Choices, DamageCurve, Removal, damage_
 from compress.compression.costs import CostModel, cost_model
 from compress.compression.damage import measure_divergences, probe_widths
 from compress.compression.faults import LAYER_FAULTS, describe_fault
-from compress.compression.latency import measure_latency_model, time_network
+from compress.compression.latency import measure_latency_model
 from compress.compression.layer import LayerFacts, LayerOptions, layer_unit_costs
 from compress.compression.problem import Problem, Recorded, record_all
 from compress.compression.resume import KnownCurves, RunState
@@ -95,9 +95,8 @@ def prepare_search(
     )
     if timed:
         progress.stage("timing layers at several widths")
-        whole = problem.share.from_first(lambda: time_network(problem.network))
         latency = problem.share.from_first(
-            lambda: measure_latency_model(problem.program, model.tensors, problem.state, whole)
+            lambda: measure_latency_model(problem.network, problem.groups, model.tensors, problem.timing)
         )
         model = replace(model, latency=latency)
     return Search(problem, model, moments, known.curves, damages, known.facts, known.skipped, removals, kept_state)

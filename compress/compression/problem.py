@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compress.compression.decisions import Ingredients
 from compress.compression.faults import LAYER_FAULTS, describe_fault
+from compress.compression.latency import Timing
 from compress.compression.turns import Turn, make_turns
 from compress.data import DataSource
 from compress.errors import DataError
@@ -99,6 +100,7 @@ class Problem:
         share: this process's part of the batches to record.
         ingredients: what a sweep makes use of.
         branches: blocks that may go as a whole.
+        timing: on what latency is measured.
     """
 
     network: Network
@@ -112,6 +114,7 @@ class Problem:
     share: Share = field(default_factory=Share)
     ingredients: Ingredients = field(default_factory=Ingredients)
     branches: tuple[Branch, ...] = ()
+    timing: Timing = field(default_factory=Timing)
 
     @property
     def program(self) -> Program:

@@ -14,7 +14,7 @@ from compress.compression.certificates import certificate_report, certify_layer
 from compress.compression.curves import Search
 from compress.compression.decisions import Decision, Leave, Plan, Width
 from compress.compression.faults import LAYER_FAULTS, describe_fault
-from compress.compression.latency import LatencyModel, one_sample
+from compress.compression.latency import LatencyModel, time_chosen
 from compress.compression.layer import POLISHABLE, LayerOptions, layer_unit_costs, legal_units
 from compress.compression.problem import Problem, record_all
 from compress.compression.result import rounded
@@ -28,8 +28,8 @@ from compress.report.model import Certificate, LayerSearch, SearchReport, Step, 
 from compress.units.branches import removed_branches, replacements
 from compress.units.surgery import narrow
 
-LATENCY_CHECKS = 3  # cut networks that are timed before the sweep, each correcting the predicted latency
-LATENCY_SLACK = 0.02  # of the budget, within which a timed network counts as within it
+LATENCY_CHECKS = 5  # cut networks that are timed before the sweep, each correcting the predicted latency
+LATENCY_SLACK = 0.03  # of the budget, that a timed network may leave unused
 ACCURACY_SWEEPS = 6
 FIRST = (2e-4, 0.1)  # least and most damage in nats that a search for an accuracy begins with
 CANDIDATES = 1.5  # units to choose among in a sweep, for each that will stay
@@ -124,9 +124,10 @@ def search_widths(
         return _run_trial(search, allocation, options, Portion(progress, 0, 1 / (1 + sweeps)), trials)
 
     if budgets:
+        allocation = allocate(search.choices, budgets)
         if "latency" in budgets:
-            search = timed_search(search, budgets, progress)
-        found = refined(attempt(allocate(search.choices, budgets)), options, progress, sweeps)
+            search, allocation = timed_search(search, budgets, allocation, progress)
+        found = refined(attempt(allocation), options, progress, sweeps)
         judgement = None if wanted is None else wanted.judge(found.layerwise)
         if wanted is not None and judgement is not None and not judgement.passed:
             raise GateError(
@@ -138,11 +139,23 @@ def search_widths(
     return refined(_largest_cut(search, attempt, wanted), options, progress, sweeps)
 
 
-def timed_search(search: Search, budgets: Mapping[str, float], progress: Progress) -> Search:
-    """The search with a latency prediction that agrees with a network cut to about the widths that will be chosen."""
+def timed_search(
+    search: Search, budgets: Mapping[str, float], allocation: Allocation, progress: Progress
+) -> tuple[Search, Allocation]:
+    """The search with a prediction of latency that agrees with what was measured, and the widths to take.
+
+    Networks cut to the widths in question are timed, each correcting the prediction, until one is just fast enough. Of
+    those that are, the one of least predicted damage is taken; where none is, the last, which is corrected once more.
+
+    Args:
+        allocation: by the prediction as it is.
+
+    Raises:
+        GateError: no widths are fast enough.
+    """
+    fast: list[Allocation] = []
     for _ in range(LATENCY_CHECKS):
         progress.stage("timing a cut network")
-        allocation = allocate(search.choices, budgets)
         kept = {
             group.name: legal_units(group, search.curves[group.name], allocation.widths[group.name])
             if allocation.widths[group.name] < group.unit_count
@@ -155,20 +168,29 @@ def timed_search(search: Search, budgets: Mapping[str, float], progress: Progres
         predicted = allocation.costs["latency"]
         corrected = replace(latency, scale=latency.scale * measured / predicted)
         search = replace(search, model=replace(search.model, latency=corrected))
-        if abs(measured - predicted) <= LATENCY_SLACK * predicted:
+        if measured <= budgets["latency"]:
+            fast.append(replace(allocation, costs={**allocation.costs, "latency": measured}))
+            if measured >= (1 - LATENCY_SLACK) * budgets["latency"]:
+                break
+        try:
+            allocation = allocate(search.choices, budgets)
+        except GateError:
+            if not fast:
+                raise
             break
-    return search
+    return search, min(fast, key=lambda each: each.damage) if fast else allocation
 
 
 def time_cut(problem: Problem, kept: Mapping[str, Tensor]) -> float:
     """Measured latency of the network with these units as a fraction of the original's; the first process measures."""
-    module, sample = problem.network.module, one_sample(problem.network)
+    module, sample = problem.network.module, problem.timing.inputs(problem.network)
     going = removed_branches(problem.branches, {name: len(units) for name, units in kept.items()})
 
     def measure() -> float:
         replaced = replacements(problem.network, going, kept, {})
         cut = narrow(module, kept, problem.groups, replaced=replaced).module
-        before, after = measure_latency((module, cut), sample)
+        with problem.timing.running():
+            before, after = measure_latency((module, cut), sample)
         return after.milliseconds / before.milliseconds
 
     return problem.share.from_first(measure)
@@ -322,10 +344,17 @@ def certify_widths(found: SearchResult, options: LayerOptions, progress: Progres
 
 
 def search_report(found: SearchResult) -> SearchReport:
-    """How the widths were found: trials, and per layer the measured and the predicted damage."""
+    """How the widths were found: trials, per layer the measured and the predicted damage, and times."""
+    problem, model = found.search.problem, found.search.model
+    times = (
+        time_chosen(problem.network, model.latency, model.removed(found.allocation.widths), problem.timing)
+        if isinstance(model.latency, LatencyModel)
+        else []
+    )
     return SearchReport(
         trials=tuple(found.trials),
         predicted_costs=found.allocation.costs,
+        times=tuple(times),
         layers={
             name: LayerSearch(
                 width=found.allocation.widths[name],

@@ -138,7 +138,11 @@ class Recipe(BaseModel):
         Section.WIDTHS, "FACTOR",
     )  # fmt: skip
     latency: float | None = option(
-        None, "Fraction of the latency to keep, batch 1, measured here.", Section.WIDTHS, "SHARE", gt=0, lt=1
+        None, "Fraction of the latency to keep, measured here.", Section.WIDTHS, "SHARE", gt=0, lt=1
+    )
+    latency_batch: int = option(1, "Samples of the batch that latency is measured on.", Section.WIDTHS, "COUNT", ge=1)
+    latency_threads: int | None = option(
+        None, "Threads that latency is measured with.", Section.WIDTHS, "COUNT", ge=1, le=1024, default_text="torch's"
     )
     round_to: int = option(1, "Kept widths are multiples of this.", Section.WIDTHS, "COUNT", ge=1)
     output_weight: Weights = option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.report.escaping import code, escaped
 from compress.report.model import LayerReport, RunReport
-from compress.report.rows import decimals, export_rows, headline, summary_rows
+from compress.report.rows import decimals, export_rows, headline, summary_rows, time_rows
 
 
 def markdown_report(report: RunReport) -> str:
@@ -38,6 +38,11 @@ def markdown_report(report: RunReport) -> str:
         lines += ["", "| export | checked with | relative deviation | latency |", "|---|---|---|---|"]
         lines += [
             f"| {code(name, cell=True)} | {' | '.join(escaped(cell) for cell in cells)} |" for name, *cells in exports
+        ]
+    if report.search is not None and report.search.times:
+        lines += ["", "| milliseconds by itself | whole | predicted | measured |", "|---|---:|---:|---:|"]
+        lines += [
+            f"| {code(name, cell=True)} | {' | '.join(cells)} |" for name, *cells in time_rows(report.search.times)
         ]
     lines += [
         "",

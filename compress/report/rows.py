@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compress.measures.figures import GATED, MEANINGS, Meaning
-from compress.report.model import EvaluationReport, ExportReport, FigureReport, OutputReport, RunReport
+from compress.report.model import EvaluationReport, ExportReport, FigureReport, MapTime, OutputReport, RunReport
 
 
 def headline(report: RunReport) -> str:
@@ -107,6 +107,13 @@ def flip_rows(figures: Sequence[FigureReport]) -> list[tuple[str, str, str, str]
             chance = "" if change.p_value is None else f"p {change.p_value:.2g}"
             return [("right → wrong, wrong → right", "", f"{change.flips.lost:,}, {change.flips.won:,}", chance)]
     return []
+
+
+def time_rows(times: Sequence[MapTime]) -> list[tuple[str, ...]]:
+    """Rows (layer, whole, predicted, measured) of milliseconds of each linear map by itself."""
+    return [
+        (one.name, *(f"{value:.3f}" for value in (one.whole_ms, one.predicted_ms, one.measured_ms))) for one in times
+    ]
 
 
 def output_rows(outputs: Sequence[OutputReport]) -> list[tuple[str, str, str, str]]:

@@ -36,6 +36,7 @@ from compress.training.nearness import (
 )
 
 AUTO_EPOCHS = 6  # epochs over the fitting samples unless told otherwise: about 24 forward passes of the original
+ROUNDS = (1.0, 0.5)  # unless told otherwise: shares of these steps and of the rate, the next where the last step helped
 RATES = (3e-4, 1e-3, 3e-3)  # of Adam, relative to the weights
 TRIAL = 0.1  # share of the steps that each rate is tried for
 WARM_UP = 0.1  # share of the steps in which the rate rises
@@ -269,7 +270,7 @@ def recover(
         fitting, held_back: batches of disjoint samples; one batch of the first makes one step.
         outputs: those that count; whole numbers have no gradient and are only looked at.
         answered: the one that labels or targets are answers to.
-        steps: after the trials; None: `AUTO_EPOCHS` epochs with the trials.
+        steps: after the trials; None: `AUTO_EPOCHS` epochs with the trials, then `ROUNDS` as long as the loss falls.
         kept: the units that stay, of each group that was cut: among them those of the features, where these were cut.
 
     Raises:
@@ -277,6 +278,7 @@ def recover(
     """
     module = copy.deepcopy(compressed).eval()
     smooth = tuple(output for output in outputs if output.kind != "whole" and output.node is not None)
+    rounds = ROUNDS if steps is None else ROUNDS[:1]
     if steps is None:
         steps = max(1, round(AUTO_EPOCHS * len(fitting.sizes()) / (1 + TRIAL * len(rates))))
     steps = steps if smooth else 0
@@ -319,13 +321,18 @@ def recover(
     descent = start()
     taken = kept_step = 0
     every = max(1, math.ceil(steps / CHECKS))
-    while taken < min(steps, kept_step + PATIENCE * every):
-        block = [largest * rate_share(step, steps) for step in range(taken, min(steps, taken + every))]
-        if not descent.run(block, progress):
-            break
-        taken += len(block)
-        if better(with_weights(student, descent.weights), taken):
-            module, lowest, kept_step = copy.deepcopy(student), divergences[-1][1], taken
+    for share in rounds:
+        begun, length = taken, max(1, round(share * steps)) if steps else 0
+        if kept_step < begun:
+            break  # the last step of the round before did not help
+        while taken < min(begun + length, kept_step + PATIENCE * every):
+            ahead = range(taken, min(begun + length, taken + every))
+            block = [share * largest * rate_share(step - begun, length) for step in ahead]
+            if not descent.run(block, progress):
+                break
+            taken += len(block)
+            if better(with_weights(student, descent.weights), taken):
+                module, lowest, kept_step = copy.deepcopy(student), divergences[-1][1], taken
     return module, Recovery(
         taken,
         tuple(tried),

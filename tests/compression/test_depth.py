@@ -169,6 +169,20 @@ def test_a_forged_removal_is_refused_in_one_line(
         compress.load(tmp_path)
 
 
+def test_a_budget_of_time_tells_what_each_layer_was_predicted_to_take_and_takes() -> None:
+    found = compress.prune(
+        residual(), batches(3, 8, 8), latency=0.9, latency_batch=2, latency_threads=1, recover="off", progress=False
+    )
+    search = found.report.search
+    assert search is not None
+    names = {one.name for one in search.times}
+    assert {"stem", "blocks.0.conv1", "head"} <= names
+    gone = {layer.name for layer in found.report.layers if not layer.kept}
+    assert all((one.measured_ms == 0) == (one.predicted_ms == 0) for one in search.times)
+    assert all(one.predicted_ms == 0 for one in search.times if one.name in gone)
+    assert [one.batch_size for one in found.report.cost.latency] == [1, 2, 64]
+
+
 def two_blocks() -> CostModel:
     """Two blocks 10 → 4 → 10 beside each other, with groups a and b."""
     tensors = []
@@ -198,6 +212,7 @@ def test_no_block_goes_that_does_more_damage_than_narrowing() -> None:
 
 
 def test_a_map_without_channels_takes_no_time() -> None:
-    timed = TimedMap(((8, (("a", 1),)), (4, ())), ((1.0,) * 5,) * 5, rest=2.0)
-    assert timed.milliseconds({"a": 8}) == 0.0
-    assert timed.milliseconds({"a": 7}) > 1.0
+    flat = torch.tensor([0.0, *[1.0] * 8], dtype=torch.float64)
+    timed = TimedMap("", ((8, (("a", 1),)), (8, ())), flat, flat, shrinking=2.0, fixed=1.0)
+    assert timed.milliseconds({"a": 8}).item() == 0.0
+    assert timed.milliseconds({"a": 7}).item() == 2.25

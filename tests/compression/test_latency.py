@@ -7,28 +7,62 @@ import torch
 from torch import nn
 
 from compress.compression.costs import cost_model
-from compress.compression.latency import FRACTIONS, LatencyModel, TimedMap, interpolate, measure_latency_model
+from compress.compression.latency import (
+    LatencyModel,
+    TimedMap,
+    Timing,
+    measure_latency_model,
+    spread_rest,
+    time_widths,
+    timed_widths,
+)
 from tests.compression.test_schedule import make_problem
 
 
-def test_interpolation_meets_the_table_and_is_linear_between() -> None:
-    values = [1.0, 2.0, 5.0, 6.0, 9.0]
-    assert [interpolate(values, at) for at in FRACTIONS] == values
-    assert interpolate(values, 0.625) == pytest.approx(5.5)
-    assert interpolate(values, 0.01) == 1.0
+def test_times_between_measured_widths_are_linear_and_nothing_takes_no_time() -> None:
+    asked: list[int] = []
+
+    def timed(width: int) -> float:
+        asked.append(width)
+        return float(width)
+
+    found = time_widths(timed, 200)
+    assert found[0] == 0.0
+    assert torch.allclose(found[max(1, min(asked)) :], torch.arange(max(1, min(asked)), 201, dtype=torch.float64))
+    assert len(asked) < 60
+
+
+def test_blocks_of_channels_and_what_lies_beside_them_are_timed() -> None:
+    assert sorted(timed_widths(9)) == list(range(1, 10))
+    assert {63, 64, 128, 127} <= set(timed_widths(768))
 
 
 def proportional(out: str, into: str, whole: float) -> TimedMap:
     """A map of 8 by 8 channels whose time is proportional to both."""
-    times = tuple(tuple(whole * a * b for b in FRACTIONS) for a in FRACTIONS)
-    return TimedMap(((8, ((out, 1),)), (8, ((into, 1),))), times)
+    times = whole * torch.arange(9, dtype=torch.float64) / 8
+    return TimedMap("", ((8, ((out, 1),)), (8, ((into, 1),))), times, times)
+
+
+def test_what_no_map_explains_is_told_apart_by_a_half_of_the_network() -> None:
+    timed = [(proportional("b", "a", 10.0), 100)]
+    model = spread_rest(timed, [14.0, 2.5 + 2.0 + 1.0], {"a": 4, "b": 4})  # rest 4: 2 shrink to 1, 2 stay
+    assert model.milliseconds({}) == pytest.approx(14.0)
+    assert model.maps[0].fixed == pytest.approx(2.0)
+    assert model.milliseconds({"a": 8, "b": 8}) == 0.0
+
+
+def test_a_profile_sees_every_step_of_a_map() -> None:
+    steps = torch.tensor([0.0, 2, 2, 2, 2, 3, 3, 3, 3], dtype=torch.float64)
+    flat = torch.full((9,), 3.0, dtype=torch.float64)
+    model = LatencyModel((TimedMap("", ((8, (("a", 1),)), (8, ())), steps, flat),), 0.0)
+    assert model.profile({}, "a", [8, 4, 3, 0]).tolist() == [0.0, 2.0, 3.0, 3.0]
 
 
 def test_the_time_of_a_chain_falls_with_both_sides_of_every_map() -> None:
     model = LatencyModel((proportional("b", "a", 10.0), proportional("c", "b", 6.0)), fixed=1.0)
     assert model.milliseconds({}) == pytest.approx(17.0)
     assert model.milliseconds({"b": 4}) == pytest.approx(1 + 5 + 3)
-    assert model.milliseconds({"b": 4}, "c") == pytest.approx(1 + 3)
+    assert model.profile({}, "c", [4]).tolist() == pytest.approx([3.0])
 
 
 def test_the_correction_applies_to_cut_networks_only() -> None:
@@ -41,9 +75,9 @@ def test_all_maps_of_a_network_are_timed_and_add_up_to_its_whole_time() -> None:
     module = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     problem = make_problem(module, 6)
     costs = cost_model(problem.program, problem.groups, dict(module.named_parameters()), problem.forward_macs)
-    model = measure_latency_model(problem.program, costs.tensors, problem.state, whole=2.5)
-    assert len(model.maps) == 3
-    assert model.milliseconds({}) == pytest.approx(2.5)
+    model = measure_latency_model(problem.network, problem.groups, costs.tensors, Timing(3, 1))
+    assert [each.name for each in model.maps] == ["0", "2", "4"]
+    assert model.milliseconds({}) > 0
     names = [group.name for group in problem.groups]
     assert [each.depends_on(names[0]) for each in model.maps] == [True, True, False]
 

@@ -17,6 +17,10 @@ from compress.graph.trace import trace_network
 from compress.measures.outputs import Output
 from compress.progress import SilentProgress
 from compress.training.recovery import (
+    AUTO_EPOCHS,
+    RATES,
+    ROUNDS,
+    TRIAL,
     Mimic,
     Recovery,
     compare,
@@ -127,6 +131,14 @@ def test_a_rate_is_chosen_by_what_held_back_samples_say_of_it(pair: tuple[nn.Mod
 def test_it_stops_when_nothing_is_gained(pair: tuple[nn.Module, nn.Module]) -> None:
     _, found = recovered(pair[0], pair[0], steps=64, rates=(0.5,))
     assert found.steps < 64
+
+
+def test_without_a_number_of_steps_it_goes_on_where_the_loss_still_falls(pair: tuple[nn.Module, nn.Module]) -> None:
+    planned = round(AUTO_EPOCHS * len(streams()[0].sizes()) / (1 + TRIAL * len(RATES)))
+    _, found = recovered(*pair)
+    assert planned < found.steps <= planned * sum(ROUNDS) + 1
+    _, nothing = recovered(pair[0], pair[0], rates=(0.5,))
+    assert nothing.steps < planned
 
 
 def test_the_input_stays_and_the_same_seed_gives_the_same_weights(pair: tuple[nn.Module, nn.Module]) -> None:

@@ -24,7 +24,7 @@ from compress.report.html.charts import (
 from compress.report.html.glossary import GLOSSARY
 from compress.report.html.overview import damage_chart, search_chart, search_rows, strip_chart
 from compress.report.model import Check, ClassScore, EvaluationReport, LayerReport, ModuleCost, RunReport
-from compress.report.rows import decimals, export_rows, headline, summary_rows
+from compress.report.rows import decimals, export_rows, headline, summary_rows, time_rows
 
 MOST_CLASSES = 40
 MOST_CHANGES = 12
@@ -185,6 +185,7 @@ def search_view(report: RunReport) -> dict[str, Any] | None:
         "quality": search_chart(report),
         "damage": damage_chart(report),
         "rows": search_rows(report.search.trials),
+        "times": time_rows(report.search.times),
     }
 
 

@@ -161,12 +161,23 @@ class LayerSearch:
 
 
 @dataclass(frozen=True)
+class MapTime:
+    """Milliseconds of one linear map by itself: whole, as predicted at its chosen width, and measured at that."""
+
+    name: str
+    whole_ms: Real
+    predicted_ms: Real
+    measured_ms: Real
+
+
+@dataclass(frozen=True)
 class SearchReport:
-    """How the widths were found."""
+    """How the widths were found; `times` where they were chosen under a budget of time."""
 
     trials: tuple[Trial, ...]
     predicted_costs: dict[str, Real]
     layers: dict[str, LayerSearch]
+    times: tuple[MapTime, ...] = ()
 
 
 @dataclass(frozen=True)
