@@ -138,7 +138,7 @@ def dual_gap(fit: Tensor, penalised: Tensor, inner: Tensor, largest: Tensor) -> 
 
 def shrink_factor(norms: Tensor, thresholds: Tensor) -> Tensor:
     """max(0, 1 − w/‖z‖): what the proximal operator of w‖·‖ multiplies z by."""
-    return torch.where(norms > thresholds, 1 - thresholds / norms, 0.0)
+    return torch.where(norms > thresholds, (norms - thresholds) / norms, 0.0)
 
 
 def rounding_of_gap(problem: MultitaskLasso, coefficients: Tensor) -> float:

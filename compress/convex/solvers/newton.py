@@ -18,7 +18,7 @@ from compress.convex.moments import unit_columns
 from compress.convex.solvers.scaled import Outcome, ScaledProblem, expand, scaled_gap, soft_threshold
 from compress.errors import MomentsError
 
-_FIRST_UNITS = 16
+_FIRST_UNITS = 64
 _DIRECT = 700  # iterations before proximal steps on the dual are tried
 _ADMM_ROUNDS = 32
 _NEWTON_GAP = 1e-2  # above it the support is far off and ADMM rounds do more
@@ -362,6 +362,7 @@ class _Admm:
         self.problem = problem
         self.rho = 0.0
         self.inverse = problem.gram
+        self.solved = problem.cross  # inverse · cross
         self.point: Tensor | None = None
         self.dual = problem.cross
 
@@ -377,12 +378,13 @@ class _Admm:
         resume = self.point is not None and (resume or point is self.point)
         z = self.point if resume and self.point is not None else point
         u = (self.dual if resume else correlation) / self.rho
+        thresholds = w / self.rho
         for round_ in range(1, rounds + 1):
-            x = self.inverse @ (problem.cross + self.rho * (z - u))
-            relaxed = _RELAXATION * x + (1 - _RELAXATION) * z
+            x = torch.addmm(self.solved, self.inverse, z - u, alpha=self.rho)
             old = z
-            z = soft_threshold(relaxed + u, w / self.rho, s)
-            u = u + relaxed - z
+            u = torch.lerp(z, x, _RELAXATION).add_(u)
+            z = soft_threshold(u, thresholds, s)
+            u = u.sub_(z)
             if round_ % 8 == 0:
                 primal = float(torch.linalg.vector_norm(x - z) / torch.linalg.vector_norm(x).clamp_min(1e-300))
                 dual = float(torch.linalg.vector_norm(z - old) / torch.linalg.vector_norm(u).clamp_min(1e-300))
@@ -392,6 +394,7 @@ class _Admm:
                         u = u * self.rho
                         self._factor(self.rho * factor)
                         u = u / self.rho
+                        thresholds = w / self.rho
         self.point, self.dual = z, u * self.rho
         return z, problem.cross - problem.gram @ z
 
@@ -407,3 +410,4 @@ class _Admm:
                 raise MomentsError("the gram matrix is not positive semidefinite: these are moments of no samples.")
             self.rho *= 10
         self.inverse = torch.cholesky_inverse(factor)
+        self.solved = self.inverse @ self.problem.cross
