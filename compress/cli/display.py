@@ -36,13 +36,15 @@ def show_run(report: RunReport, folder: Path | None) -> None:
     console.print(table)
     for one in report.skipped:
         console.print(f"skipped {one.name} ({one.units} units): {one.reason}")
-    summary = Table("", "before", "after", "change", box=SIMPLE_HEAD)
+    summary = Table(
+        "", "before", "after", "change", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for column in summary.columns[1:]:
         column.justify = "right"
-    for row in summary_rows(report):
-        summary.add_row(*row)
-    console.print(summary)
-    console.print(headline(report), soft_wrap=True)
+    for *figures, change in summary_rows(report):
+        summary.add_row(*figures, change.replace(" (", "\n("))  # an interval on its own line
+    console.print("", summary, "", sep="\n")
+    console.print(headline(report), soft_wrap=not console.is_terminal)
     if folder is not None:
         show_exports(str(folder), report.exports)
         console.print(f"written to {folder}")

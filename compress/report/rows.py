@@ -67,8 +67,15 @@ def summary_rows(report: RunReport) -> list[tuple[str, str, str, str]]:
     if report.removed:
         rows.append(("blocks removed", "", str(len(report.removed)), "; ".join(report.removed)))
     for one in cost.latency:
-        where = f"latency, batch {one.batch_size}, {one.threads} threads, {one.device}"
-        rows.append((where, f"{one.before_ms:.2f} ms", f"{one.after_ms:.2f} ms", f"{one.factor:.2f}×"))
+        where = one.device if one.device != "cpu" else f"{one.threads} thread{'s' * (one.threads > 1)}"
+        rows.append(
+            (
+                f"latency, batch {one.batch_size}, {where}",
+                f"{one.before_ms:.2f} ms",
+                f"{one.after_ms:.2f} ms",
+                f"{one.factor:.2f}×",
+            )
+        )
     if held_back is not None and held_back.agreement is not None:
         rows.append((f"agreement, {held_back.samples} held back", "", f"{100 * held_back.agreement:.2f} %", ""))
     for name, measured in report.metrics.items():

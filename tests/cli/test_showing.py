@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.box import SIMPLE_HEAD
@@ -13,12 +14,15 @@ from rich.table import Table
 
 from compress.cli import main
 from compress.cli.console import PlainConsole
+from compress.cli.display import show_run
 from compress.cli.display_zoo import LiveZoo
 from compress.cli.progress import LOUDNESS, StderrProgress, in_words
 from compress.cli.spelling import spell
 from compress.errors import CompressError, nearest
 from compress.progress import Portion, SilentProgress
+from compress.report.model import CostReport, Counts, FigureChange, FigureReport, Latency
 from compress.zoo.backends.protocol import Event
+from tests.report.reports import make_small_report
 
 
 def shown_on(encoding: str, *cells: str) -> str:
@@ -37,6 +41,26 @@ def test_a_terminal_without_unicode_gets_ascii_with_the_columns_in_line() -> Non
     assert "rank Phi . Psi" in shown
     assert "24 -> 12" in shown
     assert len({len(line) for line in shown.splitlines() if line.strip()}) == 1
+
+
+def test_every_row_of_a_summary_keeps_its_name_and_numbers_on_one_line_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    report = make_small_report()
+    assert report.evaluation is not None
+    loss = FigureReport(
+        "loss", "output", 0.0412345, 0.0436789, FigureChange(1e-3, (-4.08e-3, 6.86e-3), 1e-3, 0.95, "t")
+    )
+    slow = Latency(64, 16, "cpu", 1129.12, 1057.34)
+    large = CostReport(Counts(120_576_858, 41_000_000), Counts(398_136_832, 199_000_000), Counts(1, 1), (slow,))
+    figures = (*report.evaluation.figures, loss)
+    show_run(replace(report, cost=large, evaluation=replace(report.evaluation, figures=figures)), None)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines if "fewer" not in line)  # a pipe's last line is never broken
+    for words in ("latency, batch 64, 16 threads 1129.12 ms 1057.34 ms 1.07×", "MACs per sample 398,136,832",
+                  "top-1 90.00 % 89.50 % -0.50 points", "right → wrong, wrong → right 9, 4"):  # fmt: skip
+        assert any(words in " ".join(line.split()) for line in lines), (words, lines)
 
 
 @pytest.mark.parametrize("name", ["[red]x[/bold]", "[/]", ":smile:", "a[0]"])
