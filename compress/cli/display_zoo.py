@@ -18,7 +18,7 @@ from rich.text import Text
 from compress.cli.console import PlainConsole
 from compress.cli.progress import LOUDNESS
 from compress.zoo.backends.protocol import Event
-from compress.zoo.execution import DONE
+from compress.zoo.execution import Status
 from compress.zoo.summary import factor
 
 MOST_ROWS = 20
@@ -67,7 +67,7 @@ class LiveZoo:
         self._running.pop(event.name, None)
         self._ended[event.name] = event.outcome
         place = f"[{self._before + len(self._ended)}/{self._total}]"
-        style = "green" if event.outcome["status"] == DONE else "red"
+        style = "green" if event.outcome["status"] == Status.DONE else "red"
         line = Text.assemble(place, " ", event.name, ": ", (outcome_text(event.outcome), style))
         if self._live is not None:
             self._live.console.print(line)
@@ -81,14 +81,14 @@ class LiveZoo:
             total = progress.get("total")
             bar = ProgressBar(total=total or None, completed=progress.get("done", 0), width=20, pulse=not total)
             table.add_row(name, progress.get("stage", "starting"), bar, f"{now - since:.0f}")
-        failed = sum(outcome["status"] != DONE for outcome in self._ended.values())
+        failed = sum(outcome["status"] != Status.DONE for outcome in self._ended.values())
         done = self._before + len(self._ended)
         return Group(table, Text(f"{done} of {self._total} models, {failed} not passed, {now - self._started:.0f} s"))
 
 
 def outcome_text(outcome: Mapping[str, Any]) -> str:
     """One outcome in a line."""
-    if outcome["status"] != DONE:
+    if outcome["status"] != Status.DONE:
         return f"{outcome['status']}: {outcome['reason']}"
     figures = outcome.get("figures") or {}
     parts = []
@@ -104,7 +104,7 @@ def outcome_text(outcome: Mapping[str, Any]) -> str:
 def show_zoo(found: Mapping[str, Any]) -> None:
     """The models that did not pass with their reasons, the counts, and where the summary lies."""
     console = PlainConsole()
-    wrong = [row for row in found["rows"] if row["status"] != DONE]
+    wrong = [row for row in found["rows"] if row["status"] != Status.DONE]
     if wrong:
         table = Table("model", "status", "why", box=SIMPLE_HEAD)
         for row in wrong:

@@ -24,6 +24,12 @@ class Moments:
 
     Columns of Φ are unit-major: column k·s + j is tap j of unit k.
 
+        features = torch.tensor([[1.0, 2.0], [1.0, 4.0]])      # N = 2 samples of K = 2 units; the first is constant
+        moments = Moments.of(features, features @ torch.tensor([[3.0], [1.0]]))
+        moments.covariance                                     # [[0, 0], [0, 1]]
+        moments.gram                                           # [[1, 3], [3, 10]], ΦᵀΦ/N
+        moments.cross                                          # [[6], [19]], ΦᵀΨ/N
+
     Attributes:
         covariance: (Φ − 1φ̄ᵀ)ᵀ(Φ − 1φ̄ᵀ)/N (K·s, K·s). Rows and columns of constant features are exactly zero.
         cross_covariance: (Φ − 1φ̄ᵀ)ᵀ(Ψ − 1ψ̄ᵀ)/N (K·s, D).

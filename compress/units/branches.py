@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from compress.checkpoint.removed import Replacement
 from compress.errors import CompressError, SurgeryError
-from compress.graph.ops import operation_name
+from compress.graph.meaning import meaning_of_step
+from compress.graph.ops import Sum
 from compress.graph.program import InputLeaf, Program, Read, Step
 from compress.units.groups import Consumer, UnitGroup
 from compress.units.network import Network
@@ -162,8 +163,8 @@ def reached_sums(program: Program, ends: Sequence[str]) -> list[str]:
 
 def is_sum(program: Program, step: Step, constants: Sequence[str]) -> bool:
     """Whether a step adds one constant to one value of the result's extents."""
-    node = program.nodes.get(step.name)
-    if node is None or operation_name(node) != "add" or len(step.inputs) != 2 or len(constants) != 1:
+    meaning = meaning_of_step(program, step.name)
+    if not isinstance(meaning, Sum) or meaning.factor <= 0 or len(step.inputs) != 2 or len(constants) != 1:
         return False
     (other,) = (name for name in step.inputs if name != constants[0])
     return program.shape(other) == program.shape(step.name) == program.shape(constants[0])

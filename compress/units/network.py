@@ -17,6 +17,11 @@ from compress.units.groups import Consumer, UnitGroup
 class Network:
     """A module, its graph, and what can be cut from it.
 
+    For `Sequential(Conv2d(3, 8, 3), BatchNorm2d(8), ReLU(), Flatten(), Linear(8·6·6, 10))` on images (3, 8, 8) the
+    program has five steps and the state nine tensors (with the batch norm's statistics and count). There are two
+    groups: "0", 8 units of which each has 36 columns of the linear map, and "4", skipped because its units are the
+    network's outputs.
+
     Attributes:
         module: eval mode, computing precision, on the device.
         program: its operations; `program.network` is the graph that torch.export gave.

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,16 @@ from compress.errors import CompressError, GateError
 from compress.report.model import RunReport
 from compress.zoo.plan import Job
 
-DONE, GATE, FAILED = "done", "gate failed", "failed"
-COMPLETE = (DONE, GATE)
+
+class Status(StrEnum):
+    """How a model of a zoo ended; its text stands in journals and summaries."""
+
+    DONE = "done"
+    GATE = "gate failed"
+    FAILED = "failed"
+
+
+COMPLETE = (Status.DONE, Status.GATE)
 PROGRESS_SECONDS = 0.2
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 
@@ -71,14 +80,14 @@ def execute(job: Job, tell: Report | None = None) -> dict[str, Any]:
 
     started = time.perf_counter()
     torch.set_num_threads(job.threads)
-    outcome: dict[str, Any] = {"status": FAILED, "exit_code": 1, "reason": None}
+    outcome: dict[str, Any] = {"status": Status.FAILED, "exit_code": 1, "reason": None}
     report: RunReport | None = None
     try:
         report = run(job.recipe, RelayedProgress(tell or (lambda _: None))).report
-        outcome.update(status=DONE, exit_code=0)
+        outcome.update(status=Status.DONE, exit_code=0)
     except GateError as error:
         report = error.report
-        outcome.update(status=GATE, exit_code=error.exit_code, reason=one_line(error))
+        outcome.update(status=Status.GATE, exit_code=error.exit_code, reason=one_line(error))
     except CompressError as error:
         outcome.update(exit_code=error.exit_code, reason=one_line(error))
     except Exception as error:  # the boundary of a model: one that fails in an unforeseen way ends alone

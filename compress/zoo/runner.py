@@ -15,7 +15,7 @@ from compress.atomic import explain, new_folder
 from compress.errors import CompressError, InterruptionError, OutputError
 from compress.recipe import Recipe, parse_bytes
 from compress.zoo.backends.protocol import Backend, Event, failure
-from compress.zoo.execution import COMPLETE, DONE
+from compress.zoo.execution import COMPLETE, Status
 from compress.zoo.fingerprint import Fingerprints, file_digest
 from compress.zoo.journal import JOURNAL, Journal, locked, read_journal
 from compress.zoo.plan import LOGS, MODELS, Job, Shard, ZooPlan
@@ -140,7 +140,7 @@ class _Zoo:
     def record(self, name: str, outcome: dict[str, Any]) -> None:
         """Put an outcome into the journal, then settle those that wait for it."""
         job = self.jobs[name]
-        if outcome["status"] == DONE:
+        if outcome["status"] == Status.DONE:
             outcome["sha256"] = artifact_digest(job.folder)
         self.outcomes[name] = outcome
         self.journal.append({"name": name, "fingerprint": job.fingerprint, "time": round(time.time(), 3), **outcome})
@@ -150,7 +150,7 @@ class _Zoo:
         """Give the models of equal fingerprint the outcome of the one that ran, and a copy of its artifact."""
         for twin in self.twins.pop(name, ()):
             outcome = {**self.outcomes[name], "same_as": name, "seconds": 0.0}
-            if outcome["status"] == DONE:
+            if outcome["status"] == Status.DONE:
                 try:
                     with new_folder(twin.folder, force=True) as draft:
                         shutil.copytree(self.jobs[name].folder, draft, dirs_exist_ok=True)
@@ -262,7 +262,7 @@ def complete_outcomes(jobs: list[Job], entries: list[dict[str, Any]]) -> dict[st
         entry = latest.get(job.name)
         if entry is None or entry.get("fingerprint") != job.fingerprint or entry.get("status") not in COMPLETE:
             continue
-        if entry["status"] == DONE and artifact_digest(job.folder) != entry.get("sha256"):
+        if entry["status"] == Status.DONE and artifact_digest(job.folder) != entry.get("sha256"):
             continue
         found[job.name] = {key: value for key, value in entry.items() if key not in ("name", "fingerprint", "time")}
     return found

@@ -17,7 +17,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from compress.atomic import new_file
-from compress.zoo.execution import DONE, FAILED, GATE
+from compress.zoo.execution import Status
 from compress.zoo.plan import LOGS, MODELS, Job
 
 COLUMNS = (
@@ -30,12 +30,12 @@ COLUMNS = (
 def summarise(jobs: Sequence[Job], outcomes: Mapping[str, Mapping[str, Any]], output: Path) -> dict[str, Any]:
     """The content of summary.json: counts, the exit code, and a row for every model in the order of the plan."""
     rows = [summary_row(job, outcomes.get(job.name)) for job in jobs]
-    counts = {status: sum(row["status"] == status for row in rows) for status in (DONE, GATE, FAILED)}
+    counts = {status: sum(row["status"] == status for row in rows) for status in Status}
     return {
         "format": 1,
         "models": len(rows),
         "counts": counts,
-        "exit_code": 1 if counts[FAILED] else 3 if counts[GATE] else 0,
+        "exit_code": 1 if counts[Status.FAILED] else 3 if counts[Status.GATE] else 0,
         "output": str(output),
         "rows": rows,
     }
@@ -43,7 +43,7 @@ def summarise(jobs: Sequence[Job], outcomes: Mapping[str, Mapping[str, Any]], ou
 
 def summary_row(job: Job, outcome: Mapping[str, Any] | None) -> dict[str, Any]:
     """One model's row; every column is there, None where there is nothing to say."""
-    outcome = outcome or {"status": FAILED, "exit_code": 1, "reason": "it was not run"}
+    outcome = outcome or {"status": Status.FAILED, "exit_code": 1, "reason": "it was not run"}
     figures = outcome.get("figures") or {}
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row.update(name=job.name, checkpoint=job.recipe.checkpoint, fingerprint=job.fingerprint)
@@ -141,7 +141,7 @@ INDEX_COLUMNS = (
 def index_row(row: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """One model's name, link and cells behind the name, in the order of INDEX_COLUMNS."""
     report, log = f"{MODELS}/{row['name']}/report.html", f"{LOGS}/{row['name']}.log"
-    link = report if row["status"] == DONE else log
+    link = report if row["status"] == Status.DONE else log
     same = f"same as {row['same_as']}" if row["same_as"] else ""
     cells = [
         Cell(row["status"]),

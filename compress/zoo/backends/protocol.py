@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from compress.zoo.execution import FAILED
+from compress.zoo.execution import Status
 from compress.zoo.plan import Job
 
 
@@ -41,7 +41,7 @@ class Backend(Protocol):
 
 def failure(reason: str, seconds: float | None = None) -> dict[str, Any]:
     """The outcome of a job that could not say one itself."""
-    return {"status": FAILED, "exit_code": 1, "reason": reason, "seconds": seconds, "peak_bytes": None}
+    return {"status": Status.FAILED, "exit_code": 1, "reason": reason, "seconds": seconds, "peak_bytes": None}
 
 
 def describe_exit(code: int | None) -> str:
