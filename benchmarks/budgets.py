@@ -88,7 +88,7 @@ def point(found: Run) -> None:
         budgets=POINT,
         max_drop=None,
         refine=bench.recipe.refine,
-    ).layerwise
+    ).compressed
     sweep = time.perf_counter() - began
     kept = {result.name: result.kept for result in searched.results}
     module = bench.cut(kept, searched.state)

@@ -146,7 +146,7 @@ class Bench:
             max_drop=None,
             sweeps=self.recipe.refine if refined else 0,
         )
-        return {result.name: result.kept for result in found.layerwise.results}, found.layerwise.state
+        return {result.name: result.kept for result in found.compressed.results}, found.compressed.state
 
     def score(self, module: nn.Module) -> dict[str, float]:
         """Top-1 points of both networks on the test images and the cut one's loss."""

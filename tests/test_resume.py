@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import compress
-from compress.compression import sweep as layerwise
+from compress.compression import sweep as sweeping
 from compress.compression.result import Settled
 from compress.compression.resume import RunState
 from compress.demo import DEMO_OPTIONS
@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 def run_until(kill_at: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumable run that ends when it would solve one more layer than `kill_at`."""
-    solve, calls = layerwise.solve_layer, []
+    solve, calls = sweeping.solve_layer, []
 
     def solve_or_die(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -38,7 +38,7 @@ def run_until(kill_at: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return solve(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(layerwise, "solve_layer", solve_or_die)
+        patch.setattr(sweeping, "solve_layer", solve_or_die)
         with pytest.raises(Killed):
             compress.run(recipe(folder), resume=True)
 

@@ -47,7 +47,7 @@ class Cut:
 
 
 def make_cut(
-    prepared: Prepared, problem: Problem, found: Compressed, recipe: Recipe, clock: Stages, progress: Progress
+    prepared: Prepared, problem: Problem, compressed: Compressed, recipe: Recipe, clock: Stages, progress: Progress
 ) -> Cut:
     """Narrow, verify and evaluate.
 
@@ -55,12 +55,12 @@ def make_cut(
         NothingToCompressError: no layer lost a unit.
         SurgeryError: the narrowed network differs from the masked one by more than rounding.
     """
-    kept = {result.name: result.kept for result in found.results if result.is_cut}
+    kept = {result.name: result.kept for result in compressed.results if result.is_cut}
     if not kept:
-        raise NothingToCompressError(explain_whole(found, recipe))
+        raise NothingToCompressError(explain_whole(compressed, recipe))
     with clock("cut"):
         progress.stage("cutting and verifying")
-        narrowed, deviation = cut_network(prepared, problem, kept, found.state)
+        narrowed, deviation = cut_network(prepared, problem, kept, compressed.state)
         narrowed = without_idle_biases(narrowed, prepared.network.biases)
         stored = round_to_stored(narrowed.module, prepared)
     with clock("evaluate"):
@@ -70,16 +70,16 @@ def make_cut(
     return finetune_cut(prepared, problem, cut, recipe, clock, progress) if recipe.tunes else cut
 
 
-def explain_whole(found: Compressed, recipe: Recipe) -> str:
+def explain_whole(compressed: Compressed, recipe: Recipe) -> str:
     """Why no layer lost a unit, and which option changes that."""
-    if found.skipped and not found.results:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
+    if compressed.skipped and not compressed.results:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in compressed.skipped.items())
         return f"No selected layer can be compressed. {reasons}."
-    short = sum(result.lacks_memory for result in found.results)
+    short = sum(result.lacks_memory for result in compressed.results)
     if short:
         return (
-            f"{short} of {len(found.results)} selected layers stay as they are because weighing their units needs more "
-            f"than --memory {recipe.memory}, and no other can lose a unit at this setting."
+            f"{short} of {len(compressed.results)} selected layers stay as they are because weighing their units needs "
+            f"more than --memory {recipe.memory}, and no other can lose a unit at this setting."
         )
     message = "Every selected layer needs all its units at this setting; allow more with --error or --keep"
     return f"{message}, or a smaller --round-to than {recipe.round_to}." if recipe.round_to > 1 else f"{message}."
@@ -101,10 +101,10 @@ def finetune_cut(
         if recipe.recovery is None:
             tuned, tuning = finetune_module(prepared, problem, module, recipe, progress)
         else:
-            found = recover_module(prepared, problem, module, list(cut.kept.values()), recipe, progress)
-            if found is None:
+            recovered = recover_module(prepared, problem, module, list(cut.kept.values()), recipe, progress)
+            if recovered is None:
                 return cut
-            tuned, tuning = found
+            tuned, tuning = recovered
         stored = round_to_stored(tuned, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, tuned, recipe, progress)

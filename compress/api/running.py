@@ -32,7 +32,6 @@ from compress.compression.problem import Problem
 from compress.compression.resume import RunState, state_folder
 from compress.compression.search import Wanted, milder_search
 from compress.compression.sweep import Compressed
-from compress.data.calls import call_of
 from compress.demo import DEMO_OPTIONS
 from compress.errors import DataError, GateError, RecipeError
 from compress.preparation import Prepared, prepare
@@ -148,9 +147,9 @@ def compress_prepared(
         before, own = measure_original(metric, recipe, prepared, problem, progress)
     kept = None if state is None else RunState.open(state, fingerprint(inputs, recipe))
     with clock("compress"):
-        found, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept, own)
-    cut, metrics, gates = judge_cut(prepared, problem, found, recipe, metric, before, clock, progress)
-    work = Work(prepared, problem, inputs, found, searched, cut, 1, kept, metrics, gates)
+        compressed, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept, own)
+    cut, metrics, gates = judge_cut(prepared, problem, compressed, recipe, metric, before, clock, progress)
+    work = Work(prepared, problem, inputs, compressed, searched, cut, 1, kept, metrics, gates)
     while work.evaluations < MOST_EVALUATIONS and is_too_much(work, recipe):
         work = step_back(work, recipe, metric, before, clock, progress)
     if own is not None and metric is not None and metric.searching(problem) is metric.measure:
@@ -179,7 +178,7 @@ def measure_original(
 def judge_cut(
     prepared: Prepared,
     problem: Problem,
-    found: Compressed,
+    compressed: Compressed,
     recipe: Recipe,
     metric: OwnMetric | None,
     before: Mapping[str, float],
@@ -187,7 +186,7 @@ def judge_cut(
     progress: Progress,
 ) -> tuple[Cut, dict[str, tuple[float, float]], tuple[Check, ...]]:
     """A network cut and evaluated, with the user's measure before and after, and the check of its bound."""
-    cut = make_cut(prepared, problem, found, recipe, clock, progress)
+    cut = make_cut(prepared, problem, compressed, recipe, clock, progress)
     after, gates = measure_own(metric, recipe, before, cut, clock)
     return cut, {name: (value, after.get(name, value)) for name, value in before.items()}, gates
 
@@ -211,11 +210,11 @@ def step_back(
     progress.note("the evaluated accuracy fell by more than the held-back one; trying a milder cut")
     with clock("compress"):
         searched = milder_search(work.searched, LayerOptions.of(recipe), progress, sweeps=recipe.refine)
-    found = searched.layerwise
-    cut, metrics, gates = judge_cut(work.prepared, work.problem, found, recipe, metric, before, clock, progress)
+    compressed = searched.compressed
+    cut, metrics, gates = judge_cut(work.prepared, work.problem, compressed, recipe, metric, before, clock, progress)
     return replace(
         work,
-        found=found,
+        compressed=compressed,
         searched=searched,
         cut=cut,
         evaluations=work.evaluations + 1,
@@ -289,11 +288,11 @@ def write_run(
 
 def kept_of_original(before: Mapping[str, Any], kept: Mapping[str, Tensor]) -> dict[str, list[int]]:
     """Kept units by the numbers of a freshly built original, whatever was cut from it before."""
-    found = {name: list(units) for name, units in before.items()}
+    numbers = {name: list(units) for name, units in before.items()}
     for name, units in kept.items():
         own = units.tolist()
-        found[name] = [found[name][unit] for unit in own] if name in found else own
-    return found
+        numbers[name] = [numbers[name][unit] for unit in own] if name in numbers else own
+    return numbers
 
 
 def demo_recipe(output: str = "compress-demo", *, force: bool = False) -> Recipe:

@@ -55,7 +55,7 @@ class Work:
 
     Attributes:
         inputs: what went in, as the report says it.
-        found: the network in its original shapes; `cut`: in its new ones, verified and evaluated.
+        compressed: the network in its original shapes; `cut`: in its new ones, verified and evaluated.
         searched: how the widths were found; None where a rule gave them.
         evaluations: cuts that the evaluation data has seen.
         state: where a resumable run keeps what it found.
@@ -65,7 +65,7 @@ class Work:
     prepared: Prepared
     problem: Problem
     inputs: Inputs
-    found: Compressed
+    compressed: Compressed
     searched: SearchResult | None
     cut: Cut
     evaluations: int
@@ -99,7 +99,7 @@ def note_outcome(work: Work, recipe: Recipe, progress: Progress) -> None:
     for group in work.problem.groups:
         if len(group.producers) > 1 and group.name in cut.kept:
             progress.note(f"cut together: {listed(group.producers)}")
-    for caution in caution_layers([result.report for result in work.found.results], work.problem.held_back.count):
+    for caution in caution_layers([result.report for result in work.compressed.results], work.problem.held_back.count):
         progress.note(caution)
     if cut.blocks:
         progress.note(f"removed as a whole: {listed(cut.blocks)}")
@@ -119,21 +119,21 @@ def added_biases(work: Work) -> tuple[str, ...]:
 
 def fill_report(work: Work, recipe: Recipe, cost: CostReport, certified: Mapping[str, Certificate]) -> RunReport:
     """All that a report holds but its gates, notes and times."""
-    prepared, cut, found = work.prepared, work.cut, work.found
+    prepared, cut, compressed = work.prepared, work.cut, work.compressed
     return RunReport(
         work.inputs,
         recipe=recipe.model_dump(mode="json", exclude={"output", "force", "export"}),
         rule=describe_rule(recipe),
-        layers=tuple(layer_report(result, certified) for result in found.results),
+        layers=tuple(layer_report(result, certified) for result in compressed.results),
         skipped=tuple(
-            SkippedLayer(group.name, group.unit_count, found.skipped.get(group.name) or str(group.skip_reason))
+            SkippedLayer(group.name, group.unit_count, compressed.skipped.get(group.name) or str(group.skip_reason))
             for group in prepared.network.groups
-            if group.skip_reason is not None or group.name in found.skipped
+            if group.skip_reason is not None or group.name in compressed.skipped
         ),
         cost=cost,
         verification=Verification(cut.deviation),
         calibration=CalibrationReport(
-            *(None if one is None else one.report() for one in (found.fitting, found.held_back))
+            *(None if one is None else one.report() for one in (compressed.fitting, compressed.held_back))
         ),
         search=None if work.searched is None else search_report(work.searched),
         evaluation=report_evaluation(prepared, cut.evaluation, recipe.confidence),

@@ -51,7 +51,7 @@ def choose_widths(
     before, after = Portion(progress, 0, 0.6), Portion(progress, 0.6, 1)
     search = prepare_search(problem, options, before, timed="latency" in recipe.budgets, kept_state=state)
     wanted = own if recipe.own_metric or recipe.bound is None else held_back_bound(recipe.bound)
-    found = search_widths(
+    searched = search_widths(
         search,
         options,
         after,
@@ -59,7 +59,7 @@ def choose_widths(
         wanted=wanted,
         sweeps=recipe.refine,
     )
-    return found.layerwise, found
+    return searched.compressed, searched
 
 
 def searches_widths(recipe: Recipe) -> bool:
@@ -130,8 +130,8 @@ def calibration_answers(prepared: Prepared) -> Output | None:
     if source is None or (source.labels is None and source.targets is None):
         return None
     place = find_place(prepared.network.outputs, source)
-    found = None if place is None else next(one for one in prepared.network.outputs if one.name == place.name)
-    return found if found is not None and place is not None and found.kind == place.kind else None
+    output = None if place is None else next(each for each in prepared.network.outputs if each.name == place.name)
+    return output if output is not None and place is not None and output.kind == place.kind else None
 
 
 def check_widths(groups: Sequence[UnitGroup], recipe: Recipe) -> None:

@@ -45,14 +45,14 @@ class SearchResult:
     """
 
     search: Search
-    layerwise: Compressed
+    compressed: Compressed
     allocation: Allocation
     trials: list[Trial]
 
     @property
     def whole(self) -> bool:
         """Whether no layer lost a unit."""
-        return not any(result.is_cut for result in self.layerwise.results)
+        return not any(result.is_cut for result in self.compressed.results)
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Wanted:
 def held_back_bound(bound: Bound) -> Wanted:
     """The bound as held-back samples keep it. Its judge raises GateError where they do not tell."""
 
-    def judge(found: Compressed) -> Judgement:
-        score = found.held_back
+    def judge(compressed: Compressed) -> Judgement:
+        score = compressed.held_back
         if score is None or score.change() is None:
             raise GateError(
                 "--max-drop is searched for on held-back samples of --data, which do not tell it: that needs an output "
@@ -127,14 +127,14 @@ def search_widths(
         allocation = allocate(search.choices, budgets)
         if "latency" in budgets:
             search, allocation = timed_search(search, budgets, allocation, progress)
-        found = refined(attempt(allocation), options, progress, sweeps)
-        judgement = None if wanted is None else wanted.judge(found.layerwise)
+        searched = refined(attempt(allocation), options, progress, sweeps)
+        judgement = None if wanted is None else wanted.judge(searched.compressed)
         if wanted is not None and judgement is not None and not judgement.passed:
             raise GateError(
                 f"Within the budget held-back samples lose {judgement.lost}, at most {wanted.bound} were allowed; "
                 "nothing was written."
             )
-        return found
+        return searched
     assert wanted is not None, "a search has a budget or an accuracy bound"
     return refined(_largest_cut(search, attempt, wanted), options, progress, sweeps)
 
@@ -200,7 +200,7 @@ def _run_trial(
     search: Search, allocation: Allocation, options: LayerOptions, progress: Progress, trials: list[Trial]
 ) -> SearchResult:
     """Compress front to back at the allocated widths and note what the held-back samples say."""
-    found = sweep(
+    compressed = sweep(
         search.problem,
         plan_widths(search, allocation.widths),
         replace(options, certify=False),
@@ -209,8 +209,8 @@ def _run_trial(
         curves=search.curves,
         kept_state=search.kept_state,
     )
-    note_trial(trials, allocation, found)
-    return SearchResult(search, found, allocation, trials)
+    note_trial(trials, allocation, compressed)
+    return SearchResult(search, compressed, allocation, trials)
 
 
 def plan_widths(search: Search, widths: Mapping[str, int]) -> Plan:
@@ -236,30 +236,37 @@ def plan_widths(search: Search, widths: Mapping[str, int]) -> Plan:
     return plan
 
 
-def refined(found: SearchResult, options: LayerOptions, progress: Progress, sweeps: int) -> SearchResult:
+def refined(searched: SearchResult, options: LayerOptions, progress: Progress, sweeps: int) -> SearchResult:
     """The result after further sweeps, noted as a trial; unchanged without any."""
     if not sweeps:
-        return found
-    search, allocation = found.search, found.allocation
+        return searched
+    search, allocation = searched.search, searched.allocation
     rest = Portion(progress, 1 / (1 + sweeps), 1)
-    layerwise = refine(search.problem, found.layerwise, options, rest, sweeps=sweeps, kept_state=search.kept_state)
-    note_trial(found.trials, allocation, layerwise, refined=sweeps)
-    return replace(found, layerwise=layerwise)
+    compressed = refine(search.problem, searched.compressed, options, rest, sweeps=sweeps, kept_state=search.kept_state)
+    note_trial(searched.trials, allocation, compressed, refined=sweeps)
+    return replace(searched, compressed=compressed)
 
 
-def note_trial(trials: list[Trial], allocation: Allocation, found: Compressed, refined: int = 0) -> None:
+def note_trial(trials: list[Trial], allocation: Allocation, compressed: Compressed, refined: int = 0) -> None:
     """What the held-back samples say of a compressed network, for the report."""
     trials.append(
         Trial(
-            allocation.damage, allocation.costs, refined, None if found.held_back is None else found.held_back.report()
+            allocation.damage,
+            allocation.costs,
+            refined,
+            None if compressed.held_back is None else compressed.held_back.report(),
         )
     )
 
 
-def milder_search(found: SearchResult, options: LayerOptions, progress: Progress, *, sweeps: int = 0) -> SearchResult:
+def milder_search(
+    searched: SearchResult, options: LayerOptions, progress: Progress, *, sweeps: int = 0
+) -> SearchResult:
     """The same search at a third of the predicted damage."""
-    allocation = at_damage(found.search, found.allocation.damage / 3)
-    return refined(_run_trial(found.search, allocation, options, progress, found.trials), options, progress, sweeps)
+    allocation = at_damage(searched.search, searched.allocation.damage / 3)
+    return refined(
+        _run_trial(searched.search, allocation, options, progress, searched.trials), options, progress, sweeps
+    )
 
 
 def _largest_cut(
@@ -279,11 +286,11 @@ def _largest_cut(
         if key in seen:
             break
         seen.add(key)
-        found = attempt(allocation)
-        judgement = wanted.judge(found.layerwise)
+        searched = attempt(allocation)
+        judgement = wanted.judge(searched.compressed)
         lost = lost if judgement.passed else judgement.lost
         if judgement.passed:
-            best, low = found, max(low, target)
+            best, low = searched, max(low, target)
         else:
             high = min(high, target)
         if high == math.inf:
@@ -316,14 +323,14 @@ def at_damage(search: Search, target: float) -> Allocation:
     return Allocation(chosen, search.choices.damage(chosen) - whole, relative_costs(search.model, chosen), low)
 
 
-def certify_widths(found: SearchResult, options: LayerOptions, progress: Progress) -> dict[str, Certificate]:
+def certify_widths(searched: SearchResult, options: LayerOptions, progress: Progress) -> dict[str, Certificate]:
     """For every layer that was cut, a certified lasso solution on the original network's moments.
 
     The moments are recorded again where the curves came from an earlier run.
     """
-    search = found.search
+    search = searched.search
     certified: dict[str, Certificate] = {}
-    cut = [result for result in found.layerwise.results if result.is_cut and len(result.kept)]
+    cut = [result for result in searched.compressed.results if result.is_cut and len(result.kept)]
     moments = search.moments
     if cut and not moments:
         moments = record_all(search.problem, progress).moments
@@ -343,26 +350,26 @@ def certify_widths(found: SearchResult, options: LayerOptions, progress: Progres
     return certified
 
 
-def search_report(found: SearchResult) -> SearchReport:
+def search_report(searched: SearchResult) -> SearchReport:
     """How the widths were found: trials, per layer the measured and the predicted damage, and times."""
-    problem, model = found.search.problem, found.search.model
+    problem, model = searched.search.problem, searched.search.model
     times = (
-        time_chosen(problem.network, model.latency, model.removed(found.allocation.widths), problem.timing)
+        time_chosen(problem.network, model.latency, model.removed(searched.allocation.widths), problem.timing)
         if isinstance(model.latency, LatencyModel)
         else []
     )
     return SearchReport(
-        trials=tuple(found.trials),
-        predicted_costs=found.allocation.costs,
+        trials=tuple(searched.trials),
+        predicted_costs=searched.allocation.costs,
         times=tuple(times),
         layers={
             name: LayerSearch(
-                width=found.allocation.widths[name],
-                predicted_damage=float(curve.damage[found.allocation.widths[name]]),
+                width=searched.allocation.widths[name],
+                predicted_damage=float(curve.damage[searched.allocation.widths[name]]),
                 measured=tuple(Step(*point) for point in curve.measured),
                 error_curve=tuple(rounded(float(error)) for error in curve.errors),
             )
-            for name, curve in found.search.damages.items()
-            if name not in found.search.skipped
+            for name, curve in searched.search.damages.items()
+            if name not in searched.search.skipped
         },
     )

@@ -102,7 +102,7 @@ def sweep(
     state = None if kept_state is None else kept_state.of_sweep("first", plan)
     left = {name: decision.reason for name, decision in plan.items() if isinstance(decision, Leave)}
     removed = removed_branches(problem.branches, planned_widths(plan))
-    found = run_turns(
+    compressed = run_turns(
         problem,
         problem.state,
         {},
@@ -114,18 +114,22 @@ def sweep(
         removed=removed,
         kept_state=state,
     )
-    return found if facts is None or curves is None else with_inner_layers(found, problem, removed, facts, curves)
+    return (
+        compressed
+        if facts is None or curves is None
+        else with_inner_layers(compressed, problem, removed, facts, curves)
+    )
 
 
 def with_inner_layers(
-    found: Compressed,
+    compressed: Compressed,
     problem: Problem,
     removed: Sequence[Branch],
     facts: Mapping[str, LayerFacts],
     curves: Mapping[str, SelectionCurve],
 ) -> Compressed:
     """The result with the layers inside blocks that go: without units, or whole where their block's end was skipped."""
-    results, skipped = {layer.name: layer for layer in found.results}, dict(found.skipped)
+    results, skipped = {layer.name: layer for layer in compressed.results}, dict(compressed.skipped)
     groups = {group.name: group for group in problem.groups}
     for branch in removed:
         for name in branch.groups:
@@ -133,7 +137,7 @@ def with_inner_layers(
                 skipped.setdefault(name, skipped[branch.end])
             elif name != branch.end:
                 results[name] = unread(groups[name], facts[name], curves[name])
-    return replace(found, results=[results[name] for name in groups if name in results], skipped=skipped)
+    return replace(compressed, results=[results[name] for name in groups if name in results], skipped=skipped)
 
 
 def planned_widths(plan: Plan) -> dict[str, int]:
@@ -169,24 +173,24 @@ def refine(
         assert own is not None, "a refit names its channels"
         return Settled(adjust_layer(moments, own, options, problem.state, current))
 
-    found = before
+    compressed = before
     for number in range(sweeps):
         state = None if kept_state is None else kept_state.of_sweep(f"refining {number}", plan)
         after = run_turns(
             problem,
-            found.state,
+            compressed.state,
             kept,
             lambda turn: kept[turn.group.name],
             settle,
             progress,
             stage="refining",
-            left=found.skipped,
+            left=compressed.skipped,
             rectified=problem.ingredients.rectified,
             removed=removed,
             kept_state=state,
         )
-        found = replace(after, results=before.results, skipped=before.skipped)
-    return found
+        compressed = replace(after, results=before.results, skipped=before.skipped)
+    return compressed
 
 
 def run_turns(

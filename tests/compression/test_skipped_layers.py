@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import compress
-from compress.compression import sweep as layerwise
+from compress.compression import sweep as sweeping
 from compress.errors import NothingToCompressError, SolverError
 from compress.report.model import RunReport
 
@@ -83,14 +83,14 @@ def test_a_layer_whose_solver_fails_is_skipped_and_the_others_are_cut(
 ) -> None:
     torch.manual_seed(0)
     module = redundant(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)))
-    solve = layerwise.solve_layer
+    solve = sweeping.solve_layer
 
     def fails_once(group: Any, *arguments: Any, **options: Any) -> Any:
         if group.name == "0":
             raise SolverError("no pivot is left.")
         return solve(group, *arguments, **options)
 
-    monkeypatch.setattr(layerwise, "solve_layer", fails_once)
+    monkeypatch.setattr(sweeping, "solve_layer", fails_once)
     found = compress.prune(module.eval(), samples(), **rule)
     assert skipped(found.report) == {"0": "no pivot is left"}
     assert [layer.name for layer in found.report.layers] == ["2"]
@@ -103,7 +103,7 @@ def test_a_factorisation_that_fails_is_told_as_the_reason(monkeypatch: pytest.Mo
     def singular(*_: Any, **__: Any) -> Any:
         return torch.linalg.inv(torch.zeros(2, 2))
 
-    monkeypatch.setattr(layerwise, "solve_layer", singular)
+    monkeypatch.setattr(sweeping, "solve_layer", singular)
     with pytest.raises(NothingToCompressError, match="0: a factorisation of its moments failed"):
         compress.prune(module, samples())
 
