@@ -8,7 +8,7 @@ budget, then the slack is spent greedily.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,8 @@ from compress.errors import GateError
 
 SWEEPS = 40
 CLEARLY = 0.95  # of the predicted damage, below which a block is worth keeping: it costs more than is counted
-PRICE_STEPS = 60
+PRICE_STEPS = 40
+MOST_RETURNS = 6  # blocks that go and are tried to be kept, those of most damage first
 FLAT = 1e-9  # nats that a layer's squared relative error is worth where no damage is predicted to fall
 
 
@@ -154,7 +155,7 @@ def allocate(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
         raise GateError(f"The budget cannot be met: {asked} was asked for, {best} is the least the layers allow.")
     found = search_prices(choices, budgets)
     waiting = list(choices.removals)
-    while waiting:
+    for _ in range(MOST_RETURNS):
         gone = [removal for removal in waiting if is_gone(removal, found.widths)]
         if not gone:
             break
@@ -194,7 +195,7 @@ def _search_price(choices: Choices, budgets: Mapping[str, float], weights: Mappi
     for _ in range(PRICE_STEPS):
         price = math.sqrt(low * high)
         candidate = priced_widths(choices, {name: price * weight for name, weight in weights.items()})
-        if within(relative_costs(choices.model, candidate), budgets):
+        if within(relative_costs(choices.model, candidate, budgets), budgets):
             widths, high = candidate, price
         else:
             low = price
@@ -256,13 +257,13 @@ def spend_slack(choices: Choices, budgets: Mapping[str, float], widths: Mapping[
     """
     model, curves = choices.model, choices.curves
     current = dict(widths)
-    costs = relative_costs(model, current)
+    costs = relative_costs(model, current, budgets)
     while True:
         best, best_rate = None, 0.0
         for name, curve in curves.items():
             for width in wider_widths(curve, current[name]) if current[name] else ():
                 wider = {**current, name: width}
-                found = relative_costs(model, wider)
+                found = relative_costs(model, wider, budgets)
                 if any(found[cost] > limit for cost, limit in budgets.items()):
                     continue
                 narrow_error, wide_error = (float(curve.errors[at]) ** 2 for at in (current[name], width))
@@ -273,8 +274,8 @@ def spend_slack(choices: Choices, budgets: Mapping[str, float], widths: Mapping[
                     best, best_rate = wider, saved / spent
         if best is None:
             break
-        current, costs = best, relative_costs(model, best)
-    return Allocation(current, choices.damage(current), costs, price)
+        current, costs = best, relative_costs(model, best, budgets)
+    return Allocation(current, choices.damage(current), relative_costs(model, current), price)
 
 
 def wider_widths(curve: DamageCurve, width: int) -> list[int]:
@@ -284,6 +285,7 @@ def wider_widths(curve: DamageCurve, width: int) -> list[int]:
     return list(dict.fromkeys([*wider[:1], *([] if lower is None else [lower])]))
 
 
-def relative_costs(model: CostModel, widths: Mapping[str, int]) -> dict[str, float]:
-    """Every cost as a fraction of the original's."""
-    return {cost: model.total(cost, widths) / model.original(cost) for cost in model.costs}
+def relative_costs(model: CostModel, widths: Mapping[str, int], names: Iterable[str] | None = None) -> dict[str, float]:
+    """Costs, all or those of the given names, as fractions of the original's."""
+    wanted = model.costs if names is None else names
+    return {cost: model.total(cost, widths) / model.original(cost) for cost in wanted}

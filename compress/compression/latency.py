@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ from compress.units.surgery import narrow
 
 ALL_WIDTHS = 24  # channels up to which every width is timed
 BLOCKS = 12  # of channels, at whose ends and beside them wider maps are timed
-PASSES = 5
+PASSES = 5  # of one map at one width
+MOST_PASSES = 60  # of a network
 MOST_SECONDS = 0.7  # of timing one map along one side
 
 Cuts = tuple[tuple[str, int], ...]  # (group, channels that each of its units takes)
@@ -89,9 +91,21 @@ class TimedMap:
         """Whether the group cuts the map."""
         return any(name == group for _, cuts in self.sides for name, _ in cuts)
 
-    def milliseconds(
-        self, removed: Mapping[str, int], group: str | None = None, counts: Sequence[int] = (0,)
-    ) -> Tensor:
+    @cached_property
+    def _numbers(self) -> tuple[list[float], list[float]]:
+        """The times as plain numbers, for one width at a time."""
+        return self.outputs.tolist(), self.inputs.tolist()
+
+    def milliseconds(self, removed: Mapping[str, int]) -> float:
+        """Time when so many units of each group are removed; without channels its block is gone, and all of it."""
+        out, into = (extent - sum(each * removed.get(name, 0) for name, each in cuts) for extent, cuts in self.sides)
+        if out <= 0 or into <= 0:
+            return 0.0
+        outputs, inputs = self._numbers
+        own = outputs[out] * inputs[into] / max(outputs[-1], 1e-12)
+        return own + self.shrinking * out / self.sides[0][0] + self.fixed
+
+    def profile(self, removed: Mapping[str, int], group: str, counts: Sequence[int]) -> Tensor:
         """Times (n,) when so many units of each group are removed, of `group` each of `counts`."""
         varied = torch.tensor(counts, dtype=torch.int64)
         out, into = (
@@ -101,7 +115,7 @@ class TimedMap:
         out, into = (torch.as_tensor(side).clamp_min(0).expand(len(varied)) for side in (out, into))
         whole = max(float(self.outputs[-1]), 1e-12)
         found = self.outputs[out] * self.inputs[into] / whole + self.shrinking * out / self.sides[0][0] + self.fixed
-        return torch.where((out > 0) & (into > 0), found, 0.0)  # without channels its block is gone
+        return torch.where((out > 0) & (into > 0), found, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +133,12 @@ class LatencyModel:
 
     def milliseconds(self, removed: Mapping[str, int]) -> float:
         """Time when so many units of each group are removed."""
-        found = self.fixed + sum(float(each.milliseconds(removed)[0]) for each in self.maps)
+        found = self.fixed + sum(each.milliseconds(removed) for each in self.maps)
         return found * (self.scale if any(removed.values()) else 1.0)
 
     def profile(self, removed: Mapping[str, int], group: str, counts: Sequence[int]) -> Tensor:
         """Times (n,) of the maps that a group cuts when `counts` of its units are removed."""
-        own = [each.milliseconds(removed, group, counts) for each in self.maps if each.depends_on(group)]
+        own = [each.profile(removed, group, counts) for each in self.maps if each.depends_on(group)]
         return self.scale * torch.stack(own).sum(0) if own else torch.zeros(len(counts), dtype=torch.float64)
 
 
@@ -142,7 +156,7 @@ def measure_latency_model(
     kept = half_of(groups)
     with timing.running():
         copies = (network.module, *([narrow(network.module, kept, groups).module] if kept else []))
-        wholes = [each.milliseconds for each in measure_latency(copies, inputs)]
+        wholes = [each.least for each in measure_latency(copies, inputs, most=MOST_PASSES)]
         timed = time_maps(network.program, sized, network.state, len(inputs[0]))
     removed = {group.name: group.unit_count - len(kept[group.name]) for group in groups if group.name in kept}
     return spread_rest(timed, wholes, removed)
@@ -180,7 +194,7 @@ def spread_rest(
     rest, share = max(0.0, wholes[0] - shrink * explained), 0.0
     if len(wholes) > 1 and rest > 0:
         left = sum(count * left_outputs(each, removed) for each, count in timed) / max(1, sum(elements))
-        own = sum(float(each.milliseconds(removed)[0]) for each in maps)
+        own = sum(each.milliseconds(removed) for each in maps)
         share = min(1.0, max(0.0, ((wholes[1] - own) / rest - left) / max(1e-9, 1 - left)))
     return LatencyModel(
         tuple(

@@ -14,7 +14,7 @@ from compress.compression.certificates import certificate_report, certify_layer
 from compress.compression.curves import Search
 from compress.compression.decisions import Decision, Leave, Plan, Width
 from compress.compression.faults import LAYER_FAULTS, describe_fault
-from compress.compression.latency import LatencyModel, time_chosen
+from compress.compression.latency import MOST_PASSES, LatencyModel, time_chosen
 from compress.compression.layer import POLISHABLE, LayerOptions, layer_unit_costs, legal_units
 from compress.compression.problem import Problem, record_all
 from compress.compression.result import rounded
@@ -29,6 +29,7 @@ from compress.units.branches import removed_branches, replacements
 from compress.units.surgery import narrow
 
 LATENCY_CHECKS = 5  # cut networks that are timed before the sweep, each correcting the predicted latency
+LARGEST_STEP = 1.3  # by which one timed network corrects the prediction
 LATENCY_SLACK = 0.03  # of the budget, that a timed network may leave unused
 ACCURACY_SWEEPS = 6
 FIRST = (2e-4, 0.1)  # least and most damage in nats that a search for an accuracy begins with
@@ -166,7 +167,8 @@ def timed_search(
         latency = search.model.latency
         assert isinstance(latency, LatencyModel), "measured before the widths are searched"
         predicted = allocation.costs["latency"]
-        corrected = replace(latency, scale=latency.scale * measured / predicted)
+        step = min(LARGEST_STEP, max(1 / LARGEST_STEP, measured / predicted))  # one disturbed measurement is not all
+        corrected = replace(latency, scale=latency.scale * step)
         search = replace(search, model=replace(search.model, latency=corrected))
         if measured <= budgets["latency"]:
             fast.append(replace(allocation, costs={**allocation.costs, "latency": measured}))
@@ -190,8 +192,8 @@ def time_cut(problem: Problem, kept: Mapping[str, Tensor]) -> float:
         replaced = replacements(problem.network, going, kept, {})
         cut = narrow(module, kept, problem.groups, replaced=replaced).module
         with problem.timing.running():
-            before, after = measure_latency((module, cut), sample)
-        return after.milliseconds / before.milliseconds
+            before, after = measure_latency((module, cut), sample, most=MOST_PASSES)
+        return after.least / before.least
 
     return problem.share.from_first(measure)
 

@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Latency:
-    """Median wall time of one forward pass.
+    """Wall time of one forward pass.
 
     Attributes:
-        milliseconds: median over `repeats` passes.
+        milliseconds: median over `repeats` passes; `least`: of the fastest, what nothing else on the machine disturbed.
         batch_size, threads, device: where it was measured.
     """
 
@@ -26,6 +26,7 @@ class Latency:
     threads: int
     device: str
     repeats: int
+    least: float = 0.0
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -78,17 +79,19 @@ def outer_names(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts) - 1, -1, -1)]
 
 
-def measure_latency(modules: Sequence[nn.Module], inputs: Sequence[Tensor], *, seconds: float = 3.0) -> list[Latency]:
+def measure_latency(
+    modules: Sequence[nn.Module], inputs: Sequence[Tensor], *, seconds: float = 3.0, most: int = 15
+) -> list[Latency]:
     """Median latencies of several networks on the same inputs, their passes interleaved so that drift hits all alike.
 
     Args:
-        seconds: about how long to measure, at least 3 and at most 15 passes of each network after one warm-up.
+        seconds: about how long to measure, at least 3 and at most `most` passes of each network after one warm-up.
     """
     device = inputs[0].device
     times: list[list[float]] = [[] for _ in modules]
-    repeats = 15
+    repeats = most
     with torch.inference_mode():
-        for round_number in range(1 + 15):
+        for round_number in range(1 + most):
             if round_number > repeats:
                 break
             spent = 0.0
@@ -101,9 +104,9 @@ def measure_latency(modules: Sequence[nn.Module], inputs: Sequence[Tensor], *, s
                 if round_number:
                     found.append(1e3 * (time.perf_counter() - start))
             if round_number == 0:
-                repeats = max(3, min(15, round(seconds / max(spent, 1e-6))))
+                repeats = max(3, min(most, round(seconds / max(spent, 1e-6))))
     return [
-        Latency(statistics.median(found), inputs[0].shape[0], torch.get_num_threads(), str(device), repeats)
+        Latency(statistics.median(found), len(inputs[0]), torch.get_num_threads(), str(device), repeats, min(found))
         for found in times
     ]
 

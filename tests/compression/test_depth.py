@@ -214,5 +214,5 @@ def test_no_block_goes_that_does_more_damage_than_narrowing() -> None:
 def test_a_map_without_channels_takes_no_time() -> None:
     flat = torch.tensor([0.0, *[1.0] * 8], dtype=torch.float64)
     timed = TimedMap("", ((8, (("a", 1),)), (8, ())), flat, flat, shrinking=2.0, fixed=1.0)
-    assert timed.milliseconds({"a": 8}).item() == 0.0
-    assert timed.milliseconds({"a": 7}).item() == 2.25
+    assert timed.milliseconds({"a": 8}) == 0.0
+    assert timed.milliseconds({"a": 7}) == 2.25
