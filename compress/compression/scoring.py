@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.stats import norm
+from scipy.special import ndtr
 from torch import Tensor
 
 from compress.graph.program import Program, run
@@ -18,7 +18,7 @@ from compress.recipe import Bound
 from compress.recording.store import ActivationStore
 from compress.report.model import CalibrationFigures, Measured, finite
 
-ONE_ERROR = float(norm.cdf(1.0))  # confidence of one standard error, which a search leaves itself
+ONE_ERROR = float(ndtr(1.0))  # confidence of one standard error, which a search leaves itself
 LEFT_OUT = (
     "top5",
     "mean_iou",

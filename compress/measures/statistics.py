@@ -8,12 +8,12 @@ flips. Any other figure is compared by the paired bootstrap, with percentiles wi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import binomtest, norm, t
+from scipy import special  # scipy.stats and scipy.optimize take a second to import
 
 from compress.measures.figures import Figure
 from compress.recipe import Bound
@@ -59,7 +59,7 @@ def compare_figure(figure: Figure, confidence: float = CONFIDENCE, *, seed: int 
 
 def compare_flips(lost: int, won: int, samples: int, confidence: float = CONFIDENCE) -> Change:
     """Points lost by `lost` samples right before and wrong now, and `won` the other way, of so many."""
-    two_sided, one_sided = (float(norm.ppf(level)) for level in ((1 + confidence) / 2, confidence))
+    two_sided, one_sided = (float(special.ndtri(level)) for level in ((1 + confidence) / 2, confidence))
     low, high = (100 * score_limit(lost, won, samples, z) for z in (-two_sided, two_sided))
     return Change(
         loss=100 * (lost - won) / samples,
@@ -69,7 +69,7 @@ def compare_flips(lost: int, won: int, samples: int, confidence: float = CONFIDE
         samples=samples,
         method="Tango's score interval",
         flips=(lost, won),
-        p_value=float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0,
+        p_value=min(1.0, 2 * float(special.bdtr(min(lost, won), lost + won, 0.5))),
     )
 
 
@@ -89,8 +89,15 @@ def score_limit(lost: float, won: float, samples: float, z: float) -> float:
 
     observed, edge = (lost - won) / samples, 1 - 1e-12
     if z >= 0:
-        return 1.0 if observed >= edge or distance(edge) > 0 else float(brentq(distance, observed, edge))
-    return -1.0 if observed <= -edge or distance(-edge) < 0 else float(brentq(distance, -edge, observed))
+        return 1.0 if observed >= edge or distance(edge) > 0 else root(distance, observed, edge)
+    return -1.0 if observed <= -edge or distance(-edge) < 0 else root(distance, -edge, observed)
+
+
+def root(falling: Callable[[float], float], low: float, high: float) -> float:
+    """Where a falling function crosses zero between `low` and `high`, by halving to the last digit."""
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
+    return middle
 
 
 def bootstrap_change(figure: Figure, confidence: float, seed: int) -> Change:
@@ -115,7 +122,7 @@ def bootstrap_change(figure: Figure, confidence: float, seed: int) -> Change:
         return Change(loss, (-math.inf, math.inf), math.inf, confidence, samples, "paired bootstrap")
     wider = math.sqrt(samples / (samples - 1))
     levels = [
-        float(norm.cdf(wider * t.ppf(level, samples - 1)))
+        float(special.ndtr(wider * special.stdtrit(samples - 1, level)))
         for level in ((1 - confidence) / 2, (1 + confidence) / 2, confidence)
     ]
     low, high, bound = (float(value) for value in np.quantile(losses, levels))
@@ -172,7 +179,7 @@ def samples_needed(change: Change, most: float) -> int | None:
     if change.flips is None:
         shrink = (change.bound - change.loss) / (most - change.loss)
         return math.ceil(change.samples * shrink * shrink)
-    z = float(norm.ppf(change.confidence))
+    z = float(special.ndtri(change.confidence))
     shares = [count / change.samples for count in change.flips]
     low, high = change.samples, 2 * change.samples
     while high < MOST_SAMPLES and 100 * score_limit(shares[0] * high, shares[1] * high, high, z) > most:
@@ -190,4 +197,4 @@ def samples_needed(change: Change, most: float) -> int | None:
 
 def guesses_as_well(hits: int, samples: int, share: float) -> bool:
     """Whether right answers could come of guessing that is right with that `share`: one-sided binomial test."""
-    return bool(binomtest(hits, samples, share, alternative="greater").pvalue > CHANCE_LEVEL)
+    return hits < 1 or bool(special.betainc(hits, samples - hits + 1, share) > CHANCE_LEVEL)
