@@ -12,6 +12,7 @@ from compress.demo import DEMO_OPTIONS
 from compress.errors import GateError, RecipeError
 from compress.report.model import RunReport
 from compress.report.rows import headline
+from tests.clocks import use_steady_clock
 
 BASE: dict[str, Any] = {**DEMO_OPTIONS, "calibration_samples": 500}
 
@@ -70,7 +71,9 @@ def test_the_error_form_at_zero_is_exact() -> None:
 
 
 def test_a_latency_budget_is_searched_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_steady_clock(monkeypatch)
     found = report(latency=0.7)
+    assert all(one.measured_ms == pytest.approx(one.predicted_ms) for one in found.search.times)
     costs = found.search.predicted_costs
     assert costs["latency"] <= 0.7 + 1e-9
     before, after = found.cost.macs

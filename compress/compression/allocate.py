@@ -119,6 +119,11 @@ class Choices:
     curves: Mapping[str, DamageCurve]
     removals: tuple[Removal, ...] = ()
 
+    def narrowest(self) -> dict[str, int]:
+        """The smallest widths, without every block that may go."""
+        gone = {name: 0 for removal in self.removals for name in removal.groups}
+        return {**{name: curve.legal[0] for name, curve in self.curves.items()}, **gone}
+
     def damage(self, widths: Mapping[str, int]) -> float:
         """Summed predicted divergence (nats)."""
         gone = [removal for removal in self.removals if is_gone(removal, widths)]
@@ -144,10 +149,7 @@ def allocate(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
     Raises:
         GateError: even the smallest legal widths exceed a budget; the message gives the best that can be had.
     """
-    model, curves = choices.model, choices.curves
-    smallest = {name: curve.legal[0] for name, curve in curves.items()}
-    smallest.update({name: 0 for removal in choices.removals for name in removal.groups})
-    floor = relative_costs(model, smallest)
+    floor = relative_costs(choices.model, choices.narrowest())
     short = [name for name, limit in budgets.items() if floor[name] > limit]
     if short:
         best = ", ".join(f"{name} {floor[name]:.3f}" for name in short)
@@ -190,8 +192,7 @@ def search_prices(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
 
 def _search_price(choices: Choices, budgets: Mapping[str, float], weights: Mapping[str, float]) -> Allocation:
     low, high = 1e-12, 1e12
-    widths = {name: curve.legal[0] for name, curve in choices.curves.items()}
-    widths.update({name: 0 for removal in choices.removals for name in removal.groups})
+    widths = choices.narrowest()
     for _ in range(PRICE_STEPS):
         price = math.sqrt(low * high)
         candidate = priced_widths(choices, {name: price * weight for name, weight in weights.items()})

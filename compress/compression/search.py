@@ -125,9 +125,10 @@ def search_widths(
         return _run_trial(search, allocation, options, Portion(progress, 0, 1 / (1 + sweeps)), trials)
 
     if budgets:
-        allocation = allocate(search.choices, budgets)
         if "latency" in budgets:
-            search, allocation = timed_search(search, budgets, allocation, progress)
+            search, allocation = timed_search(search, budgets, progress)
+        else:
+            allocation = allocate(search.choices, budgets)
         searched = refined(attempt(allocation), options, progress, sweeps)
         judgement = None if wanted is None else wanted.judge(searched.compressed)
         if wanted is not None and judgement is not None and not judgement.passed:
@@ -140,36 +141,30 @@ def search_widths(
     return refined(_largest_cut(search, attempt, wanted), options, progress, sweeps)
 
 
-def timed_search(
-    search: Search, budgets: Mapping[str, float], allocation: Allocation, progress: Progress
-) -> tuple[Search, Allocation]:
+def timed_search(search: Search, budgets: Mapping[str, float], progress: Progress) -> tuple[Search, Allocation]:
     """The search with a prediction of latency that agrees with what was measured, and the widths to take.
 
     Networks cut to the widths in question are timed, each correcting the prediction, until one is just fast enough. Of
     those that are, the one of least predicted damage is taken; where none is, the last, which is corrected once more.
-
-    Args:
-        allocation: by the prediction as it is.
+    No budget is refused by the prediction alone: the narrowest network is timed before.
 
     Raises:
         GateError: no widths are fast enough.
     """
+    try:
+        allocation = allocate(search.choices, budgets)
+    except GateError:
+        progress.stage("timing the narrowest network")
+        widths = search.choices.narrowest()
+        share = relative_costs(search.model, widths)["latency"]
+        search = corrected_search(search, time_allocation(search, widths) / share)
+        allocation = allocate(search.choices, budgets)
     fast: list[Allocation] = []
     for _ in range(LATENCY_CHECKS):
         progress.stage("timing a cut network")
-        kept = {
-            group.name: legal_units(group, search.curves[group.name], allocation.widths[group.name])
-            if allocation.widths[group.name] < group.unit_count
-            else torch.arange(group.unit_count)  # where memory was short the curve does not know them all
-            for group in search.problem.groups
-        }
-        measured = time_cut(search.problem, kept)
-        latency = search.model.latency
-        assert isinstance(latency, LatencyModel), "measured before the widths are searched"
-        predicted = allocation.costs["latency"]
-        step = min(LARGEST_STEP, max(1 / LARGEST_STEP, measured / predicted))  # one disturbed measurement is not all
-        corrected = replace(latency, scale=latency.scale * step)
-        search = replace(search, model=replace(search.model, latency=corrected))
+        measured = time_allocation(search, allocation.widths)
+        step = measured / allocation.costs["latency"]  # one disturbed measurement is not all
+        search = corrected_search(search, min(LARGEST_STEP, max(1 / LARGEST_STEP, step)))
         if measured <= budgets["latency"]:
             fast.append(replace(allocation, costs={**allocation.costs, "latency": measured}))
             if measured >= (1 - LATENCY_SLACK) * budgets["latency"]:
@@ -181,6 +176,24 @@ def timed_search(
                 raise
             break
     return search, min(fast, key=lambda each: each.damage) if fast else allocation
+
+
+def corrected_search(search: Search, factor: float) -> Search:
+    """The search whose predicted latency of every cut network is multiplied by `factor`."""
+    latency = search.model.latency
+    assert isinstance(latency, LatencyModel), "measured before the widths are searched"
+    return replace(search, model=replace(search.model, latency=replace(latency, scale=latency.scale * factor)))
+
+
+def time_allocation(search: Search, widths: Mapping[str, int]) -> float:
+    """Measured latency of the network at these widths as a fraction of the original's."""
+    kept = {
+        group.name: legal_units(group, search.curves[group.name], widths[group.name])
+        if widths[group.name] < group.unit_count
+        else torch.arange(group.unit_count)  # where memory was short the curve does not know them all
+        for group in search.problem.groups
+    }
+    return time_cut(search.problem, kept)
 
 
 def time_cut(problem: Problem, kept: Mapping[str, Tensor]) -> float:

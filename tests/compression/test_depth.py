@@ -17,6 +17,7 @@ from compress.compression.costs import CostModel, SizedTensor
 from compress.compression.latency import TimedMap
 from compress.errors import CompressError
 from compress.models.resnet import CifarResNet, resnet_cifar10
+from tests.clocks import use_steady_clock
 from tests.networks import randomise
 from tests.units.test_branches import Basic, Bottleneck, Layer
 
@@ -169,9 +170,12 @@ def test_a_forged_removal_is_refused_in_one_line(
         compress.load(tmp_path)
 
 
-def test_a_budget_of_time_tells_what_each_layer_was_predicted_to_take_and_takes() -> None:
+def test_a_budget_of_time_tells_what_each_layer_was_predicted_to_take_and_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_steady_clock(monkeypatch)
     found = compress.prune(
-        residual(), batches(3, 8, 8), latency=0.9, latency_batch=2, latency_threads=1, recover="off", progress=False
+        residual(), batches(3, 8, 8), latency=0.7, latency_batch=2, latency_threads=1, recover="off", progress=False
     )
     search = found.report.search
     assert search is not None
