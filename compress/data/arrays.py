@@ -250,6 +250,12 @@ def describe_names(arrays: Collection[object]) -> str:
     shown = ", ".join(f"`{each}`" for each in names[:8]) + (" and more" if len(names) > 8 else "")
     if set(names) & {"images", "inputs"}:
         return f"{shown}; give one of `images` and `inputs`"
+    answers = [each for each in names if each in ("labels", "targets")]
+    inputs = [each for each in names if each not in answers]
+    if answers and inputs:
+        return f"{shown}; say which are the inputs, such as PATH?inputs={','.join(inputs)}&{answers[0]}={answers[0]}"
+    if answers:
+        return f"{shown} alone"
     pairs = ", ".join(f"{new}=old[{old!r}]" for new, old in zip(("inputs", "labels"), names, strict=False))
     option = "&".join(f"{new}={old}" for new, old in zip(("inputs", "labels"), names, strict=False))
     return (
@@ -336,7 +342,7 @@ def open_npz(name: str, path: Path, preprocessing: Preprocessing | None, naming:
         UnicodeDecodeError,
     ) as error:
         raise DataError(f"{name}: not a readable .npz file: {str(error).rstrip('.')}.") from None
-    if not arrays:
+    if naming == Naming() and not {"images", "inputs"} & set(arrays):
         named = [each for each in members if members[each].filename.endswith(".npy")]
         if members and not named:
             raise DataError(f"{name}: a zip archive without arrays, no .npz file; expected {WANTED} in an .npz.")
@@ -469,7 +475,7 @@ def open_safetensors(
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             wanted = naming.wanted(header)
-            if not set(header) & set(wanted):
+            if naming == Naming() and not {"images", "inputs"} & set(wanted):
                 raise DataError(f"{name}: expected {WANTED}; found {describe_names(header)}.")
             for key in wanted:
                 if key not in header:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from compress.data import DataSource, open_data
@@ -33,6 +35,18 @@ def test_other_names_in_an_archive_are_listed_with_how_to_rename_them(tmp_path: 
     message = refused(str(tmp_path / "data.npz"))
     assert "found `x`, `y`" in message
     assert "numpy.savez(NEW, inputs=old['x'], labels=old['y'])" in message
+
+
+@pytest.mark.parametrize("form", ["npz", "safetensors"])
+def test_all_names_are_listed_where_only_the_labels_have_theirs(form: str, tmp_path: Path) -> None:
+    arrays = {"image": np.ones((4, 3)), "features": np.ones((4, 2)), "labels": np.arange(4)}
+    np.savez(tmp_path / "data.npz", **arrays)
+    save_file(arrays, tmp_path / "data.safetensors")
+    path = str(tmp_path / f"data.{form}")
+    message = refused(path)
+    assert "found `features`, `image`, `labels`" in message
+    (option,) = re.findall(r"PATH(\?\S+?)\.?$", message)
+    assert read(open_data(path + option)).shape == (4, 2)
 
 
 def test_a_checkpoint_given_as_data_is_said_to_hold_no_arrays(tmp_path: Path) -> None:
