@@ -34,6 +34,7 @@ from compress.units.find import find_filters, find_units
 from compress.units.network import Network
 
 TRACE_BATCH = 2
+FEWEST_GUARDING = 8  # samples of a guard set
 TRACE_TOLERANCE = 1e-4  # relative, of what the graph computes
 FORWARD_FAULTS = (
     RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError,
@@ -61,6 +62,21 @@ class Opened:
 
 
 @dataclass(frozen=True, eq=False)
+class Guard:
+    """A further domain, which is calibrated on as well.
+
+    Attributes:
+        most: points that it may lose.
+        answered: name of the output that its labels or targets are answers to; empty without any.
+    """
+
+    name: str
+    source: DataSource
+    most: float
+    answered: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A network with the data it is to be compressed and evaluated on.
 
@@ -76,6 +92,7 @@ class Prepared:
     calibration: DataSource | None
     evaluation: DataSource | None
     overlapping: int
+    guards: tuple[Guard, ...] = ()
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -108,7 +125,19 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
     opened.module.to(device)
     preprocessing = choose_preprocessing(recipe, opened.architecture)
     sources = open_sources(recipe, preprocessing, progress, needs_data=needs_data)
-    return prepare_network(recipe, opened, preprocessing, sources, progress)
+    return prepare_network(recipe, opened, preprocessing, sources, progress, open_guards(recipe, preprocessing))
+
+
+def open_guards(recipe: Recipe, preprocessing: Preprocessing | None) -> tuple[Guard, ...]:
+    """The recipe's guard sets. Raises DataError with the name of the one that cannot be read."""
+    found = []
+    for name, spec in recipe.guards:
+        with blamed(f"--guard {name}"):
+            source = open_data(spec, preprocessing)
+            if source.sample_count < FEWEST_GUARDING:
+                raise DataError(f"at least {FEWEST_GUARDING} samples are needed, got {source.sample_count}.")
+        found.append(Guard(name, source, recipe.guard_most(name)))
+    return tuple(found)
 
 
 def prepare_network(
@@ -117,18 +146,22 @@ def prepare_network(
     preprocessing: Preprocessing | None,
     sources: tuple[DataSource | None, DataSource | None, int],
     progress: Progress,
+    guards: Sequence[Guard] = (),
 ) -> Prepared:
     """Try an opened network on its data, trace it and find the groups of units.
 
     Args:
         sources: as `open_sources` gives them.
+        guards: as `open_guards` gives them.
 
     Raises:
         CompressError: the network does not run on the data, cannot be traced, or gives NaN; in one line.
     """
     calibration, evaluation, common = sources
     module, device = opened.module, check_device(recipe.device)
-    calibration, evaluation = call_by_names(module, calibration, evaluation)
+    calibration, evaluation, *guarding = call_by_names(
+        module, calibration, evaluation, *(guard.source for guard in guards)
+    )
     probes = make_probes(recipe, opened.architecture, calibration or evaluation)
     examples, returned = run_on_probe(module, [tuple(part.to(device) for part in each) for each in probes])
     calibration, evaluation = (
@@ -136,6 +169,20 @@ def prepare_network(
     )
     if calibration is not None and evaluation is not None:
         try_samples(module, evaluation, "--eval", examples[0])
+    guards = [
+        replace(guard, source=Cast(source, examples[0].dtype))
+        for guard, source in zip(guards, guarding, strict=True)
+        if source is not None
+    ]
+    for guard in guards:
+        option = f"--guard {guard.name}"
+        try_samples(module, guard.source, option, examples[0])
+        own, wanted = (tuple(one.shape[1:]) for one in (next(iter(guard.source.batches(1))).inputs, examples[0]))
+        if own != wanted:
+            raise DataError(
+                f"{option}: samples of shape {own}, those of --data have {wanted}; mixing needs one shape, give "
+                "--resize and --crop."
+            )
     note_preprocessing(recipe, opened.architecture, preprocessing, calibration or evaluation, progress)
     progress.stage("following the forward pass")
     network = trace(module, examples, couple=recipe.couple)
@@ -146,7 +193,16 @@ def prepare_network(
     network = replace(network, outputs=outputs, answered=answered)
     if recipe.allow_bias and (biases := missing_biases(module, network.groups)):
         network = trace_with_biases(network, biases, couple=recipe.couple)
-    return Prepared(opened, preprocessing, network, calibration, evaluation, common)
+    guards = [guarded_output(guard, network.outputs) for guard in guards]
+    return Prepared(opened, preprocessing, network, calibration, evaluation, common, tuple(guards))
+
+
+def guarded_output(guard: Guard, outputs: Sequence[Output]) -> Guard:
+    """The guard with the output that its labels or targets are answers to. Raises DataError where they fit none."""
+    if guard.source.labels is None and guard.source.targets is None:
+        return guard
+    with blamed(f"--guard {guard.name}"):
+        return replace(guard, answered=need_place(outputs, guard.source).name)
 
 
 def call_by_names(module: nn.Module, *sources: DataSource | None) -> tuple[DataSource | None, ...]:

@@ -30,11 +30,12 @@ def caution_samples(prepared: Prepared, problem: Problem) -> Iterator[str]:
     """About the calibration samples that a run draws. Raises DataError where they are all equal."""
     calibration = prepared.calibration
     assert calibration is not None, "a run needs data"
-    drawn = torch.cat([problem.fitting.indices, problem.held_back.indices]).tolist()
+    fitting, held_back = (stream.of(calibration) for stream in (problem.fitting, problem.held_back))
+    drawn = torch.cat([fitting.indices, held_back.indices]).tolist()
     if len(drawn) < FEW_SAMPLES:
         yield (
-            f"warning: there are only {len(drawn)} calibration samples, {problem.fitting.count} to fit and "
-            f"{problem.held_back.count} to check on; what is chosen on so few may not hold for others."
+            f"warning: there are only {len(drawn)} calibration samples, {fitting.count} to fit and "
+            f"{held_back.count} to check on; what is chosen on so few may not hold for others."
         )
     if problem.program.network.inputs and prepared.network.examples[0].is_floating_point():
         hashes = calibration.ordered_hashes

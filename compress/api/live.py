@@ -20,7 +20,7 @@ from compress.data.importing import describe_fault
 from compress.data.live import LiveSource, collect_batches
 from compress.digests import hash_tensors
 from compress.errors import CheckpointError, DataError, RecipeError, UnsupportedError
-from compress.preparation import Opened, Prepared, check_answered, check_device, prepare_network
+from compress.preparation import Guard, Opened, Prepared, check_answered, check_device, prepare_network
 from compress.progress import LineProgress, Progress, SilentProgress
 from compress.recipe import IN_MEMORY, Recipe, make_recipe
 
@@ -35,15 +35,31 @@ def live_recipe(plain: nn.Module, test: Any, options: Mapping[str, Any], command
 
 
 def prepare_live(
-    model: nn.Module, data: Any, test: Any, options: Mapping[str, Any], progress: Progress, command: str, **further: Any
+    model: nn.Module,
+    data: Any,
+    test: Any,
+    options: Mapping[str, Any],
+    progress: Progress,
+    command: str,
+    guards: Mapping[str, Any] | None = None,
+    **further: Any,
 ) -> tuple[Prepared, Recipe]:
     """A user's module traced on its data, and the recipe of its options. Raises CompressError, ValueError."""
     plain = unwrap(model)
+    if guards:
+        further["guard"] = tuple(f"{name}={IN_MEMORY}" for name in guards)
     recipe = live_recipe(plain, test, options, command, **further)
     torch.manual_seed(recipe.seed)
     progress.stage("reading samples")
     opened, sources = open_live(plain, data, test, recipe)
-    return prepare_network(recipe, opened, None, sources, progress), recipe
+    own = [
+        Guard(name, collect_batches(batches, opened.module, limit=2**62, name=name), recipe.guard_most(name))
+        for name, batches in (guards or {}).items()
+    ]
+    strange = [guard.name for guard in own if guard.source.call != sources[0].call]  # type: ignore[attr-defined]
+    if strange:
+        raise DataError(f"`guards`: {strange[0]} gives other inputs than `data`; every batch must look alike.")
+    return prepare_network(recipe, opened, None, sources, progress, own), recipe
 
 
 def open_live(

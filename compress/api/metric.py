@@ -96,7 +96,8 @@ def make_metric(recipe: Recipe, function: Any, prepared: Prepared) -> OwnMetric 
         return OwnMeasure(on_answers(function, batches, device, only_batch), name, higher, recipe.seed)
 
     def searching(problem: Problem) -> OwnMeasure:
-        stream = problem.held_back
+        assert prepared.calibration is not None, "a run needs data"
+        stream = problem.held_back.of(prepared.calibration)
         if stream.source.labels is None and stream.source.targets is None:
             raise DataError(
                 f"{name} is searched for on held-back samples of --data, which have no labels or targets; give such "

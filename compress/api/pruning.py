@@ -74,6 +74,8 @@ def prune(
     evaluate: Measure | None = None,
     higher_is_better: bool = True,
     test: Any = None,
+    guards: Mapping[str, Any] | None = None,
+    guard_drop: float | Mapping[str, float] | None = None,
     macs: float | str | None = None,
     params: float | str | None = None,
     latency: float | str | None = None,
@@ -105,6 +107,8 @@ def prune(
             another width rule or budget the smallest network is searched for, and it is called for each that is tried.
         higher_is_better: of the first number, which `max_drop` bounds: in its own unit, or "2%" of its value before.
         test: labelled batches disjoint from `data`, for the built-in figures.
+        guards: name -> batches of a further domain, calibrated on as well (`guard_weight`, 0.2 of all samples), whose
+            accuracy or agreement may not fall by more than `guard_drop` points (5, for all or by name).
         macs, params, latency, max_drop, keep, error, layer, exclude, couple, round_to, batch_size, seed: as the command
             line's options of these names.
         progress: True: a line on stderr, False: nothing, None: the line where a terminal or a notebook shows it; or a
@@ -120,12 +124,13 @@ def prune(
     given: dict[str, Any] = {
         "macs": macs, "params": params, "latency": latency, "keep": keep, "error": error, "couple": couple,
         "round_to": round_to, "calibration_samples": calibration_samples, "batch_size": batch_size, "seed": seed,
-        "layer": layer, "exclude": exclude, "max_drop": max_drop, **options,
+        "layer": layer, "exclude": exclude, "max_drop": max_drop,
+        "guard_drop": guard_drop, **options,
     }  # fmt: skip
     own = {} if evaluate is None else {"metric": IN_MEMORY, "lower_is_better": not higher_is_better}
     clock, dress = Stages(), dress_like(plain)
     with clock("prepare"):
-        prepared, recipe = prepare_live(plain, data, test, given, shown, "prune", **own)
+        prepared, recipe = prepare_live(plain, data, test, given, shown, "prune", guards, **own)
     metric = None
     if evaluate is not None:
         metric = OwnMetric.of_network(OwnMeasure(evaluate, higher=higher_is_better, seed=recipe.seed, dress=dress))

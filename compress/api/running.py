@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress.api.cautions import caution_samples
 from compress.api.cutting import Cut, make_cut
+from compress.api.guarding import check_guards, failed, mix_guards
 from compress.api.measuring import check_original, loses_too_much
 from compress.api.metric import OwnMetric, import_metric, make_metric, own_bound
 from compress.api.telling import Work, describe_inputs, fingerprint, report_work
@@ -138,7 +139,7 @@ def compress_prepared(
         check_finetuning(prepared, recipe)
         check_original(prepared, recipe, progress)
         progress.reach(COMPRESSING[0])
-        problem = replace(make_problem(prepared, recipe), share=share or Share())
+        problem = mix_guards(replace(make_problem(prepared, recipe), share=share or Share()), prepared, recipe)
         check_widths(problem.groups, recipe)
         for caution in caution_samples(prepared, problem):
             progress.note(caution)
@@ -149,7 +150,9 @@ def compress_prepared(
     with clock("compress"):
         compressed, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept, own)
     cut, metrics, gates = judge_cut(prepared, problem, compressed, recipe, metric, before, clock, progress)
-    work = Work(prepared, problem, inputs, compressed, searched, cut, 1, kept, metrics, gates)
+    with clock("evaluate"):
+        guarded = check_guards(prepared, cut.narrowed.module, recipe, progress)
+    work = Work(prepared, problem, inputs, compressed, searched, cut, 1, kept, metrics, gates, guarded)
     while work.evaluations < MOST_EVALUATIONS and is_too_much(work, recipe):
         work = step_back(work, recipe, metric, before, clock, progress)
     if own is not None and metric is not None and metric.searching(problem) is metric.measure:
@@ -192,8 +195,9 @@ def judge_cut(
 
 
 def is_too_much(work: Work, recipe: Recipe) -> bool:
-    """Whether a searched cut loses more on the evaluation data, or by the user's measure, than was allowed."""
+    """Whether a cut searched for a bound loses more on the evaluation data, by the user's measure or on a guard set."""
     lost = loses_too_much(recipe, work.cut.evaluation) or bool(failures(work.own_gates))
+    lost = lost or (recipe.bound is not None and failed(work.guarded))
     return work.searched is not None and lost
 
 
@@ -207,11 +211,13 @@ def step_back(
 ) -> Work:
     """A milder cut, evaluated."""
     assert work.searched is not None, "only what was searched for can be searched for again"
-    progress.note("the evaluated accuracy fell by more than the held-back one; trying a milder cut")
+    progress.note("more was lost than on held-back samples of the calibration data; trying a milder cut")
     with clock("compress"):
         searched = milder_search(work.searched, LayerOptions.of(recipe), progress, sweeps=recipe.refine)
     compressed = searched.compressed
     cut, metrics, gates = judge_cut(work.prepared, work.problem, compressed, recipe, metric, before, clock, progress)
+    with clock("evaluate"):
+        guarded = check_guards(work.prepared, cut.narrowed.module, recipe, progress)
     return replace(
         work,
         compressed=compressed,
@@ -220,6 +226,7 @@ def step_back(
         evaluations=work.evaluations + 1,
         metrics=metrics,
         own_gates=gates,
+        guarded=guarded,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from compress.api.cautions import caution_layers, listed
 from compress.api.cutting import Cut
+from compress.api.guarding import Guarded
 from compress.api.measuring import measure_costs, measure_modules
 from compress.api.widths import describe_rule
 from compress.api.writing import (
@@ -37,6 +38,7 @@ from compress.report.model import (
     Check,
     CostReport,
     EvaluationReport,
+    GuardReport,
     Inputs,
     LayerReport,
     Measured,
@@ -60,6 +62,7 @@ class Work:
         evaluations: cuts that the evaluation data has seen.
         state: where a resumable run keeps what it found.
         metrics: name -> what the user's own measure says before and after; own_gates: its bound.
+        guarded: what the guard sets say.
     """
 
     prepared: Prepared
@@ -72,6 +75,7 @@ class Work:
     state: RunState | None = None
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     own_gates: tuple[Check, ...] = ()
+    guarded: tuple[Guarded, ...] = ()
 
 
 def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -> RunReport:
@@ -90,7 +94,8 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
         notes=tuple(getattr(progress, "notes", ())),
         seconds=dict(clock.seconds),
     )
-    return replace(report, gates=(*work.own_gates, *check_gates(work.cut.evaluation, report, recipe)))
+    guards = tuple(one.gate for one in work.guarded)
+    return replace(report, gates=(*work.own_gates, *guards, *check_gates(work.cut.evaluation, report, recipe)))
 
 
 def note_outcome(work: Work, recipe: Recipe, progress: Progress) -> None:
@@ -143,6 +148,15 @@ def fill_report(work: Work, recipe: Recipe, cost: CostReport, certified: Mapping
         order=tuple(group.name for group in prepared.network.groups),
         modules=measure_modules(prepared, cut.narrowed.module),
         metrics={name: Measured(*pair) for name, pair in work.metrics.items()},
+        guards=tuple(
+            GuardReport(
+                one.guard.name,
+                recipe.guard_weight / len(work.guarded),
+                one.guard.most,
+                one.evaluation.report(describe_preprocessing(prepared.preprocessing), one.guard.source.class_names),
+            )
+            for one in work.guarded
+        ),
         removed=cut.blocks,
     )
 
@@ -168,10 +182,11 @@ def describe_inputs(prepared: Prepared, recipe: Recipe, problem: Problem) -> Inp
         data=describe_data(
             recipe,
             prepared.calibration,
-            (problem.fitting.count, problem.held_back.count),
+            tuple(stream.of(prepared.calibration).count for stream in (problem.fitting, problem.held_back)),
             prepared.evaluation,
             prepared.overlapping,
             prepared.preprocessing,
+            [guard.source for guard in prepared.guards],
         ),
         seed=recipe.seed,
         versions=versions(),
@@ -185,6 +200,7 @@ def fingerprint(inputs: Inputs, recipe: Recipe) -> dict[str, Any]:
     return {
         "model": None if inputs.checkpoint is None else inputs.checkpoint.sha256,
         "calibration data": data.fitting.fingerprint,
+        "guards": [guard.fingerprint for guard in data.guards],
         "evaluation data": None if data.evaluation is None else data.evaluation.fingerprint,
         **{name: value for name, value in recipe.model_dump(mode="json").items() if name not in paths},
         "versions": inputs.versions,

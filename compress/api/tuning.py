@@ -87,8 +87,10 @@ def finetune_module(
 ) -> tuple[nn.Module, Tuning]:
     """A copy of a cut network, trained with labels, never worse on the held-back samples. Raises NonFiniteError."""
     chosen = chosen_options(recipe)
+    assert prepared.calibration is not None, "a run needs data"
     fitting, held_back = (
-        Subset(stream.source, stream.indices.numpy()) for stream in (problem.fitting, problem.held_back)
+        Subset(prepared.calibration, stream.of(prepared.calibration).indices.numpy())
+        for stream in (problem.fitting, problem.held_back)
     )
     before = score(module, held_back, LOSSES[chosen.loss], chosen.batch_size)
     trained = Session(prepared.network.examples, chosen, fitting, held_back, recipe.seed, progress).train(module)

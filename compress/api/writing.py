@@ -93,10 +93,11 @@ def describe_architecture(
 def describe_data(
     recipe: Recipe,
     source: DataSource,
-    parts: tuple[int, int],
+    parts: Sequence[int],
     evaluation: DataSource | None,
     overlap: int,
     preprocessing: Preprocessing | None,
+    guards: Sequence[DataSource] = (),
 ) -> DataUsed:
     """The data as a report holds it.
 
@@ -112,6 +113,10 @@ def describe_data(
         fitting=Samples(recipe.data, fitting, source.fingerprint, held_back=held_back),
         evaluation=judged,
         preprocessing=describe_preprocessing(preprocessing),
+        guards=tuple(
+            Samples(spec, guard.sample_count, guard.fingerprint)
+            for guard, (_, spec) in zip(guards, recipe.guards, strict=True)
+        ),
     )
 
 

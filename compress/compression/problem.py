@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -65,6 +65,10 @@ class SampleStream:
         """Batch `number`, inputs and labels."""
         own = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
         return next(iter(self.source.batches(self.batch_size, own)))
+
+    def of(self, source: DataSource) -> SampleStream:
+        """The part of it that is of one source, the first of those that are mixed."""
+        return replace(self, source=source, indices=self.indices[self.indices < source.sample_count])
 
     def sizes(self) -> list[int]:
         """Samples in each batch."""

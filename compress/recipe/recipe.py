@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from compress.recipe.option import Section, option
 from compress.recipe.texts import (
     assignments,
     counts,
+    drops,
     extent,
     numbers,
     parse_bytes,
@@ -21,10 +23,12 @@ from compress.recipe.texts import (
     parse_percentage,
     parse_reduction,
     parse_steps,
+    strings,
 )
 from compress.recipe.training import Method, TrainingOptions
 
 IN_MEMORY = "in memory"  # what a program hands over, where a recipe would name a file
+GUARD, GUARD_DROP = re.compile(r"([A-Za-z][\w-]*)="), 5.0  # how a guard is named; points that it may lose
 METRICS = (
     "top1", "top5", "accuracy", "pixel_accuracy", "mean_iou", "token_accuracy", "f1", "auc", "loss", "perplexity",
     "squared_error", "absolute_error",
@@ -35,6 +39,8 @@ Extent = Annotated[int | tuple[int, int] | None, BeforeValidator(extent)]
 Steps = Annotated[int | Literal["auto", "off"], BeforeValidator(parse_steps)]
 Assignments = Annotated[dict[str, Any], BeforeValidator(assignments)]
 Weights = Annotated[dict[str, float], BeforeValidator(assignments)]
+Drops = Annotated[dict[str, float], BeforeValidator(drops)]
+Strings = Annotated[tuple[str, ...], BeforeValidator(strings)]
 
 
 class Recipe(BaseModel):
@@ -122,6 +128,22 @@ class Recipe(BaseModel):
         Section.WIDTHS, "METRIC", default_text="accuracy",
     )  # fmt: skip
     lower_is_better: bool = option(False, "Less of your --metric is better.", Section.WIDTHS)
+    guard: Strings = option(
+        (), "A second domain, NAME=DATA: among the calibration samples, its loss bounded by --guard-drop.",
+        Section.WIDTHS, "NAME=DATA",
+    )  # fmt: skip
+    guard_weight: float = option(
+        0.2,
+        "Share of the calibration samples that are the guards', all together.",
+        Section.WIDTHS,
+        "SHARE",
+        gt=0,
+        le=0.9,
+    )
+    guard_drop: Drops = option(
+        dict, "Points of accuracy, without labels of agreement, that a guard may lose, or all: NAME=POINTS or POINTS.",
+        Section.WIDTHS, "NAME=POINTS", default_text="5",
+    )  # fmt: skip
     confidence: float | None = option(
         None, "With --max-drop: pass only where so sure that no more is lost (one-sided).", Section.WIDTHS, "SHARE",
         ge=0.5, lt=1, default_text="the estimate decides",
@@ -217,7 +239,9 @@ class Recipe(BaseModel):
             raise ValueError(f"a function as module:name was expected, or one of {known}; got {value!r}")
         return name
 
-    @field_validator("held_back", "error", "penalty", "tolerance", "macs", "params", "latency", mode="before")
+    @field_validator(
+        "held_back", "guard_weight", "error", "penalty", "tolerance", "macs", "params", "latency", mode="before"
+    )
     @classmethod
     def _fractions_may_be_percentages(cls, value: Any) -> Any:
         return parse_percentage(value)
@@ -276,6 +300,14 @@ class Recipe(BaseModel):
             faults.append(f"`{rules[0]}` fixes the widths that `{budgets[-1]}` would search for; give one of them")
         if self.max_drop is not None and self.eval is None and not self.own_metric:
             faults.append("`max_drop` needs evaluation data: give `eval`")
+        names = [name for name, _ in self.guards]
+        if len(set(names)) < len(names):
+            faults.append(f"two guards are called {max(names, key=names.count)}; name them: `guard` NAME=DATA")
+        if any(not 0 <= most <= 100 for most in self.guard_drop.values()):
+            faults.append("`guard_drop` is points from 0 to 100")
+        unknown = [name for name in self.guard_drop if name and name not in names]
+        if unknown:
+            faults.append(f"`guard_drop` names no guard: {unknown[0]}; there are {', '.join(names) or 'none'}")
         if self.relative_drop and self.max_drop is None:
             faults.append("`relative_drop` is of a bound: give `max_drop`")
         if self.own_metric and self.confidence is not None:
@@ -293,6 +325,19 @@ class Recipe(BaseModel):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    @property
+    def guards(self) -> list[tuple[str, str]]:
+        """Name and data of each guard set."""
+        found = []
+        for number, text in enumerate(self.guard, 1):
+            named = GUARD.match(text)
+            found.append((named[1], text[named.end() :]) if named else (f"guard{number}", text))
+        return found
+
+    def guard_most(self, name: str) -> float:
+        """Points that a guard set may lose."""
+        return self.guard_drop.get(name, self.guard_drop.get("", GUARD_DROP))
 
     @property
     def own_metric(self) -> bool:

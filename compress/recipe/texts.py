@@ -133,6 +133,22 @@ def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def drops(value: Any) -> Any:
+    """Points by name, typed as name=points, or points alone for all names, whose name is empty."""
+    texts = [value] if isinstance(value, (str, int, float)) else value
+    if isinstance(texts, Mapping) or not isinstance(texts, Sequence):
+        return texts
+    found: dict[str, Any] = {}
+    for text in map(str, texts):
+        found.update(parse_assignments([text]) if "=" in text else {"": yaml.safe_load(text)})
+    return found
+
+
+def strings(value: Any) -> Any:
+    """Texts, one or several."""
+    return (value,) if isinstance(value, str) else value
+
+
 def numbers(value: Any) -> Any:
     """Numbers, typed or as they are."""
     return parse_numbers(value) if isinstance(value, str) else value

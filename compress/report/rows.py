@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compress.measures.figures import GATED, MEANINGS, Meaning
-from compress.report.model import EvaluationReport, ExportReport, FigureReport, MapTime, OutputReport, RunReport
+from compress.report.model import (
+    EvaluationReport,
+    ExportReport,
+    FigureReport,
+    GuardReport,
+    MapTime,
+    OutputReport,
+    RunReport,
+)
 
 
 def headline(report: RunReport) -> str:
@@ -81,6 +89,8 @@ def summary_rows(report: RunReport) -> list[tuple[str, str, str, str]]:
     for name, measured in report.metrics.items():
         change = measured.after - measured.before
         rows.append((name, f"{measured.before:.4g}", f"{measured.after:.4g}", f"{change:+.4g}"))
+    for guard in report.guards:
+        rows += guard_rows(guard)
     if evaluation is None:
         return rows
     rows += [figure_row(figure) for figure in evaluation.figures]
@@ -90,6 +100,22 @@ def summary_rows(report: RunReport) -> list[tuple[str, str, str, str]]:
     if not evaluation.outputs:
         rows.append(("relative output change", "", f"{evaluation.relative_output_change:.4f}", ""))
     return rows + output_rows(evaluation.outputs)
+
+
+def guard_rows(guard: GuardReport) -> list[tuple[str, str, str, str]]:
+    """What a guard set says of both networks."""
+    found = guard.evaluation
+    figure = gated_figure(found)
+    rows = []
+    if figure is not None:
+        name, before, after, change = figure_row(figure)
+        rows.append((f"guard {guard.name}: {name}", before, after, change))
+    if found.agreement is not None:
+        rows.append((f"guard {guard.name}: agreement", "", f"{100 * found.agreement:.2f} %", ""))
+    if not rows:
+        change = f"{found.relative_output_change:.4f}"
+        rows.append((f"guard {guard.name}: relative output change", "", change, ""))
+    return rows
 
 
 def figure_row(figure: FigureReport) -> tuple[str, str, str, str]:

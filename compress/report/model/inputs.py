@@ -60,11 +60,15 @@ class Samples:
 
 @dataclass(frozen=True)
 class DataUsed:
-    """Samples that a network was calibrated or trained on, and evaluated on; how they were prepared."""
+    """Samples that a network was calibrated or trained on, and evaluated on; how they were prepared.
+
+    `guards`: of further domains that were calibrated on as well.
+    """
 
     fitting: Samples
     evaluation: Samples | None = None
     preprocessing: Plain | None = None
+    guards: tuple[Samples, ...] = ()
 
 
 @dataclass(frozen=True)

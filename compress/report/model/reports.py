@@ -19,6 +19,7 @@ from compress.report.model.results import (
     Epoch,
     EvaluationReport,
     ExportReport,
+    GuardReport,
     ModuleCost,
     Scores,
     TuningReport,
@@ -118,6 +119,7 @@ class RunReport(Report):
         layers: those that were looked at, whether or not they lost units.
         evaluations: how often the evaluation data was looked at.
         added_biases: state names.
+        guards: further domains, calibrated on and bounded.
         metrics: name -> what the user's own measure says before and after.
         order: names of all layers, skipped ones too, in the order of the network; empty where it is not known.
         modules: what each part of the network costs.
@@ -138,6 +140,7 @@ class RunReport(Report):
     added_biases: tuple[str, ...] = ()
     gates: tuple[Check, ...] = ()
     metrics: dict[str, Measured] = field(default_factory=dict)
+    guards: tuple[GuardReport, ...] = ()
     order: tuple[str, ...] = ()
     modules: tuple[ModuleCost, ...] = ()
     removed: tuple[str, ...] = ()

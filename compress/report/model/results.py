@@ -256,6 +256,16 @@ class Check:
 
 
 @dataclass(frozen=True)
+class GuardReport:
+    """A guard set on both networks. `weight`: its share of the calibration samples; `most`: points it may lose."""
+
+    name: str
+    weight: Share
+    most: Real
+    evaluation: EvaluationReport
+
+
+@dataclass(frozen=True)
 class ExportCheck:
     """Largest relative deviation of an export at one batch size."""
 
