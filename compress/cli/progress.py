@@ -59,6 +59,7 @@ class StderrProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        self._reached = 1.0  # of what is told now nothing is left
         self._close_stage()
         if self._live is not None:
             self._live.stop()
