@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,20 @@ def test_the_action_runs_its_gates_and_fills_in_the_outputs_that_it_declares(tmp
     assert (tmp_path / "an output" / "report.html").is_file()
     outputs = re.findall(r"^([\w-]+)<<", (tmp_path / "o").read_text(), re.M)
     assert set(outputs) == set(read(ROOT / "action.yml")["outputs"])
+
+
+def test_every_dependency_has_the_lower_bound_that_the_lowest_row_installs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (pattern,) = re.findall(r'fullmatch\(r"(.+?)", line\)', (ROOT / ".ci/lowest").read_text())
+    assert all(re.fullmatch(pattern, line) for line in project["dependencies"])
+    assert len(project["dependencies"]) >= 10
+
+
+def test_the_scripts_of_ci_are_shell_that_parses_and_can_be_run() -> None:
+    for name in ("run", "portability", "lowest", "release"):
+        path = ROOT / ".ci" / name
+        assert os.access(path, os.X_OK)
+        subprocess.run(["bash", "-n", str(path)], check=True)
 
 
 def test_an_input_that_looks_like_a_command_stays_text(tmp_path: Path) -> None:
