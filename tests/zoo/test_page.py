@@ -14,6 +14,7 @@ from compress.cli import main
 from compress.demo import CHECKPOINT
 
 PAGE = Path(__file__).parents[2] / "docs/zoo.md"
+FEW = "calibration_samples: 100, selection: magnitude"  # the page's models, on fewer samples
 
 
 def test_the_commands_of_the_page_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,8 +22,10 @@ def test_the_commands_of_the_page_run_as_written(tmp_path: Path, monkeypatch: py
     (zoo_file,) = re.findall(r"```yaml.*?\n(.*?)```", page, re.DOTALL)
     (commands,) = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    Path("night.yaml").write_text(zoo_file)
-    Path("shared.yaml").write_text("{data: digits, calibration_samples: 100, keep: 0.5, selection: magnitude}")
+    start = "defaults: {"
+    assert zoo_file.count(start) == 1
+    Path("night.yaml").write_text(zoo_file.replace(start, f"{start}{FEW}, "))
+    Path("shared.yaml").write_text(f"{{data: digits, keep: 0.5, {FEW}}}")
     Path("nets").mkdir()
     for name in ("first", "second"):
         shutil.copy(CHECKPOINT, f"nets/{name}.safetensors")
