@@ -49,9 +49,10 @@ class Touch:
     """Atoms that pass an operation.
 
     Attributes:
-        name: of the operation, or what of it matters ("pad before").
+        name: of the operation.
         homogeneous: whether scaling the atoms by γ > 0 scales the result by γ.
         count: of groups, where the kind is GROUPS.
+        padding: what of a padding the atoms are, where the operation is one.
     """
 
     class Kind(Enum):
@@ -63,12 +64,20 @@ class Touch:
         SHAPE = "a size that may be written down in Python"
         GROUPS = "counted as groups"
 
+    class Padding(Enum):
+        """What of a padding."""
+
+        INSIDE = "what stands between the zeros"
+        BEFORE = "the zeros in front"
+        AFTER = "the zeros behind"
+
     node: fx.Node
     dimension: Dimension
     kind: Kind
     name: str
     homogeneous: bool = True
     count: int = 0
+    padding: Padding | None = None
 
 
 class ChannelFlow:
@@ -226,10 +235,11 @@ class ChannelFlow:
         homogeneous: bool = True,
         *,
         count: int = 0,
+        padding: Touch.Padding | None = None,
     ) -> None:
         """Record that the dimension's atoms pass an operation."""
         if is_tracked(dimension):
-            self.touches.append(Touch(node, dimension, kind, name, homogeneous, count))
+            self.touches.append(Touch(node, dimension, kind, name, homogeneous, count, padding))
 
     def touch_flow(self, node: fx.Node, flow: Flow, kind: Touch.Kind, name: str, homogeneous: bool = True) -> None:
         """`touch` for every dimension."""

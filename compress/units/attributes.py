@@ -9,7 +9,7 @@ import numpy as np
 from torch import fx, nn
 
 from compress.graph.atoms import Dimension, dimension_size
-from compress.graph.flow import ChannelFlow, Contraction
+from compress.graph.flow import ChannelFlow, Contraction, Touch
 from compress.graph.ops import LinearMap
 from compress.graph.trace import module_path
 from compress.units.groups import AttributeRule
@@ -89,22 +89,23 @@ _NOT_A_SIZE = re.compile(
 
 _NO_NAME = re.compile(r"(?!)")
 _PADDING_NAMES = {
-    "pad": _NO_NAME,
-    "pad before": re.compile(r"before|left|front|first|low"),
-    "pad after": re.compile(r"after|right|back|last|high"),
+    Touch.Padding.INSIDE: _NO_NAME,
+    Touch.Padding.BEFORE: re.compile(r"before|left|front|first|low"),
+    Touch.Padding.AFTER: re.compile(r"after|right|back|last|high"),
 }
 
 
 def find_shape_attributes(
     modules: Mapping[str, nn.Module],
-    shapes: Sequence[tuple[fx.Node, Dimension, str]],
+    shapes: Sequence[Touch],
     positions_in: PositionsIn,
     flow: ChannelFlow,
 ) -> tuple[tuple[AttributeRule, ...], tuple[str, ...]]:
     """Numbers in the modules around a view (or a padding) that equal its sizes: candidates, to be tried."""
     rules: dict[tuple[str, str, int | None], AttributeRule] = {}
-    for node, dimension, operation in shapes:
-        wanted = _PADDING_NAMES.get(operation, _SIZE_NAME)
+    for touch in shapes:
+        node, dimension = touch.node, touch.dimension
+        wanted = _SIZE_NAME if touch.padding is None else _PADDING_NAMES[touch.padding]
         unwanted = _NOT_A_SIZE if wanted is _SIZE_NAME else _NO_NAME
         sizes: dict[int, int] = {}
         for part in (dimension, *((factor,) for factor in dimension)):
@@ -123,7 +124,7 @@ def find_shape_attributes(
                 for index, entry in entries:
                     if isinstance(entry, int) and not isinstance(entry, bool) and entry in sizes:
                         rules.setdefault((path, name, index), AttributeRule(path, name, sizes[entry], index))
-    classes = {_class_name(node) for node, _, _ in shapes}
+    classes = {_class_name(touch.node) for touch in shapes}
     return tuple(rules.values()), tuple(sorted(classes))
 
 

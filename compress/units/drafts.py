@@ -83,7 +83,7 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
             skip=skip,
         )
         number_of[number] = len(drafts)
-        homes = frozenset(module_path(node) for node, _, _ in touched.shapes[number])
+        homes = frozenset(module_path(touch.node) for touch in touched.shapes[number])
         own = [module_path(read.map.node) for read in touched.read[number]]  # of a functional call its caller
         readers = frozenset([*own, *(path.rpartition(".")[0] for path in own)])
         rank = (first, found.slot)
@@ -218,7 +218,7 @@ def _padding_sides(flow: ChannelFlow) -> dict[int, tuple[int, ...]]:
     """atom -> the sides of paddings that it is a zero of: each side has a width of its own."""
     sides: dict[int, tuple[int, ...]] = {}
     for number, touch in enumerate(flow.touches):
-        if touch.name in ("pad before", "pad after"):
+        if touch.padding in (Touch.Padding.BEFORE, Touch.Padding.AFTER):
             for factor in touch.dimension:
                 if factor.atoms is not None:
                     for atom in np.unique(flow.atoms.resolve(factor.atoms)).tolist():
@@ -235,7 +235,7 @@ class _Touched:
         self.produced: list[list[Contraction]] = [[] for _ in range(count)]
         self.read: list[list[Contraction]] = [[] for _ in range(count)]
         self.activations: list[list[str]] = [[] for _ in range(count)]
-        self.shapes: list[list[tuple[fx.Node, Dimension, str]]] = [[] for _ in range(count)]
+        self.shapes: list[list[Touch]] = [[] for _ in range(count)]
         self.counts: list[list[tuple[fx.Node, Dimension, int]]] = [[] for _ in range(count)]
         self.inhomogeneous: set[int] = set()
         self.sums: set[int] = set()
@@ -254,7 +254,7 @@ class _Touched:
                 if touch.kind is Touch.Kind.ACTIVATION:
                     self.activations[number].append(touch.name)
                 elif touch.kind is Touch.Kind.SHAPE:
-                    self.shapes[number].append((touch.node, touch.dimension, touch.name))
+                    self.shapes[number].append(touch)
                 elif touch.kind is Touch.Kind.GROUPS:
                     self.counts[number].append((touch.node, touch.dimension, touch.count))
                 elif touch.kind is Touch.Kind.SUM:

@@ -45,9 +45,9 @@ def map_pad(flow: ChannelFlow, node: fx.Node) -> Flow:
             result[dim] = flow.fixed([sizes[dim]])[0]
             continue
         sides = [(Factor(width, flow.atoms.fresh(width)),) if width else () for width in (before, after)]
-        flow.touch(node, x[dim], Touch.Kind.SHAPE, "pad")
-        for side, name in zip(sides, ("before", "after"), strict=True):
-            flow.touch(node, side, Touch.Kind.SHAPE, f"pad {name}")
+        parts = (x[dim], Touch.Padding.INSIDE), (sides[0], Touch.Padding.BEFORE), (sides[1], Touch.Padding.AFTER)
+        for part, place in parts:
+            flow.touch(node, part, Touch.Kind.SHAPE, "pad", padding=place)
         result[dim] = flow.atoms.concatenate([part for part in (sides[0], x[dim], sides[1]) if part])
     if any(isinstance(value, (int, float)) and value for value in node.args[2:]):
         flow.touch_flow(node, tuple(result), Touch.Kind.OTHER, "pad", False)
