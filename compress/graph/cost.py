@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -29,6 +31,18 @@ class Latency:
     least: float = 0.0
 
 
+def recurrent_flops(inputs: Sequence[int], weights: Iterable[Sequence[int]]) -> int:
+    """Of a fused recurrent layer, from shapes (steps, B, features) and (rows, columns): each matrix at every step."""
+    return 2 * inputs[0] * inputs[1] * sum(math.prod(shape) for shape in weights if len(shape) == 2)
+
+
+FUSED = {
+    torch.ops.aten.mkldnn_rnn_layer: lambda inputs, *others, **_: recurrent_flops(inputs, others[:2]),
+    torch.ops.aten._cudnn_rnn: lambda inputs, weights, *_, **__: recurrent_flops(inputs, weights),
+}
+"""Operations that torch's counter does not know -> floating-point operations from their arguments' shapes."""
+
+
 def count_parameters(module: nn.Module) -> int:
     """Scalars in distinct parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
@@ -36,9 +50,21 @@ def count_parameters(module: nn.Module) -> int:
 
 def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     """Multiply-accumulates of convolutions, matrix products and attention per sample of a batch, by torch's counter."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+    counter = counted_pass(module, inputs)
     return int(counter.get_total_flops()) // 2 // inputs[0].shape[0]
+
+
+def counted_pass(module: nn.Module, inputs: Sequence[Tensor]) -> FlopCounterMode:
+    """What torch's counter saw of a pass; attention in plain operations, as it does not know all the fused ones."""
+    counter = FlopCounterMode(display=False, custom_mapping=FUSED)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            module(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter
 
 
 def batch_of(examples: Sequence[Tensor], size: int | None) -> tuple[Tensor, ...]:
@@ -54,8 +80,7 @@ def count_by_module(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, tu
     What parts with parameters compute counts for them, not for the module around them. A parameter that several modules
     share counts for the first.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+    counter = counted_pass(module, inputs)
     flops = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}
     seen: set[int] = set()
     parameters: dict[str, int] = {}

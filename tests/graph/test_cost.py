@@ -1,0 +1,36 @@
+"""Multiply-accumulates are those of the operations, however torch fuses them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compress.graph.cost import count_by_module, count_macs
+
+WIDTH, HEADS, HIDDEN, STEPS = 24, 4, 48, 5
+
+
+def attention_macs(width: int, steps: int) -> int:
+    """Four projections, scores and their weighted sum, of all heads."""
+    return 4 * steps * width**2 + 2 * steps**2 * width
+
+
+def test_attention_counts_with_its_projections() -> None:
+    module = nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, batch_first=True).eval()  # has a fused form
+    inputs = (torch.randn(2, STEPS, WIDTH),)
+    whole = attention_macs(WIDTH, STEPS) + 2 * STEPS * WIDTH * HIDDEN
+    assert count_macs(module, inputs) == whole
+    assert sum(macs for _, macs in count_by_module(module, inputs).values()) == whole
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_count_every_step(kind: type[nn.RNNBase], gates: int) -> None:
+    module = kind(8, 16, num_layers=2, batch_first=True).eval()  # type: ignore[call-arg]
+    expected = STEPS * gates * 16 * ((8 + 16) + (16 + 16))
+    assert count_macs(nn.Sequential(module), (torch.randn(2, STEPS, 8),)) == expected
+
+
+def test_counting_leaves_the_fused_forms_as_they_were() -> None:
+    count_macs(nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, batch_first=True).eval(), (torch.randn(2, 3, WIDTH),))
+    assert torch.backends.mha.get_fastpath_enabled()
