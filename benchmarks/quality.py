@@ -143,7 +143,7 @@ class Bench:
             options,
             SilentProgress(),
             budgets={"macs": share},
-            max_drop=None,
+            wanted=None,
             sweeps=self.recipe.refine if refined else 0,
         )
         return {result.name: result.kept for result in found.compressed.results}, found.compressed.state
@@ -186,7 +186,7 @@ def make_bench(name: str, folder: Path, data: Path, calibration: int, test: int,
     recipe = network_recipe(name, folder, data, calibration, seed)
     torch.manual_seed(recipe.seed)
     prepared = prepare(recipe, SilentProgress(), needs_data=True)
-    problem = make_problem(prepared, recipe)
+    problem = make_problem(prepared, recipe.model_copy(update={"macs": 0.5}))  # as under a budget: blocks may go
     search = prepare_search(problem, LayerOptions.of(recipe), SilentProgress())
     evaluation = prepared.evaluation
     if test < evaluation.sample_count:
