@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from compress.checkpoint.removed import Replacement
 from compress.errors import CompressError, SurgeryError
 from compress.graph.meaning import meaning_of_step
-from compress.graph.ops import Sum
+from compress.graph.ops import Identity, Rearrangement, Sum
 from compress.graph.program import InputLeaf, Program, Read, Step
 from compress.units.groups import Consumer, UnitGroup
 from compress.units.network import Network
@@ -45,7 +45,7 @@ class Branch:
         modules: paths of the modules that are taken out, outermost ones, in order of execution.
         constants: of those the ones that give the constant -> the value that it takes.
         outputs: of those that give a tuple -> its length.
-        spread: whether the modules give tensors of full extent, because the sum is written into the branch.
+        spread: whether the modules give tensors of full extent: a sum is written into them, or a view asks for it.
     """
 
     end: str
@@ -104,7 +104,8 @@ def draft_branch(network: Network, group: UnitGroup, allowed: set[str]) -> Branc
     """The block that gives a constant without a group's units, untried; None where there is none."""
     program = network.program
     ends = [consumer.node for consumer in group.consumers if reads_all(network, consumer)]
-    added = reached_sums(program, [node for node in ends if reached_sums(program, [node])])
+    ends = [node for node in ends if reached_sums(program, [node])]
+    added = reached_sums(program, ends)
     if not added:
         return None
     known = {step.name for step in program.steps}
@@ -119,8 +120,8 @@ def draft_branch(network: Network, group: UnitGroup, allowed: set[str]) -> Branc
     modules = whole_modules(network, nodes)
     constants: dict[str, str] = {}
     for value in added:
-        found = giving_modules(program, value, modules)
-        if found is None:
+        found = giving_modules(program, value, ends, modules)
+        if not found:
             return None
         constants.update(found)
     paths = tuple(dict.fromkeys(modules.values()))
@@ -147,15 +148,18 @@ def reached_sums(program: Program, ends: Sequence[str]) -> list[str]:
     constant = set(ends)
     moving = {name for name, leaf in program.leaves.items() if isinstance(leaf, InputLeaf)}
     added: dict[str, None] = {}
+    sizes: set[str] = set()  # they say nothing of what is in a tensor
     for step in program.steps:
         if step.name in ends:
             continue
         own = [name for name in step.inputs if name in constant]
+        if own and sizes.intersection(step.inputs) and not only_reshapes(program, step):
+            return []
         if any(name in moving for name in step.inputs):
             if own and not is_sum(program, step, own):
                 return []
             added.update(dict.fromkeys(own))
-            moving.add(step.name)
+            (sizes if is_number(program, step.name) else moving).add(step.name)
         elif own:
             constant.add(step.name)
     return [] if any(name in constant for name in program.outputs) else list(added)
@@ -222,19 +226,33 @@ def whole_modules(network: Network, nodes: frozenset[str]) -> dict[str, str]:
     return found
 
 
-def giving_modules(program: Program, value: str, modules: Mapping[str, str]) -> dict[str, str] | None:
-    """The modules that a constant comes from -> the values that they give; None where it comes from no module."""
+def only_reshapes(program: Program, step: Step) -> bool:
+    """Whether a step takes numbers as extents alone."""
+    return isinstance(meaning_of_step(program, step.name), Identity | Rearrangement)
+
+
+def is_number(program: Program, name: str) -> bool:
+    """Whether a value is a number and no tensor."""
+    node = program.nodes.get(name)
+    return node is not None and isinstance(node.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat))
+
+
+def giving_modules(
+    program: Program, value: str, ends: Sequence[str], modules: Mapping[str, str]
+) -> dict[str, str] | None:
+    """The modules that a constant comes from -> the values that they give; None where one comes from no module."""
     if value in modules:
         return {modules[value]: value}
-    step = program.by_name.get(value)
-    sources = [] if step is None else [name for name in step.inputs if name in program.by_name]
+    if value in ends:
+        return None
     found: dict[str, str] = {}
-    for name in sources:
-        own = giving_modules(program, name, modules)
+    step = program.by_name.get(value)
+    for name in () if step is None else step.inputs:
+        own = {} if is_number(program, name) else giving_modules(program, name, ends, modules)
         if own is None:
             return None
         found.update(own)
-    return found or None
+    return found
 
 
 def replacements(
@@ -285,7 +303,10 @@ def try_branches(network: Network, drafts: Sequence[Branch]) -> tuple[Branch, ..
         if not branches or goes_well(network, branches):
             return tuple(branches)
         middle = len(branches) // 2
-        return (*search(branches[:middle]), *search(branches[middle:])) if middle else ()
+        if middle:
+            return (*search(branches[:middle]), *search(branches[middle:]))
+        full = [replace(branch, spread=True) for branch in branches if not branch.spread]
+        return tuple(full) if full and goes_well(network, full) else ()
 
     return search(shaped)
 

@@ -88,7 +88,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.scale * self.mlp(self.norm2(x))
+        return x + self.scale.reshape(1, 1, -1) * self.mlp(self.norm2(x)).view(x.size())
 
 
 NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...], list[str]]] = {
@@ -125,6 +125,23 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...], list[str]]] = {
     ),
     "no shortcut": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), (3, 5, 5), []),
 }  # fmt: skip
+
+
+class Averaged(nn.Module):
+    """What the block adds depends on how long the sequence is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(torch.relu(self.into(x))) / x.shape[0]
+
+
+def test_a_constant_that_depends_on_a_size_is_none() -> None:
+    module = randomise(nn.Sequential(nn.Linear(3, 4), Averaged()).double())
+    network = trace(module, (torch.ones(3, 3, dtype=torch.float64),), couple=False)
+    assert find_branches(network, network.groups) == ()
 
 
 def traced(name: str) -> Network:
