@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.data.arrays import check_label_array, check_target_array
 from compress.data.calls import CallShape, parameters_of
 from compress.data.importing import describe_fault
 from compress.data.source import DataSource
@@ -27,9 +28,11 @@ class LiveSource(DataSource):
     """
 
     def __init__(self, name: str, call: CallShape, tensors: Sequence[Tensor], answers: Tensor | None) -> None:
-        real = answers is not None and answers.is_floating_point()
-        labels = None if answers is None or real else answers.numpy().astype(np.int64)
-        targets = answers.float().numpy() if answers is not None and real else None
+        labels, targets = None, None
+        if answers is not None and answers.is_floating_point():
+            targets = check_target_array(f"`{name}`", answers.numpy(), len(tensors[0]))
+        elif answers is not None:
+            labels = check_label_array(f"`{name}`", answers.numpy(), len(tensors[0]))
         super().__init__(name, None, labels, targets=targets)
         self.call, self.tensors = call, tuple(tensors)
 

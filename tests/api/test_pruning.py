@@ -177,6 +177,15 @@ def test_labelled_test_batches_give_the_built_in_figures() -> None:
     assert result.report.evaluation.samples == 80
 
 
+@pytest.mark.parametrize("shape", [(40,), (40, 1)])
+def test_targets_of_any_shape_are_compared_like_those_of_files(shape: tuple[int, ...]) -> None:
+    one = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 1))
+    pairs = [(normal(40, 6, seed=seed), normal(*shape, seed=seed + 9)) for seed in range(6)]
+    result = compress.prune(one, pairs[:4], test=pairs[4:], keep=0.5, progress=False)
+    assert result.report.evaluation is not None
+    assert [figure.key for figure in result.report.evaluation.figures] == ["squared_error", "absolute_error"]
+
+
 def test_wrappers_are_taken_off() -> None:
     for wrapped in (nn.DataParallel(seeded(Chain)), torch.compile(seeded(Chain))):
         assert type(compress.prune(wrapped, batches(), keep=0.5, progress=False).model) is Chain  # type: ignore[arg-type]
