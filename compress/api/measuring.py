@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from compress.compression.latency import Timing
 from compress.errors import DataError, GateError
-from compress.graph.cost import batch_of, count_by_module, count_macs, count_parameters, measure_latency
+from compress.graph.cost import (
+    batch_of,
+    count_by_module,
+    count_macs,
+    count_parameters,
+    latency_batches,
+    measure_latency,
+)
 from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -16,8 +23,6 @@ from compress.report.checks import check_doubt, check_losses, failures, gated_ke
 from compress.report.doubts import find_doubts
 from compress.report.evaluation import Evaluation, evaluate_networks
 from compress.report.model import CostReport, Counts, Latency, ModuleCost
-
-LATENCY_BATCHES = (1, 64)
 
 
 def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, progress: Progress) -> Evaluation | None:
@@ -43,11 +48,11 @@ def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, pro
 def measure_costs(
     prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor], timing: Timing | None = None
 ) -> CostReport:
-    """Costs of the two networks and their latencies at each of `LATENCY_BATCHES`, and at the batch of `timing`."""
+    """Costs of the two networks and their latencies at each of `latency_batches`, and at the batch of `timing`."""
     timing = timing or Timing()
     examples, only_batch, original = prepared.network.examples, prepared.network.batch_size, prepared.opened.module
     latencies = []
-    for batch in sorted({*LATENCY_BATCHES, timing.batch}) if only_batch is None else (only_batch,):
+    for batch in sorted({*latency_batches(examples), timing.batch}) if only_batch is None else (only_batch,):
         inputs = batch_of(examples, None if only_batch is not None else batch)
         with timing.running():
             before, after = measure_latency((original, compressed), inputs)

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.api.evaluating import evaluate_artifact
-from compress.api.measuring import LATENCY_BATCHES
 from compress.api.reporting import read_any_report
 from compress.artifact.checksums import check_checksums
 from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.checkpoint.restoring import named_tensors
 from compress.errors import CompressError, DataError, RecipeError, UntrustedCodeError, first_line
-from compress.graph.cost import batch_of, count_macs, count_parameters, measure_latency
+from compress.graph.cost import batch_of, count_macs, count_parameters, latency_batches, measure_latency
 from compress.measures.figures import GATED, Figure
 from compress.measures.outputs import named_outputs
 from compress.measures.statistics import SLACK
@@ -274,7 +273,7 @@ def measure(
     """Latency of the loaded network, beside what the report says; another machine gives other numbers."""
     only_batch = artifact.config["architecture"].get("batch_size")
     found = []
-    for batch in LATENCY_BATCHES if only_batch is None else (only_batch,):
+    for batch in latency_batches(examples) if only_batch is None else (only_batch,):
         inputs = batch_of(examples, None if only_batch is not None else batch)
         latency = measure_latency((module,), inputs)[0]
         recorded = claims.latency.get(batch)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+LARGE_BATCH = 64
+LARGEST_INPUT = 1 << 22  # numbers of a batch whose latency is told
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -65,6 +68,18 @@ def counted_pass(module: nn.Module, inputs: Sequence[Tensor]) -> FlopCounterMode
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return counter
+
+
+def latency_batches(inputs: Sequence[Tensor]) -> tuple[int, int]:
+    """Batch sizes at which latency is told: one sample, and 64 or as many as memory holds with ease.
+
+    Activations are many times the inputs: of 64 pictures of 224 × 224 they take more than a whole compression does.
+    """
+    numbers = sum(part[:1].numel() for part in inputs)
+    batch = LARGE_BATCH
+    while batch > 2 and batch * numbers > LARGEST_INPUT:
+        batch //= 2
+    return 1, batch
 
 
 def batch_of(examples: Sequence[Tensor], size: int | None) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.graph.cost import count_by_module, count_macs
+from compress.graph.cost import count_by_module, count_macs, latency_batches
 
 WIDTH, HEADS, HIDDEN, STEPS = 24, 4, 48, 5
 
@@ -34,3 +34,8 @@ def test_recurrent_layers_count_every_step(kind: type[nn.RNNBase], gates: int) -
 def test_counting_leaves_the_fused_forms_as_they_were() -> None:
     count_macs(nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, batch_first=True).eval(), (torch.randn(2, 3, WIDTH),))
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(("shape", "batch"), [((3, 32, 32), 64), ((3, 224, 224), 16), ((3, 1024, 1024), 2), ((7,), 64)])
+def test_latency_of_large_inputs_is_told_at_batches_that_fit_the_memory(shape: tuple[int, ...], batch: int) -> None:
+    assert latency_batches((torch.empty(2, *shape, device="meta"),)) == (1, batch)

@@ -17,13 +17,12 @@ from compress.artifact.exports.pt2_file import keeps_weights_raw, load_pt2, writ
 from compress.artifact.folder import check_reload
 from compress.checkpoint.manifest import file_sha256, open_artifact
 from compress.errors import OutputError, RecipeError, UnsupportedError
-from compress.graph.cost import measure_latency
+from compress.graph.cost import latency_batches, measure_latency
 from compress.measures.outputs import largest_deviation, named_outputs
 from compress.report.model import ExportCheck, ExportLatency, ExportReport, Report
 
 EXPORTS = {"onnx": "model.onnx", "pt2": "model.pt2", "hf": "hf"}
 BATCHES = (1, 3)  # batch sizes at which a file is compared with the network
-LATENCY_BATCHES = (1, 64)
 TOLERANCE = 1e-4  # relative deviation that another runtime's rounding may make
 Inputs = tuple[Tensor, ...]  # (N, …) each
 PLACES = {
@@ -150,7 +149,7 @@ def measure(
 ) -> tuple[ExportLatency, ...]:
     """Latencies of the network in torch and of the exported file, their passes interleaved."""
     found = []
-    for size in (only_batch,) if only_batch else LATENCY_BATCHES:
+    for size in (only_batch,) if only_batch else latency_batches(samples):
         inputs = first_samples(samples, size)
         direct, other = measure_latency((module, exported), inputs, seconds=1.0)
         found.append(ExportLatency(size, direct.threads, other.milliseconds, direct.milliseconds))
