@@ -88,17 +88,18 @@ class Profiled:
 def summarise(stages: Sequence[Spent]) -> list[Spent]:
     """The stages of one kind together, in the order of their first.
 
-    What is done to one layer after another is one kind; a layer's is the last word of a title that stands behind
-    several verbs, such as "recording NAME" and "solving NAME".
+    What is done to one layer after another is one kind; a layer's is the last of two words that stands behind several
+    verbs, such as "recording NAME" and "solving NAME".
     """
     verbs: dict[str, set[str]] = {}
     for spent in stages:
         verb, _, last = spent.stage.rpartition(" ")
-        verbs.setdefault(last, set()).add(verb)
+        if " " not in verb:
+            verbs.setdefault(last, set()).add(verb)
     found: dict[str, Spent] = {}
     for spent in stages:
         verb, _, last = spent.stage.rpartition(" ")
-        kind = f"{verb} each layer" if len(verbs[last] - {""}) > 1 else spent.stage
+        kind = f"{verb} each layer" if " " not in verb and len(verbs[last] - {""}) > 1 else spent.stage
         one = replace(spent, stage=kind)
         found[kind] = found[kind].plus(one) if kind in found else one
     return list(found.values())

@@ -37,6 +37,11 @@ def test_what_is_done_to_every_layer_counts_as_one() -> None:
     assert found["recording each layer"] == Spent("recording each layer", 5.0, 2.5, 1.25, 7, 2)
 
 
+def test_a_stage_of_several_words_keeps_its_name() -> None:
+    stages = [spent("recording held-back samples"), spent("scoring held-back samples"), spent("solving samples")]
+    assert [each.stage for each in summarise(stages)] == [each.stage for each in stages]
+
+
 def test_a_profile_is_written_though_the_run_fails(tmp_path: Path) -> None:
     def run() -> None:
         with profiled(SilentProgress(), str(tmp_path / "times.json")) as progress:

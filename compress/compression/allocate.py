@@ -154,7 +154,10 @@ def allocate(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
     if short:
         best = ", ".join(f"{name} {floor[name]:.3f}" for name in short)
         asked = ", ".join(f"{name} {budgets[name]:g}" for name in short)
-        raise GateError(f"The budget cannot be met: {asked} was asked for, {best} is the least the layers allow.")
+        raise GateError(
+            f"The budget cannot be met: {asked} was asked for, {best} is the least the layers allow; "
+            "allow more, or see by `compress inspect` what is skipped and why."
+        )
     found = search_prices(choices, budgets)
     waiting = list(choices.removals)
     for _ in range(MOST_RETURNS):
