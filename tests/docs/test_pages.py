@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -116,6 +117,15 @@ def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere() -> Non
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
+
+
+def test_the_gallery_has_the_report_of_each_of_its_commands_and_none_names_a_place_of_a_machine() -> None:
+    page = (ROOT / "docs/gallery/index.md").read_text(encoding="utf-8")
+    for name in runpy.run_path(str(ROOT / "docs/gallery/make.py"))["COMMANDS"]:
+        assert f"({name}.html)" in page
+        report = (ROOT / "docs/gallery" / f"{name}.html").read_text(encoding="utf-8")
+        assert len(report) < 400_000
+        assert not re.search(r"/(tmp|home|root|work|Users)/", report)
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="the extra `docs` is not installed")
