@@ -155,7 +155,7 @@ def test_a_file_that_is_no_usable_checkpoint_is_one_line_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, (path, code) in damaged_files(tmp_path).items():
-        assert main([str(path), *QUICK, "--output", str(tmp_path / "out")]) == code, name
+        assert main([str(path), *QUICK, "--quiet", "--output", str(tmp_path / "out")]) == code, name
         errors = capsys.readouterr().err.splitlines()
         assert len(errors) == 1, name
         assert errors[0].startswith("error: "), name
