@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from compress.atomic import new_file
 from compress.checkpoint.read import read_plain
 from compress.data.source import DataSource
-from compress.errors import CompressError, NonFiniteError, OutputError, first_line
+from compress.errors import CompressError, NonFiniteError, OutputError, RecipeError, first_line
 from compress.progress import Progress, SilentProgress
 from compress.report.model import Epoch
 from compress.training.losses import LossFunction, answers_of
@@ -123,6 +123,7 @@ def fit(
 
     Raises:
         NonFiniteError: the loss became NaN or Inf.
+        RecipeError: batch norms learn from batches of one value.
         OutputError: `state_file` cannot be written, or is of another run.
     """
     if lesson.training.labels is None and lesson.training.targets is None:
@@ -135,7 +136,9 @@ def fit(
     stopped = length.is_over(len(curve), best["epoch"])
     while len(curve) < length.epochs and not stopped:
         epoch = len(curve) + 1
-        progress.stage(f"epoch {epoch} of {length.epochs}", -(-lesson.training.sample_count // lesson.batch_size))
+        progress.stage(
+            f"epoch {epoch} of {length.epochs}", batch_count(lesson.training.sample_count, lesson.batch_size)
+        )
         curve.append(_train_epoch(module, lesson, stepping, epoch, progress))
         reached = -epoch if lesson.validation is None else curve[-1]["validation_loss"]
         if epoch >= length.first_kept and reached < best["value"]:
@@ -160,13 +163,14 @@ def _train_epoch(
     torch.manual_seed(1_000_003 * lesson.seed + epoch)  # of dropout
     module.train()
     total, rate = 0.0, float(stepping.optimizer.param_groups[0]["lr"])
-    for batch in source.batches(lesson.batch_size, order):
+    for numbers in in_batches(order, lesson.batch_size):
+        (batch,) = source.batches(len(numbers), numbers)
         answers = answers_of(batch).to(device)
         first = batch.inputs if lesson.transform is None else lesson.transform(batch.inputs, generator)
         inputs = [part.to(device) for part in (first, *batch.further)]
         stepping.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=stepping.half):
-            value = lesson.loss(module(*inputs), answers)
+            value = lesson.loss(run_training(module, inputs), answers)
             if stepping.extra is not None:
                 value = value + stepping.extra(module)
         if not bool(torch.isfinite(value)):
@@ -184,6 +188,31 @@ def _train_epoch(
         "validation_loss": scores[0],
         "validation_top1": scores[1],
     }
+
+
+def batch_count(samples: int, size: int) -> int:
+    """How many pieces `in_batches` makes."""
+    return -(-samples // size) - (1 < size < samples and samples % size == 1)
+
+
+def in_batches(order: Tensor, size: int) -> list[Tensor]:
+    """The order (N,) in pieces of `size`; one sample that is left over joins the piece before, for the batch norms."""
+    pieces = list(torch.split(order, size))
+    if size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces[-2:] = [torch.cat(pieces[-2:])]
+    return pieces
+
+
+def run_training(module: nn.Module, inputs: list[Tensor]) -> Any:
+    """The outputs for a batch in training mode. Raises RecipeError: batch norms are given a batch of one value."""
+    try:
+        return module(*inputs)
+    except ValueError as fault:
+        if len(inputs[0]) > 1:
+            raise
+        raise RecipeError(
+            "batch_size: two samples or more in a batch, and in the data, are needed where batch norms learn."
+        ) from fault
 
 
 def score(

@@ -424,10 +424,14 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def with_statistics(module: nn.Module, fitting: Batches) -> nn.Module | None:
-    """A copy whose batch norms have the statistics of the fitting samples; None without batch norms."""
+    """A copy whose batch norms have the statistics of the fitting samples; None without batch norms.
+
+    Batches of one sample are left out: they have no variance.
+    """
     found = copy.deepcopy(module)
     norms = [each for each in found.modules() if isinstance(each, BATCH_NORMS) and each.running_mean is not None]
-    if not norms:
+    numbers = [number for number, size in enumerate(fitting.sizes()) if size > 1]
+    if not norms or not numbers:
         return None
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -435,7 +439,7 @@ def with_statistics(module: nn.Module, fitting: Batches) -> nn.Module | None:
         norm.momentum = None  # a plain mean over the batches
         norm.train()
     with torch.no_grad():
-        for number, _ in enumerate(fitting.sizes()):
+        for number in numbers:
             found(*read_batch(module, fitting, number))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -17,7 +17,7 @@ from compress.data.source import DataSource
 from compress.errors import NonFiniteError
 from compress.progress import Progress, SilentProgress
 from compress.recipe import TrainingOptions
-from compress.training.loop import Fitted, Length, Lesson, Stepping, fit, score
+from compress.training.loop import Fitted, Length, Lesson, Stepping, batch_count, fit, score
 from compress.training.losses import LOSSES, answers_of
 from compress.training.methods import make_augmentation, make_method, make_schedule, weight_names
 from compress.training.sparsity import Choice, Minimiser, choose_penalties, l1_forces
@@ -87,7 +87,7 @@ class Session:
         options = self.options
         assert options.epochs is not None, "completed options"
         method = make_method(module, self.example, options, penalties)
-        steps = -(-self.training.sample_count // options.batch_size)
+        steps = batch_count(self.training.sample_count, options.batch_size)
         fitted = fit(
             module,
             Lesson(

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from compress.data import open_data
-from compress.errors import NonFiniteError, OutputError
-from compress.training.loop import Length, Lesson, Stepping, fit, score
+from compress.errors import NonFiniteError, OutputError, RecipeError
+from compress.training.loop import Length, Lesson, Stepping, batch_count, fit, in_batches, score
 from compress.training.losses import LOSSES, poisson_loss, squared_loss
 from compress.training.plateau import measure_plateau
 
@@ -89,3 +89,29 @@ def test_the_plateau_of_separable_classes_starts_early():
     assert found.losses[0] > 1.1 * found.losses[-1]
     assert found.start == 3
     assert found.data_bound == 30 * 31
+
+
+def normed():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(17, [17] * 6 + [18]), (119, [120]), (7, [7] * 16 + [8]), (120, [120])]
+)
+def test_a_sample_that_is_left_over_joins_the_batch_before(source, batch_size, sizes):
+    assert [len(piece) for piece in in_batches(torch.arange(120), batch_size)] == sizes
+    assert batch_count(120, batch_size) == len(sizes)
+    module = normed()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    found = fit(module, Lesson(LOSS, source, None, batch_size), Stepping(optimizer, schedule), Length(1))
+    assert found.curve[0]["loss"] > 0
+
+
+def test_batch_norms_with_batches_of_one_sample_are_refused_in_one_line(source):
+    module = normed()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with pytest.raises(RecipeError, match="two samples or more"):
+        fit(module, Lesson(LOSS, source, None, 1), Stepping(optimizer, schedule), Length(1))
