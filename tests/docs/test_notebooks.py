@@ -35,7 +35,7 @@ def test_every_cell_runs_and_prints_what_it_shows(path: Path, tmp_path: Path, mo
     def quicker(options: Mapping[str, Any], *rest: Any) -> Recipe:
         return make_recipe({**options, **FEW}, *rest)
 
-    monkeypatch.setattr("compress.api.pruning.make_recipe", quicker)
+    monkeypatch.setattr("compress.api.live.make_recipe", quicker)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
