@@ -39,6 +39,7 @@ from compress.preparation import (
     open_network,
     open_sources,
     run_on_probe,
+    try_samples,
 )
 from compress.progress import Progress, SilentProgress, Stages
 from compress.recipe import Recipe, TrainingOptions
@@ -153,6 +154,8 @@ def prepare_training(
     source = Cast(source, examples[0].dtype)
     evaluation = None if evaluation is None else Cast(evaluation, examples[0].dtype)
     check_answers(options.loss, source, outputs)
+    if evaluation is not None:
+        try_samples(module, evaluation, "--eval", examples[0])
     if evaluation is not None and evaluation.targets is not None:
         check_answers(options.loss, evaluation, outputs)
     elif evaluation is not None and evaluation.has_labels:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -175,3 +176,13 @@ def test_data_without_labels_and_a_recipe_without_an_architecture_are_refused(tm
     (tmp_path / "none.yaml").write_text("data: digits\n", encoding="utf-8")
     assert main(["train", str(tmp_path / "none.yaml"), "--output", str(tmp_path / "out")]) == 2
     assert "arch" in capsys.readouterr().err
+
+
+def test_evaluation_data_that_the_network_does_not_run_on_are_refused_before_the_training(tmp_path, capsys):
+    np.savez(tmp_path / "wide.npz", inputs=np.zeros((40, 1, 8, 9), "f4"), labels=np.arange(40) % 10)
+    command = ["train", write_recipe(tmp_path), "--eval", str(tmp_path / "wide.npz"), "--output", str(tmp_path / "out")]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "--eval: the network runs on the samples of shape (1, 8, 8)" in said
+    assert "epoch" not in said
+    assert not (tmp_path / "out").exists()
