@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
-from compress.checkpoint.architecture import find_architecture
+from compress.checkpoint.architecture import open_architecture
 from compress.checkpoint.builders import build_architecture
 from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.read import load_checkpoint
@@ -20,7 +20,7 @@ from compress.demo.train_digits import accuracy, shift_images, split_digits, tra
 def test_the_trained_file_is_small_and_recognised() -> None:
     found = load_checkpoint(CHECKPOINT)
     assert found.bytes < 2**20
-    assert find_architecture(found).spec == "compress:digits_net"
+    assert open_architecture(found)[1].spec == "compress:digits_net"
 
 
 def test_the_trained_network_gets_98_percent_of_the_test_digits_right() -> None:

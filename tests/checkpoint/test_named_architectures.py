@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import compress
-from compress.checkpoint.architecture import find_architecture
+from compress.checkpoint.architecture import open_architecture
 from compress.checkpoint.read import load_checkpoint
 from compress.cli import main
 from compress.measures.outputs import named_outputs
@@ -85,7 +85,7 @@ def test_a_tied_tensor_may_stand_in_the_file_under_one_of_its_names_alone(tmp_pa
     original = build("transformers:OPTForCausalLM", OPT)
     save_distinct(original, tmp_path / "weights.safetensors")
     checkpoint = load_checkpoint(tmp_path / "weights.safetensors")
-    architecture = find_architecture(checkpoint, "transformers:OPTForCausalLM", OPT)
+    _, architecture = open_architecture(checkpoint, "transformers:OPTForCausalLM", OPT)
     loaded = build_network(checkpoint, architecture)
     assert len(checkpoint.state) < len(original.state_dict())
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in original.state_dict().items())
