@@ -419,7 +419,7 @@ def try_samples(module: nn.Module, source: DataSource, option: str, probe: Tenso
             module(*(each[places].to(probe.device) for each in tensors))
     except FORWARD_FAULTS as error:
         raise DataError(
-            f"{option}: the network runs on the samples of shape {tuple(probe.shape[1:])} of the data, but not on "
+            f"{option}: the network runs on the samples of shape {tuple(probe.shape[1:])}, but not on "
             f"those of shape {tuple(tensors[0].shape[1:])} from {source.name}: {first_line(error)}"
         ) from error
 

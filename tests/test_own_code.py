@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 import compress
+from compress.artifact.exports.pt2_file import keeps_weights_raw
 from compress.cli import main
 from compress.errors import UntrustedCodeError
 
+PT2 = ("--export", "pt2") if keeps_weights_raw() else ()
 MINE = '''
 from dataclasses import dataclass
 
@@ -121,7 +123,7 @@ def test_a_network_in_a_file_with_keywords_and_two_outputs_goes_all_the_way(
 ) -> None:
     arch = f"{place}:Two"
     run = ["two.safetensors", "--arch", arch, "--data", two("train"), "--eval", two("test"), "--keep", "50%"]
-    assert main([*run, "--output-weight", "boxes=3", "--output", "out", "--export", "onnx", "--export", "pt2"]) == 0
+    assert main([*run, "--output-weight", "boxes=3", "--output", "out", "--export", "onnx", *PT2]) == 0
     config = json.loads(Path("out/config.json").read_text())
     assert config["architecture"]["spec"] == "mine.py:Two"
     assert str(place.parent) not in Path("out/config.json").read_text()

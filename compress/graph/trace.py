@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, export
 from torch.export.graph_signature import InputKind, OutputKind
 
-from compress.errors import TraceError
+from compress.errors import OutputError, TraceError
 from compress.graph.inlining import inline_regions
 from compress.measures.outputs import named_outputs
 
@@ -48,7 +49,7 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     """Export `module` (in evaluation mode, left as it was) on `inputs`, whose first dimension is the batch.
 
     The batch is symbolic where the network allows it, otherwise the graph is valid for the batch of `inputs` only.
-    Raises TraceError with the exporter's first line when the network cannot be exported.
+    Raises TraceError with the exporter's first line when the network cannot be exported, OutputError where the disk is full.
     """
     if not isinstance(inputs, tuple) or not all(isinstance(value, Tensor) for value in inputs):
         raise ValueError(f"`inputs` must be a tuple of tensors, got {type(inputs).__name__}.")
@@ -124,6 +125,10 @@ def _restore(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
 
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], wide: tuple[Tensor, ...]) -> tuple[Any, int | None]:
+    try:
+        import_module("torch._dynamo")  # torch 2.8 writes a temporary file then
+    except OSError as fault:
+        raise OutputError(f"torch cannot write its temporary files: {fault}.") from fault
     batch = Dim("batch")
     dynamic = tuple({0: batch} if value.dim() else {} for value in wide)
     try:

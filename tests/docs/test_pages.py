@@ -24,6 +24,7 @@ from compress.cli.catalogue import COMMANDS
 from compress.cli.reference import reference_page
 from compress.data import open_data
 from compress.demo import CHECKPOINT
+from compress.graph.rules import RULES
 from compress.recipe import Recipe, make_recipe, read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +64,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         return make_recipe({**FEW, **steps, **options}, *rest, **more)
 
     monkeypatch.setattr("compress.cli.takes.make_recipe", quicker)
-    before = set(sys.modules)
+    before, rules = set(sys.modules), dict(RULES)
     yield tmp_path
+    RULES.clear()  # a page adds one
+    RULES.update(rules)
     for name in set(sys.modules) - before:
         if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
             del sys.modules[name]
