@@ -49,7 +49,7 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     """Export `module` (in evaluation mode, left as it was) on `inputs`, whose first dimension is the batch.
 
     The batch is symbolic where the network allows it, otherwise the graph is valid for the batch of `inputs` only.
-    Raises TraceError with the exporter's first line when the network cannot be exported, OutputError where the disk is full.
+    Raises TraceError with the exporter's first line when the network cannot be exported, OutputError on a full disk.
     """
     if not isinstance(inputs, tuple) or not all(isinstance(value, Tensor) for value in inputs):
         raise ValueError(f"`inputs` must be a tuple of tensors, got {type(inputs).__name__}.")
