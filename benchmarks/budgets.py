@@ -27,13 +27,13 @@ import compress
 from benchmarks.quality import Bench, First, make_bench, network_recipe, plain, run_cell
 from benchmarks.quality_methods import bisect_to_macs, share_of_macs
 from benchmarks.reporting import Run, start
-from compress.api.widths import make_problem
-from compress.compression.allocate import DamageCurve, allocate
-from compress.compression.costs import cost_model
-from compress.compression.decisions import Ingredients, Width
-from compress.compression.layer import LayerOptions
-from compress.compression.refit import refit_layer
-from compress.compression.search import search_widths
+from compress.api.steps.widths import make_problem
+from compress.compression.layers.decisions import Ingredients, Width
+from compress.compression.layers.layer import LayerOptions
+from compress.compression.layers.refit import refit_layer
+from compress.compression.pricing.allocate import DamageCurve, allocate
+from compress.compression.pricing.costs import cost_model
+from compress.compression.searching.search import search_widths
 from compress.compression.sweep import refine, sweep
 from compress.preparation import prepare
 from compress.progress import SilentProgress

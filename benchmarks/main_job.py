@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.reporting import Run, start
 from compress.api import make_problem, run
-from compress.compression.decisions import Width
-from compress.compression.layer import LayerOptions, solve_layer
+from compress.compression.layers.decisions import Width
+from compress.compression.layers.layer import LayerOptions, solve_layer
 from compress.compression.problem import record_all
 from compress.data import open_data
 from compress.graph import program

@@ -33,13 +33,13 @@ from benchmarks.quality_methods import (
     uniform,
 )
 from benchmarks.reporting import Run, start
-from compress.api.cutting import cut_network
-from compress.api.widths import make_problem
-from compress.compression.curves import Search, prepare_search
-from compress.compression.decisions import Given
-from compress.compression.layer import LayerOptions
+from compress.api.steps.cutting import cut_network
+from compress.api.steps.widths import make_problem
+from compress.compression.layers.decisions import Given
+from compress.compression.layers.layer import LayerOptions
 from compress.compression.problem import Problem
-from compress.compression.search import search_widths
+from compress.compression.searching.curves import Search, prepare_search
+from compress.compression.searching.search import search_widths
 from compress.compression.sweep import sweep
 from compress.preparation import Prepared, prepare
 from compress.progress import SilentProgress

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from compress.compression.costs import CostModel
-from compress.compression.layer import LayerOptions, layer_unit_costs
+from compress.compression.layers.layer import LayerOptions, layer_unit_costs
+from compress.compression.pricing.costs import CostModel
 from compress.compression.problem import Problem
 from compress.convex import select_units
 from compress.recording.layer_moments import LayerMoments

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.architecture import Architecture, open_architecture
-from compress.checkpoint.builders import build_architecture, check_trust
+from compress.checkpoint.building.builders import build_architecture, check_trust
 from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.folders import WeightsFolder, load_weights_folder, read_weights_folder
 from compress.checkpoint.manifest import MODEL, computed_state, read_artifact, with_arch
 from compress.checkpoint.parametrisations import materialise
-from compress.checkpoint.read import Checkpoint, load_checkpoint
+from compress.checkpoint.reading.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
 from compress.data.calls import CallShape, call_of, gather, parameters_of, spread
 from compress.errors import CheckpointError, DataError, RecipeError, TraceError, first_line

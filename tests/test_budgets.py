@@ -121,7 +121,7 @@ def test_a_recovery_that_cannot_be_made_is_left_out_with_a_note_unless_steps_wer
     def refuse(*arguments: object, **options: object) -> None:
         raise RuntimeError("derivative for this operation is not implemented")
 
-    monkeypatch.setattr("compress.api.tuning.recover", refuse)
+    monkeypatch.setattr("compress.api.steps.tuning.recover", refuse)
     found = report(macs=0.4, recover="auto", calibration_samples=200)
     assert found.finetune is None
     assert any("recovery is left out: derivative" in note for note in found.notes)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import compress
-from compress.api.cautions import caution_layers, caution_shift
+from compress.api.steps.cautions import caution_layers, caution_shift
 from compress.checkpoint.architecture import Architecture
 from compress.cli import main
 from compress.data import Preprocessing

@@ -9,9 +9,9 @@ from safetensors import safe_open
 from sklearn.datasets import load_digits
 
 from compress.checkpoint.architecture import open_architecture
-from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.building.builders import build_architecture
 from compress.checkpoint.fitting import load_weights
-from compress.checkpoint.read import load_checkpoint
+from compress.checkpoint.reading.read import load_checkpoint
 from compress.data import open_data, overlap
 from compress.demo import CHECKPOINT, DEMO_OPTIONS
 from compress.demo.train_digits import accuracy, shift_images, split_digits, train

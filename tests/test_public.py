@@ -34,7 +34,7 @@ def test_every_command_is_a_function_and_every_function_a_command() -> None:
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_a_command_calls_the_function_of_its_name(name: str) -> None:
-    source = inspect.getsource(import_module(f"compress.cli.{name}"))
+    source = inspect.getsource(import_module(f"compress.cli.commands.{name}"))
     called = {
         node.func.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and hasattr(node.func, "id")
     }

@@ -11,7 +11,7 @@ import pytest
 
 import compress
 from compress.compression import sweep as sweeping
-from compress.compression.result import Settled
+from compress.compression.layers.result import Settled
 from compress.compression.resume import RunState
 from compress.demo import DEMO_OPTIONS
 from compress.errors import RecipeError
@@ -59,7 +59,7 @@ def test_a_resumed_run_writes_the_same_network(
     assert (tmp_path / "out.state" / "curves.safetensors").is_file()
     assert not folder.exists()
     with monkeypatch.context() as patch:
-        patch.setattr("compress.compression.curves.record_all", None)  # curves are not made again
+        patch.setattr("compress.compression.searching.curves.record_all", None)  # curves are not made again
         found = compress.run(recipe(folder), resume=True)
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert not (tmp_path / "out.state").exists()

@@ -13,7 +13,7 @@ from torch import Tensor
 from compress.atomic import new_file
 from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.manifest import computed_state
-from compress.checkpoint.read import load_checkpoint
+from compress.checkpoint.reading.read import load_checkpoint
 from compress.data.importing import file_name_of
 from compress.diagnostics.balance import Balanced, balance_units
 from compress.errors import CheckpointError, OutputError, SurgeryError

@@ -82,7 +82,7 @@ def memory() -> str | None:
 
 def load_packaged() -> None:
     """Read the network that is shipped. Raises CompressError."""
-    from compress.checkpoint.read import load_checkpoint
+    from compress.checkpoint.reading.read import load_checkpoint
 
     load_checkpoint(str(DEMO_OPTIONS["checkpoint"]))
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from compress.api.live import choose_progress, prepare_live
-from compress.api.widths import check_patterns, make_problem
+from compress.api.steps.widths import check_patterns, make_problem
 from compress.compression.problem import record_all, select_groups
 from compress.data.importing import file_name_of
 from compress.diagnostics.deep import describe_depth

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint.architecture import Architecture
 from compress.checkpoint.parametrisations import materialise
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.reading.read import Checkpoint
 from compress.data import overlap
 from compress.data.calls import gather, spread
 from compress.data.importing import describe_fault

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from compress.api.live import choose_progress, dress_like, prepare_live, unwrap
-from compress.api.metric import OwnMetric
 from compress.api.running import compress_prepared, raise_failed_gates, write_run
-from compress.api.telling import Work, report_work
+from compress.api.steps.metric import OwnMetric
+from compress.api.steps.telling import Work, report_work
 from compress.atomic import reserved
 from compress.measures.own import Function as Measure
 from compress.measures.own import OwnMeasure

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.api.cautions import caution_samples
-from compress.api.cutting import Cut, make_cut
-from compress.api.guarding import check_guards, failed, mix_guards
-from compress.api.measuring import check_original, loses_too_much
-from compress.api.metric import OwnMetric, import_metric, make_metric, own_bound
-from compress.api.telling import Work, describe_inputs, fingerprint, report_work
-from compress.api.tuning import check_finetuning
-from compress.api.widths import check_widths, choose_widths, make_problem, searches_widths
+from compress.api.steps.cautions import caution_samples
+from compress.api.steps.cutting import Cut, make_cut
+from compress.api.steps.guarding import check_guards, failed, mix_guards
+from compress.api.steps.measuring import check_original, loses_too_much
+from compress.api.steps.metric import OwnMetric, import_metric, make_metric, own_bound
+from compress.api.steps.telling import Work, describe_inputs, fingerprint, report_work
+from compress.api.steps.tuning import check_finetuning
+from compress.api.steps.widths import check_widths, choose_widths, make_problem, searches_widths
 from compress.api.writing import (
     Finished,
     file_arch,
@@ -28,10 +28,10 @@ from compress.api.writing import (
 from compress.artifact.exports import check_exports
 from compress.atomic import reserved
 from compress.checkpoint.removed import outside
-from compress.compression.layer import LayerOptions
+from compress.compression.layers.layer import LayerOptions
 from compress.compression.problem import Problem
 from compress.compression.resume import RunState, state_folder
-from compress.compression.search import Wanted, milder_search
+from compress.compression.searching.search import Wanted, milder_search
 from compress.compression.sweep import Compressed
 from compress.demo import DEMO_OPTIONS
 from compress.errors import DataError, GateError, RecipeError

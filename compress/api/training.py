@@ -23,7 +23,7 @@ from compress.artifact.exports import check_exports
 from compress.artifact.folder import versions
 from compress.atomic import reserved
 from compress.checkpoint.architecture import Architecture
-from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.building.builders import build_architecture
 from compress.checkpoint.inputs import describe_inputs
 from compress.compression.resume import RunState, state_folder
 from compress.data import Cast, DataSource, Preprocessing

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from compress.checkpoint.builders import build_architecture, is_known
+from compress.checkpoint.building.builders import build_architecture, is_known
+from compress.checkpoint.building.torchvision_index import classifier_names, names_digest, read_index
+from compress.checkpoint.building.without_memory import Bounds
 from compress.checkpoint.fitting import check_fit, compare
 from compress.checkpoint.inputs import describe_inputs
 from compress.checkpoint.parametrisations import in_common_form, plain_state
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.reading.read import Checkpoint
 from compress.checkpoint.suggesting import offer_arguments, read_chain, unknown_message
-from compress.checkpoint.torchvision_index import classifier_names, names_digest, read_index
-from compress.checkpoint.without_memory import Bounds
 from compress.data.preprocessing import Preprocessing
 from compress.errors import CheckpointError, UnknownArchitectureError, UnsupportedError
 from compress.models import REFERENCE_NETS

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint.arguments import is_denied
-from compress.checkpoint.read import Checkpoint, load_checkpoint, main_dtype
+from compress.checkpoint.building.arguments import is_denied
+from compress.checkpoint.reading.read import Checkpoint, load_checkpoint, main_dtype
 from compress.data.preprocessing import Preprocessing
 from compress.errors import CheckpointError, UnsupportedError
 from compress.strict_json import read_object

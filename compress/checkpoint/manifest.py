@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compress.checkpoint.builders import build_architecture, check_trust, is_known, shown
+from compress.checkpoint.building.builders import build_architecture, check_trust, is_known, shown
+from compress.checkpoint.building.without_memory import Bounds, total_bytes
 from compress.checkpoint.fitting import check_fit, load_weights
 from compress.checkpoint.parametrisations import in_common_form
 from compress.checkpoint.removed import remove_modules
 from compress.checkpoint.restoring import restore_shapes
-from compress.checkpoint.without_memory import Bounds, total_bytes
 from compress.data.calls import CallShape, spread
 from compress.data.importing import is_file_spec
 from compress.data.preprocessing import Preprocessing

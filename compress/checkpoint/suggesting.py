@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.building.builders import build_architecture
+from compress.checkpoint.building.torchvision_index import names_digest, read_index
 from compress.checkpoint.fitting import compare
-from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.torchvision_index import names_digest, read_index
+from compress.checkpoint.reading.read import Checkpoint
 from compress.errors import UnsupportedError
 from compress.models import REFERENCE_NETS
 from compress.models.plain import describe_layers, read_layers

@@ -80,7 +80,7 @@ def load_command(name: str) -> Any:
     """The command of that name, from its module."""
     from compress.cli.loudness import heard
 
-    function = getattr(import_module(f"compress.cli.{name}"), f"{name}_command")
+    function = getattr(import_module(f"compress.cli.commands.{name}"), f"{name}_command")
     own = typer.Typer(add_completion=False, rich_markup_mode="rich")
     own.command(name, cls=WordedCommand, context_settings=SETTINGS)(heard(function))
     return typer.main.get_command(own)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from compress.cli.options import OUTPUT, declare
-from compress.cli.progress import LOUDNESS
+from compress.cli.showing.progress import LOUDNESS
 
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=OUTPUT)]
 Verbose = Annotated[

@@ -37,7 +37,7 @@ def reference_page() -> str:
 
 def section(name: str) -> str:
     """One command: its usage, what it does, its options by panel."""
-    module = import_module(f"compress.cli.{name}")
+    module = import_module(f"compress.cli.commands.{name}")
     function, from_recipe = getattr(module, f"{name}_command"), hasattr(module, "takes")
     command = load_command(name)
     words = " ".join(

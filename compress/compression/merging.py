@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from compress.compression.layer import LayerFacts
+from compress.compression.layers.layer import LayerFacts
+from compress.compression.layers.refit import held_back_error
+from compress.compression.layers.result import LayerResult, report_fit, report_widths
 from compress.compression.problem import Problem, record_all
-from compress.compression.refit import held_back_error
-from compress.compression.result import LayerResult, report_fit, report_widths
 from compress.compression.sweep import Compressed
 from compress.convex import Moments
-from compress.convex.moments import unit_columns
+from compress.convex.statistics.moments import unit_columns
 from compress.diagnostics.forces import aligned_units
 from compress.errors import NothingToCompressError, SurgeryError
 from compress.measures.outputs import named_outputs

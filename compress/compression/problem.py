@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from compress.compression.decisions import Ingredients
 from compress.compression.faults import LAYER_FAULTS, describe_fault
-from compress.compression.latency import Timing
+from compress.compression.layers.decisions import Ingredients
+from compress.compression.pricing.latency import Timing
 from compress.compression.turns import Turn, make_turns
 from compress.data import DataSource
 from compress.errors import DataError

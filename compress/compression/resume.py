@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.compression.decisions import Plan
-from compress.compression.layer import LayerFacts
-from compress.compression.result import Settled
+from compress.compression.layers.decisions import Plan
+from compress.compression.layers.layer import LayerFacts
+from compress.compression.layers.result import Settled
 from compress.convex import SelectionCurve, WidthBound
 from compress.digests import hash_tensors
 from compress.errors import OutputError, RecipeError

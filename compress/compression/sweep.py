@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from compress.compression.decisions import Given, Leave, Plan, Width
 from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.frontier import Frontier
-from compress.compression.layer import LayerFacts, LayerOptions, adjust_layer, solve_layer, unread
+from compress.compression.layers.decisions import Given, Leave, Plan, Width
+from compress.compression.layers.layer import LayerFacts, LayerOptions, adjust_layer, solve_layer, unread
+from compress.compression.layers.result import LayerResult, Settled
 from compress.compression.problem import Problem
-from compress.compression.result import LayerResult, Settled
 from compress.compression.resume import RunState
 from compress.compression.scoring import CalibrationScore
 from compress.compression.turns import Choose, Filter, Refit, Turn, left_channels

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.convex.eigen import eigen_decomposition
 from compress.convex.lasso import MultitaskLasso, relative_gap, unit_norms
-from compress.convex.moments import Moments, unit_columns
 from compress.convex.solution import Solution, Status
 from compress.convex.solve import Solver, check_tolerance, find_solver, solve
+from compress.convex.statistics.eigen import eigen_decomposition
+from compress.convex.statistics.moments import Moments, unit_columns
 from compress.convex.width_bound import remove_dependent_units
 
 RANGE_TOLERANCE = 1e-7

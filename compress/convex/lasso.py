@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.convex.moments import Moments, unit_columns
-from compress.convex.sums import as_tensor
+from compress.convex.statistics.moments import Moments, unit_columns
+from compress.convex.statistics.sums import as_tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.convex.eigen import eigen_decomposition
 from compress.convex.lasso import MultitaskLasso, relative_gap, rounding_of_gap, unit_norms
-from compress.convex.moments import Moments
 from compress.convex.refit import refit
 from compress.convex.solution import Solution, Status
 from compress.convex.solve import Solver, certified_point, check_tolerance, find_solver, solve
 from compress.convex.solvers.scaled import Outcome
+from compress.convex.statistics.eigen import eigen_decomposition
+from compress.convex.statistics.moments import Moments
 
 _SMALLEST = 1e-9  # the smallest λ at which units are counted, as a fraction of λ_max
 _HIDDEN = 0.1  # rounding of a gap, relative to the tolerance, from which on a smaller λ tells no more units

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.convex.eigen import eigen_decomposition
 from compress.convex.lasso import MultitaskLasso, unit_norms
-from compress.convex.moments import unit_columns
+from compress.convex.statistics.eigen import eigen_decomposition
+from compress.convex.statistics.moments import unit_columns
 
 _TWIN = 1e-13  # squared relative distance below which two units are multiples of each other
 _FEW_OUTPUTS, _MANY_OUTPUTS = 32, 1024  # outside of these a rotation saves nothing, or costs more than it saves

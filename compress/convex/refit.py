@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.convex.factored import FactoredMoments
-from compress.convex.moments import Moments
+from compress.convex.statistics.factored import FactoredMoments
+from compress.convex.statistics.moments import Moments
 from compress.errors import MomentsError
 
 RIDGE = 1e-8

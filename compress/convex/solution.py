@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.convex.sums import as_rows
+from compress.convex.statistics.sums import as_rows
 
 
 class Status(Enum):

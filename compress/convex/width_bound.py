@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.convex.eigen import eigen_decomposition, eigen_values
 from compress.convex.lasso import MultitaskLasso, unit_norms
-from compress.convex.moments import Moments, unit_columns
+from compress.convex.statistics.eigen import eigen_decomposition, eigen_values
+from compress.convex.statistics.moments import Moments, unit_columns
 
 RANK_TOLERANCE = 1e-3
 """Singular values below this fraction of the largest one do not count towards a numerical rank."""

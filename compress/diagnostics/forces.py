@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compress.convex import Moments
-from compress.convex.eigen import eigen_decomposition
+from compress.convex.statistics.eigen import eigen_decomposition
 
 RELATIVE = 1e-10  # eigenvalues of a kernel below this fraction of the largest count as zero
 

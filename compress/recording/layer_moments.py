@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.convex import FactoredMoments, Moments, relative_error, shrink_moments, stack_consumers
-from compress.convex.moments import unit_columns
+from compress.convex.statistics.moments import unit_columns
 from compress.recording.readings import Reading
 from compress.units.groups import ReadUnits
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from compress.atomic import new_file
-from compress.checkpoint.read import read_plain
+from compress.checkpoint.reading.read import read_plain
 from compress.data.source import DataSource
 from compress.errors import CompressError, NonFiniteError, OutputError, RecipeError, first_line
 from compress.progress import Progress, SilentProgress

@@ -14,9 +14,9 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from compress.recipe import TrainingOptions
-from compress.training.couplings import Couplings, find_couplings
-from compress.training.pathprox import PathProx
-from compress.training.penalties import ProximalL1, group_lasso_term, lasso_term
+from compress.training.proximal.couplings import Couplings, find_couplings
+from compress.training.proximal.pathprox import PathProx
+from compress.training.proximal.penalties import ProximalL1, group_lasso_term, lasso_term
 
 PENALTIES = ("penalty", "weight_decay")
 

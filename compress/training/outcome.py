@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from compress.data.source import DataSource
 from compress.recipe import TrainingOptions
 from compress.report.model import CouplingReport, Epoch, PenaltySearch, Scores, Undebiased, WeightsReport
-from compress.training.couplings import find_couplings, weight_decay_objective
 from compress.training.loop import score
 from compress.training.losses import LOSSES
 from compress.training.methods import weight_names
+from compress.training.proximal.couplings import find_couplings, weight_decay_objective
 from compress.training.session import Trained
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compress.artifact.folder import check_reload, load, write_artifact
-from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.building.builders import build_architecture
 from compress.checkpoint.manifest import read_artifact, stored_state
 from compress.errors import OutputError
 from compress.measures.outputs import named_outputs

@@ -20,7 +20,7 @@ from compress.artifact.exports import writing as writing_module
 from compress.artifact.exports.hub_folder import model_card
 from compress.artifact.exports.onnx_file import OnnxNetwork, write_onnx
 from compress.artifact.exports.pt2_file import keeps_weights_raw, load_pt2, write_pt2
-from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.building.builders import build_architecture
 from compress.cli import main
 from compress.demo import DEMO_OPTIONS
 from compress.errors import OutputError, UnsupportedError

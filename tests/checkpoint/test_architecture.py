@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from compress.checkpoint.architecture import open_architecture
-from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.building.builders import build_architecture
+from compress.checkpoint.building.torchvision_index import classifier_names, names_digest, read_index
 from compress.checkpoint.fitting import load_weights
-from compress.checkpoint.read import Checkpoint, load_checkpoint
-from compress.checkpoint.torchvision_index import classifier_names, names_digest, read_index
+from compress.checkpoint.reading.read import Checkpoint, load_checkpoint
 from compress.errors import CheckpointError, UnknownArchitectureError, UnsupportedError
 from compress.models import REFERENCE_NETS
 from tests.strangers import Net, SequentialCnn

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from compress.checkpoint.read import STATE_KEYS, load_checkpoint
+from compress.checkpoint.reading.read import STATE_KEYS, load_checkpoint
 from compress.errors import CheckpointError, NonFiniteError, UnsupportedError, UntrustedPickleError
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from compress.checkpoint import pickle_scan
-from compress.checkpoint.read import Checkpoint, load_checkpoint
+from compress.checkpoint.reading import pickle_scan
+from compress.checkpoint.reading.read import Checkpoint, load_checkpoint
 from compress.errors import CheckpointError, CompressError, UnsupportedError, UntrustedPickleError
 
 

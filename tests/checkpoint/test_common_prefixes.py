@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.architecture import open_architecture
-from compress.checkpoint.builders import build_architecture
-from compress.checkpoint.read import Checkpoint, load_checkpoint
+from compress.checkpoint.building.builders import build_architecture
+from compress.checkpoint.reading.read import Checkpoint, load_checkpoint
 from compress.errors import CheckpointError, UnknownArchitectureError, UnsupportedError
 
 DIGITS = build_architecture("compress:digits_net", {}).state_dict()

@@ -13,7 +13,7 @@ from torch import nn
 
 import compress
 from compress.checkpoint.architecture import open_architecture
-from compress.checkpoint.read import load_checkpoint
+from compress.checkpoint.reading.read import load_checkpoint
 from compress.cli import main
 from compress.measures.outputs import named_outputs
 from compress.preparation import build_network

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compress.checkpoint.architecture import open_architecture
-from compress.checkpoint.read import Checkpoint, load_checkpoint
+from compress.checkpoint.reading.read import Checkpoint, load_checkpoint
 from compress.errors import CompressError, UnknownArchitectureError
 from compress.models.plain import PlainChain, read_layers
 from compress.preparation import build_network

@@ -206,7 +206,7 @@ def test_the_shell_completes_commands_options_and_choices(words: str, offered: s
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_commands_only_parse_call_and_render(name: str) -> None:
-    source = inspect.getsource(import_module(f"compress.cli.{name}"))
+    source = inspect.getsource(import_module(f"compress.cli.commands.{name}"))
     body = source[source.index('"""', source.index("def ")) :]
     assert "locals()" not in source
     assert body.count("\n") <= 30

@@ -13,10 +13,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.cli import main
-from compress.cli.console import PlainConsole
-from compress.cli.display import show_run
-from compress.cli.display_zoo import LiveZoo
-from compress.cli.progress import LOUDNESS, StderrProgress, in_words
+from compress.cli.showing.console import PlainConsole
+from compress.cli.showing.display import show_run
+from compress.cli.showing.display_zoo import LiveZoo
+from compress.cli.showing.progress import LOUDNESS, StderrProgress, in_words
 from compress.cli.spelling import spell
 from compress.errors import CompressError, nearest
 from compress.progress import Portion, SilentProgress
@@ -98,7 +98,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock that progress reads."""
     made = Clock()
-    monkeypatch.setattr("compress.cli.progress.time", made)
+    monkeypatch.setattr("compress.cli.showing.progress.time", made)
     return made
 
 

@@ -9,8 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.compression.allocate import Choices, DamageCurve, allocate, damage_curve, legal_widths, relative_costs
-from compress.compression.costs import CostModel, SizedTensor
+from compress.compression.pricing.allocate import (
+    Choices,
+    DamageCurve,
+    allocate,
+    damage_curve,
+    legal_widths,
+    relative_costs,
+)
+from compress.compression.pricing.costs import CostModel, SizedTensor
 from compress.errors import GateError
 
 

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.compression.decisions import count_to_keep, round_up, smallest_width
+from compress.compression.layers.decisions import count_to_keep, round_up, smallest_width
 
 
 @given(st.floats(1e-3, 5000), st.integers(1, 4096))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import compress
 from compress.artifact.exports.pt2_file import keeps_weights_raw
-from compress.compression.allocate import Choices, Removal, allocate, damage_curve, legal_widths
-from compress.compression.costs import CostModel, SizedTensor
-from compress.compression.latency import TimedMap
+from compress.compression.pricing.allocate import Choices, Removal, allocate, damage_curve, legal_widths
+from compress.compression.pricing.costs import CostModel, SizedTensor
+from compress.compression.pricing.latency import TimedMap
 from compress.errors import CompressError
 from compress.models.resnet import CifarResNet, resnet_cifar10
 from tests.clocks import use_steady_clock

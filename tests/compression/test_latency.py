@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.compression.costs import cost_model
-from compress.compression.latency import (
+from compress.compression.pricing.costs import cost_model
+from compress.compression.pricing.latency import (
     LatencyModel,
     TimedMap,
     Timing,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from compress.compression.decisions import Within, same_for_all
-from compress.compression.layer import LayerOptions
-from compress.compression.result import CURVE_POINTS, Settled, thinned
+from compress.compression.layers.decisions import Within, same_for_all
+from compress.compression.layers.layer import LayerOptions
+from compress.compression.layers.result import CURVE_POINTS, Settled, thinned
 from compress.compression.sweep import sweep
 from compress.convex import Moments, width_bound
 from compress.progress import SilentProgress

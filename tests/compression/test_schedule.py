@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.compression.decisions import Given, Keep, same_for_all
-from compress.compression.layer import LayerFacts, LayerOptions
+from compress.compression.layers.decisions import Given, Keep, same_for_all
+from compress.compression.layers.layer import LayerFacts, LayerOptions
 from compress.compression.problem import Calibration, Problem, SampleStream, record_all
 from compress.compression.sweep import sweep
 from compress.compression.turns import Choose, Refit, left_channels, make_turns

@@ -111,7 +111,7 @@ def test_a_factorisation_that_fails_is_told_as_the_reason(monkeypatch: pytest.Mo
 def test_a_skipped_layer_is_a_row_of_every_form_of_the_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from compress.cli.display import show_run
+    from compress.cli.showing.display import show_run
 
     torch.manual_seed(0)
     found = compress.prune(redundant(TwoBranches("nan")).eval(), samples())

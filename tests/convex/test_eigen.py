@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress.convex.eigen import eigen_decomposition, eigen_values
+from compress.convex.statistics.eigen import eigen_decomposition, eigen_values
 
 
 @pytest.mark.parametrize("scale", [1e-1, 4e-3, 1e-6])

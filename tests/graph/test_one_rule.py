@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import compress
-from compress.compression.costs import map_uses
+from compress.compression.pricing.costs import map_uses
 from compress.graph.meaning import linear_maps
 from compress.graph.ops import Layout, LinearMap
 from compress.graph.program import Program

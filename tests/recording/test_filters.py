@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.compression.decisions import Keep, same_for_all
-from compress.compression.layer import LayerOptions
+from compress.compression.layers.decisions import Keep, same_for_all
+from compress.compression.layers.layer import LayerOptions
 from compress.compression.problem import Problem
 from compress.compression.sweep import sweep
 from compress.compression.turns import Filter

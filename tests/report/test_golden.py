@@ -16,7 +16,7 @@ import pytest
 
 import compress
 from compress.artifact.folder import write_json
-from compress.cli import display
+from compress.cli.showing import display
 from compress.report.html import render_report
 from compress.report.markdown import markdown_report
 from compress.report.model import RunReport

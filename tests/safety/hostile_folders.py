@@ -13,7 +13,7 @@ import torch
 
 from compress.artifact.checksums import write_checksums
 from compress.artifact.folder import write_artifact
-from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.building.builders import build_architecture
 from compress.report.model import CostReport, Counts
 from tests.report.reports import make_small_report
 

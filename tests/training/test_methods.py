@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from compress.recipe import TrainingOptions
 from compress.training import ProximalL1
 from compress.training.methods import make_augmentation, make_method, make_schedule, random_crop
-from compress.training.penalties import soft_threshold
+from compress.training.proximal.penalties import soft_threshold
 
 
 def options(**given):

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from compress.models import digits_net, mlp, mlp_factorized, mnist_cnn
 from compress.training import PathProx, ProximalL1, find_couplings, group_lasso_term, weight_decay_objective
-from compress.training.pathprox import shrink_factors, shrink_norms
-from compress.training.penalties import soft_threshold
+from compress.training.proximal.pathprox import shrink_factors, shrink_norms
+from compress.training.proximal.penalties import soft_threshold
 
 
 def chain(inputs=6, width=8, outputs=3):

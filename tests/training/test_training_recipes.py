@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.checkpoint.builders import build_architecture
+from compress.checkpoint.building.builders import build_architecture
 from compress.checkpoint.inputs import describe_inputs
 from compress.data import Preprocessing, open_data
 from compress.recipe import make_recipe, read_recipe

@@ -25,7 +25,7 @@ import json, sys
 from dataclasses import replace
 import torch
 from compress.api.running import run
-from compress.api.widths import make_problem
+from compress.api.steps.widths import make_problem
 from compress.compression.problem import record_all
 from compress.recording import record as recording
 from compress.recording.sharing import Share, process_group

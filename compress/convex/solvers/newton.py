@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from compress.convex.lasso import unit_norms
-from compress.convex.moments import unit_columns
 from compress.convex.solvers.scaled import Outcome, ScaledProblem, expand, scaled_gap, soft_threshold
+from compress.convex.statistics.moments import unit_columns
 from compress.errors import MomentsError
 
 _FIRST_UNITS = 64

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.convex.eigen import eigen_decomposition, eigen_values
 from compress.convex.lasso import dual_gap, shrink_factor
 from compress.convex.solvers.scaled import Outcome, ScaledProblem
+from compress.convex.statistics.eigen import eigen_decomposition, eigen_values
 
 ALGORITHMS = ("admm", "accelerated")
 _CHECK = 10

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.convex.lasso import MultitaskLasso, dual_gap, relative_gap, shrink_factor, unit_norms
-from compress.convex.moments import unit_columns
+from compress.convex.statistics.moments import unit_columns
 
 _TINY = torch.finfo(torch.float64).tiny
 

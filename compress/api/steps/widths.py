@@ -1,0 +1,169 @@
+"""From a recipe to the problem and to how wide each layer stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compress.compression.layers.decisions import (
+    Decision,
+    Keep,
+    LassoSupport,
+    Within,
+    count_to_keep,
+    round_up,
+    same_for_all,
+)
+from compress.compression.layers.layer import LayerOptions
+from compress.compression.merging import merge_layers
+from compress.compression.pricing.latency import Timing
+from compress.compression.problem import Calibration, Problem, fit_samples, select_groups
+from compress.compression.resume import RunState
+from compress.compression.searching.curves import prepare_search
+from compress.compression.searching.search import SearchResult, Wanted, held_back_bound, search_widths
+from compress.compression.sweep import Compressed, sweep
+from compress.errors import DataError, NothingToCompressError, RecipeError, nearest
+from compress.graph.cost import count_macs
+from compress.measures.kinds import find_place
+from compress.measures.outputs import Output
+from compress.preparation import Prepared
+from compress.progress import Portion, Progress
+from compress.recipe import Recipe
+from compress.report.checks import gated_keys
+from compress.units.branches import find_branches
+from compress.units.groups import UnitGroup
+
+
+def choose_widths(
+    prepared: Prepared,
+    problem: Problem,
+    recipe: Recipe,
+    progress: Progress,
+    state: RunState | None = None,
+    own: Wanted | None = None,
+) -> tuple[Compressed, SearchResult | None]:
+    """Compress by the recipe's width rule, or search the widths where it names a budget or only an accuracy bound.
+
+    Args:
+        state: where results are kept for a later run, and taken from.
+        own: the recipe's bound as the user's own measure keeps it.
+
+    Returns:
+        The compressed network in its original shapes, and how the search went (None without one).
+    """
+    if recipe.merge_aligned:
+        return merge_layers(problem, recipe.rank_tolerance, progress), None
+    options = LayerOptions.of(recipe)
+    if not searches_widths(recipe):
+        plan = same_for_all(problem.groups, width_rule(recipe))
+        return sweep(problem, plan, options, progress, kept_state=state), None
+    before, after = Portion(progress, 0, 0.6), Portion(progress, 0.6, 1)
+    search = prepare_search(problem, options, before, timed="latency" in recipe.budgets, kept_state=state)
+    wanted = own if recipe.own_metric or recipe.bound is None else held_back_bound(recipe.bound)
+    searched = search_widths(
+        search,
+        options,
+        after,
+        budgets=recipe.budgets,
+        wanted=wanted,
+        sweeps=recipe.refine,
+    )
+    return searched.compressed, searched
+
+
+def searches_widths(recipe: Recipe) -> bool:
+    """Whether widths are searched for under a budget or an accuracy bound, and not given by a rule."""
+    ruled = recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
+    return not recipe.merge_aligned and bool(recipe.budgets or (recipe.max_drop is not None and not ruled))
+
+
+def width_rule(recipe: Recipe) -> Decision:
+    """The recipe's width rule; by default the stated tolerance on held-back samples."""
+    if recipe.keep is not None:
+        return Keep(recipe.keep)
+    if recipe.penalty is not None:
+        return LassoSupport(recipe.penalty)
+    return Within(recipe.error if recipe.error is not None else recipe.tolerance)
+
+
+def describe_rule(recipe: Recipe) -> str:
+    """The recipe's width rule in words."""
+    return "merge aligned units" if recipe.merge_aligned else str(width_rule(recipe))
+
+
+def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
+    """The selected prunable groups with calibration streams.
+
+    Raises:
+        RecipeError: a layer pattern matches nothing; the names are listed.
+        NothingToCompressError: nothing selected can be compressed; the reasons are listed.
+    """
+    groups = prepared.network.groups
+    check_patterns(groups, recipe.layer)
+    selected = select_groups(groups, recipe.layer, recipe.exclude)
+    usable = tuple(group for group in selected if group.prunable)
+    if not usable:
+        reasons = "; ".join(f"{group.name}: {group.skip_reason}" for group in selected) or "no layers were found"
+        raise NothingToCompressError(f"No selected layer can be compressed. {reasons}.")
+    assert prepared.calibration is not None, "a run needs data"
+    if prepared.calibration.sample_count < 8:
+        raise DataError(f"At least 8 calibration samples are needed, got {prepared.calibration.sample_count}.")
+    only_batch = prepared.network.batch_size
+    fitting, held_back = fit_samples(
+        prepared.calibration,
+        recipe.calibration_samples,
+        recipe.held_back,
+        only_batch or recipe.batch_size,
+        recipe.seed,
+        whole_batches=only_batch is not None,
+    )
+    return Problem(
+        network=prepared.network,
+        calibration=Calibration(fitting, held_back, calibration_answers(prepared), gated_keys(recipe)),
+        groups=usable,
+        forward_macs=count_macs(prepared.network.module, prepared.network.examples),
+        memory=recipe.memory_bytes,
+        seed=recipe.seed,
+        readers=()
+        if recipe.layer or recipe.exclude
+        else tuple(consumer for group in groups for consumer in group.consumers),
+        filters=() if recipe.layer or recipe.exclude else prepared.network.filters,
+        branches=find_branches(prepared.network, usable) if recipe.depth and searches_widths(recipe) else (),
+        timing=Timing(recipe.latency_batch, recipe.latency_threads),
+    )
+
+
+def calibration_answers(prepared: Prepared) -> Output | None:
+    """The output that the calibration samples' labels or targets are answers to; None without any that fit."""
+    source = prepared.calibration
+    if source is None or (source.labels is None and source.targets is None):
+        return None
+    place = find_place(prepared.network.outputs, source)
+    output = None if place is None else next(each for each in prepared.network.outputs if each.name == place.name)
+    return output if output is not None and place is not None and output.kind == place.kind else None
+
+
+def check_widths(groups: Sequence[UnitGroup], recipe: Recipe) -> None:
+    """Refuse, before any work, options that leave every layer whole. Raises NothingToCompressError."""
+    widest = max(groups, key=lambda group: group.unit_count)
+    if recipe.keep is not None and all(
+        count_to_keep(recipe.keep, group.unit_count) >= group.unit_count for group in groups
+    ):
+        raise NothingToCompressError(
+            f"--keep {recipe.keep} keeps every unit: the widest selected layer, {widest.name}, has {widest.unit_count}."
+        )
+    if all(round_up(1, recipe.round_to, group.unit_count) >= group.unit_count for group in groups):
+        raise NothingToCompressError(
+            f"--round-to {recipe.round_to} keeps every unit: the widest selected layer, {widest.name}, has "
+            f"{widest.unit_count}."
+        )
+
+
+def check_patterns(groups: Sequence[UnitGroup], patterns: Sequence[str]) -> None:
+    """Refuse a pattern that matches no layer. Raises RecipeError."""
+    names = [group.name for group in groups]
+    for pattern in patterns:
+        if not select_groups(groups, [pattern], []):
+            raise RecipeError(
+                f"--layer: {pattern!r} matches no layer{nearest(pattern, names)}; "
+                f"there are {', '.join(names) or 'none'}."
+            )

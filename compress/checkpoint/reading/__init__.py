@@ -1,0 +1,1 @@
+"""Weights out of files: archives, pickles taken apart without running them, safetensors."""

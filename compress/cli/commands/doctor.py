@@ -1,0 +1,19 @@
+"""`compress doctor`."""
+
+from __future__ import annotations
+
+from compress.cli.options import Json, print_json
+
+
+def doctor_command(as_json: Json = False) -> None:
+    """Print what a bug report needs: `compress doctor`. It names no path and no host."""
+    from compress.api import doctor
+    from compress.cli.showing.display import show_findings
+    from compress.cli.showing.progress import StderrProgress
+
+    with StderrProgress() as progress:
+        found = doctor(progress)
+    if as_json:
+        print_json(found)
+    else:
+        show_findings(found)

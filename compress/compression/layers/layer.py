@@ -1,0 +1,445 @@
+"""One layer: certificate, ranks, width, units, refit, from its moments alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.compression.layers.certificates import certificate_report, certify_layer
+from compress.compression.layers.decisions import (
+    Decision,
+    Given,
+    Keep,
+    LassoSupport,
+    Width,
+    Within,
+    count_to_keep,
+    round_up,
+    smallest_width,
+)
+from compress.compression.layers.refit import held_back_error, refit_layer
+from compress.compression.layers.result import (
+    NEEDS_MEMORY,
+    LayerResult,
+    report_facts,
+    report_fit,
+    report_widths,
+)
+from compress.convex import (
+    Moments,
+    MultitaskLasso,
+    SelectionCurve,
+    Solution,
+    WidthBound,
+    nested_errors,
+    polish_units,
+    select_units,
+    solve,
+    solve_exact,
+    width_bound,
+)
+from compress.diagnostics.balance import input_norms
+from compress.recipe import Recipe
+from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
+from compress.report.model import Facts, Fit, LayerReport
+from compress.units.groups import UnitGroup
+
+POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units
+SHAKING = 0.3  # effort of polishing, about a third of a second a layer on one core
+
+
+def default_of(option: str) -> Any:
+    """What an option of a recipe is where nothing is said."""
+    return Recipe.model_fields[option].default
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """How a layer is solved: the recipe's options of the same names, with their defaults."""
+
+    solver: str = default_of("solver")
+    gap: float = default_of("gap")
+    unit_costs: str = default_of("unit_costs")
+    selection: str = default_of("selection")
+    ridge: float = default_of("ridge")
+    rank_tolerance: float = default_of("rank_tolerance")
+    round_to: int = default_of("round_to")
+    certify: bool = True
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> LayerOptions:
+        """Those of a recipe."""
+        return cls(**{each.name: getattr(recipe, each.name) for each in fields(cls) if each.name != "certify"})
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFacts:
+    """What the moments of all units say about a layer, whichever of them stay.
+
+    Attributes:
+        dead, duplicates: units that never fire, and that are multiples of an earlier one.
+    """
+
+    bound: WidthBound
+    dead: int
+    duplicates: int
+
+    @classmethod
+    def of(cls, joint: Moments, tolerance: float) -> LayerFacts:
+        """From the joint moments of all readings; `tolerance` of the numerical ranks."""
+        return cls(width_bound(joint, tolerance=tolerance), int(dead_units(joint).sum()), count_duplicates(joint))
+
+    def report(self) -> Facts:
+        """As a report holds them."""
+        return report_facts(self.bound, self.dead, self.duplicates)
+
+
+def layer_unit_costs(
+    kind: str, group: UnitGroup, moments: LayerMoments, state: Mapping[str, Tensor], joint: Moments
+) -> Tensor:
+    """Unit costs c (K,), scaled to mean 1 and bounded below: "path" ‖w_k‖, "one", or "feature" sqrt(G_kk)."""
+    if kind == "one":
+        return joint.gram.new_ones(joint.unit_count)
+    if kind == "feature":
+        costs = joint.gram.diagonal().reshape(-1, joint.group_size).sum(1).clamp_min(0).sqrt()
+    else:
+        costs = input_norms(group, state)[moments.units].to(joint.gram)
+    scale = float(costs.mean())
+    return (costs / scale).clamp_min(1e-6) if scale > 0 else torch.ones_like(costs)
+
+
+@dataclass(frozen=True, eq=False)
+class Certified:
+    """A certified solution of a convex problem, and in words which problem it solves.
+
+    Attributes:
+        selected: a smaller width at which selected units do the same; None: the width is that of its support.
+        support: whether the units of its support are those to keep.
+    """
+
+    solution: Solution
+    form: str
+    selected: int | None = None
+    support: bool = False
+
+    @property
+    def width(self) -> int:
+        """Units of its support, or fewer that were selected; at least one."""
+        return max(1, len(self.solution.active) if self.selected is None else self.selected)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighing:
+    """What the moments of one layer give before anything is decided.
+
+    Attributes:
+        joint: moments of all readings as one problem; `selecting`: the same, shrunk where rows are few.
+        costs: unit costs (K,).
+    """
+
+    joint: Moments
+    selecting: Moments
+    costs: Tensor
+
+    @classmethod
+    def of(cls, group: UnitGroup, moments: LayerMoments, kind: str, original: Mapping[str, Tensor]) -> Weighing:
+        """From recorded moments; `kind` of the unit costs, `original`: state of the original network."""
+        joint = moments.joint()
+        costs = layer_unit_costs(kind, group, moments, original, joint)
+        return cls(joint, moments.for_selection(original), costs)
+
+    @property
+    def lambda_max(self) -> float:
+        """The smallest penalty that leaves no unit."""
+        return MultitaskLasso(self.joint, 0.0, self.costs).lambda_max
+
+
+def solve_layer(
+    group: UnitGroup,
+    moments: LayerMoments,
+    decision: Decision,
+    options: LayerOptions,
+    original: Mapping[str, Tensor],
+    current: Mapping[str, Tensor],
+    *,
+    facts: LayerFacts | None = None,
+    swaps: bool = True,
+) -> LayerResult:
+    """Choose a width as decided, choose its units, refit the consumers, certify.
+
+    Args:
+        original, current: states of the original network and of the one compressed so far.
+        facts: known from moments of all units; None: found from these.
+        swaps: whether chosen units may be exchanged for others.
+
+    Raises:
+        SolverError: the convex problem could not be solved at all.
+    """
+    clock = _Clock()
+    weighing = Weighing.of(group, moments, options.unit_costs, original)
+    facts = facts or LayerFacts.of(weighing.joint, options.rank_tolerance)
+    clock.lap("ranks")
+    certified = solve_lasso(weighing, decision, options)
+    clock.lap("lasso")
+    curve = order_units(weighing, moments, decision, options)
+    if certified is not None and isinstance(decision, Within):
+        certified = support_or_selected(certified, curve, weighing, options)
+    clock.lap("selection")
+    trials = Trials(moments, curve, options.ridge, original, current)
+    width = find_width(group, moments, decision, certified, options, trials)
+    clock.lap("width")
+    if width is None:
+        return leave_whole(group, moments, facts, curve, clock.laps)
+    kept = take_units(group, weighing, curve, width, decision, certified, options, swaps=swaps)
+    clock.lap("selection")
+    refit = refit_layer(moments, kept, options.ridge, original, current)
+    clock.lap("refit")
+    certified = certified or certify_choice(weighing, decision, width, refit.error, options)
+    clock.lap("lasso")
+    units = moments.units[kept.cpu()]
+    report = LayerReport(
+        group.name,
+        group.unit_count,
+        len(units),
+        facts.report(),
+        report_widths(curve, trials.measured),
+        report_fit(moments, refit.error, refit.held_back_error, trials.floor),
+        None if certified is None else certificate_report(certified.solution, certified.form, weighing.lambda_max),
+        clock.laps,
+    )
+    return LayerResult(report, units, refit.weights)
+
+
+def certify_choice(
+    weighing: Weighing, decision: Decision, width: int, error: float, options: LayerOptions
+) -> Certified | None:
+    """A certified solution beside the units that were selected; None where none is asked for."""
+    if not options.certify:
+        return None
+    wanted = error if isinstance(decision, Within) else None
+    found = certify_layer(weighing.joint, weighing.costs, width, wanted, solver=options.solver, gap=options.gap)
+    return Certified(*found)
+
+
+def solve_lasso(weighing: Weighing, decision: Decision, options: LayerOptions) -> Certified | None:
+    """The lasso's solution where the decision rests on its support; None where it does not."""
+    joint, costs = weighing.joint, weighing.costs
+    if isinstance(decision, LassoSupport):
+        problem = MultitaskLasso(joint, decision.penalty * weighing.lambda_max, costs)
+        solution = solve(problem, options.solver, tolerance=options.gap)
+        return Certified(solution, f"penalised at {decision.penalty:g} of λ_max")
+    if isinstance(decision, Within) and decision.error == 0:
+        solution = solve_exact(
+            joint, costs, solver=options.solver, tolerance=options.gap, range_tolerance=options.rank_tolerance
+        )
+        form = f"exact on the numerical range of Φ (relative singular value {options.rank_tolerance:g})"
+        return Certified(solution, form)
+    return None
+
+
+def support_or_selected(
+    certificate: Certified, curve: SelectionCurve, weighing: Weighing, options: LayerOptions
+) -> Certified:
+    """The exact solution's own units, or fewer that selection finds for the same error; its form says which and why."""
+    support = certificate.solution.active.cpu()
+    reached = float(nested_errors(weighing.selecting, support, ridge=options.ridge, intercept=False)[-1])
+    selected = curve.width_for(reached * (1 + 1e-6) + 1e-9)
+    if selected < len(support):
+        why = f"{selected} selected units are kept: they refit to the error {reached:.1e} of its {len(support)}"
+        return replace(certificate, form=f"{certificate.form}; {why}", selected=selected)
+    why = f"its own {len(support)} units are kept: selection takes {selected} for their error {reached:.1e}"
+    return replace(certificate, form=f"{certificate.form}; {why}", support=True)
+
+
+def order_units(weighing: Weighing, moments: LayerMoments, decision: Decision, options: LayerOptions) -> SelectionCurve:
+    """Which units to keep at every width; at one width alone where the decision gives them."""
+    if isinstance(decision, Given):
+        return given_units(moments, decision.units)
+    return select_units(
+        weighing.selecting,
+        method=options.selection,
+        unit_costs=weighing.costs,
+        ridge=options.ridge,
+        intercept=False,
+    )
+
+
+@dataclass(eq=False)
+class Trials:
+    """Held-back errors after a refit at the widths that were tried.
+
+    Attributes:
+        measured: width -> error.
+    """
+
+    moments: LayerMoments
+    curve: SelectionCurve
+    ridge: float
+    original: Mapping[str, Tensor]
+    current: Mapping[str, Tensor]
+    measured: dict[int, float] = field(default_factory=dict)
+
+    def error_at(self, width: int) -> float:
+        """The error with so many units of the curve."""
+        if width not in self.measured:
+            kept = self.curve.units(width)
+            found = refit_layer(self.moments, kept, self.ridge, self.original, self.current)
+            self.measured[width] = found.held_back_error
+        return self.measured[width]
+
+    @property
+    def floor(self) -> float:
+        """The error with all units, left by earlier layers."""
+        unchanged = self.moments.unchanged
+        return self.error_at(len(self.moments.units)) if unchanged is None else unchanged[1]
+
+
+def find_width(
+    group: UnitGroup,
+    moments: LayerMoments,
+    decision: Decision,
+    certificate: Certified | None,
+    options: LayerOptions,
+    trials: Trials,
+) -> int | None:
+    """The width that the decision comes to; None where it takes more units than the memory bound lets be weighed."""
+    units, floor = len(moments.units), trials.floor
+    if isinstance(decision, Given):
+        return len(decision.units)
+    if isinstance(decision, Width):
+        width = decision.count
+    elif isinstance(decision, Keep):
+        width = count_to_keep(decision.amount, group.unit_count)
+    elif certificate is not None:
+        width = certificate.width
+    else:
+        assert isinstance(decision, Within), "the other decisions are above"
+        more = units if moments.unchanged is None else units + 1  # one more stands for the layer as it is
+        width = smallest_width(trials.error_at, more, decision.error, floor)
+    if moments.unchanged is not None and width > units:
+        return None
+    return min(units, legal_width(group, round_up(width, options.round_to, units)))
+
+
+def take_units(
+    group: UnitGroup,
+    weighing: Weighing,
+    curve: SelectionCurve,
+    width: int,
+    decision: Decision,
+    certificate: Certified | None,
+    options: LayerOptions,
+    *,
+    swaps: bool,
+) -> Tensor:
+    """Places (width,) of the units that stay, among those that the moments hold."""
+    if isinstance(decision, Given) or not width:
+        return curve.units(width)
+    if certificate is not None and certificate.support and group.blocks == 1:
+        support = certificate.solution.active.cpu()
+        if len(support) == width:
+            return support
+    kept = legal_units(group, curve, width)
+    small = weighing.joint.gram.shape[0] <= POLISHABLE and width < weighing.joint.unit_count
+    if swaps and small and options.selection == "best" and group.blocks == 1:
+        starts = [order[:width] for order in curve.orders.values()]
+        return polish_units(
+            weighing.selecting, kept, others=starts, ridge=options.ridge, intercept=False, effort=SHAKING
+        )
+    return kept
+
+
+def adjust_layer(
+    moments: LayerMoments,
+    kept: Tensor,
+    options: LayerOptions,
+    original: Mapping[str, Tensor],
+    current: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """New tensors of a consumer whose input has changed and whose units stay; none where held-back samples do not gain.
+
+    Args:
+        kept: (m,) unit numbers that are left; without any it is the constant that is found again.
+    """
+    held = moments.units
+    if not bool(torch.isin(kept, held).all()):  # some were left out for want of memory
+        return {}
+    kept = torch.searchsorted(held, kept)
+    found = refit_layer(moments, kept, options.ridge, original, current)
+    before = held_back_error(moments, kept, original, current)
+    return found.weights if found.held_back_error < before else {}
+
+
+def given_units(moments: LayerMoments, chosen: Tensor) -> SelectionCurve:
+    """A curve that knows one width: the given units. Raises ValueError for a unit that the moments do not hold."""
+    places = {int(unit): place for place, unit in enumerate(moments.units)}
+    missing = [int(unit) for unit in chosen if int(unit) not in places]
+    if missing:
+        raise ValueError(f"`chosen`: units {missing[:5]} are not among the {len(places)} of {moments.group.name}.")
+    own = torch.tensor(sorted(places[int(unit)] for unit in chosen), dtype=torch.int64)
+    rest = torch.tensor(sorted(set(range(len(places))) - set(own.tolist())), dtype=torch.int64)
+    order = torch.cat([own, rest])
+    unknown = torch.full((len(order) + 1,), torch.nan, dtype=torch.float64)
+    return SelectionCurve(order, unknown, ("given",) * (len(order) + 1), {"given": order})
+
+
+def leave_whole(
+    group: UnitGroup, moments: LayerMoments, facts: LayerFacts, curve: SelectionCurve, seconds: dict[str, float]
+) -> LayerResult:
+    """A layer left as it is, because it needs more units than the memory bound lets be weighed against each other."""
+    assert moments.unchanged is not None, "only where units were left out of the moments"
+    error, held_back = moments.unchanged
+    fit = report_fit(moments, error, held_back, held_back, note=NEEDS_MEMORY)
+    widths = report_widths(curve, {})
+    units = group.unit_count
+    report = LayerReport(group.name, units, units, facts.report(), widths, fit, seconds=seconds)
+    return LayerResult(report, torch.arange(units), lacks_memory=True)
+
+
+def unread(group: UnitGroup, facts: LayerFacts, curve: SelectionCurve) -> LayerResult:
+    """A layer inside a block that goes as a whole: no unit is left, and nothing reads what its consumers give.
+
+    Args:
+        curve: of its units in the original network.
+    """
+    fit = Fit(1.0, 1.0, None, 0, "the block that it is in is removed")
+    report = LayerReport(group.name, group.unit_count, 0, facts.report(), report_widths(curve, {}), fit)
+    return LayerResult(report, torch.arange(0))
+
+
+def legal_width(group: UnitGroup, width: int) -> int:
+    """The smallest legal width that is at least `width`: equal counts in every block of a grouped layer."""
+    blocks = group.blocks
+    return min(group.unit_count, -(-width // blocks) * blocks)
+
+
+def legal_units(group: UnitGroup, curve: SelectionCurve, width: int) -> Tensor:
+    """The units (width,) to keep, sorted; in each block of a grouped layer its first ones in the nested order."""
+    if group.blocks == 1:
+        return curve.units(width)
+    size = group.unit_count // group.blocks
+    order = curve.order.tolist()
+    chosen = [
+        unit
+        for block in range(group.blocks)
+        for unit in [unit for unit in order if unit // size == block][: width // group.blocks]
+    ]
+    return torch.tensor(sorted(chosen))
+
+
+class _Clock:
+    """Wall seconds by stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = self.laps.get(stage, 0.0) + now - self._last
+        self._last = now

@@ -1,0 +1,137 @@
+"""refit_layer(): new consumer weights and constants for the kept units of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.convex import Moments, refit, relative_error
+from compress.convex.statistics.moments import unit_columns
+from compress.recording.layer_moments import ROWS_PER_COLUMN, LayerMoments, root_mean_square
+from compress.recording.readings import constant_of
+
+CONSTANT = 1e-20  # squared spread, relative to the second moment, that is rounding
+STRONGER_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # tried in turn where the given one fits noise
+OVERFIT = 1.02  # held-back over fitting error, above which it does
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRefit:
+    """New consumer tensors for a set of kept units, with their relative errors over all readings.
+
+    Attributes:
+        weights: state name -> new tensor in the original shape; removed units' columns are zero.
+    """
+
+    weights: dict[str, Tensor]
+    error: float
+    held_back_error: float
+
+
+def refit_layer(
+    moments: LayerMoments,
+    kept: Tensor,
+    ridge: float,
+    original: Mapping[str, Tensor],
+    current: Mapping[str, Tensor],
+) -> LayerRefit:
+    """Least-squares output weights of the kept units for every consumer, in the original shapes.
+
+    Args:
+        kept: places (|S|,) among `moments.units`.
+        ridge: on the change of the weights, relative to each column's second moment.
+        original, current: states of the original network and of the one compressed so far.
+    """
+    weights: dict[str, Tensor] = {}
+    errors, held = [], []
+    own = moments.units[kept.cpu()]
+    for reading, part, check, intercept in zip(
+        moments.readings, moments.fitting, moments.held_back, moments.intercepts, strict=True
+    ):
+        rows = unit_columns(own.to(part.covariance.device), reading.group_size)
+        before = reading.weights(current).to(part.covariance)[rows]
+        found = refit_change(part.subset(kept), check.subset(kept), before, ridge, intercept=intercept)
+        errors.append(found.error)
+        held.append(found.held_back_error)
+        full = before.new_zeros(reading.columns, part.output_count)
+        full[rows] = found.coefficients
+        first = 0
+        for applied in reading.places:
+            consumer = applied[0]
+            target = reading.outputs(consumer, current)
+            own_outputs = slice(first, first + target.stop - target.start)
+            first = own_outputs.stop
+            changed = weights.get(consumer.weight, current[consumer.weight])
+            weights[consumer.weight] = reading.with_matrix(consumer, changed, full[:, own_outputs])
+            constants = {constant_of(each) for each in applied} if intercept else set()
+            for name, sign in sorted(constants):
+                base = weights.get(name, (original if moments.targets else current)[name]).clone()
+                base[target] = (base[target].double() + sign * found.intercept[own_outputs]).to(base)
+                weights[name] = base
+    return LayerRefit(weights, root_mean_square(errors), root_mean_square(held))
+
+
+def held_back_error(
+    moments: LayerMoments, kept: Tensor, original: Mapping[str, Tensor], current: Mapping[str, Tensor]
+) -> float:
+    """Relative held-back error of the consumers as they are, with the kept units alone."""
+    errors = []
+    own = moments.units[kept.cpu()]
+    for reading, check, intercept in zip(moments.readings, moments.held_back, moments.intercepts, strict=True):
+        rows = unit_columns(own.to(check.covariance.device), reading.group_size)
+        before = reading.weights(current).to(check.covariance)[rows]
+        moved = []
+        for consumer in reading.consumers if intercept else ():
+            (name, sign), target = constant_of(consumer), reading.outputs(consumer, current)
+            moved.append(sign * (current[name][target].double() - original[name][target].double()))
+        errors.append(
+            reading_error(check.subset(kept), before, torch.cat(moved).to(check.covariance) if moved else None)
+        )
+    return root_mean_square(errors)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadingRefit:
+    """Output weights (|S|·s, D) and constant (D,) of one reading, with their relative errors."""
+
+    coefficients: Tensor
+    intercept: Tensor
+    error: float
+    held_back_error: float
+
+
+def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *, intercept: bool) -> ReadingRefit:
+    """min ‖Ψ − Φ(V + Δ) − 1bᵀ‖² + ridge·Σ_i G_ii‖δ_i‖² over Δ and b: the ridge pulls to the weights as they are.
+
+    Where held-back samples err clearly more than those that were fitted, or there are fewer than `ROWS_PER_COLUMN` rows
+    for each column, the samples do not determine Δ: stronger ridges are tried as long as the held-back error falls. The
+    strongest leaves little but the constant to fit.
+
+    Args:
+        part, check: fitting and held-back moments of the kept units alone.
+        before: V (|S|·s, D).
+    """
+    rest = part.residual(before)
+    scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
+    best: ReadingRefit | None = None
+    for strength in (ridge, *(stronger for stronger in STRONGER_RIDGES if stronger > ridge)):
+        change = refit(rest, ridge=strength, intercept=intercept)
+        coefficients = before + change.coefficients
+        bias = change.intercept if intercept else None
+        errors = [reading_error(each, coefficients, bias) for each in (part, check)]
+        if best is not None and not errors[1] < best.held_back_error:
+            break
+        best = ReadingRefit(coefficients, change.intercept, errors[0], errors[1])
+        if not scarce and errors[1] <= OVERFIT * errors[0]:
+            break
+    assert best is not None, "at least one ridge is tried"
+    return best
+
+
+def reading_error(moments: Moments, coefficients: Tensor, bias: Tensor | None) -> float:
+    """Relative error of V and b; against ‖Ψ‖ itself where no constant is free, or where Ψ is nothing but a constant."""
+    spread = bias is not None and moments.centred_energy > CONSTANT * moments.energy
+    return relative_error(moments, None, coefficients, bias, intercept=spread)

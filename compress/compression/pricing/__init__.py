@@ -1,0 +1,1 @@
+"""What a width costs in parameters, MACs and measured time, and the cheapest widths at a wanted total."""

@@ -1,0 +1,167 @@
+"""What is known before any width is chosen: per layer the selection, its errors, and what errors do to the output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from compress.compression.faults import LAYER_FAULTS, describe_fault
+from compress.compression.layers.layer import LayerFacts, LayerOptions, layer_unit_costs
+from compress.compression.pricing.allocate import Choices, DamageCurve, Removal, damage_curve, legal_widths
+from compress.compression.pricing.costs import CostModel, cost_model
+from compress.compression.pricing.latency import measure_latency_model
+from compress.compression.problem import Problem, Recorded, record_all
+from compress.compression.resume import KnownCurves, RunState
+from compress.compression.searching.damage import measure_divergences, probe_widths
+from compress.convex import SelectionCurve, select_units
+from compress.progress import Progress
+from compress.recording.layer_moments import LayerMoments
+from compress.units.groups import UnitGroup
+
+SENSITIVITY_SAMPLES = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Everything known before the widths are chosen; one pass over the data, plus the sensitivities.
+
+    Attributes:
+        moments: per group, of the original network; empty where the curves came from an earlier run.
+        curves: selection curve per group.
+        damages: predicted damage per group and width.
+        facts: what the moments of all units say, per group.
+        skipped: group name -> why it stays as it is; such a group has no moments, curve or facts.
+        removals: the blocks that may go as a whole, with what that does.
+        kept_state: where what is found is kept for a run that goes on from here.
+    """
+
+    problem: Problem
+    model: CostModel
+    moments: dict[str, LayerMoments]
+    curves: dict[str, SelectionCurve]
+    damages: dict[str, DamageCurve]
+    facts: dict[str, LayerFacts]
+    skipped: dict[str, str] = field(default_factory=dict)
+    removals: tuple[Removal, ...] = ()
+    kept_state: RunState | None = None
+
+    @property
+    def choices(self) -> Choices:
+        """What the widths are chosen from."""
+        return Choices(self.model, self.damages, self.removals)
+
+
+def prepare_search(
+    problem: Problem,
+    options: LayerOptions,
+    progress: Progress,
+    *,
+    timed: bool = False,
+    kept_state: RunState | None = None,
+) -> Search:
+    """Record all layers once, select along all widths, measure what errors do to the output.
+
+    Args:
+        timed: measure what the layers take at several widths, so that latency can be predicted.
+        kept_state: where curves and sensitivities are kept for a later run, and taken from.
+    """
+    known = None if kept_state is None else kept_state.read_curves()
+    legal = {group.name: legal_widths(group.unit_count, group.blocks, options.round_to) for group in problem.groups}
+    moments: dict[str, LayerMoments] = {}
+    if known is None or {*known.curves, *known.skipped} != set(legal):
+        recorded = record_all(problem, progress)
+        moments = recorded.moments
+        known = find_curves(problem, recorded, options, legal, progress)
+        if kept_state is not None:
+            kept_state.write_curves(known)
+    damages = {
+        name: fixed_width(widths[-1])
+        if name in known.skipped
+        else damage_curve(known.errors[name], known.measured[name], widths_known(known.curves[name], widths))
+        for name, widths in legal.items()
+    }
+    parameters = dict(problem.network.module.named_parameters())
+    model = cost_model(
+        problem.program, problem.groups, parameters, problem.forward_macs, problem.network.biases, problem.branches
+    )
+    removals = tuple(
+        Removal(branch.groups, dict(known.measured[branch.end]).get(0, math.inf))
+        for branch in problem.branches
+        if not known.skipped.keys() & set(branch.groups)
+    )
+    if timed:
+        progress.stage("timing layers at several widths")
+        latency = problem.share.from_first(
+            lambda: measure_latency_model(problem.network, problem.groups, model.tensors, problem.timing)
+        )
+        model = replace(model, latency=latency)
+    return Search(problem, model, moments, known.curves, damages, known.facts, known.skipped, removals, kept_state)
+
+
+def find_curves(
+    problem: Problem,
+    recorded: Recorded,
+    options: LayerOptions,
+    legal: Mapping[str, tuple[int, ...]],
+    progress: Progress,
+) -> KnownCurves:
+    """Selection curves of all groups, and the divergences at a few widths of each."""
+    curves: dict[str, SelectionCurve] = {}
+    errors: dict[str, Tensor] = {}
+    facts: dict[str, LayerFacts] = {}
+    skipped = dict(recorded.skipped)
+    progress.stage("selecting units", len(problem.groups))
+    for number, group in enumerate(problem.groups, 1):
+        if group.name not in skipped:
+            try:
+                curve, facts[group.name] = find_curve(problem, group, recorded.moments[group.name], options)
+                curves[group.name] = curve
+                errors[group.name] = errors_by_width(curve.errors, group.unit_count)
+            except LAYER_FAULTS as fault:
+                skipped[group.name] = describe_fault(fault)
+        progress.advance()
+        progress.reach(0.3 + 0.5 * number / len(problem.groups))
+    widths = {name: probe_widths(errors[name], widths_known(curves[name], legal[name])) for name in curves}
+    for branch in problem.branches:
+        if branch.end in widths:
+            widths[branch.end] = [0, *widths[branch.end]]
+    samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
+    progress.stage("measuring sensitivities", samples)
+    measured = measure_divergences(
+        problem, recorded.moments, curves, widths, options, samples=samples, advance=progress.advance
+    )
+    return KnownCurves(curves, errors, measured, facts, skipped)
+
+
+def find_curve(
+    problem: Problem, group: UnitGroup, moments: LayerMoments, options: LayerOptions
+) -> tuple[SelectionCurve, LayerFacts]:
+    """One group's selection along all widths, and what its moments say. Raises SolverError."""
+    joint = moments.for_selection(problem.state)
+    costs = layer_unit_costs(options.unit_costs, group, moments, problem.state, joint)
+    curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
+    return curve, LayerFacts.of(moments.joint(), options.rank_tolerance)
+
+
+def fixed_width(units: int) -> DamageCurve:
+    """The curve of a layer that keeps all its units."""
+    nothing = torch.zeros(units + 1, dtype=torch.float64)
+    return DamageCurve(nothing, (units,), nothing)
+
+
+def widths_known(curve: SelectionCurve, legal: Sequence[int]) -> tuple[int, ...]:
+    """Legal widths that the curve has units for; the layer as it is, with all units, is always one."""
+    listed = len(curve.order)  # fewer than all where memory is short
+    return tuple(width for width in legal if width <= listed or width == legal[-1])
+
+
+def errors_by_width(errors: Tensor, units: int) -> Tensor:
+    """Relative errors (K + 1,) where they are known for the first widths only: no fall between, none with all units."""
+    missing = units + 1 - len(errors)
+    if not missing:
+        return errors
+    return torch.cat([errors, errors[-1:].expand(missing - 1), errors.new_zeros(1)])

@@ -1,0 +1,1 @@
+"""Which units to keep: backward elimination, forward paths, best swaps."""

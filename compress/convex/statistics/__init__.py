@@ -1,0 +1,1 @@
+"""Sufficient statistics: compensated sums, centred moments, factored and shrunk ones, eigenvalues."""
