@@ -168,7 +168,7 @@ def prepare_network(
         None if source is None else Cast(source, examples[0].dtype) for source in (calibration, evaluation)
     )
     if calibration is not None and evaluation is not None:
-        try_samples(module, evaluation, "--eval", examples[0])
+        try_samples(module, evaluation, "--eval", examples[0], named_outputs(returned))
     guards = [
         replace(guard, source=Cast(source, examples[0].dtype))
         for guard, source in zip(guards, guarding, strict=True)
@@ -176,7 +176,7 @@ def prepare_network(
     ]
     for guard in guards:
         option = f"--guard {guard.name}"
-        try_samples(module, guard.source, option, examples[0])
+        try_samples(module, guard.source, option, examples[0], named_outputs(returned))
         own, wanted = (tuple(one.shape[1:]) for one in (next(iter(guard.source.batches(1))).inputs, examples[0]))
         if own != wanted:
             raise DataError(
@@ -401,27 +401,38 @@ def blamed(option: str) -> Iterator[None]:
         raise DataError(f"{option}: {error}") from error
 
 
-def try_samples(module: nn.Module, source: DataSource, option: str, probe: Tensor) -> None:
+def try_samples(
+    module: nn.Module, source: DataSource, option: str, probe: Tensor, wanted: Mapping[str, Tensor]
+) -> None:
     """Run the network once on the first samples of a source, so that it does not fail at the end of the work.
 
     Args:
         probe: a batch (B, …) that the network does run on, whose size is taken.
+        wanted: what it gives then, by output.
 
     Raises:
-        DataError: the network does not run on them.
+        DataError: the network does not run on them, or gives outputs of another number of dimensions.
     """
     with blamed(option):
         count = min(len(probe), source.sample_count)
         tensors = next(iter(source.batches(count, torch.arange(count)))).tensors
     places = torch.arange(len(probe)) % count
+    shape = tuple(tensors[0].shape[1:])
     try:
         with torch.inference_mode():
-            module(*(each[places].to(probe.device) for each in tensors))
+            returned: object = module(*(each[places].to(probe.device) for each in tensors))
     except FORWARD_FAULTS as error:
         raise DataError(
             f"{option}: the network runs on the samples of shape {tuple(probe.shape[1:])}, but not on "
-            f"those of shape {tuple(tensors[0].shape[1:])} from {source.name}: {first_line(error)}"
+            f"those of shape {shape} from {source.name}: {first_line(error)}"
         ) from error
+    for name, tensor in named_outputs(returned).items():
+        if name in wanted and tensor.ndim != wanted[name].ndim:
+            raise DataError(
+                f"{option}: on samples of shape {shape} from {source.name} the network's {name!r} has {tensor.ndim} "
+                f"dimensions, on the others, of shape {tuple(probe.shape[1:])}, {wanted[name].ndim}; give samples of "
+                "the shape that it was trained on."
+            )
 
 
 def note_preprocessing(

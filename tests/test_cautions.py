@@ -132,6 +132,14 @@ def test_evaluation_data_of_another_shape_is_refused_before_any_work(
         notes(given, eval=str(tmp_path / "other.npz"))
 
 
+def test_evaluation_data_of_more_dimensions_are_refused_though_the_network_runs_on_them(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "other.npz", inputs=np.ones((20, 3, 6), "f4"), labels=np.zeros(20, int))
+    with pytest.raises(compress.CompressError, match=r"'output' has 3 dimensions, on the others, of shape \(6,\), 2"):
+        notes(given, eval=str(tmp_path / "other.npz"))
+
+
 @pytest.mark.parametrize("option", ["data", "eval"])
 def test_a_data_fault_names_the_option(given: dict[str, Any], option: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "wrong.npz", x=np.ones((20, 6)))

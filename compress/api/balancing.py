@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from compress.arithmetic import reproducible
 from compress.atomic import new_file
 from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.manifest import computed_state
@@ -27,6 +28,7 @@ OUTPUT_TOLERANCE = 1e-5  # relative to the largest output, in the precision that
 CHECKED_SAMPLES = 64
 
 
+@reproducible()
 def balance(
     recipe: Recipe,
     *,

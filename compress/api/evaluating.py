@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.arithmetic import reproducible
 from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.data import Cast, DataSource, Preprocessing, open_data
 from compress.errors import DataError
@@ -20,6 +21,7 @@ from compress.report.evaluation import Evaluation, evaluate_networks, network_ou
 PROBED = 2  # samples that show what the network returns
 
 
+@reproducible()
 def evaluate(
     folder: str | Path,
     eval_data: str,

@@ -13,6 +13,7 @@ from compress.api.evaluating import open_evaluation
 from compress.api.reporting import read_any_report, write_pages
 from compress.api.verifying import make_examples
 from compress.api.writing import first_samples
+from compress.arithmetic import reproducible
 from compress.artifact.checksums import check_checksums, write_checksums
 from compress.artifact.exports import EXPORTS, check_exports, write_exports
 from compress.artifact.folder import write_json
@@ -35,6 +36,7 @@ class Exported:
         return plain_data(self)
 
 
+@reproducible()
 def export(
     folder: str | Path,
     kinds: Sequence[str],

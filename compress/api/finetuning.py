@@ -13,6 +13,7 @@ from torch import nn
 
 from compress.api.live import choose_progress, dress_like, live_recipe, open_live, unwrap
 from compress.api.training import TrainResult, finetune_recipe, prepare_training, write_taught
+from compress.arithmetic import reproducible
 from compress.atomic import reserved
 from compress.measures.own import Function as Measure
 from compress.measures.own import OwnMeasure
@@ -39,6 +40,7 @@ class FinetuneResult:
     _taught: Taught
     _recipe: Recipe
 
+    @reproducible()
     def save(self, folder: str | Path, *, force: bool = False, progress: Progress | None = None) -> Path:
         """Write the network with manifest and report, as `PruneResult.save`. Raises OutputError."""
         recipe = self._recipe.model_copy(update={"output": str(folder), "force": force})
@@ -71,6 +73,7 @@ def finetune(
 ) -> FinetuneResult: ...
 
 
+@reproducible()
 def finetune(
     network: Recipe | nn.Module,
     data: Any = None,

@@ -10,6 +10,7 @@ from torch import nn
 
 from compress.api.live import choose_progress, prepare_live
 from compress.api.steps.widths import check_patterns, make_problem
+from compress.arithmetic import reproducible
 from compress.compression.problem import record_all, select_groups
 from compress.data.importing import file_name_of
 from compress.diagnostics.deep import describe_depth
@@ -23,6 +24,7 @@ from compress.recipe import Recipe
 LIPSCHITZ_SAMPLES = 32
 
 
+@reproducible()
 def inspect(
     network: Recipe | nn.Module,
     example: Any = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from compress.arithmetic import reproducible
 from compress.data import open_data
 from compress.errors import DataError, RecipeError
 from compress.preparation import choose_preprocessing
@@ -15,6 +16,7 @@ from compress.training.losses import answers_of
 from compress.training.plateau import measure_plateau
 
 
+@reproducible()
 def plateau(
     recipe: Recipe,
     widths: str | Sequence[int] = (1, 2, 4, 8, 16, 32),

@@ -14,6 +14,7 @@ from compress.api.live import choose_progress, dress_like, prepare_live, unwrap
 from compress.api.running import compress_prepared, raise_failed_gates, write_run
 from compress.api.steps.metric import OwnMetric
 from compress.api.steps.telling import Work, report_work
+from compress.arithmetic import reproducible
 from compress.atomic import reserved
 from compress.measures.own import Function as Measure
 from compress.measures.own import OwnMeasure
@@ -39,6 +40,7 @@ class PruneResult:
     _recipe: Recipe
     _original: nn.Module
 
+    @reproducible()
     def save(self, folder: str | Path, *, force: bool = False, progress: Progress | None = None) -> Path:
         """Write the network with manifest and report; it reloads with `compress.load(folder, model=MyNet())`.
 
@@ -67,6 +69,7 @@ class PruneResult:
         return f'<iframe srcdoc="{page}" style="width:100%;height:36em;border:0" title="report"></iframe>'
 
 
+@reproducible()
 def prune(
     model: nn.Module,
     data: Any,

@@ -25,6 +25,7 @@ from compress.api.writing import (
     first_samples,
     write_finished,
 )
+from compress.arithmetic import reproducible
 from compress.artifact.exports import check_exports
 from compress.atomic import reserved
 from compress.checkpoint.removed import outside
@@ -65,6 +66,7 @@ class RunResult:
     module: nn.Module
 
 
+@reproducible()
 def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = False, resume: bool = False) -> RunResult:
     """The main job: a checkpoint in, a smaller checkpoint and an accuracy report out.
 

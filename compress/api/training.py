@@ -19,6 +19,7 @@ from compress.api.writing import (
     first_samples,
     write_finished,
 )
+from compress.arithmetic import reproducible
 from compress.artifact.exports import check_exports
 from compress.artifact.folder import versions
 from compress.atomic import reserved
@@ -65,6 +66,7 @@ class TrainResult:
     module: nn.Module
 
 
+@reproducible()
 def train(recipe: Recipe, progress: Progress | None = None, *, resume: bool = False) -> TrainResult:
     """Train the recipe's architecture from random weights of its seed, as its `training` section says.
 
@@ -155,7 +157,7 @@ def prepare_training(
     evaluation = None if evaluation is None else Cast(evaluation, examples[0].dtype)
     check_answers(options.loss, source, outputs)
     if evaluation is not None:
-        try_samples(module, evaluation, "--eval", examples[0])
+        try_samples(module, evaluation, "--eval", examples[0], named_outputs(outputs))
     if evaluation is not None and evaluation.targets is not None:
         check_answers(options.loss, evaluation, outputs)
     elif evaluation is not None and evaluation.has_labels:

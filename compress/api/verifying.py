@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.api.evaluating import evaluate_artifact
 from compress.api.reporting import read_any_report
+from compress.arithmetic import reproducible
 from compress.artifact.checksums import check_checksums
 from compress.checkpoint.manifest import Artifact, open_artifact
 from compress.checkpoint.restoring import named_tensors
@@ -77,6 +78,7 @@ class Verified:
         return found
 
 
+@reproducible()
 def verify(
     folder: str | Path,
     eval_data: str | None = None,
