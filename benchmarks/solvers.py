@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.accelerator import run_accelerator
 from benchmarks.peers import PEERS, Peer
 from benchmarks.problems import conv_moments, problem_moments
 from benchmarks.recorded import load_moments, save_moments, vgg_moments
 from benchmarks.reporting import Cell, Run, best_time, start
-from compress.convex import Moments, MultitaskLasso, penalty_grid, solve, solve_batch, solve_path
+from compress.convex import Moments, MultitaskLasso, penalty_grid, solve, solve_path
 
 TOLERANCE = 1e-6
 
@@ -31,7 +32,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="the shared vgg19-cifar10.pt, to record the moments")
     parser.add_argument("--images", type=Path, help="CIFAR-10 training images, .npz with `images`")
     parser.add_argument("--peers", help="peers to run, by comma; empty for none (quick: celer, scikit-learn)")
-    parser.add_argument("--only", default="", help="problems to run, by comma (easy,A,B,C,E,conv,vgg,path,batch)")
+    parser.add_argument("--only", default="", help="problems to run, by comma (easy,A,B,C,E,conv,vgg,path,gpu)")
+    parser.add_argument("--device", help="where the gpu part runs; default: cuda where there is one")
 
 
 def main() -> int:
@@ -59,8 +61,9 @@ def main() -> int:
         conv(run, quick)
     if wanted("vgg"):
         real(run)
-    if wanted("batch"):
-        batch(run, quick)
+    if wanted("gpu"):
+        device = run.options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        run_accelerator(run, device, 0.0625 if quick else 1.0)
     return run.finish()
 
 
@@ -244,36 +247,6 @@ def real(run: Run) -> None:
     header = ("input of", "size", "λ/λ_max", "active units", "seconds", "gap", "status")
     run.table("Real moments: VGG-19 on CIFAR-10 (centred)", header, rows)
     run.goal("vgg-certified", sum(row[-1] == "certified" for row in rows), len(rows), at_least=True)
-
-
-def batch(run: Run, quick: bool) -> None:
-    if not torch.cuda.is_available():
-        run.goal("gpu-batch-against-loop", None, "faster", note="not run: no GPU on this machine")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    sizes = (0.06, 0.08) if quick or device == "cpu" else tuple(0.3 + 0.1 * i for i in range(16))
-    layers = [problem_moments("B", scale=size).to(device) for size in sizes]
-    fractions = [0.7 * 0.75**i for i in range(20)]
-    problems = [penalised(moments, fraction) for moments in layers for fraction in fractions]
-    solve_batch(problems[:2], tolerance=1e-4, max_iterations=100)
-
-    def loop() -> list[int]:
-        return [solve(problem, "proximal", tolerance=1e-4, max_iterations=500).iterations for problem in problems]
-
-    together, solutions = best_time(lambda: solve_batch(problems, tolerance=1e-4, max_iterations=500), repeats=1)
-    apart, _ = best_time(loop, repeats=1)
-    certified = sum(solution.certified for solution in solutions)
-    # two products with the eigenvectors an iteration, one with the gram every tenth
-    work = sum(
-        solution.iterations * 2.1 * 2 * problem.moments.gram.shape[0] ** 2 * problem.moments.output_count
-        for problem, solution in zip(problems, solutions, strict=True)
-    )
-    run.table(
-        f"Batched proximal solver, {len(layers)} layers × 20 λ to 1e-4, on {device}",
-        ("batch, s", "one by one, s", "certified", "matrix rate, GFLOP/s"),
-        [[together, apart, f"{certified} of {len(problems)}", work / together / 1e9]],
-    )
-    if device == "cuda":
-        run.goal("gpu-batch-against-loop", apart / together, 1.0, at_least=True, unit="x")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from compress.convex.solution import Solution, Status
 from compress.convex.solvers.conic import Conic
 from compress.convex.solvers.newton import Newton
 from compress.convex.solvers.proximal import Proximal
-from compress.convex.solvers.scaled import Outcome, ScaledProblem
+from compress.convex.solvers.scaled import Outcome, ScaledProblem, scale_problems
 
 Solver = Newton | Proximal | Conic
 
@@ -76,7 +76,7 @@ def solve_batch(
     """
     solver = Proximal() if solver is None else solver
     check_tolerance(tolerance)
-    scaled = [ScaledProblem.of(problem) for problem in problems]
+    scaled = scale_problems(problems)
     deadline = time.monotonic() + time_limit
     outcomes = solver.minimise_all(scaled, tolerance, [None] * len(scaled), max_iterations, deadline)
     return [

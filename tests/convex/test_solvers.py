@@ -208,6 +208,33 @@ def test_a_batch_of_unlike_layers_and_penalties_equals_one_by_one(algorithm):
         assert solution.objective == pytest.approx(solve(problem).objective, rel=3e-6)
 
 
+@pytest.mark.parametrize("algorithm", ["admm", "accelerated"])
+def test_layers_of_like_size_share_a_batch(algorithm):
+    generator = torch.Generator().manual_seed(3)
+    layers = []
+    for units, outputs in ((20, 5), (23, 4), (24, 5)):
+        features = normal(generator, 60, units)
+        layers.append(Moments.of(features, features @ normal(generator, units, outputs)))
+    problems = [
+        MultitaskLasso(moments, fraction * MultitaskLasso(moments, 0.0).lambda_max)
+        for fraction in (0.5, 0.1, 0.02)
+        for moments in layers
+    ]
+    for problem, solution in zip(problems, solve_batch(problems, Proximal(algorithm=algorithm)), strict=True):
+        primal, dual = independent_certificate(problem, solution.coefficients)
+        assert solution.certified, solution.message
+        assert primal - dual <= 1.01e-6 * primal
+
+
+def test_a_batch_past_its_time_limit_returns_points_with_their_gaps():
+    problem = problem_of_kind("well-posed")
+    problems = [MultitaskLasso(problem.moments, f * problem.lambda_max, problem.unit_costs) for f in (0.5, 0.1)]
+    for solution in solve_batch(problems, Proximal(batch=1), tolerance=1e-13, time_limit=0.0):
+        assert not solution.certified
+        assert "time limit" in solution.message
+        assert solution.gap > 1e-13
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_single_precision_iterations_are_certified_in_double(device):
     if device == "cuda" and not torch.cuda.is_available():

@@ -24,7 +24,7 @@ def nested_errors(moments: Moments, order: Tensor, *, ridge: float = RIDGE, inte
 
 def _nested_errors(equations: NormalEquations, order: Tensor) -> Tensor:
     s = equations.group_size
-    index = unit_columns(order, s)
+    index = unit_columns(order.to(equations.gram.device), s)
     part = NormalEquations(
         gram=equations.gram.index_select(0, index).index_select(1, index),
         cross=equations.cross.index_select(0, index),

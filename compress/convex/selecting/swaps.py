@@ -93,7 +93,7 @@ class Polisher:
         if movable > 0 and effort > 0:
             best = self._shake(best, least, effort * _EFFORT, torch.Generator().manual_seed(seed))
         units = best.kept()
-        return units.sort().values, self._relative(_Tableau.of(self.equations, self.targets, units).explained)
+        return units.sort().values.cpu(), self._relative(_Tableau.of(self.equations, self.targets, units).explained)
 
     def _descend(self, tableau: _Tableau, least: float) -> _Tableau:
         """Exchanges until none gains: the tableau at a selection that no single swap improves."""

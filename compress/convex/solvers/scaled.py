@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -120,6 +121,19 @@ class ScaledProblem:
     def from_scaled(self, coefficients: Tensor) -> Tensor:
         """V of an X."""
         return coefficients * (self.root_energy / self.scale[:, None])
+
+
+def scale_problems(problems: Sequence[MultitaskLasso]) -> list[ScaledProblem]:
+    """The scaled form of every problem; those of the same moments share all arrays but the thresholds."""
+    firsts: dict[int, ScaledProblem] = {}
+    scaled = []
+    for problem in problems:
+        first = firsts.get(id(problem.moments))
+        if first is None:
+            first = firsts[id(problem.moments)] = ScaledProblem.of(problem)
+        unit_scale = first.scale[:: first.group_size]
+        scaled.append(replace(first, thresholds=problem.penalty * problem.costs / (unit_scale * first.root_energy)))
+    return scaled
 
 
 def scaled_gap(
