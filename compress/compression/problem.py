@@ -66,6 +66,10 @@ class SampleStream:
         own = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
         return next(iter(self.source.batches(self.batch_size, own)))
 
+    def of_samples(self, places: Tensor) -> tuple[Tensor, ...]:
+        """Inputs of samples by their places (B,) in reading order."""
+        return next(iter(self.source.batches(len(places), self.indices[places]))).tensors
+
     def of(self, source: DataSource) -> SampleStream:
         """The part of it that is of one source, the first of those that are mixed."""
         return replace(self, source=source, indices=self.indices[self.indices < source.sample_count])

@@ -16,23 +16,10 @@ from compress.graph.program import Program
 from compress.graph.trace import trace_network
 from compress.measures.outputs import Output
 from compress.progress import SilentProgress
-from compress.training.recovery import (
-    AUTO_EPOCHS,
-    RATES,
-    ROUNDS,
-    TRIAL,
-    Mimic,
-    Recovery,
-    compare,
-    last_features,
-    moved,
-    rate_share,
-    recover,
-    row_sizes,
-    step_batch,
-    takes_images,
-    tensors_of,
-)
+from compress.training.descent import rate_share, row_sizes
+from compress.training.drawing import Moves, Placed, moved, placed, step_batch, takes_images
+from compress.training.mimic import Mimic, compare, last_features, tensors_of
+from compress.training.recovery import AUTO_EPOCHS, RATES, ROUNDS, TRIAL, Recovery, recover
 from tests.compression.test_schedule import Samples
 
 
@@ -183,7 +170,8 @@ def test_images_are_moved_by_a_few_pixels_and_other_inputs_are_none() -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.zeros(64, 1, 32, 32)
     image[:, :, 16, 10] = 1
-    places = {tuple(place[2:].tolist()) for _ in range(20) for place in moved(image, generator).nonzero()}
+    draws = [Moves.draw(64, (32, 32), False, generator) for _ in range(20)]
+    places = {tuple(place[2:].tolist()) for moves in draws for place in moved(image, moves).nonzero()}
     assert all(abs(row - 16) <= 2 and min(abs(column - 10), abs(column - 21)) <= 2 for row, column in places)
     assert len(places) > 20
     assert takes_images([image])
@@ -198,3 +186,25 @@ def test_the_rate_rises_then_falls() -> None:
     assert max(shares) == 1.0
     assert shares[5:] == sorted(shares[5:], reverse=True)
     assert 0 < shares[-1] < 0.01
+
+
+def test_each_sample_comes_once_an_epoch_in_another_order_each_time() -> None:
+    samples = Samples(50, 3, 16, 16)
+    stream = SampleStream(samples, torch.arange(10, 40), 8)  # type: ignore[arg-type]
+    drawn = placed(stream, torch.device("cpu")).drawn(images=False, seed=0)
+    epochs = [torch.cat([drawn.next()[0] for _ in range(4)]) for _ in range(2)]
+    wanted = samples.inputs[10:40].flatten(1).sum(1).sort().values
+    assert all(torch.equal(epoch.flatten(1).sum(1).sort().values, wanted) for epoch in epochs)
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_inputs_that_lie_on_a_device_are_drawn_as_those_that_are_read() -> None:
+    samples = Samples(50, 3, 16, 16)
+    stream = SampleStream(samples, torch.arange(10, 40), 8)  # type: ignore[arg-type]
+    read = Placed(stream, torch.device("cpu"))
+    held = Placed(stream, torch.device("cpu"), (samples.inputs[10:40],))
+    assert torch.equal(read.read(3)[0], held.read(3)[0])
+    pair = [each.drawn(images=True, mixed=True, seed=4) for each in (read, held)]
+    for _ in range(6):
+        first, second = (drawn.next()[0] for drawn in pair)
+        assert torch.equal(first, second)

@@ -16,9 +16,10 @@ from compress.preparation import Prepared
 from compress.progress import Progress
 from compress.recipe import Recipe, TrainingOptions
 from compress.report.model import EvaluationReport, Scores, TuningReport
+from compress.training.drawing import step_batch
 from compress.training.loop import Fitted, score
 from compress.training.losses import LOSSES, check_answers
-from compress.training.recovery import Recovery, recover, step_batch
+from compress.training.recovery import Recovery, recover
 from compress.training.session import Session
 
 

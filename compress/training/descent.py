@@ -1,0 +1,106 @@
+"""Adam on all weights of a cut network, each relative to the size of its output's weights, towards the original."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compress.progress import Progress
+from compress.training.drawing import Drawn
+from compress.training.mimic import Mimic
+
+WARM_UP = 0.1  # share of the steps in which the rate rises
+CLIP = 1.0  # largest gradient norm
+
+
+class RelativeWeights:
+    """Parameters W = W₀ + s·θ: θ starts at zero, s is the root mean square of W₀'s row (of all of it, without rows)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.base = {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.is_floating_point()}
+        self.scale = {name: row_sizes(tensor) for name, tensor in self.base.items()}
+        self.offsets = {name: torch.zeros_like(tensor, requires_grad=True) for name, tensor in self.base.items()}
+
+    def applied(self) -> dict[str, Tensor]:
+        """The parameters as they are now."""
+        return {name: torch.addcmul(tensor, self.scale[name], self.offsets[name]) for name, tensor in self.base.items()}
+
+
+def row_sizes(weights: Tensor) -> Tensor:
+    """Root mean square of each output's weights, shaped to multiply them; at least a thousandth of all of them's."""
+    squares = weights.double().square()
+    whole = squares.mean()
+    own = squares.flatten(1).mean(1).reshape(-1, *[1] * (weights.ndim - 1)) if weights.ndim > 1 else whole
+    return own.clamp_min(max(1e-6 * float(whole), 1e-12)).sqrt().to(weights)
+
+
+@dataclass(eq=False)
+class Descent:
+    """Adam on the relative weights of one cut network, over the fitting samples in random order.
+
+    Attributes:
+        buffers: of the cut network, which stay.
+    """
+
+    mimic: Mimic
+    weights: RelativeWeights
+    buffers: dict[str, Tensor]
+    drawn: Drawn
+
+    def __post_init__(self) -> None:
+        self._offsets = list(self.weights.offsets.values())
+        self._adam = torch.optim.Adam(self._offsets, lr=0.0)
+
+    def run(self, rates: Sequence[float], progress: Progress) -> bool:
+        """One step for each rate; whether every loss was finite. The device is waited for at the end alone."""
+        sound: Tensor | None = None
+        with repeatable():
+            for rate in rates:
+                finite = torch.isfinite(self.step(rate))
+                sound = finite if sound is None else sound & finite
+                progress.advance()
+        return sound is None or bool(sound)
+
+    def step(self, rate: float) -> Tensor:
+        """One step; its loss, detached."""
+        inputs = self.drawn.next()
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        with torch.enable_grad():
+            loss = self.mimic.loss({**self.buffers, **self.weights.applied()}, inputs)
+            self._adam.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+        for tensor in self._offsets:
+            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        torch.nn.utils.clip_grad_norm_(self._offsets, CLIP)
+        self._adam.step()
+        return loss.detach()
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Convolutions by methods that give the same bits each time, in whole float32."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def with_weights(module: nn.Module, weights: RelativeWeights) -> nn.Module:
+    """The same module with the weights put in."""
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, tensor in weights.applied().items():
+            parameters[name].copy_(tensor)
+    return module
+
+
+def rate_share(step: int, steps: int) -> float:
+    """Share of the learning rate at a step counted from 0: it rises linearly, then falls as a half cosine."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

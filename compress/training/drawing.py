@@ -1,0 +1,171 @@
+"""Batches for gradient steps: samples in a new order each epoch, on an accelerator once, images moved and mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compress.compression.problem import SampleStream
+
+SHIFT = 16  # an image is shifted by up to this part of its side
+SMALLEST_IMAGE = 16  # pixels a side
+STEP_NUMBERS = 2**21  # input numbers in a batch, at most: what gradients need follows them
+HELD_SHARE = 0.25  # of an accelerator's free memory, that inputs may take
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """How each of B images is moved.
+
+    Attributes:
+        flips: (B,) whether it is mirrored.
+        shifts: (2, B) pixels down and to the right, counted from the largest shift the other way.
+        shares: (B,) of its own in the image that it is mixed into; empty: none is mixed.
+    """
+
+    flips: Tensor
+    shifts: Tensor
+    shares: Tensor
+
+    @classmethod
+    def draw(cls, count: int, sides: Sequence[int], mixed: bool, generator: torch.Generator) -> Moves:
+        """Of so many images with these sides (height, width)."""
+        flips = torch.rand(count, generator=generator) < 0.5
+        shifts = [torch.randint(0, 2 * reach(side) + 1, (count,), generator=generator) for side in sides]
+        shares = torch.rand(count if mixed else 0, generator=generator)
+        return cls(flips, torch.stack(shifts), shares)
+
+    def to(self, device: torch.device) -> Moves:
+        """On a device."""
+        return Moves(self.flips.to(device), self.shifts.to(device), self.shares.to(device))
+
+    def part(self, first: int, count: int) -> Moves:
+        """Of some of the images."""
+        last = first + count
+        return Moves(self.flips[first:last], self.shifts[:, first:last], self.shares[first:last])
+
+
+@dataclass(eq=False)
+class Drawn:
+    """Batches of a stream in random order, every sample once an epoch; on the device.
+
+    What is random in an epoch goes to the device at its start, so that no step waits for a copy.
+
+    Attributes:
+        images: flip and shift the samples; `mixed`: and lay each over another.
+        inputs: all of the stream's, where they are on an accelerator; else they are read batch by batch.
+    """
+
+    stream: SampleStream
+    device: torch.device
+    images: bool
+    seed: int
+    mixed: bool = False
+    inputs: tuple[Tensor, ...] | None = None
+    _order: Tensor | None = None
+    _moves: Moves | None = None
+    _done: int = 0
+
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    def next(self) -> list[Tensor]:
+        """Inputs of the next batch."""
+        if self._order is None or self._done >= len(self._order):
+            order = torch.randperm(self.stream.count, generator=self._generator)
+            self._order, self._done = order if self.inputs is None else order.to(self.device), 0
+            self._moves = None
+        numbers = self._order[self._done : self._done + self.stream.batch_size]
+        if self.inputs is None:
+            batch = [tensor.to(self.device) for tensor in self.stream.of_samples(numbers)]
+        else:
+            batch = [tensor.index_select(0, numbers) for tensor in self.inputs]
+        if self.images:
+            if self._moves is None:
+                drawn = Moves.draw(self.stream.count, batch[0].shape[2:], self.mixed, self._generator)
+                self._moves = drawn.to(self.device)
+            batch[0] = moved(batch[0], self._moves.part(self._done, len(numbers)))
+        self._done += len(numbers)
+        return batch
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A stream whose batches come on the device; from its memory where `inputs` holds them all."""
+
+    stream: SampleStream
+    device: torch.device
+    inputs: tuple[Tensor, ...] | None = None
+
+    def sizes(self) -> list[int]:
+        """Samples in each batch."""
+        return self.stream.sizes()
+
+    def batch(self, number: int):  # type: ignore[no-untyped-def]
+        """One batch: inputs, labels, targets, as they are read."""
+        return self.stream.batch(number)
+
+    def read(self, number: int) -> tuple[Tensor, ...]:
+        """Inputs of one batch."""
+        if self.inputs is None:
+            return tuple(tensor.to(self.device) for tensor in self.stream.read(number))
+        size = self.stream.batch_size
+        return tuple(tensor[number * size : (number + 1) * size] for tensor in self.inputs)
+
+    def drawn(self, *, images: bool, seed: int, mixed: bool = False) -> Drawn:
+        """Its batches in random order."""
+        return Drawn(self.stream, self.device, images, seed, mixed, self.inputs)
+
+
+def placed(stream: SampleStream, device: torch.device) -> Placed:
+    """The stream with its batches on the device; copied there at once where that is another and has room."""
+    if device.type != "cuda" or not stream.count:
+        return Placed(stream, device)
+    first = stream.read(0)
+    size = sum(tensor[0].numel() * tensor.element_size() for tensor in first) * stream.count
+    if size > HELD_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return Placed(stream, device)
+    batches = [[tensor.to(device) for tensor in stream.read(number)] for number in range(len(stream.sizes()))]
+    return Placed(stream, device, tuple(torch.cat(list(parts)) for parts in zip(*batches, strict=True)))
+
+
+def takes_images(examples: Sequence[Tensor]) -> bool:
+    """Whether samples are images alone: one or three channels of at least `SMALLEST_IMAGE` pixels a side."""
+    probe = examples[0]
+    return (
+        len(examples) == 1
+        and probe.is_floating_point()
+        and probe.ndim == 4
+        and probe.shape[1] in (1, 3)
+        and min(probe.shape[2:]) >= SMALLEST_IMAGE
+    )
+
+
+def step_batch(probe: Tensor) -> int:
+    """Samples in a batch that gradients are taken of: few of large ones."""
+    return max(8, min(64, STEP_NUMBERS // max(1, probe[0].numel())))
+
+
+def reach(side: int) -> int:
+    """Pixels that an image of such a side is shifted by, at most."""
+    return max(1, side // SHIFT)
+
+
+def moved(images: Tensor, moves: Moves) -> Tensor:
+    """Images (B, C, H, W), each flipped or not and shifted; the border is mirrored in. Then mixed with one another."""
+    flipped = torch.where(moves.flips[:, None, None, None], images.flip(3), images)
+    high, wide = images.shape[2:]
+    padded = nn.functional.pad(flipped, (reach(wide), reach(wide), reach(high), reach(high)), mode="reflect")
+    rows, columns = (
+        torch.arange(side, device=images.device) + shift[:, None]
+        for side, shift in zip((high, wide), moves.shifts, strict=True)
+    )  # (B, H), (B, W)
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    found = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    if not len(moves.shares):
+        return found
+    share = moves.shares[:, None, None, None].to(found.dtype)
+    return share * found + (1 - share) * found.flip(0)
