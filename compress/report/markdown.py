@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.report.escaping import code, escaped
 from compress.report.model import LayerReport, RunReport
-from compress.report.rows import decimals, export_rows, headline, summary_rows, time_rows
+from compress.report.rows import decimals, export_rows, forecast_text, headline, summary_rows, time_rows
 
 
 def markdown_report(report: RunReport) -> str:
@@ -52,6 +52,8 @@ def markdown_report(report: RunReport) -> str:
         "is at most that fraction above the optimum.",
         f"The narrowed network equals the masked original to {report.verification.narrowed_deviation:.1e} (relative).",
     ]
+    further = forecast_text(report)
+    lines += [f"\nRecovery: {escaped(further)}"] if further is not None else []
     lines += [f"\n> {escaped(note)}" for note in report.notes]
     return "\n".join(lines) + "\n"
 

@@ -40,6 +40,26 @@ def headline(report: RunReport) -> str:
     return ", ".join(parts) + "."
 
 
+def forecast_text(report: RunReport) -> str | None:
+    """What recovery brought and what more samples without labels would bring; None where that could not be told."""
+    found = None if report.finetune is None else report.finetune.forecast
+    if found is None:
+        return None
+    likely, least, most = (found.gained(left) for left in (found.left, found.high, found.low))
+    if likely is None or least is None or most is None or found.agreement_before is None:
+        return (
+            f"{found.samples:,} samples without labels; {found.further:,} would bring held-back outputs to about "
+            f"{100 * found.left:.0f} % of their distance from the original's ({100 * found.low:.0f} to "
+            f"{100 * found.high:.0f} %)."
+        )
+    assert found.agreement_after is not None, "points are told where both are known"
+    brought = 100 * (found.agreement_after - found.agreement_before)
+    return (
+        f"{found.samples:,} samples without labels: {brought:+.1f} points of held-back agreement; {found.further:,} "
+        f"would bring about {likely:.1f} more ({least:.1f} to {most:.1f})."
+    )
+
+
 def gated_figure(evaluation: EvaluationReport) -> FigureReport | None:
     """The figure that a bound in points is of; None where nothing is right or wrong."""
     return next((figure for figure in evaluation.figures if figure.key in GATED), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from compress.training.mimic import Mimic
 
 WARM_UP = 0.1  # share of the steps in which the rate rises
 CLIP = 1.0  # largest gradient norm
+AVERAGED = 0.02  # weight of the newest in the running mean of the weights
 
 
 class RelativeWeights:
@@ -28,7 +29,11 @@ class RelativeWeights:
 
     def applied(self) -> dict[str, Tensor]:
         """The parameters as they are now."""
-        return {name: torch.addcmul(tensor, self.scale[name], self.offsets[name]) for name, tensor in self.base.items()}
+        return self.at(self.offsets)
+
+    def at(self, offsets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters at these θ."""
+        return {name: torch.addcmul(tensor, self.scale[name], offsets[name]) for name, tensor in self.base.items()}
 
 
 def row_sizes(weights: Tensor) -> Tensor:
@@ -54,7 +59,9 @@ class Descent:
 
     def __post_init__(self) -> None:
         self._offsets = list(self.weights.offsets.values())
+        self._means = [tensor.detach().clone() for tensor in self._offsets]
         self._adam = torch.optim.Adam(self._offsets, lr=0.0)
+        self._steps = 0
 
     def run(self, rates: Sequence[float], progress: Progress) -> bool:
         """One step for each rate; whether every loss was finite. The device is waited for at the end alone."""
@@ -79,7 +86,15 @@ class Descent:
             tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         torch.nn.utils.clip_grad_norm_(self._offsets, CLIP)
         self._adam.step()
+        self._steps += 1
+        with torch.no_grad():
+            newest = max(AVERAGED, 1 / self._steps)
+            torch._foreach_lerp_(self._means, [tensor.detach() for tensor in self._offsets], newest)
         return loss.detach()
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The running mean of the weights: where they are, less the noise of single steps."""
+        return self.weights.at(dict(zip(self.weights.offsets, self._means, strict=True)))
 
 
 @contextmanager
@@ -89,11 +104,11 @@ def repeatable() -> Iterator[None]:
         yield
 
 
-def with_weights(module: nn.Module, weights: RelativeWeights) -> nn.Module:
+def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """The same module with the weights put in."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():
-        for name, tensor in weights.applied().items():
+        for name, tensor in weights.items():
             parameters[name].copy_(tensor)
     return module
 

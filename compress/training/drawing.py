@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from compress.compression.problem import SampleStream
 
 SHIFT = 16  # an image is shifted by up to this part of its side
 SMALLEST_IMAGE = 16  # pixels a side
-STEP_NUMBERS = 2**21  # input numbers in a batch, at most: what gradients need follows them
+STEP_NUMBERS = 2**21  # input numbers in a batch of more than the fewest, at most: what gradients need follows them
+BATCH = (16, 64)  # samples in a batch
+EPOCH_STEPS = 100  # steps in an epoch, at least, where batches may be as small as that
 HELD_SHARE = 0.25  # of an accelerator's free memory, that inputs may take
 
 
@@ -100,6 +102,17 @@ class Placed:
     device: torch.device
     inputs: tuple[Tensor, ...] | None = None
 
+    @property
+    def count(self) -> int:
+        """Samples."""
+        return self.stream.count
+
+    def first(self, count: int) -> Placed:
+        """The first samples alone."""
+        stream = replace(self.stream, indices=self.stream.indices[:count])
+        inputs = None if self.inputs is None else tuple(tensor[:count] for tensor in self.inputs)
+        return Placed(stream, self.device, inputs)
+
     def sizes(self) -> list[int]:
         """Samples in each batch."""
         return self.stream.sizes()
@@ -144,9 +157,11 @@ def takes_images(examples: Sequence[Tensor]) -> bool:
     )
 
 
-def step_batch(probe: Tensor) -> int:
-    """Samples in a batch that gradients are taken of: few of large ones."""
-    return max(8, min(64, STEP_NUMBERS // max(1, probe[0].numel())))
+def step_batch(probe: Tensor, samples: int) -> int:
+    """Samples in a batch that gradients are taken of: few of large ones, and few where there are few."""
+    largest = max(BATCH[0], min(BATCH[1], STEP_NUMBERS // max(1, probe[0].numel())))
+    wanted = 1 << (max(1, samples // EPOCH_STEPS).bit_length() - 1)  # a power of two
+    return max(BATCH[0], min(largest, wanted))
 
 
 def reach(side: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.graph.meaning import meaning_of_step
 from compress.graph.ops import LinearMap, Pooling
-from compress.graph.program import Program, run
+from compress.graph.program import Program, Read, Step, run
 from compress.graph.trace import trace_network
 from compress.measures.outputs import Output
 from compress.training.nearness import Batches, soft_divergence
@@ -22,17 +22,29 @@ SMALLEST_LOSS = 1e-12  # what a part of the loss is divided by, at least
 
 
 @dataclass(frozen=True, eq=False)
+class Feature:
+    """A value inside that both networks have.
+
+    Attributes:
+        names: in the original's program and in the cut network's.
+        kept: channels (C',) of the original's that the cut network still has, on its device; None: all.
+    """
+
+    names: tuple[str, str]
+    kept: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Answer:
-    """What a network gives for one batch: outputs by name, and the features that are compared (None: none are)."""
+    """What a network gives for one batch: outputs by name, and the features that are compared."""
 
     outputs: Mapping[str, Tensor]
-    features: Tensor | None
+    features: tuple[Tensor, ...]
 
     @property
-    def numbers(self) -> int:
+    def size(self) -> int:
         """Bytes that it takes."""
-        tensors = [*self.outputs.values(), *([] if self.features is None else [self.features])]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.outputs.values(), *self.features))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,39 +55,41 @@ class Mimic:
         programs: of the original and of the cut network.
         state: of the original.
         outputs: those that count and have a gradient; `spreads`: what their distances are held against.
-        features: names of the values in front of the last pooling in each; None where they cannot be compared.
-        kept: channels (C',) of the original's features that the cut network still has, on its device; None: all.
-        scales: what each part of the loss is divided by.
+        last: the features in front of the last pooling, where they can be compared.
+        inner: what is compared on the way there.
+        scales: what each part of the loss is divided by: outputs, last features, inner ones.
     """
 
     programs: tuple[Program, Program]
     state: Mapping[str, Tensor]
     outputs: tuple[Output, ...]
     spreads: Mapping[str, float]
-    features: tuple[str, str] | None = None
-    kept: Tensor | None = None
-    scales: tuple[float, float] = (1.0, 1.0)
+    last: tuple[Feature, ...] = ()
+    inner: tuple[Feature, ...] = ()
+    scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def wanted(self, inputs: Sequence[Tensor]) -> Answer:
         """What the original gives, without gradients."""
         with torch.no_grad():
             answer = self._answer(0, self.state, inputs)
-            if answer.features is None or self.kept is None:
-                return answer
-            return replace(answer, features=answer.features.index_select(1, self.kept))
+            features = [
+                value if feature.kept is None else value.index_select(1, feature.kept)
+                for value, feature in zip(answer.features, (*self.last, *self.inner), strict=True)
+            ]
+            return replace(answer, features=tuple(features))
 
     def _answer(self, which: int, state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Answer:
         places = [self.programs[0].outputs.index(str(output.node)) for output in self.outputs]
         nodes = [self.programs[which].outputs[place] for place in places]
-        features = [] if self.features is None else [self.features[which]]
+        features = [feature.names[which] for feature in (*self.last, *self.inner)]
         values = run(self.programs[which], (state,), inputs, [*nodes, *features])
         named = {output.name: values[node][0] for output, node in zip(self.outputs, nodes, strict=True)}
-        return Answer(named, values[features[0]][0] if features else None)
+        return Answer(named, tuple(values[name][0] for name in features))
 
-    def parts(
-        self, student: Mapping[str, Tensor], inputs: Sequence[Tensor], wanted: Answer | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """How far outputs and features of the cut network lie from the original's, means over the batch, unscaled.
+    def parts(self, student: Mapping[str, Tensor], inputs: Sequence[Tensor], wanted: Answer | None = None) -> Tensor:
+        """How far outputs, last and inner features of the cut network lie from the original's (3,), unscaled.
+
+        Means over the batch, float64; features relative to the squares of the original's.
 
         Args:
             wanted: what the original gives, where that is known.
@@ -83,25 +97,38 @@ class Mimic:
         wanted = self.wanted(inputs) if wanted is None else wanted
         made = self._answer(1, student, inputs)
         outputs = soft_divergence(self.outputs, wanted.outputs, made.outputs, self.spreads, len(inputs[0])).mean()
-        if wanted.features is None or made.features is None:
-            return outputs, outputs.new_zeros(())
-        missed = (made.features - wanted.features).square().mean()
-        return outputs, missed / wanted.features.square().mean().clamp_min(1e-30)
+        missed = [
+            ((now - aim).square().mean() / aim.square().mean().clamp_min(1e-30)).double()
+            for now, aim in zip(made.features, wanted.features, strict=True)
+        ]
+        count = len(self.last)
+        kinds = [
+            torch.stack(part).mean() if part else outputs.new_zeros(()) for part in (missed[:count], missed[count:])
+        ]
+        return torch.stack([outputs, *kinds])
+
+    def distances(
+        self, student: Mapping[str, Tensor], inputs: Sequence[Tensor], wanted: Answer | None = None
+    ) -> Tensor:
+        """How far each sample's outputs (B,) lie from the original's; arguments as of `parts`."""
+        wanted = self.wanted(inputs) if wanted is None else wanted
+        made = self._answer(1, student, inputs)
+        return soft_divergence(self.outputs, wanted.outputs, made.outputs, self.spreads, len(inputs[0]))
 
     def loss(self, student: Mapping[str, Tensor], inputs: Sequence[Tensor], wanted: Answer | None = None) -> Tensor:
         """The scaled parts' sum; arguments as of `parts`."""
-        outputs, features = self.parts(student, inputs, wanted)
-        return outputs / self.scales[0] + features / self.scales[1]
+        first, second, third = self.parts(student, inputs, wanted).unbind()
+        return first / self.scales[0] + second / self.scales[1] + third / self.scales[2]
 
     def balanced(self, student: Mapping[str, Tensor], held_back: Batches) -> Mimic:
         """The comparison with each part counting 1 for the cut network as it is."""
-        total, count = torch.zeros(2, dtype=torch.float64), 0
+        total, count = torch.zeros(3, dtype=torch.float64), 0
         with torch.no_grad():
             for number, size in enumerate(held_back.sizes()):
-                parts = torch.stack([part.double() for part in self.parts(student, held_back.read(number))])
+                parts = self.parts(student, held_back.read(number))
                 total, count = total.to(parts) + size * parts, count + size
-        outputs, features = ((total / max(count, 1)).nan_to_num().clamp_min(SMALLEST_LOSS)).tolist()
-        return replace(self, scales=(outputs, features))
+        first, second, third = ((total / max(count, 1)).nan_to_num().clamp_min(SMALLEST_LOSS)).tolist()
+        return replace(self, scales=(first, second, third))
 
 
 def compare(mimic: Mimic, module: nn.Module, examples: tuple[Tensor, ...], kept: Sequence[Tensor]) -> Mimic:
@@ -116,16 +143,51 @@ def compare(mimic: Mimic, module: nn.Module, examples: tuple[Tensor, ...], kept:
         return plain
     place = programs[0].outputs.index(str(mimic.outputs[0].node))
     names = [last_features(program, program.outputs[place]) for program in programs]
-    if names[0] is None or names[1] is None:
-        return plain
-    first, second = programs[0].shape(names[0]), programs[1].shape(names[1])
-    features = (names[0], names[1])
+    last = None if names[0] is None or names[1] is None else correspond(programs, (names[0], names[1]), kept)
+    inner = [each for each in inner_features(programs) if last is None or each.names[1] != last.names[1]]
+    return replace(plain, last=() if last is None else (last,), inner=tuple(inner))
+
+
+def correspond(programs: tuple[Program, Program], names: tuple[str, str], kept: Sequence[Tensor]) -> Feature | None:
+    """The two values as one feature: of the same shape, or less the units that went; None where neither is so."""
+    first, second = (program.shape(name) for program, name in zip(programs, names, strict=True))
     if first == second:
-        return replace(plain, features=features)
-    if len(first) < 2 or (first[0], *first[2:]) != (second[0], *second[2:]):
-        return plain
+        return Feature(names)
+    if len(first) < 2 or len(first) != len(second) or (first[0], *first[2:]) != (second[0], *second[2:]):
+        return None
     same = [units for units in kept if len(units) == second[1] and int(units.max()) < first[1]]
-    return replace(plain, features=features, kept=same[0].to(examples[0].device)) if len(same) == 1 else plain
+    return Feature(names, same[0]) if len(same) == 1 else None
+
+
+def inner_features(programs: tuple[Program, Program]) -> list[Feature]:
+    """What the linear maps of the same weights read in both networks, where nothing was cut from it.
+
+    That is what residual blocks hand on; inputs of the network are left out.
+    """
+    read = [inputs_of_maps(program) for program in programs]
+    found: dict[str, Feature] = {}
+    for weight, source in read[1].items():
+        first = read[0].get(weight)
+        if first is not None and programs[0].shape(first) == programs[1].shape(source):
+            found.setdefault(source, Feature((first, source)))
+    return list(found.values())
+
+
+def inputs_of_maps(program: Program) -> dict[str, str]:
+    """Weight -> the computed value that the linear map with it reads, of weights with one map."""
+    found: dict[str, list[str]] = {}
+    for step in program.steps:
+        meaning = meaning_of_step(program, step.name)
+        if isinstance(meaning, LinearMap) and not meaning.indexed and meaning.weight is not None:
+            found.setdefault(meaning.weight, []).append(input_of(step, meaning))
+    return {weight: places[0] for weight, places in found.items() if len(places) == 1 and places[0] in program.by_name}
+
+
+def input_of(step: Step, meaning: LinearMap) -> str:
+    """The value that a linear map is applied to."""
+    place = next((place for place, each in enumerate(meaning.node.args) if each is meaning.input), None)
+    read = None if place is None else step.args[place]
+    return read.name if isinstance(read, Read) else step.inputs[0]
 
 
 def last_features(program: Program, output: str) -> str | None:
@@ -136,7 +198,7 @@ def last_features(program: Program, output: str) -> str | None:
             continue
         meaning = meaning_of_step(program, step.name)
         if isinstance(meaning, LinearMap) and not meaning.indexed:
-            head = step.inputs[0]
+            head = input_of(step, meaning)
             break
     else:
         return None

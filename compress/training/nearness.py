@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.measures.figures import GATED, MEANINGS, FigureSums
+from compress.measures.figures import GATED, MEANINGS, Figure, FigureSums
 from compress.measures.outputs import Output, Spread, named_outputs, weighted_mean
 from compress.progress import Progress
 
@@ -39,19 +41,28 @@ class Check:
     Attributes:
         divergence: mean `soft_divergence` from the original.
         figures: what labels or targets say, else how many answers agree with the original's; else the distance.
+        samples: what each sample (N,) adds to a figure that is a mean over them.
     """
 
     step: int
     divergence: float
     figures: dict[str, float]
+    samples: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def no_worse_than(self, other: Check) -> bool:
-        """Whether no figure that a report leads with is worse."""
+        """Whether no figure that a report leads with is worse by more than one standard error of the difference."""
         leading = [key for key in LEADING if key in self.figures] or list(self.figures)
-        return all(
-            self.figures[key] >= other.figures[key] if MEANINGS[key].higher else self.figures[key] <= other.figures[key]
-            for key in leading
-        )
+        return all(self._worsening(other, key) <= self._noise(other, key) for key in leading)
+
+    def _worsening(self, other: Check, key: str) -> float:
+        change = self.figures[key] - other.figures[key]
+        return -change if MEANINGS[key].higher else change
+
+    def _noise(self, other: Check, key: str) -> float:
+        pair = self.samples.get(key), other.samples.get(key)
+        if pair[0] is None or pair[1] is None or len(pair[0]) != len(pair[1]) or len(pair[0]) < 2:
+            return 0.0
+        return float(np.std(pair[0] - pair[1], ddof=1) / math.sqrt(len(pair[0])))
 
 
 def soft_divergence(
@@ -131,4 +142,17 @@ def check_held_back(
     if not figures or len(outputs) > 1:
         means = {name: value / count / scales[name] for name, value in total.items()}
         figures["distance"] = weighted_mean(outputs, means)
-    return Check(step, soft / count, figures)
+    return Check(step, soft / count, figures, {} if sums is None else sample_means(sums.figures()))
+
+
+def sample_means(figures: Sequence[Figure]) -> dict[str, np.ndarray]:
+    """What each sample (N,) adds to the figures of the second network that are means over samples, by key."""
+    found: dict[str, np.ndarray] = {}
+    for figure in figures:
+        top, bottom = figure.numerators[1], figure.denominators[1]
+        weight = float(bottom.mean())
+        if top.shape[1] == 1 and bottom.shape[1] == 1 and weight > 0:
+            rows = top[:, 0] / weight
+            if math.isclose(float(rows.mean()), figure.values[1], rel_tol=1e-9, abs_tol=1e-12):
+                found[figure.key] = rows
+    return found

@@ -12,29 +12,30 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compress.compression.problem import SampleStream
 from compress.errors import NonFiniteError
 from compress.graph.program import Program
-from compress.measures.figures import MEANINGS
-from compress.measures.outputs import Output
+from compress.measures.figures import MEANINGS, FigureSums
+from compress.measures.outputs import Output, named_outputs
 from compress.progress import Progress
-from compress.report.model import EvaluationReport, HeldBackCheck, Step, TuningReport
+from compress.report.model import EvaluationReport, ForecastReport, HeldBackCheck, Step, TuningReport
 from compress.training.descent import Descent, RelativeWeights, rate_share, with_weights
 from compress.training.drawing import Placed, placed, takes_images
+from compress.training.forecast import FURTHER, Point, forecast
 from compress.training.mimic import Answer, Mimic, compare, tensors_of
 from compress.training.nearness import Check, check_held_back, measure_scales, outputs_of
 
 AUTO_EPOCHS = 6  # epochs over the fitting samples unless told otherwise: about 24 forward passes of the original
-ROUNDS = (1.0, 0.5)  # unless told otherwise: shares of these steps and of the rate, the next where the last step helped
+PARTS = (0.1, 0.3)  # of the fitting samples, that a recovery is repeated on for a forecast
 RATES = (3e-4, 1e-3, 3e-3)  # of Adam, relative to the weights
 TRIAL = 0.1  # share of the steps that each rate is tried for
 CHECKS = 8  # times that held-back samples are looked at
-PATIENCE = 3  # checks without a gain that end it
 REMEMBERED = 2**28  # bytes of the original's outputs and features on held-back samples that are kept
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -51,6 +52,7 @@ class Recovery:
         checks: held-back figures at the same steps.
         refreshed: whether statistics of batch norms were taken again.
         augmented: whether images were flipped and shifted.
+        forecast: what more samples would bring, where that can be told.
     """
 
     steps: int
@@ -60,6 +62,7 @@ class Recovery:
     checks: tuple[Check, ...]
     refreshed: bool = False
     augmented: bool = False
+    forecast: ForecastReport | None = None
 
     @property
     def helped(self) -> bool:
@@ -84,6 +87,7 @@ class Recovery:
             evaluation_before=before,
             divergences=tuple(Step(*point) for point in self.divergences),
             held_back=tuple(HeldBackCheck(check.step, dict(check.figures)) for check in self.checks),
+            forecast=self.forecast,
         )
 
 
@@ -118,7 +122,7 @@ class HeldBack:
         room = REMEMBERED
         for number in range(len(stream.sizes()) if mimic.outputs else 0):
             answer = mimic.wanted(stream.read(number))
-            room -= answer.numbers
+            room -= answer.size
             if room < 0:
                 break
             known[number] = answer
@@ -134,6 +138,26 @@ class HeldBack:
         mean = 0.0 if total is None else float(total) / sum(self.stream.sizes())
         return mean if math.isfinite(mean) else math.inf
 
+    def distances(self, module: nn.Module) -> np.ndarray:
+        """How far each sample's (N,) outputs lie from the original's."""
+        student, found = tensors_of(module), []
+        with torch.no_grad():
+            for number in range(len(self.stream.sizes())):
+                found.append(self.mimic.distances(student, self.stream.read(number), self.known.get(number)).cpu())
+        return torch.cat(found).numpy()
+
+    def agreement(self, module: nn.Module) -> float | None:
+        """Share of answers that are the original's, of the first output of class or binary scores; None without one."""
+        shown = next((output for output in self.outputs if output.kind in ("classes", "binary")), None)
+        if shown is None:
+            return None
+        sums = FigureSums(shown)
+        with torch.inference_mode():
+            for number, size in enumerate(self.stream.sizes()):
+                given = named_outputs(module(*self.stream.read(number)))[shown.name]
+                sums.add_agreement(self.wanted[number][shown.name].to(given.device), given, size)
+        return next(figure.values[1] for figure in sums.figures() if figure.key == "agreement")
+
     def check(self, module: nn.Module, step: int) -> Check:
         """The figures."""
         return check_held_back(
@@ -146,6 +170,33 @@ class HeldBack:
             self.stream.device,
             step,
         )
+
+
+@dataclass(eq=False)
+class Best:
+    """The best network so far by what held-back samples say, and all that they said.
+
+    Attributes:
+        loss: of `module`; `first`: the figures of the cut network, of which none may get worse.
+    """
+
+    judge: HeldBack
+    module: nn.Module
+    loss: float
+    first: Check
+    step: int = 0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    def offer(self, candidate: nn.Module, step: int) -> bool:
+        """Keep a copy of the candidate if it is better."""
+        loss, check = self.judge.loss(candidate), self.judge.check(candidate, step)
+        self.losses.append((step, loss))
+        self.checks.append(check)
+        better = loss < self.loss and check.no_worse_than(self.first)
+        if better:
+            self.module, self.loss, self.step = copy.deepcopy(candidate), loss, step
+        return better
 
 
 def recover(
@@ -166,13 +217,15 @@ def recover(
 ) -> tuple[nn.Module, Recovery]:
     """A copy of `compressed` that held-back samples like better, and no figure of a report less; or an equal one.
 
+    A figure that is worse by less than the noise of the held-back samples is not.
+
     Args:
         program: the original, traced.
         examples: inputs on which the cut network can be traced.
-        fitting, held_back: batches of disjoint samples; one batch of the first makes one step.
+        fitting, held_back: disjoint samples; one batch of the first makes one step.
         outputs: those that count; whole numbers have no gradient and are only looked at.
         answered: the one that labels or targets are answers to.
-        steps: after the trials; None: `AUTO_EPOCHS` epochs with the trials, then `ROUNDS` as long as the loss falls.
+        steps: after the trials; None: `AUTO_EPOCHS` epochs, and a forecast of what more samples would bring.
         kept: the units that stay, of each group that was cut: among them those of the features, where these were cut.
 
     Raises:
@@ -181,69 +234,110 @@ def recover(
     module, device = copy.deepcopy(compressed).eval(), examples[0].device
     seen, checked = placed(fitting, device), placed(held_back, device)
     smooth = tuple(output for output in outputs if output.kind != "whole" and output.node is not None)
-    rounds = ROUNDS if steps is None else ROUNDS[:1]
-    if steps is None:
-        steps = max(1, round(AUTO_EPOCHS * len(fitting.sizes()) / (1 + TRIAL * len(rates))))
-    steps = steps if smooth else 0
-    trial = max(1, round(TRIAL * steps)) if len(rates) > 1 and steps else 0
-    progress.stage("recovering", steps + trial * len(rates))
+    planned = round(AUTO_EPOCHS * len(fitting.sizes())) if steps is None else steps
+    planned = max(1, planned) if smooth and steps != 0 else 0
+    trial = max(1, round(TRIAL * planned)) if len(rates) > 1 and planned else 0
+    progress.stage("recovering", planned + trial * len(rates))
     wanted = outputs_of(original, checked, outputs, device, progress)
     spreads = measure_scales(outputs, wanted, held_back.sizes())
-    compared = compare(Mimic((program, program), tensors_of(original), smooth, spreads), module, examples, kept)
-    mimic = compared.balanced(tensors_of(module), checked) if smooth else compared
+    plain = Mimic((program, program), tensors_of(original), smooth, spreads)
+    mimic = compare(plain, module, examples, [units.to(device) for units in kept])
+    mimic = mimic.balanced(tensors_of(module), checked) if smooth else mimic
     judge = HeldBack.of(mimic, checked, outputs, wanted, answered)
-    first, lowest = judge.check(module, 0), judge.loss(module) if smooth else 0.0
-    if not math.isfinite(lowest):
+    first, loss = judge.check(module, 0), judge.loss(module) if smooth else 0.0
+    if not math.isfinite(loss):
         raise NonFiniteError("The cut network's outputs on held-back samples are NaN or Inf.")
-    divergences, checks = [(0, lowest)], [first]
-
-    def better(candidate: nn.Module, step: int) -> bool:
-        found, check = judge.loss(candidate), judge.check(candidate, step)
-        divergences.append((step, found))
-        checks.append(check)
-        return found < lowest and check.no_worse_than(first)
-
+    best = Best(judge, module, loss, first, losses=[(0, loss)], checks=[first])
     refreshed = with_statistics(module, seen) if smooth else None
-    if refreshed is not None and better(refreshed, 0):
-        module, lowest = refreshed, divergences[-1][1]
-    else:
-        refreshed, divergences, checks = None, divergences[:1], checks[:1]
-    student = copy.deepcopy(module)  # the one that is stepped; `module` holds the best so far
-
-    def start() -> Descent:
-        drawn = seen.drawn(images=takes_images(examples), seed=seed)
-        return Descent(mimic, RelativeWeights(module), dict(module.named_buffers()), drawn)
-
-    tried = []
-    for rate in rates if trial else ():
-        descent = start()
-        sound = descent.run([rate] * trial, progress)
-        tried.append((rate, judge.loss(with_weights(student, descent.weights)) if sound else math.inf))
-    largest = min(tried, key=lambda each: each[1])[0] if tried else rates[0]
-    descent = start()
-    taken = kept_step = 0
-    every = max(1, math.ceil(steps / CHECKS))
-    for share in rounds:
-        begun, length = taken, max(1, round(share * steps)) if steps else 0
-        if kept_step < begun:
-            break  # the last step of the round before did not help
-        while taken < min(begun + length, kept_step + PATIENCE * every):
-            ahead = range(taken, min(begun + length, taken + every))
-            block = [share * largest * rate_share(step - begun, length) for step in ahead]
-            if not descent.run(block, progress):
-                break
-            taken += len(block)
-            if better(with_weights(student, descent.weights), taken):
-                module, lowest, kept_step = copy.deepcopy(student), divergences[-1][1], taken
-    return module, Recovery(
+    helped = refreshed is not None and best.offer(refreshed, 0)
+    if refreshed is not None and not helped:
+        best.losses.pop(), best.checks.pop()
+    runs = Runs(judge, seen, takes_images(examples), seed, copy.deepcopy(best.module), progress)
+    tried = [(rate, runs.loss_after(rate, trial)) for rate in rates] if trial else []
+    rate = min(tried, key=lambda each: each[1])[0] if tried else rates[0]
+    taken = runs.descend(best, rate, planned) if planned else 0
+    told = runs.forecast(best, rate, planned) if steps is None and best.step else None
+    return best.module, Recovery(
         taken,
         tuple(tried),
-        tuple(divergences),
-        kept_step,
-        tuple(checks),
-        refreshed is not None,
+        tuple(best.losses),
+        best.step,
+        tuple(best.checks),
+        helped,
         takes_images(examples),
+        told,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Descents from one network, each from its weights anew.
+
+    Attributes:
+        student: the network, whose weights each descent writes over; `start` has them.
+    """
+
+    judge: HeldBack
+    seen: Placed
+    images: bool
+    seed: int
+    start: nn.Module
+    progress: Progress
+
+    def begin(self, samples: int | None = None) -> Descent:
+        """A descent over the first samples; None: all."""
+        seen = self.seen if samples is None else self.seen.first(samples)
+        drawn = seen.drawn(images=self.images, seed=self.seed)
+        return Descent(self.judge.mimic, RelativeWeights(self.start), dict(self.start.named_buffers()), drawn)
+
+    def after(self, rate: float, steps: int, samples: int | None = None) -> nn.Module | None:
+        """The network after a whole descent; None where the loss was not finite."""
+        descent = self.begin(samples)
+        if not descent.run([rate * rate_share(step, steps) for step in range(steps)], self.progress):
+            return None
+        return with_weights(copy.deepcopy(self.start), descent.averaged())
+
+    def loss_after(self, rate: float, steps: int) -> float:
+        """Held-back loss after so many steps; infinite where one was not finite."""
+        module = self.after(rate, steps)
+        return math.inf if module is None else self.judge.loss(module)
+
+    def descend(self, best: Best, rate: float, steps: int) -> int:
+        """So many steps, held-back samples asked `CHECKS` times; how many were taken. Half without a gain end it."""
+        descent, student = self.begin(), copy.deepcopy(self.start)
+        every, taken = max(1, math.ceil(steps / CHECKS)), 0
+        while taken < steps and (best.step or 2 * taken < steps):
+            ahead = range(taken, min(steps, taken + every))
+            if not descent.run([rate * rate_share(step, steps) for step in ahead], self.progress):
+                break
+            taken += len(ahead)
+            best.offer(with_weights(student, descent.averaged()), taken)
+        return taken
+
+    def forecast(self, best: Best, rate: float, steps: int) -> ForecastReport | None:
+        """What more samples would bring: from whole descents on parts of them, and the one on all."""
+        points = []
+        for share in PARTS:
+            samples = round(share * len(self.seen.sizes())) * self.seen.stream.batch_size
+            part = self.after(rate, max(1, round(share * steps)), samples) if samples else None
+            if part is None:
+                return None
+            points.append(Point(samples, self.judge.distances(part)))
+        points.append(Point(self.seen.count, self.judge.distances(best.module)))
+        found = forecast(points, seed=self.seed)
+        if found is None:
+            return None
+        samples = self.seen.count + self.judge.stream.count
+        agreement = [self.judge.agreement(module) for module in (self.start, best.module)]
+        return ForecastReport(
+            samples,
+            FURTHER * samples,
+            tuple(Step(*point) for point in found.points),
+            found.left,
+            found.low,
+            found.high,
+            *agreement,
+        )
 
 
 def with_statistics(module: nn.Module, fitting: Placed) -> nn.Module | None:

@@ -140,7 +140,7 @@ def _recover(
 ) -> tuple[nn.Module, Recovery]:
     fitting, held_back = problem.fitting, problem.held_back
     if prepared.network.batch_size is None:
-        size = min(fitting.batch_size, step_batch(prepared.network.examples[0]))
+        size = min(fitting.batch_size, step_batch(prepared.network.examples[0], fitting.count))
         fitting, held_back = (replace(stream, batch_size=size) for stream in (fitting, held_back))
     steps = recipe.recovery if isinstance(recipe.recovery, int) else None
     return recover(

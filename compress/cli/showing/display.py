@@ -13,7 +13,7 @@ from compress.api.verifying import MeasuredLatency
 from compress.cli.showing.console import PlainConsole
 from compress.report.comparison import Comparison
 from compress.report.model import Check, ExportReport, RunReport
-from compress.report.rows import decimals, headline, summary_rows
+from compress.report.rows import decimals, forecast_text, headline, summary_rows
 
 
 def show_run(report: RunReport, folder: Path | None) -> None:
@@ -45,6 +45,8 @@ def show_run(report: RunReport, folder: Path | None) -> None:
         summary.add_row(*figures, change.replace(" (", "\n("))  # an interval on its own line
     console.print("", summary, "", sep="\n")
     console.print(headline(report), soft_wrap=not console.is_terminal)
+    if (further := forecast_text(report)) is not None:
+        console.print(f"recovery: {further}", soft_wrap=not console.is_terminal)
     if folder is not None:
         show_exports(str(folder), report.exports)
         console.print(f"written to {folder}")

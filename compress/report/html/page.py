@@ -24,7 +24,7 @@ from compress.report.html.charts import (
 from compress.report.html.glossary import GLOSSARY
 from compress.report.html.overview import damage_chart, search_chart, search_rows, strip_chart
 from compress.report.model import Check, ClassScore, EvaluationReport, LayerReport, ModuleCost, RunReport
-from compress.report.rows import decimals, export_rows, headline, summary_rows, time_rows
+from compress.report.rows import decimals, export_rows, forecast_text, headline, summary_rows, time_rows
 
 MOST_CLASSES = 40
 MOST_CHANGES = 12
@@ -67,6 +67,7 @@ def render_report(report: RunReport) -> str:
             style=_style(),
             report=report,
             headline=headline(report),
+            further=forecast_text(report),
             verdict=verdict(report.gates),
             sections=sections,
             tiles=tiles(report),

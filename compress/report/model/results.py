@@ -200,6 +200,32 @@ class HeldBackCheck:
 
 
 @dataclass(frozen=True)
+class ForecastReport:
+    """What more samples would bring a recovery without labels, from what parts of those at hand brought.
+
+    Attributes:
+        samples: calibration samples at hand; further: those that it is told for.
+        points: (fitting samples, mean distance of held-back outputs from the original's) that it was fitted to.
+        left: share of the last distance that would be left with them; low, high: its bounds at 90 %.
+        agreement_before, agreement_after: share of held-back answers as the original's, cut and recovered; None
+            where no output is scores.
+    """
+
+    samples: Count
+    further: Count
+    points: tuple[Step, ...]
+    left: Share
+    low: Share
+    high: Share
+    agreement_before: Share | None = None
+    agreement_after: Share | None = None
+
+    def gained(self, left: float) -> float | None:
+        """Points of agreement that such a share would bring: what a margin is moved by grows as the distance's root."""
+        return None if self.agreement_after is None else 100 * (1 - self.agreement_after) * (1 - left**0.5)
+
+
+@dataclass(frozen=True)
 class TuningReport:
     """A fine-tuning after the cut.
 
@@ -207,7 +233,8 @@ class TuningReport:
         method: "distillation", which needs no labels, or a training method.
         length, kept: steps (distillation) or epochs, and the one whose weights were kept.
         evaluation_before: of the cut network.
-        divergences, held_back: of distillation, on held-back samples by step; the rest is of a training method.
+        divergences, held_back: of distillation, on held-back samples by step; forecast: what more samples would bring
+            it; the rest is of a training method.
     """
 
     method: str
@@ -219,6 +246,7 @@ class TuningReport:
     options: Plain | None = None
     held_back_before: Scores | None = None
     curve: tuple[Epoch, ...] = ()
+    forecast: ForecastReport | None = None
 
     @property
     def effort(self) -> str:
