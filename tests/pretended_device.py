@@ -170,8 +170,8 @@ class Pretence(TorchFunctionMode):
 
 
 @contextmanager
-def pretended_device() -> Iterator[None]:
-    """A device of this name is there within, and every command takes it."""
+def pretend() -> Iterator[None]:
+    """A device called `NAME` is there within, and every command takes it."""
     register()
     with Pretence(), ExitStack() as patches:
         for place in ("preparation", "api.training", "api.evaluating", "api.verifying", "api.live"):
