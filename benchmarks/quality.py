@@ -121,7 +121,7 @@ class Bench:
         if kind == "taylor":
             for number in range(min(len(problem.fitting.sizes()), 8)):
                 batch = problem.fitting.batch(number)
-                batches.append((batch.inputs, batch.labels))
+                batches.append((batch.inputs.to(problem.device), batch.labels.to(problem.device)))
         return torch_pruning(self.prepared.network.module, self.prepared.network.examples[0], problem, kind, batches)
 
     def cut(self, kept: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> nn.Module:
@@ -157,11 +157,12 @@ class Bench:
 
     def _top1(self, module: nn.Module) -> tuple[float, float]:
         right, loss, seen = 0, 0.0, 0
+        device = self.prepared.network.device
         with torch.inference_mode():
-            for batch in self.evaluation.batches(250):
-                scores = module(batch.inputs)
-                right += int((scores.argmax(1) == batch.labels).sum())
-                loss += float(nn.functional.cross_entropy(scores.double(), batch.labels, reduction="sum"))
+            for batch in self.evaluation.batches(min(250, self.recipe.batch_size)):
+                scores, labels = module(batch.inputs.to(device)), batch.labels.to(device)
+                right += int((scores.argmax(1) == labels).sum())
+                loss += float(nn.functional.cross_entropy(scores.double(), labels, reduction="sum"))
                 seen += len(scores)
         return 100 * right / seen, loss / seen
 
@@ -182,8 +183,12 @@ def network_recipe(name: str, folder: Path, data: Path, calibration: int, seed: 
 
 
 def make_bench(name: str, folder: Path, data: Path, calibration: int, test: int, seed: int = 0) -> Bench:
+    """Prepare one of `NETWORKS`."""
+    return bench_of_recipe(name, network_recipe(name, folder, data, calibration, seed), test)
+
+
+def bench_of_recipe(name: str, recipe: Recipe, test: int) -> Bench:
     """Prepare one network: load, trace, record, select, measure sensitivities."""
-    recipe = network_recipe(name, folder, data, calibration, seed)
     torch.manual_seed(recipe.seed)
     prepared = prepare(recipe, SilentProgress(), needs_data=True)
     problem = make_problem(prepared, recipe.model_copy(update={"macs": 0.5}))  # as under a budget: blocks may go

@@ -74,8 +74,8 @@ def orders_by_thinet(problem: Problem, moments: Mapping[str, LayerMoments]) -> d
         for reading, part in zip(own.readings, own.fitting, strict=True):
             weights = reading.weights(problem.state)  # (K·s, D)
             s = reading.group_size
-            product = part.gram * (weights @ weights.T)
-            shares += product.reshape(group.unit_count, s, group.unit_count, s).sum((1, 3))
+            product = part.gram * (weights @ weights.T).to(part.gram)
+            shares += product.reshape(group.unit_count, s, group.unit_count, s).sum((1, 3)).cpu()
         removed = torch.zeros(group.unit_count, dtype=torch.float64)
         order = []
         left = torch.ones(group.unit_count, dtype=torch.bool)

@@ -94,9 +94,17 @@ def sweep(
             assert units is not None, "a refit names its channels"
             return Settled(adjust_layer(moments, units, options, problem.state, current))
         group = turn.group
-        known = None if facts is None else facts.get(group.name)
-        swaps = problem.ingredients.swaps
-        layer = solve_layer(group, moments, plan[group.name], options, problem.state, current, facts=known, swaps=swaps)
+        layer = solve_layer(
+            group,
+            moments,
+            plan[group.name],
+            options,
+            problem.state,
+            current,
+            facts=None if facts is None else facts.get(group.name),
+            known=None if curves is None else curves.get(group.name),
+            swaps=problem.ingredients.swaps,
+        )
         return Settled.of(layer)
 
     state = None if kept_state is None else kept_state.of_sweep("first", plan)

@@ -168,6 +168,7 @@ def solve_layer(
     current: Mapping[str, Tensor],
     *,
     facts: LayerFacts | None = None,
+    known: SelectionCurve | None = None,
     swaps: bool = True,
 ) -> LayerResult:
     """Choose a width as decided, choose its units, refit the consumers, certify.
@@ -175,6 +176,7 @@ def solve_layer(
     Args:
         original, current: states of the original network and of the one compressed so far.
         facts: known from moments of all units; None: found from these.
+        known: how the units were selected in the original network. Exchanges on these moments start from there.
         swaps: whether chosen units may be exchanged for others.
 
     Raises:
@@ -186,7 +188,7 @@ def solve_layer(
     clock.lap("ranks")
     certified = solve_lasso(weighing, decision, options)
     clock.lap("lasso")
-    curve = order_units(weighing, moments, decision, options)
+    curve = order_units(weighing, moments, decision, options, known)
     if certified is not None and isinstance(decision, Within):
         certified = support_or_selected(certified, curve, weighing, options)
     clock.lap("selection")
@@ -256,10 +258,23 @@ def support_or_selected(
     return replace(certificate, form=f"{certificate.form}; {why}", support=True)
 
 
-def order_units(weighing: Weighing, moments: LayerMoments, decision: Decision, options: LayerOptions) -> SelectionCurve:
-    """Which units to keep at every width; at one width alone where the decision gives them."""
+def order_units(
+    weighing: Weighing,
+    moments: LayerMoments,
+    decision: Decision,
+    options: LayerOptions,
+    known: SelectionCurve | None = None,
+) -> SelectionCurve:
+    """Which units to keep at every width; at one width alone where the decision gives them.
+
+    A width that a search found has its order from the original network, where that is of the same units; what has
+    changed since is left to exchanges.
+    """
     if isinstance(decision, Given):
         return given_units(moments, decision.units)
+    whole = moments.candidates is None and known is not None and len(known.order) == len(moments.units)
+    if isinstance(decision, Width) and known is not None and whole:
+        return known
     return select_units(
         weighing.selecting,
         method=options.selection,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.compression.faults import LAYER_FAULTS, describe_fault
-from compress.compression.layers.layer import LayerFacts, LayerOptions, layer_unit_costs
+from compress.compression.layers.layer import POLISHABLE, LayerFacts, LayerOptions, layer_unit_costs
 from compress.compression.pricing.allocate import Choices, DamageCurve, Removal, damage_curve, legal_widths
 from compress.compression.pricing.costs import CostModel, cost_model
 from compress.compression.pricing.latency import measure_latency_model
@@ -22,7 +22,9 @@ from compress.progress import Progress
 from compress.recording.layer_moments import LayerMoments
 from compress.units.groups import UnitGroup
 
-SENSITIVITY_SAMPLES = 512
+SENSITIVITY_SAMPLES = 512  # at most
+FEWEST_SENSITIVITY_SAMPLES = 32
+SENSITIVITY_PASSES = 2.0  # over the fitting samples, that measuring may cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,7 @@ def find_curves(
     for branch in problem.branches:
         if branch.end in widths:
             widths[branch.end] = [0, *widths[branch.end]]
-    samples = min(SENSITIVITY_SAMPLES, problem.held_back.count)
+    samples = affordable_samples(problem, sum(map(len, widths.values())))
     progress.stage("measuring sensitivities", samples)
     measured = measure_divergences(
         problem, recorded.moments, curves, widths, options, samples=samples, advance=progress.advance
@@ -143,8 +145,17 @@ def find_curve(
     """One group's selection along all widths, and what its moments say. Raises SolverError."""
     joint = moments.for_selection(problem.state)
     costs = layer_unit_costs(options.unit_costs, group, moments, problem.state, joint)
-    curve = select_units(joint, method=options.selection, unit_costs=costs, ridge=options.ridge, intercept=False)
+    method = options.selection
+    if method == "best" and joint.covariance.shape[0] > POLISHABLE:
+        method = "backward"  # the better order at all but the smallest widths; both take minutes there
+    curve = select_units(joint, method=method, unit_costs=costs, ridge=options.ridge, intercept=False)
     return curve, LayerFacts.of(moments.joint(), options.rank_tolerance)
+
+
+def affordable_samples(problem: Problem, cuts: int) -> int:
+    """Held-back samples that sensitivities are measured on: each cut costs half a pass over them, on the average."""
+    passes = SENSITIVITY_PASSES * problem.fitting.count / max(1, cuts / 2)
+    return min(SENSITIVITY_SAMPLES, problem.held_back.count, max(FEWEST_SENSITIVITY_SAMPLES, math.ceil(passes)))
 
 
 def fixed_width(units: int) -> DamageCurve:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from compress.compression.layers.refit import refit_layer
 from compress.compression.problem import Problem
 from compress.compression.turns import changed_tensors
 from compress.convex import SelectionCurve
-from compress.graph.program import run
+from compress.graph.program import iterate, run
 from compress.measures.outputs import Distances
 from compress.recording.layer_moments import LayerMoments
 
@@ -54,39 +56,87 @@ def measure_divergences(
     Returns:
         Group name -> (width, mean divergence per sample).
     """
-    program, state = problem.program, problem.state
-    nodes = list(problem.output_nodes)
-    cuts: list[tuple[str, int, dict[str, Tensor], tuple[str, ...]]] = []
+    cuts = solvable_cuts(problem, moments, curves, widths, options)
+    sums = Distances(problem.outputs, len(cuts))
+    stream = problem.held_back
+    with torch.inference_mode():
+        for number, size in enumerate(stream.sizes()):
+            if sums.samples >= samples or not cuts:
+                break
+            inputs = [tensor.to(problem.device) for tensor in stream.read(number)]
+            add_batch(problem, cuts, inputs, size, sums)
+            if advance is not None:
+                advance(size)
+    measured: dict[str, list[tuple[int, float]]] = {group.name: [] for group in problem.groups}
+    for cut, distance in zip(cuts, sums.weighted(), strict=True):
+        measured[cut.name].append((cut.width, distance))
+    return measured
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One layer cut to one width and refitted on the original's features.
+
+    Attributes:
+        name: of the group of units.
+        weights: state name -> what its consumers have then.
+        start: nodes from whose values a pass through the network with these weights can start.
+    """
+
+    name: str
+    width: int
+    weights: Mapping[str, Tensor]
+    start: tuple[str, ...]
+
+
+def solvable_cuts(
+    problem: Problem,
+    moments: Mapping[str, LayerMoments],
+    curves: Mapping[str, SelectionCurve],
+    widths: Mapping[str, Sequence[int]],
+    options: LayerOptions,
+) -> list[Cut]:
+    """Every layer at every width that is asked for, front to back; those whose problem has no solution left out."""
+    state, cuts = problem.state, []
     for group in problem.groups:
         tensors = {name for consumer in group.consumers for name in changed_tensors(consumer)}
-        start = program.frontier(tensors, nodes)
+        start = problem.program.frontier(tensors, problem.output_nodes)
         for width in widths.get(group.name, ()):
             kept = curves[group.name].units(width)
             try:
                 weights = refit_layer(moments[group.name], kept, options.ridge, state, state).weights
             except LAYER_FAULTS:
                 continue
-            cuts.append((group.name, width, weights, start))
-    needed = sorted({name for *_, start in cuts for name in start})
-    sums = Distances(problem.outputs, len(cuts))
-    stream = problem.held_back
-    device = next(iter(state.values())).device
-    with torch.inference_mode():
-        for number, size in enumerate(stream.sizes()):
-            if sums.samples >= samples or not cuts:
-                break
-            inputs = [tensor.to(device) for tensor in stream.read(number)]
-            values = run(program, (state,), inputs, [*nodes, *needed])
-            before = {output.name: values[str(output.node)][0] for output in problem.outputs}
-            sums.start(before, size)
-            for index, (_, _, weights, start) in enumerate(cuts):
-                known = {name: values[name] for name in start}
-                found = run(program, ({**state, **weights},), inputs, nodes, start=known)
-                after = {output.name: found[str(output.node)][0] for output in problem.outputs}
-                sums.add(index, before, after, size)
-            if advance is not None:
-                advance(size)
-    measured: dict[str, list[tuple[int, float]]] = {group.name: [] for group in problem.groups}
-    for (name, width, *_), distance in zip(cuts, sums.weighted(), strict=True):
-        measured[name].append((width, distance))
-    return measured
+            cuts.append(Cut(group.name, width, weights, start))
+    return cuts
+
+
+def add_batch(problem: Problem, cuts: Sequence[Cut], inputs: Sequence[Tensor], size: int, sums: Distances) -> None:
+    """Add the distances of every cut network's outputs on one batch.
+
+    Of the original's values no more are held at once than the cuts in front of which the pass stands start from.
+    """
+    program, state, nodes = problem.program, problem.state, list(problem.output_nodes)
+
+    def outputs_of(values: Mapping[str, tuple[Any, ...]]) -> dict[str, Tensor]:
+        return {output.name: values[str(output.node)][0] for output in problem.outputs}
+
+    before = outputs_of(run(program, (state,), inputs, nodes))
+    sums.start(before, size)
+    waiting = dict(enumerate(cuts))
+    known: dict[str, tuple[Any, ...]] = {}
+
+    def run_ready() -> None:
+        for index in [index for index, cut in waiting.items() if known.keys() >= set(cut.start)]:
+            cut = waiting.pop(index)
+            start = {name: known[name] for name in cut.start}
+            after = run(program, ({**state, **cut.weights},), inputs, nodes, start=start)
+            sums.add(index, before, outputs_of(after), size)
+
+    run_ready()
+    for name, value in iterate(program, (state,), inputs, sorted({name for cut in cuts for name in cut.start})):
+        known[name] = value
+        del value
+        run_ready()
+        needed = {name for cut in waiting.values() for name in cut.start}
+        known = {name: value for name, value in known.items() if name in needed}
