@@ -57,9 +57,16 @@ class Frontier:
 
     @contextmanager
     def turn(self, turns: Sequence[Turn]) -> Iterator[None]:
-        """Around the first of `turns`, which is recorded within; the others are still to come."""
-        nodes = next_frontier(self.problem, turns, rectified=self.rectified)
-        self.following = [store.advance(nodes) for store in self.stores]
+        """Around the first of `turns`, which is recorded within; the others are still to come.
+
+        A depthwise convolution lies between two maps that are cheap beside writing down what it reads, the widest
+        activations of its block: the frontier stays in front of it.
+        """
+        if isinstance(turns[0], Filter):
+            self.following = self.stores
+        else:
+            nodes = next_frontier(self.problem, turns, rectified=self.rectified)
+            self.following = [store.advance(nodes) for store in self.stores]
         yield
         self.stores, self.following = self.following, ()
 

@@ -363,7 +363,7 @@ def record_moments(
         original, current: states of the two networks; None: one network.
         store: values from which a batch can start; used up as it is read.
         keep: where to leave the values from which the next pass can start. What was not read, or found no room, is
-            left there at the frontier of `store`.
+            left there at the frontier of `store`. `store` itself: the next pass starts where this one does.
         advance: told the samples of each finished batch.
     """
     other = original if current is None else current
@@ -384,7 +384,7 @@ def record_moments(
                 continue
             start = store.get(number, device) if store is not None else None
             running = time.perf_counter()
-            further = keep.nodes if keep is not None else ()
+            further = keep.nodes if keep is not None and keep is not store else ()
             wanted = dict.fromkeys([*sorted(set().union(*(each.wanted for each in open_recorders))), *further])
             starts = () if start is None else start  # a shortcut from the very input needs that too
             inputs = [each.to(device) for each in read(number)] if program.reads_input(wanted, starts) else []
@@ -403,12 +403,13 @@ def record_moments(
                             recorder.fault = fault
                     left.release(recorder)
                 running = time.perf_counter()
-            kept = keep is not None and keep.put(number, left.values)
+            if keep is not store:
+                kept = keep is not None and keep.put(number, left.values)
+                if store is not None and (kept or keep is None):
+                    store.drop(number)
             del left
-            if store is not None and (kept or keep is None):
-                store.drop(number)
             if advance is not None:
                 advance(size)
-    if keep is not None and store is not None:
+    if keep is not None and store is not None and keep is not store:
         keep.inherit(store)
     return {"forward": forward, "recording": time.perf_counter() - started - forward}

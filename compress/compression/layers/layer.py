@@ -204,13 +204,14 @@ def solve_layer(
     certified = certified or certify_choice(weighing, decision, width, refit.error, options)
     clock.lap("lasso")
     units = moments.units[kept.cpu()]
+    inherited = trials.unchanged if isinstance(decision, Width) else trials.floor
     report = LayerReport(
         group.name,
         group.unit_count,
         len(units),
         facts.report(),
         report_widths(curve, trials.measured),
-        report_fit(moments, refit.error, refit.held_back_error, trials.floor),
+        report_fit(moments, refit.error, refit.held_back_error, inherited),
         None if certified is None else certificate_report(certified.solution, certified.form, weighing.lambda_max),
         clock.laps,
     )
@@ -313,6 +314,13 @@ class Trials:
         unchanged = self.moments.unchanged
         return self.error_at(len(self.moments.units)) if unchanged is None else unchanged[1]
 
+    @property
+    def unchanged(self) -> float:
+        """The same without a refit."""
+        if self.moments.unchanged is not None:
+            return self.moments.unchanged[1]
+        return held_back_error(self.moments, torch.arange(len(self.moments.units)), self.original, self.current)
+
 
 def find_width(
     group: UnitGroup,
@@ -323,7 +331,7 @@ def find_width(
     trials: Trials,
 ) -> int | None:
     """The width that the decision comes to; None where it takes more units than the memory bound lets be weighed."""
-    units, floor = len(moments.units), trials.floor
+    units = len(moments.units)
     if isinstance(decision, Given):
         return len(decision.units)
     if isinstance(decision, Width):
@@ -335,7 +343,7 @@ def find_width(
     else:
         assert isinstance(decision, Within), "the other decisions are above"
         more = units if moments.unchanged is None else units + 1  # one more stands for the layer as it is
-        width = smallest_width(trials.error_at, more, decision.error, floor)
+        width = smallest_width(trials.error_at, more, decision.error, trials.floor)
     if moments.unchanged is not None and width > units:
         return None
     return min(units, legal_width(group, round_up(width, options.round_to, units)))
