@@ -27,7 +27,6 @@ from compress.units.groups import Consumer, ReadUnits
 
 FEWEST_ROWS = 20_000
 FEWEST_SAMPLES = 1024  # over which rows are spread where there are so many: rows of one sample are much alike
-ENOUGH = 4  # times the rows wanted, beyond which more positions of the same samples say little
 COST_SHARE = 0.02  # of a forward pass, what one layer's moments may cost before positions are sampled
 
 
@@ -55,8 +54,8 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
     """How many samples, and positions per sample, a group's moments take.
 
     Every linear row is taken. A conv reading takes as many positions as cost at most `COST_SHARE` of a forward pass,
-    but at least those that give `ROWS_PER_COLUMN`·K·s rows, and at most `ENOUGH` times those; and no more samples than
-    `FEWEST_SAMPLES` and that many rows need.
+    but at least those that give `ROWS_PER_COLUMN`·K·s rows; no more samples than `FEWEST_SAMPLES` and that many rows
+    need, and of those no more positions: more of the same samples say little.
 
     Args:
         positions: output positions that each reading has per sample (1 for linear).
@@ -75,7 +74,7 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
         count = min(available, max(1, affordable, math.ceil(rows / samples)))
         spread = min(samples, max(FEWEST_SAMPLES, math.ceil(rows / count)))
         needed = max(needed, spread)
-        drawn.append(min(count, math.ceil(ENOUGH * rows / spread)))
+        drawn.append(min(count, math.ceil(rows / spread)))
     return SamplePlan(needed, tuple(drawn))
 
 
