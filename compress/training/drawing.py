@@ -14,7 +14,7 @@ SHIFT = 16  # an image is shifted by up to this part of its side
 SMALLEST_IMAGE = 16  # pixels a side
 STEP_NUMBERS = 2**21  # input numbers in a batch of more than the fewest, at most: what gradients need follows them
 BATCH = (16, 64)  # samples in a batch
-EPOCH_STEPS = 100  # steps in an epoch, at least, where batches may be as small as that
+EPOCH_STEPS = 200  # steps in an epoch, at least, where batches may be as small as that
 HELD_SHARE = 0.25  # of an accelerator's free memory, that inputs may take
 
 

@@ -35,6 +35,7 @@ AUTO_EPOCHS = 6  # epochs over the fitting samples unless told otherwise: about 
 PARTS = (0.1, 0.3)  # of the fitting samples, that a recovery is repeated on for a forecast
 RATES = (3e-4, 1e-3, 3e-3)  # of Adam, relative to the weights
 TRIAL = 0.1  # share of the steps that each rate is tried for
+ALIKE = 1.02  # trials whose loss is so near the lowest are as good; the largest of their rates gets farther
 CHECKS = 8  # times that held-back samples are looked at
 REMEMBERED = 2**28  # bytes of the original's outputs and features on held-back samples that are kept
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -254,7 +255,7 @@ def recover(
         best.losses.pop(), best.checks.pop()
     runs = Runs(judge, seen, takes_images(examples), seed, copy.deepcopy(best.module), progress)
     tried = [(rate, runs.loss_after(rate, trial)) for rate in rates] if trial else []
-    rate = min(tried, key=lambda each: each[1])[0] if tried else rates[0]
+    rate = chosen_rate(tried) if tried else rates[0]
     taken = runs.descend(best, rate, planned) if planned else 0
     told = runs.forecast(best, rate, planned) if steps is None and best.step else None
     return best.module, Recovery(
@@ -267,6 +268,12 @@ def recover(
         takes_images(examples),
         told,
     )
+
+
+def chosen_rate(tried: Sequence[tuple[float, float]]) -> float:
+    """The largest rate whose trial (rate, loss) did about as well as the best one."""
+    lowest = min(loss for _, loss in tried)
+    return max(rate for rate, loss in tried if loss <= ALIKE * lowest)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from compress.progress import SilentProgress
 from compress.training.descent import rate_share, row_sizes
 from compress.training.drawing import Moves, Placed, moved, placed, step_batch, takes_images
 from compress.training.mimic import Mimic, compare, last_features, tensors_of
-from compress.training.recovery import AUTO_EPOCHS, Recovery, recover
+from compress.training.recovery import AUTO_EPOCHS, Recovery, chosen_rate, recover
 from tests.compression.test_schedule import Samples
 
 
@@ -113,6 +114,12 @@ def test_a_rate_is_chosen_by_what_held_back_samples_say_of_it(pair: tuple[nn.Mod
     _, found = recovered(*pair, steps=10, rates=(1e-7, 3e-3))
     assert dict(found.rates)[3e-3] < dict(found.rates)[1e-7]
     assert found.divergences[-1][1] < dict(found.rates)[1e-7]
+
+
+def test_of_rates_that_do_alike_in_their_trials_the_largest_is_taken() -> None:
+    assert chosen_rate([(1e-4, 1.9), (1e-3, 1.91), (1e-2, 2.5)]) == 1e-3
+    assert chosen_rate([(1e-4, 1.5), (1e-3, 1.91), (1e-2, math.inf)]) == 1e-4
+    assert chosen_rate([(1e-4, math.inf), (1e-3, math.inf)]) == 1e-3
 
 
 def test_it_stops_when_nothing_is_gained(pair: tuple[nn.Module, nn.Module]) -> None:
