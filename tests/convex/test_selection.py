@@ -18,6 +18,7 @@ from compress.convex import (
     relative_error,
     select_units,
 )
+from compress.convex.selecting.tabu import Chains
 from tests.convex.problems import normal
 
 
@@ -260,3 +261,42 @@ def test_equal_input_selects_equal_bytes():
     first, second = (select_units(layer(30), errors=(0.3,)) for _ in range(2))
     assert first.errors.numpy().tobytes() == second.errors.numpy().tobytes()
     assert first.order.tolist() == second.order.tolist()
+
+
+def test_the_search_gains_of_exchanges_are_what_exchanges_gain():
+    generator = torch.Generator().manual_seed(0)
+    features = normal(generator, 300, 40)
+    targets = features @ normal(generator, 40, 7)
+    gram, cross = features.T @ features / 300, features.T @ targets / 300
+    units = torch.stack([torch.randperm(40, generator=generator)[:8] for _ in range(3)])
+    chains = Chains(gram, cross, units, 1e-9)
+    for _ in range(50):
+        gains = chains.gains()
+        choice = torch.stack([part.reshape(-1).topk(20).indices[step] for step, part in enumerate(gains)])
+        out, into = choice // 40, choice % 40
+        before = chains.explained
+        chains.exchange(out, into)
+        expected = gains.reshape(3, -1)[torch.arange(3), choice]
+        torch.testing.assert_close(chains.explained - before, expected, rtol=1e-9, atol=1e-9)
+    afresh = Chains(gram, cross, chains.units.clone(), 1e-9)
+    for name in ("inverse", "bridge", "weights", "left", "mixed", "schur", "squares", "explained", "inside"):
+        torch.testing.assert_close(getattr(chains, name), getattr(afresh, name), rtol=1e-9, atol=1e-9)
+
+
+def test_the_search_leaves_a_selection_that_no_exchange_improves():
+    moments = layer(60, 1, 6, seed=3, noise=0.1)
+    descended = polish_units(moments, torch.arange(12), effort=0.0)
+    assert refit(moments, polish_units(moments, descended, effort=0.0)).error == refit(moments, descended).error
+    assert refit(moments, polish_units(moments, descended, effort=0.2)).error < refit(moments, descended).error
+
+
+@pytest.mark.parametrize("ridge", [1e-8, 1e-15])
+def test_the_search_copes_with_units_that_depend_on_each_other(ridge):
+    generator = torch.Generator().manual_seed(1)
+    base = normal(generator, 200, 12).relu()
+    features = torch.cat([base, base, base[:, :6] + base[:, 6:], torch.ones(200, 2)], 1)
+    moments = Moments.of(features, features @ normal(generator, 32, 3))
+    for width in (4, 11, 20):
+        polished = polish_units(moments, torch.arange(width), ridge=ridge, effort=0.1)
+        assert polished.unique().numel() == width
+        assert refit(moments, polished, ridge=ridge).error <= refit(moments, torch.arange(width), ridge=ridge).error

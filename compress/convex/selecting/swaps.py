@@ -1,4 +1,4 @@
-"""Swap polishing: the best exchange of two units, again and again, then the same from shaken selections."""
+"""Swap polishing: the best exchange of two units, again and again, and then a search for what that cannot reach."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from compress.convex.refit import RIDGE, NormalEquations, factored, normal_equations
 from compress.convex.selecting.elimination import reduced_outputs
+from compress.convex.selecting.tabu import tabu_search
 from compress.convex.statistics.moments import Moments, unit_columns, unit_index
 
 _RELATIVE_GAIN = 1e-9  # of the output energy: smaller improvements are left alone
 _REFRESH = 100  # sweeps after which a tableau is computed anew, to drop their rounding
 _CHUNK = 2e8  # multiplications between two looks at the best exchange so far
 _OVERHEAD = 1e7  # multiplications in the time that one call takes besides them
-_EFFORT = 5e9  # multiplications that shaken selections may take at `effort` 1, about a second on one core
+_EFFORT = 3e9  # multiplications that a search may take at `effort` 1, about a second on one core
+_UNSEEN = 1e-3  # of the energy left unexplained, in outputs that the search leaves out
 
 
 def polish_units(
@@ -33,14 +35,15 @@ def polish_units(
     """As many units (|S|,) as given, sorted, such that no exchange of one for another lowers the refit's error.
 
     From `units` and each of `others` the best of all |S|·(K − |S|) exchanges is made while there is one (its gain is
-    exact, for all pairs from one matrix product). Then the best selection is shaken, a few units out at random and the
-    best ones in, and descended again, for as long as `effort` allows; what is better is kept.
+    exact, for all pairs from one matrix product). Then a tabu search goes on through exchanges that lose, for as long
+    as `effort` allows; with several columns a unit the best selection is shaken instead, a few units out at random and
+    the best ones in, and descended again. What is better is kept.
 
     Args:
         units: numbers or a mask of the units to start from.
         others: other selections of as many units.
-        effort: of the shaken selections; 0: none. Work is counted in multiplications, so the result depends on the
-            input and `seed` alone.
+        effort: of the search after the descent; 0: none. Work is counted in multiplications, so the result depends on
+            the input and `seed` alone.
     """
     starts = [unit_index(own, moments.unit_count) for own in (units, *others)]
     polisher = Polisher(moments, ridge=ridge, intercept=intercept)
@@ -55,8 +58,10 @@ class Polisher:
         factor, used = factored(equations)
         if used > equations.ridge:
             equations.gram.diagonal().add_(used - equations.ridge)
-        self.equations = equations
+        self.equations, self.ridge = equations, used
         self.targets = reduced_outputs(equations, factor)
+        explained = torch.linalg.solve_triangular(factor, self.targets, upper=False).square().sum(0)  # (d,)
+        self._tails = explained.flip(0).cumsum(0).flip(0)  # (d,) explained by this output and those after it
 
     @property
     def unit_count(self) -> int:
@@ -81,16 +86,18 @@ class Polisher:
         if any(len(selection) != width for selection in selections):
             raise ValueError("selections to start from must have equally many units.")
         least = _RELATIVE_GAIN * max(self.equations.energy, 1e-300)
-        best: _Tableau | None = None
+        ends: list[_Tableau] = []
         for selection in sorted(selections):
             tableau = _Tableau.of(
                 self.equations, self.targets, torch.tensor(selection, dtype=torch.long, device=device)
             )
-            tableau = self._descend(tableau, least)
-            best = tableau if best is None or tableau.explained > best.explained else best
-        assert best is not None, "at least one start"
+            ends.append(self._descend(tableau, least))
+        ends.sort(key=lambda tableau: tableau.explained, reverse=True)
+        best = ends[0]
         movable = min(width, self.unit_count - width) if self.targets.shape[1] else 0
-        if movable > 0 and effort > 0:
+        if movable > 0 and effort > 0 and self.equations.group_size == 1:
+            best = self._search([tableau.kept() for tableau in ends], best, least, effort * _EFFORT, seed)
+        elif movable > 0 and effort > 0:
             best = self._shake(best, least, effort * _EFFORT, torch.Generator().manual_seed(seed))
         units = best.kept()
         return units.sort().values.cpu(), self._relative(_Tableau.of(self.equations, self.targets, units).explained)
@@ -108,6 +115,21 @@ class Polisher:
                 tableau = _Tableau.of(self.equations, self.targets, tableau.kept(), tableau.work)
                 if tableau.explained <= before:  # gains were rounding
                     return tableau
+
+    def _search(self, starts: list[Tensor], best: _Tableau, least: float, budget: float, seed: int) -> _Tableau:
+        """The best of these ends and of what a tabu search from them leads to, descended."""
+        left = max(_RELATIVE_GAIN * self.equations.energy, self.equations.energy - best.explained)
+        outputs = max(1, int((self._tails > _UNSEEN * left).sum()))
+        units = tabu_search(
+            self.equations.gram,
+            self.targets[:, :outputs],
+            starts,
+            budget=budget,
+            floor=max(self.ridge, 1e-13),
+            seed=seed,
+        )
+        tableau = self._descend(_Tableau.of(self.equations, self.targets, units), least)
+        return tableau if tableau.explained > best.explained + least else best
 
     def _shake(self, best: _Tableau, least: float, budget: float, generator: torch.Generator) -> _Tableau:
         width = int(best.inside.sum())
