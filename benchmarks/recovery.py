@@ -57,11 +57,16 @@ class Bench:
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """What stays of a network, its weights in the original shapes, and the wall seconds that took."""
+    """What stays of a network and its weights in the original shapes.
+
+    Attributes:
+        seconds: of wall time that it took; passes: as many plain passes over its images took as long.
+    """
 
     kept: dict[str, Tensor]
     weights: dict[str, Tensor]
     seconds: float
+    passes: float | None = None
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +123,7 @@ def run_cell(found: Run, images: int, seed: int) -> dict[str, Any]:
         "kept step": None if tuning is None else tuning.kept,
         "cutting s": cut.seconds,
         "recovery s": spent,
-        "forward pass s": bench.forward,
+        "passes": None if cut.passes is None else cut.passes + spent / bench.forward,
         "notes": "; ".join(progress.notes),
     }
     print(row, file=sys.stderr, flush=True)
@@ -168,7 +173,8 @@ def make_cut(bench: Bench, share: float) -> Cut:
     kept = {result.name: result.kept.cpu() for result in compressed.results if result.is_cut}
     original = bench.prepared.network.state
     weights = {name: value.cpu() for name, value in compressed.state.items() if value is not original[name]}
-    return Cut(kept, weights, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Cut(kept, weights, seconds, seconds / bench.forward)
 
 
 def forward_seconds(prepared: Prepared, problem: Problem) -> float:
@@ -208,7 +214,7 @@ def top1(module: nn.Module, prepared: Prepared, test: int) -> float:
 
 def report(found: Run, rows: list[dict[str, Any]], counts: list[int]) -> None:
     """The table and the goals."""
-    header = ("images", "seed", "cut", "recovered", "steps", "kept step", "cutting s", "recovery s", "forward pass s")
+    header = ("images", "seed", "cut", "recovered", "steps", "kept step", "cutting s", "recovery s", "passes")
     found.table(
         f"test top-1 % (original {rows[0]['original']:.2f})",
         header,
@@ -224,11 +230,11 @@ def report(found: Run, rows: list[dict[str, Any]], counts: list[int]) -> None:
                 name = f"{found.options.network}-{images}-images-{kind}"
                 found.goal(name, statistics.mean(row[kind] for row in cells), wanted, at_least=True, unit=" %")
         if images == 2000:
-            passes = [(row["cutting s"] + row["recovery s"]) / row["forward pass s"] for row in cells]
-            found.goal("forward-passes-with-2000-images", statistics.median(passes), MOST_PASSES)
+            passes = [row["passes"] for row in cells if row["passes"] is not None]
+            found.goal("forward-passes-with-2000-images", statistics.median(passes) if passes else None, MOST_PASSES)
         if images == 50_000:
-            spent = statistics.median(row["cutting s"] + row["recovery s"] for row in cells)
-            found.goal("seconds-with-50000-images", spent, "told", met=True)
+            spent = statistics.median(row["recovery s"] for row in cells)
+            found.goal("seconds-of-recovery-with-50000-images", spent, "told", met=True)
 
 
 if __name__ == "__main__":
