@@ -104,9 +104,13 @@ def run_cell(found: Run, images: int, seed: int) -> dict[str, Any]:
     cut = made_cut(found, min(images, MOST_TO_CUT), seed)
     bench = make_bench(given, images, seed, given.device)
     device = bench.problem.device
-    weights = {name: bench.prepared.network.state[name] for name in bench.prepared.network.state}
-    weights.update({name: tensor.to(device) for name, tensor in cut.weights.items()})
-    module = cut_network(bench.prepared, bench.problem, cut.kept, weights)[0].module
+    try:
+        module = narrowed(bench, cut)
+    except (CompressError, RuntimeError) as fault:
+        if given.device == "cpu":
+            raise
+        found.say(f"narrowing failed on {given.device} ({first_line(fault)}) and is done on the processor")
+        module = narrowed(make_bench(given, images, seed, "cpu"), cut).to(device)
     waited(device)
     began, progress = time.perf_counter(), SilentProgress()
     recovered = recover_module(bench.prepared, bench.problem, module, list(cut.kept.values()), bench.recipe, progress)
@@ -128,6 +132,13 @@ def run_cell(found: Run, images: int, seed: int) -> dict[str, Any]:
     }
     print(row, file=sys.stderr, flush=True)
     return row
+
+
+def narrowed(bench: Bench, cut: Cut) -> nn.Module:
+    """The network with smaller tensors, compared with the masked original."""
+    weights = dict(bench.prepared.network.state)
+    weights.update({name: tensor.to(bench.problem.device) for name, tensor in cut.weights.items()})
+    return cut_network(bench.prepared, bench.problem, cut.kept, weights)[0].module
 
 
 def make_bench(given: argparse.Namespace, images: int, seed: int, device: str) -> Bench:
