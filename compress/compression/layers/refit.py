@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from compress.convex import Moments, refit, relative_error
+from compress.convex import Moments, relative_error
+from compress.convex.refit import factored, normal_equations
 from compress.convex.statistics.moments import unit_columns
 from compress.recording.layer_moments import ROWS_PER_COLUMN, LayerMoments, root_mean_square
 from compress.recording.readings import constant_of
@@ -102,6 +104,10 @@ class ReadingRefit:
     error: float
     held_back_error: float
 
+    def constant(self, free: bool) -> Tensor | None:
+        """The constant where one is free; else None."""
+        return self.intercept if free else None
+
 
 def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *, intercept: bool) -> ReadingRefit:
     """min ‖Ψ − Φ(V + Δ) − 1bᵀ‖² + ridge·Σ_i G_ii‖δ_i‖² over Δ and b: the ridge pulls to the weights as they are.
@@ -118,17 +124,29 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
     scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
     best: ReadingRefit | None = None
     for strength in (ridge, *(stronger for stronger in STRONGER_RIDGES if stronger > ridge)):
-        change = refit(rest, ridge=strength, intercept=intercept)
-        coefficients = before + change.coefficients
-        bias = change.intercept if intercept else None
-        errors = [reading_error(each, coefficients, bias) for each in (part, check)]
-        if best is not None and not errors[1] < best.held_back_error:
+        change, constant = solve_change(rest, strength, intercept=intercept)
+        coefficients = change.add_(before)
+        bias = constant if intercept else None
+        held_back = reading_error(check, coefficients, bias)
+        if best is not None and not held_back < best.held_back_error:
             break
-        best = ReadingRefit(coefficients, change.intercept, errors[0], errors[1])
-        if not scarce and errors[1] <= OVERFIT * errors[0]:
+        error = math.nan if scarce else reading_error(part, coefficients, bias)
+        best = ReadingRefit(coefficients, constant, error, held_back)
+        if not scarce and held_back <= OVERFIT * error:
             break
     assert best is not None, "at least one ridge is tried"
-    return best
+    return best if not scarce else replace(best, error=reading_error(part, best.coefficients, best.constant(intercept)))
+
+
+def solve_change(rest: Moments, ridge: float, *, intercept: bool) -> tuple[Tensor, Tensor]:
+    """Δ (|S|·s, D) and b (D,) that fit what is left to fit, as `refit` does, without the error of the fit."""
+    left = rest.centred() if intercept else rest
+    if not left.unit_count:
+        change = left.covariance.new_zeros(0, left.output_count)
+    else:
+        equations = normal_equations(left, ridge=ridge, intercept=False)
+        change = equations.scale[:, None] * torch.cholesky_solve(equations.cross, factored(equations)[0])
+    return change, left.intercept(change)
 
 
 def reading_error(moments: Moments, coefficients: Tensor, bias: Tensor | None) -> float:
