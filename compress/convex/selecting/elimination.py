@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,50 @@ from compress.convex.refit import RIDGE, NormalEquations, factored, normal_equat
 from compress.convex.statistics.eigen import eigen_decomposition
 from compress.convex.statistics.moments import Moments, unit_columns
 from compress.errors import SolverError
+
+_DELAY = 48  # columns of updates that are collected, at least
+_BLOCK = 512  # columns of one block row of a triangle
+
+
+@dataclass(frozen=True, eq=False)
+class Factorised:
+    """Normal equations with what every selection starts from.
+
+    Attributes:
+        equations: with the `ridge` that the factorisation needed on the diagonal.
+        factor: lower Cholesky factor (n, n).
+        targets: `reduced_outputs` (n, d).
+    """
+
+    equations: NormalEquations
+    factor: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, moments: Moments, *, ridge: float = RIDGE, intercept: bool = True) -> Factorised:
+        """The equations of these moments."""
+        equations = normal_equations(moments, ridge=ridge, intercept=intercept)
+        factor, used = factored(equations)
+        if used > equations.ridge:
+            equations.gram.diagonal().add_(used - equations.ridge)
+            equations = replace(equations, ridge=used)
+        return cls(equations, factor, reduced_outputs(equations, factor))
+
+    def backward(self, delay: int = _DELAY) -> Tensor:
+        """See `backward_order`."""
+        inverse = torch.cholesky_inverse(self.factor)
+        coefficients = torch.cholesky_solve(self.targets, self.factor)
+        return _pivot_through(inverse, coefficients, self.equations.group_size, delay, largest=False)[0].flip(0)
+
+    def forward(self, delay: int = _DELAY) -> tuple[Tensor, Tensor]:
+        """See `forward_order`; with it the relative errors (K + 1,) that `errors` would give."""
+        s = self.equations.group_size
+        order, explained = _pivot_through(self.equations.gram.clone(), self.targets, s, delay, largest=True)
+        return order, _error_curve(explained, self.equations.energy)
+
+    def errors(self, order: Tensor) -> Tensor:
+        """See `nested_errors`."""
+        return _nested_errors(self.equations, order)
 
 
 def nested_errors(moments: Moments, order: Tensor, *, ridge: float = RIDGE, intercept: bool = True) -> Tensor:
@@ -33,14 +78,19 @@ def _nested_errors(equations: NormalEquations, order: Tensor) -> Tensor:
         group_size=s,
         ridge=equations.ridge,
     )
-    errors = torch.ones(order.shape[0] + 1, dtype=torch.float64)
-    if equations.energy <= 0:
+    if not order.shape[0] or equations.energy <= 0:
+        return _error_curve(part.cross.new_zeros(order.shape[0]), equations.energy)
+    factor, _ = factored(part)
+    explained = torch.linalg.solve_triangular(factor, part.cross, upper=False).square().sum(1)
+    return _error_curve(explained.reshape(-1, s).sum(1), equations.energy)
+
+
+def _error_curve(explained: Tensor, energy: float) -> Tensor:
+    """Relative errors (n + 1,) with the first 0, 1, … units, which explain so much each (n,)."""
+    errors = torch.ones(explained.shape[0] + 1, dtype=torch.float64)
+    if energy <= 0:
         return errors.zero_()
-    if order.shape[0]:
-        factor, _ = factored(part)
-        explained = torch.linalg.solve_triangular(factor, part.cross, upper=False).square().sum(1)
-        explained = explained.reshape(-1, s).sum(1).cumsum(0)
-        errors[1:] = (1 - explained / equations.energy).clamp_min(0).sqrt().cpu()
+    errors[1:] = (1 - explained.cumsum(0) / energy).clamp_min(0).sqrt().cpu()
     return errors
 
 
@@ -63,39 +113,34 @@ def reduced_outputs(equations: NormalEquations, factor: Tensor) -> Tensor:
     return torch.mm(factor, (vectors[:, kept] * values[kept].sqrt()).flip(1))
 
 
-def backward_order(moments: Moments, *, ridge: float = RIDGE, intercept: bool = True, delay: int = 48) -> Tensor:
+def backward_order(moments: Moments, *, ridge: float = RIDGE, intercept: bool = True, delay: int = _DELAY) -> Tensor:
     """Units (K,) from the last to the first removed, each removal the one that raises the refit's error least.
 
     With P = (Φ_AᵀΦ_A/N)⁻¹ over the units A still there and B = P·H_A, removing unit k raises ‖Ψ − ΦV‖²/N by
     tr B_kᵀ(P_kk)⁻¹B_k (optimal brain surgeon, block form for s columns a unit); P and B are then downdated by rank s.
     Updates of P are collected and applied `delay` columns at a time, so matrix products carry the O((K·s)³) cost.
     """
-    equations = normal_equations(moments, ridge=ridge, intercept=intercept)
-    factor, _ = factored(equations)
-    targets = reduced_outputs(equations, factor)
-    inverse = torch.cholesky_inverse(factor)
-    coefficients = torch.cholesky_solve(targets, factor)
-    return _pivot_through(inverse, coefficients, equations.group_size, delay, largest=False).flip(0)
+    return Factorised.of(moments, ridge=ridge, intercept=intercept).backward(delay)
 
 
-def forward_order(moments: Moments, *, ridge: float = RIDGE, intercept: bool = True, delay: int = 48) -> Tensor:
+def forward_order(moments: Moments, *, ridge: float = RIDGE, intercept: bool = True, delay: int = _DELAY) -> Tensor:
     """Units (K,) in the order of orthogonal least squares: each the one that lowers the refit's error most.
 
     The same recursion as backward elimination, on G and H in place of P and B and from the largest score on.
     """
-    equations = normal_equations(moments, ridge=ridge, intercept=intercept)
-    factor, ridge_used = factored(equations)
-    gram = equations.gram.clone()
-    gram.diagonal().add_(ridge_used - equations.ridge)
-    return _pivot_through(gram, reduced_outputs(equations, factor), equations.group_size, delay, largest=True)
+    return Factorised.of(moments, ridge=ridge, intercept=intercept).forward(delay)[0]
 
 
-def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, largest: bool) -> Tensor:
-    """Units in the order of block pivots on P (n, n) and B (n, d), each with the smallest (or largest) score."""
+def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """Units in the order of block pivots on P (n, n) and B (n, d), each with the smallest (or largest) score.
+
+    With them the scores (K,) that they had. P is updated on and below its block diagonal only.
+    """
     count = inverse.shape[0] // s
     names = torch.arange(count, device=inverse.device)  # of the rows still stored
     gone = torch.zeros(count, dtype=torch.bool, device=inverse.device)  # rows stored in vain
     order: list[int] = []
+    had = inverse.new_zeros(count)
     wait = max(delay, 4 * s, inverse.shape[0] // 24 if delay > 1 else 1)
     while len(order) < count:
         k = names.shape[0]
@@ -112,35 +157,56 @@ def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, larg
             scores[gone] = -math.inf if largest else math.inf
             unit = int(scores.argmax() if largest else scores.argmin())
             gone[unit] = True
+            rows, done = slice(unit * s, unit * s + s), slice(0, step * s)
+            here = pending[rows, done]
+            root = _root(inverse[rows, rows] - here @ here.T)
+            own = weights[rows] - here @ shifts[done]  # (s, d) B_r
+            shift = torch.linalg.solve_triangular(root, own, upper=False)
+            had[len(order)] = shift.square().sum()
             order.append(int(names[unit]))
             if len(order) == count:
-                return torch.tensor(order)
-            rows = slice(unit * s, unit * s + s)
-            done = slice(0, step * s)
-            column = inverse[:, rows] - pending[:, done] @ pending[rows, done].T  # (k·s, s) P_:r
-            root = _root(column[rows])
-            half = torch.linalg.solve_triangular(root, column.T, upper=False).T  # (k·s, s), P_:r P_rr^(−T/2)
-            own = weights[rows] - pending[rows, done] @ shifts[done]  # (s, d) B_r
-            shift = torch.linalg.solve_triangular(root, own, upper=False)
-            new = slice(step * s, step * s + s)
+                return torch.tensor(order), had
             # B_k B_kᵀ after B_k ← B_k − half_k·shift needs only shift·B_kᵀ, the B before this step
-            mixed = shift @ weights.T - (shift @ shifts[done].T) @ pending[:, done].T  # (s, k·s)
-            half_blocks = half.reshape(k, s, s)
+            late = torch.cat([here, shift @ shifts[done].T]) @ pending[:, done].T  # (2s, k·s)
+            half = torch.linalg.solve_triangular(root, _rows(inverse, rows) - late[:s], upper=False)  # P_rr^(−½)P_r:
+            mixed = torch.mm(shift, weights.T).sub_(late[s:])  # (s, k·s)
+            half_blocks = half.T.reshape(k, s, s)
             mixed_blocks = mixed.T.reshape(k, s, s)  # B_k·shiftᵀ
             crossed = half_blocks @ mixed_blocks.mT
             energies = energies - crossed - crossed.mT + half_blocks @ (shift @ shift.T) @ half_blocks.mT
             blocks = blocks - half_blocks @ half_blocks.mT
             blocks[gone], energies[gone] = torch.eye(s, dtype=blocks.dtype, device=blocks.device), 0.0
-            pending[:, new], shifts[new] = half, shift
-        inverse.addmm_(pending, pending.T, alpha=-1)
+            new = slice(step * s, step * s + s)
+            pending[:, new], shifts[new] = half.T, shift
+        for rows in _block_rows(inverse.shape[0], s):
+            inverse[rows, : rows.stop].addmm_(pending[rows], pending[: rows.stop].T, alpha=-1)
         weights = torch.addmm(weights, pending, shifts, alpha=-1)
         if int(gone.sum()) > 0.2 * k:
             kept = (~gone).nonzero()[:, 0]
             index = unit_columns(kept, s)
             inverse = inverse[index[:, None], index]
+            for rows in _block_rows(inverse.shape[0], s):
+                corner = inverse[rows, rows]
+                corner.copy_(corner.tril() + corner.tril(-1).T)
             weights, names = weights[index], names[kept]
             gone = gone[kept]
-    return torch.tensor(order)
+    return torch.tensor(order), had
+
+
+def _block_rows(n: int, s: int) -> list[slice]:
+    """Slices of about `_BLOCK` rows, whole units each."""
+    size = s * max(1, _BLOCK // s)
+    return [slice(first, min(n, first + size)) for first in range(0, n, size)]
+
+
+def _rows(lower: Tensor, rows: slice) -> Tensor:
+    """Rows (s, n) of a symmetric matrix that holds its block rows on and below the block diagonal only."""
+    s = rows.stop - rows.start
+    size = s * max(1, _BLOCK // s)
+    end = (rows.start // size + 1) * size
+    if end >= lower.shape[0]:
+        return lower[rows]
+    return torch.cat([lower[rows, :end], lower[end:, rows].T], 1)
 
 
 def _removal_costs(blocks: Tensor, energies: Tensor) -> Tensor:

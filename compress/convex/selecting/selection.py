@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.convex.lasso import MultitaskLasso, unit_norms
 from compress.convex.path import penalty_grid, solve_path
 from compress.convex.refit import RIDGE, normal_equations
-from compress.convex.selecting.elimination import backward_order, forward_order, nested_errors
+from compress.convex.selecting.elimination import Factorised, backward_order, forward_order
 from compress.convex.selecting.swaps import Polisher
 from compress.convex.solve import solve
 from compress.convex.statistics.eigen import eigen_decomposition
@@ -185,29 +185,29 @@ def select_units(
     if method != "best" and method not in METHODS:
         raise ValueError(f"`method` must be one of best, {', '.join(METHODS)}, got {method!r}.")
     names = _BEST if method == "best" else (method,)
-    orders = {name: METHODS[name](moments, unit_costs, ridge, intercept) for name in names}
-    curves = {name: nested_errors(moments, order, ridge=ridge, intercept=intercept) for name, order in orders.items()}
+    factorised = Factorised.of(moments, ridge=ridge, intercept=intercept)
+    orders, curves = {}, {}
+    for name in names:
+        if name == "forward":
+            orders[name], curves[name] = factorised.forward()
+            continue
+        order = factorised.backward() if name == "backward" else METHODS[name](moments, unit_costs, ridge, intercept)
+        orders[name], curves[name] = order, factorised.errors(order)
     table = torch.stack([curves[name] for name in names])  # (methods, K + 1)
     values, winners = table.min(0)
     methods = tuple(names[int(i)] for i in winners)
     curve = SelectionCurve(orders[names[0]], values.cummin(0).values, methods, orders)
     if method == "best" and (widths or errors):
-        curve = _polished(curve, moments, widths or (), errors or (), ridge, intercept)
+        curve = _polished(curve, Polisher(factorised), widths or (), errors or ())
     return curve
 
 
 def _polished(
-    curve: SelectionCurve,
-    moments: Moments,
-    widths: Sequence[int],
-    errors: Sequence[float],
-    ridge: float,
-    intercept: bool,
+    curve: SelectionCurve, polisher: Polisher, widths: Sequence[int], errors: Sequence[float]
 ) -> SelectionCurve:
-    polisher = Polisher(moments, ridge=ridge, intercept=intercept)
     found: dict[int, tuple[Tensor, float]] = {}
-    count = moments.unit_count
-    small = moments.covariance.shape[0] <= _SHAKEN
+    count = polisher.unit_count
+    small = polisher.equations.gram.shape[0] <= _SHAKEN
 
     def improve(width: int, effort: float) -> float:
         if not 0 < width < count:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.convex.refit import RIDGE, NormalEquations, factored, normal_equations
-from compress.convex.selecting.elimination import reduced_outputs
+from compress.convex.refit import RIDGE, NormalEquations
+from compress.convex.selecting.elimination import Factorised
 from compress.convex.selecting.tabu import tabu_search
 from compress.convex.statistics.moments import Moments, unit_columns, unit_index
 
@@ -46,21 +46,16 @@ def polish_units(
             the input and `seed` alone.
     """
     starts = [unit_index(own, moments.unit_count) for own in (units, *others)]
-    polisher = Polisher(moments, ridge=ridge, intercept=intercept)
+    polisher = Polisher(Factorised.of(moments, ridge=ridge, intercept=intercept))
     return polisher.polish(starts, effort=effort, seed=seed)[0]
 
 
 class Polisher:
     """The normal equations of one problem, ready to polish selections of any width."""
 
-    def __init__(self, moments: Moments, *, ridge: float = RIDGE, intercept: bool = True) -> None:
-        equations = normal_equations(moments, ridge=ridge, intercept=intercept)
-        factor, used = factored(equations)
-        if used > equations.ridge:
-            equations.gram.diagonal().add_(used - equations.ridge)
-        self.equations, self.ridge = equations, used
-        self.targets = reduced_outputs(equations, factor)
-        explained = torch.linalg.solve_triangular(factor, self.targets, upper=False).square().sum(0)  # (d,)
+    def __init__(self, factorised: Factorised) -> None:
+        self.equations, self.targets = factorised.equations, factorised.targets
+        explained = torch.linalg.solve_triangular(factorised.factor, self.targets, upper=False).square().sum(0)  # (d,)
         self._tails = explained.flip(0).cumsum(0).flip(0)  # (d,) explained by this output and those after it
 
     @property
@@ -125,7 +120,7 @@ class Polisher:
             self.targets[:, :outputs],
             starts,
             budget=budget,
-            floor=max(self.ridge, 1e-13),
+            floor=max(self.equations.ridge, 1e-13),
             seed=seed,
         )
         tableau = self._descend(_Tableau.of(self.equations, self.targets, units), least)
