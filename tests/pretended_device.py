@@ -32,6 +32,10 @@ class Backend(backend_registration._DummyBackendModule):  # type: ignore[misc]
         """Random numbers are made on the CPU."""
         return torch.zeros(1, dtype=torch.uint8)
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """Of autocast."""
+        return [torch.bfloat16]
+
     def set_rng_state(self, state: Tensor, device: Any = None) -> None:
         """Nothing to set."""
 
@@ -155,7 +159,7 @@ class Pretence(TorchFunctionMode):
                 elif isinstance(value, OnDevice) and name == "to" and not isinstance(args[0], OnDevice):
                     args[place], asked = value.held, True
             if asked and isinstance(args[0], OnDevice):  # there already
-                rest = [value for value in args[1:] if not isinstance(value, torch.device)]
+                rest = [value for value in args[1:] if isinstance(value, (torch.dtype, torch.memory_format))]
                 kwargs.pop("device", None)
                 kwargs.pop("non_blocking", None)
                 return func(args[0], *rest, **kwargs) if rest or kwargs else args[0]
