@@ -46,6 +46,7 @@ def register() -> None:
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
     LIBRARY.impl("empty.memory_format", empty, "PrivateUse1")
     LIBRARY.impl("empty_strided", empty_strided, "PrivateUse1")
+    LIBRARY.impl("_copy_from", copy_from, "PrivateUse1")
 
 
 def empty(size: Any, dtype: Any = None, layout: Any = None, device: Any = None, **_: Any) -> Tensor:
@@ -56,6 +57,13 @@ def empty(size: Any, dtype: Any = None, layout: Any = None, device: Any = None, 
 def empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> Tensor:
     """The same, with strides."""
     return OnDevice(torch.empty_strided(size, stride, dtype=dtype, device="cpu"))
+
+
+def copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    """A copy of numbers that composed operations write down."""
+    numbers, place = (each.held if isinstance(each, OnDevice) else each for each in (source, target))
+    place.copy_(numbers)
+    return target
 
 
 class OnDevice(Tensor):
@@ -167,6 +175,8 @@ class Pretence(TorchFunctionMode):
             return put(args[0])
         if name == "new_tensor" and isinstance(args[0], OnDevice):
             return put(args[0].held.new_tensor(*args[1:], **kwargs))
+        if name == "as_strided" and isinstance(args[0], OnDevice):
+            return put(args[0].held.as_strided(*args[1:], **kwargs))
         if name == "tolist" and isinstance(args[0], OnDevice):
             return args[0].held.tolist()
         result = func(*args, **kwargs)

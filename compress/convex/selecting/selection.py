@@ -184,6 +184,7 @@ def select_units(
         return _spread(inner, kept, moments.unit_count)
     if method != "best" and method not in METHODS:
         raise ValueError(f"`method` must be one of best, {', '.join(METHODS)}, got {method!r}.")
+    moments, unit_costs = moments.on_processor(), None if unit_costs is None else unit_costs.cpu()
     names = _BEST if method == "best" else (method,)
     factorised = Factorised.of(moments, ridge=ridge, intercept=intercept)
     orders, curves = {}, {}

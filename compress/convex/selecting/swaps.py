@@ -46,7 +46,7 @@ def polish_units(
             the input and `seed` alone.
     """
     starts = [unit_index(own, moments.unit_count) for own in (units, *others)]
-    polisher = Polisher(Factorised.of(moments, ridge=ridge, intercept=intercept))
+    polisher = Polisher(Factorised.of(moments.on_processor(), ridge=ridge, intercept=intercept))
     return polisher.polish(starts, effort=effort, seed=seed)[0]
 
 

@@ -245,6 +245,10 @@ class Moments:
             output_covariance=None if covariance is None else rotation.T @ covariance @ rotation,
         )
 
+    def on_processor(self) -> Moments:
+        """The same moments on the CPU: for what goes in thousands of small steps, each too short for a device."""
+        return self if self.covariance.device.type == "cpu" else self.to("cpu")
+
     def to(self, device: torch.device | str) -> Moments:
         """The same moments on another device."""
         return replace(
