@@ -60,7 +60,7 @@ class Descent:
     def __post_init__(self) -> None:
         self._offsets = list(self.weights.offsets.values())
         self._means = [tensor.detach().clone() for tensor in self._offsets]
-        self._adam = torch.optim.Adam(self._offsets, lr=0.0)
+        self._adam = torch.optim.Adam(self._offsets, lr=0.0, foreach=True)
         self._steps = 0
 
     def run(self, rates: Sequence[float], progress: Progress) -> bool:

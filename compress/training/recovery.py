@@ -31,10 +31,10 @@ from compress.training.forecast import FURTHER, Point, forecast
 from compress.training.mimic import Answer, Mimic, compare, tensors_of
 from compress.training.nearness import Check, check_held_back, measure_scales, outputs_of
 
-AUTO_EPOCHS = 6  # epochs over the fitting samples unless told otherwise: about 24 forward passes of the original
-PARTS = (0.1, 0.3)  # of the fitting samples, that a recovery is repeated on for a forecast
+AUTO_EPOCHS = 4  # epochs over the fitting samples unless told otherwise
+PARTS = (0.08, 0.25)  # of the fitting samples, that a recovery is repeated on for a forecast
 RATES = (3e-4, 1e-3, 3e-3)  # of Adam, relative to the weights
-TRIAL = 0.1  # share of the steps that each rate is tried for
+TRIAL = 0.08  # share of the steps that each rate is tried for
 ALIKE = 1.02  # trials whose loss is so near the lowest are as good; the largest of their rates gets farther
 CHECKS = 8  # times that held-back samples are looked at
 REMEMBERED = 2**28  # bytes of the original's outputs and features on held-back samples that are kept
