@@ -23,6 +23,10 @@ from tests.test_strange_networks import SHAPES, options, run
 from tests.training import test_train_command
 from tests.zoo.models import copies, small_plan
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel"),
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS, but there was no current CUDA context"),
+]
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 PRETENDED = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
@@ -101,7 +105,7 @@ def test_widths_are_chosen_by_time_and_by_accuracy(device: str, tmp_path: Path) 
         found = compress.run(recipe(device, tmp_path / "drop", macs=None, max_drop=2), dry_run=True).report
         assert found.evaluation.drop_points <= 2
     timed = compress.run(recipe(device, tmp_path / "time", macs=None, latency=0.95, force_gate=True), dry_run=True)
-    assert {each.device for each in timed.report.cost.latency} == {f"{device}:0" if device == NAME else device}
+    assert {each.device for each in timed.report.cost.latency} == {f"{device}:0"}
 
 
 def test_looking_balancing_and_plateaus(device: str, tmp_path: Path) -> None:
