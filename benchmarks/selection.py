@@ -13,7 +13,9 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from benchmarks.osscar import osscar_search
 from benchmarks.recorded import digits_moments, load_moments, save_moments, vgg_moments
 from benchmarks.reporting import Cell, Run, start
 from compress.convex import (
@@ -21,11 +23,12 @@ from compress.convex import (
     Moments,
     nested_errors,
     penalty_grid,
-    polish_units,
     refit,
     select_units,
     solve_path,
 )
+from compress.convex.selecting.elimination import Factorised
+from compress.convex.selecting.swaps import Polisher
 
 LEVELS = (0.1, 0.03, 0.01)
 
@@ -34,6 +37,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--moments", type=Path, help="moments of VGG-19 layers (.pt); written if --checkpoint is given")
     parser.add_argument("--checkpoint", type=Path, help="the shared vgg19-cifar10.pt, to record the moments")
     parser.add_argument("--images", type=Path, help="CIFAR-10 training images, .npz with `images`")
+    parser.add_argument("--only", default="", help="layers, by comma; empty for all")
+    parser.add_argument("--methods", default="", help="single methods to compare with, by comma; empty for all")
 
 
 def main() -> int:
@@ -53,18 +58,23 @@ def main() -> int:
     else:
         run.goal("vgg-fewest-units", None, "all levels", note="needs --moments, or --checkpoint and --images")
     for name, moments in layers.items():
+        if options.only and name not in options.only.split(","):
+            continue
         if moments.gram.shape[0] > 2304:
             continue  # its order is timed below, on a problem of the same size
         if run.quick and (moments.gram.shape[0] > 512 or (name.startswith("VGG") and moments.output_count > 64)):
             continue
         layer(run, name, moments)
-    speed(run)
+    if not options.only:
+        speed(run)
     return run.finish()
 
 
 def layer(run: Run, name: str, moments: Moments) -> None:
     large = moments.gram.shape[0] > 1024
     methods = ("backward", "forward", "magnitude") if large else tuple(METHODS)
+    if run.options.methods:
+        methods = tuple(name for name in run.options.methods.split(",") if name in METHODS)
     rows: list[list[Cell]] = []
     least = [moments.unit_count] * len(LEVELS)
     for method in methods:
@@ -74,7 +84,7 @@ def layer(run: Run, name: str, moments: Moments) -> None:
         counts = [curve.width_for(level) for level in LEVELS]
         least = [min(pair) for pair in zip(least, counts, strict=True)]
         rows.append([method if method not in ("lasso", "adaptive") else f"{method} path order", *counts, seconds])
-    if not large:
+    if not large and not run.options.methods:
         for title, counts, seconds in lasso_rows(run, moments):
             rows.append([title, *counts, seconds])
             least = [min(pair) for pair in zip(least, counts, strict=True)]
@@ -124,17 +134,44 @@ def lasso_rows(run: Run, moments: Moments) -> list[tuple[str, list[int], float]]
 
 
 def swaps(run: Run, name: str, moments: Moments) -> None:
-    """What swapping takes off the error of backward elimination at equal widths."""
-    curve = select_units(moments, method="backward")
+    """At equal widths: elimination, OSSCAR, ours, and what more seconds of swaps from random selections find."""
+    polisher = Polisher(Factorised.of(moments))
+    order = select_units(moments, method="backward")
+    seconds = 1.0 if run.quick else 10.0
     rows: list[list[Cell]] = []
-    for level in LEVELS:
-        width = curve.width_for(level)
-        before = refit(moments, curve.units(width)).error
+    worst, peers = 0.0, 0
+    for width in sorted({order.width_for(level) for level in LEVELS}):
+        eliminated = order.units(width)
         begin = time.perf_counter()
-        after = refit(moments, polish_units(moments, curve.units(width))).error
-        rows.append([width, before, after, f"{100 * (1 - after / before):.1f} %", time.perf_counter() - begin])
-    header = ("units", "backward, error", "after swaps", "taken off", "seconds")
-    run.table(f"{name}: swap polishing of backward elimination", header, rows)
+        searched = osscar_search(polisher.equations.gram, polisher.targets, eliminated, moments.group_size)
+        middle = time.perf_counter()
+        curve = select_units(moments, widths=[width])
+        took = time.perf_counter() - middle
+        errors = [refit(moments, units).error for units in (eliminated, searched, curve.units(width))]
+        restarted = restarts(polisher, curve.units(width), seconds)
+        left = max(0.0, 1 - restarted / float(curve.errors[width]))
+        peers += errors[2] > errors[1] * (1 + 1e-6)
+        worst = max(worst, left)
+        rows.append([width, *errors[:2], middle - begin, errors[2], took, f"{100 * left:.2f} %"])
+    header = ("units", "backward, error", "OSSCAR, error", "its swaps, s", "ours, error", "ours, s, orders and all")
+    run.table(f"{name}: swaps at equal widths", (*header, f"{seconds:g} s of restarts take off"), rows)
+    key = name.replace(" ", "-").replace(".", "")
+    run.goal(f"{key}-left-for-restarts", 100 * worst, 1.0, unit=" %")
+    run.goal(f"{key}-widths-where-OSSCAR-is-better", peers, 0)
+
+
+def restarts(polisher: Polisher, units: Tensor, seconds: float) -> float:
+    """The least error of best-swap descents from random selections, and from `units` with a quarter exchanged."""
+    generator = torch.Generator().manual_seed(1)
+    width, best, begin, number = units.numel(), 1.0, time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        start = torch.randperm(polisher.unit_count, generator=generator)
+        if number % 2:
+            kept = units[torch.randperm(width, generator=generator)[: width - max(1, width // 4)]]
+            start = torch.cat([kept, start[~torch.isin(start, kept)]])
+        best = min(best, polisher.polish([start[:width]], effort=0.0)[1])
+        number += 1
+    return best
 
 
 def speed(run: Run) -> None:

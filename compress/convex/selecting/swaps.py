@@ -18,7 +18,7 @@ _RELATIVE_GAIN = 1e-9  # of the output energy: smaller improvements are left alo
 _REFRESH = 100  # sweeps after which a tableau is computed anew, to drop their rounding
 _CHUNK = 2e8  # multiplications between two looks at the best exchange so far
 _OVERHEAD = 1e7  # multiplications in the time that one call takes besides them
-_EFFORT = 3e9  # multiplications that a search may take at `effort` 1, about a second on one core
+_EFFORT = 4e9  # multiplications that a search may take at `effort` 1, about a second on one core
 _UNSEEN = 1e-3  # of the energy left unexplained, in outputs that the search leaves out
 
 

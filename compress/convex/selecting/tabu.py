@@ -11,7 +11,8 @@ from torch import Tensor
 _CHAINS = 4
 _STEPS = 100  # fewer steps than these find nothing
 _STAYS_OUT, _STAYS_IN = 8, 1  # steps for which a unit may not come back, or leave; a random few more
-_REFRESH = 100  # exchanges after which the arrays are computed anew, to drop their rounding
+_PATIENCE = 50  # steps, and one a unit, without a record of its own after which a chain starts anew at random
+_REFRESH = 50  # exchanges after which the arrays are computed anew, to drop their rounding
 _RELATIVE_GAIN = 1e-9  # of the output energy: what counts as better
 _OVERHEAD = 2e6  # multiplications in the time that the calls of one step take besides them
 
@@ -23,14 +24,15 @@ def tabu_search(
 
     Every chain makes the exchange of one unit for another that explains most, of those that do not undo what it did
     in the last few steps (Glover 1989); where all of them lose, the one that loses least. A chain can so leave a
-    selection that no exchange improves, and one step costs O(m·K).
+    selection that no exchange improves, and one step costs O(m·K). A chain that has set no record of its own for long
+    goes on from a random selection.
 
     Args:
         gram: (K, K), ridged, unit diagonal. targets: (K, D).
         starts: selections (m,) of equally many units, fewer than K; chains start from them in turn.
         budget: multiplications that may be spent.
         floor: the smallest Schur complement that is not rounding: the ridge.
-        seed: of the lengths of the memory.
+        seed: of the lengths of the memory and of what chains go on from.
     """
     device, count, width = gram.device, gram.shape[0], starts[0].shape[0]
     generator = torch.Generator().manual_seed(seed)
@@ -47,6 +49,7 @@ def tabu_search(
     rows = torch.arange(number, device=device)
     energy = float(targets.square().sum())
     best, units = -math.inf, starts[0]
+    record, since = chains.explained.clone(), torch.zeros(number, device=device)  # of every chain, and when it was set
     spent, step, work = 0.0, 0, _work(number, width, *targets.shape)
     while True:
         place = int(chains.explained.argmax())
@@ -67,8 +70,15 @@ def tabu_search(
         free_at[rows, chains.units[rows, out]] = memory[:, 0]
         loose_at[rows, out] = memory[:, 1]
         chains.exchange(out, into)
+        better = chains.explained > record + _RELATIVE_GAIN * energy
+        record, since = torch.where(better, chains.explained, record), torch.where(better, step, since)
         if step % _REFRESH == 0:
+            stale = (since <= step - _PATIENCE - width).nonzero()[:, 0].tolist()
+            for chain in stale:
+                chains.units[chain] = torch.randperm(count, generator=generator)[:width].to(device)
             chains.refresh(units)
+            record[stale], since[stale] = chains.explained[stale], float(step)
+            free_at[stale], loose_at[stale] = 0.0, 0.0
         spent += work
 
 
