@@ -16,24 +16,70 @@ from compress.training.mimic import Mimic
 
 WARM_UP = 0.1  # share of the steps in which the rate rises
 CLIP = 1.0  # largest gradient norm
+ALIGNED = 16  # numbers, so that every parameter begins where fast kernels may
 AVERAGED = 0.02  # weight of the newest in the running mean of the weights
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Parameters of one dtype, end to end: one operation moves them all.
+
+    Attributes:
+        base, scale, offsets: W₀, s and θ (n,), each parameter's at a multiple of `ALIGNED`.
+        parts: (name, shape) of the parameters in their order.
+    """
+
+    base: Tensor
+    scale: Tensor
+    offsets: Tensor
+    parts: tuple[tuple[str, torch.Size], ...]
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor]) -> Block:
+        """Of parameters of one dtype on one device."""
+        base = torch.cat([padded(tensor.detach()) for tensor in named.values()])
+        scale = torch.cat([padded(row_sizes(tensor.detach()).expand_as(tensor)) for tensor in named.values()])
+        parts = tuple((name, tensor.shape) for name, tensor in named.items())
+        return cls(base, scale, torch.zeros_like(base, requires_grad=True), parts)
+
+    def at(self, offsets: Tensor) -> dict[str, Tensor]:
+        """The parameters at these θ (n,), as views."""
+        flat = torch.addcmul(self.base, self.scale, offsets)
+        pieces = torch.split(flat, [aligned(shape.numel()) for _, shape in self.parts])
+        return {
+            name: piece[: shape.numel()].view(shape) for piece, (name, shape) in zip(pieces, self.parts, strict=True)
+        }
 
 
 class RelativeWeights:
     """Parameters W = W₀ + s·θ: θ starts at zero, s is the root mean square of W₀'s row (of all of it, without rows)."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.base = {name: tensor.detach() for name, tensor in module.named_parameters() if tensor.is_floating_point()}
-        self.scale = {name: row_sizes(tensor) for name, tensor in self.base.items()}
-        self.offsets = {name: torch.zeros_like(tensor, requires_grad=True) for name, tensor in self.base.items()}
+        kinds: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
+        for name, tensor in module.named_parameters():
+            if tensor.is_floating_point():
+                kinds.setdefault((tensor.dtype, tensor.device), {})[name] = tensor
+        self.blocks = [Block.of(named) for named in kinds.values()]
+        self.offsets = [block.offsets for block in self.blocks]
 
     def applied(self) -> dict[str, Tensor]:
         """The parameters as they are now."""
         return self.at(self.offsets)
 
-    def at(self, offsets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters at these θ."""
-        return {name: torch.addcmul(tensor, self.scale[name], offsets[name]) for name, tensor in self.base.items()}
+    def at(self, offsets: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The parameters at these θ, one for each block."""
+        pairs = zip(self.blocks, offsets, strict=True)
+        return {name: tensor for block, each in pairs for name, tensor in block.at(each).items()}
+
+
+def aligned(count: int) -> int:
+    """So many numbers, rounded up to a multiple of `ALIGNED`."""
+    return -(-count // ALIGNED) * ALIGNED
+
+
+def padded(tensor: Tensor) -> Tensor:
+    """The numbers in a row, with zeros up to a multiple of `ALIGNED`."""
+    return nn.functional.pad(tensor.reshape(-1), (0, aligned(tensor.numel()) - tensor.numel()))
 
 
 def row_sizes(weights: Tensor) -> Tensor:
@@ -58,7 +104,7 @@ class Descent:
     drawn: Drawn
 
     def __post_init__(self) -> None:
-        self._offsets = list(self.weights.offsets.values())
+        self._offsets = self.weights.offsets
         self._means = [tensor.detach().clone() for tensor in self._offsets]
         self._adam = torch.optim.Adam(self._offsets, lr=0.0, foreach=True)
         self._steps = 0
@@ -94,7 +140,7 @@ class Descent:
 
     def averaged(self) -> dict[str, Tensor]:
         """The running mean of the weights: where they are, less the noise of single steps."""
-        return self.weights.at(dict(zip(self.weights.offsets, self._means, strict=True)))
+        return self.weights.at(self._means)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from compress.compression.problem import SampleStream
 SHIFT = 16  # an image is shifted by up to this part of its side
 SMALLEST_IMAGE = 16  # pixels a side
 STEP_NUMBERS = 2**21  # input numbers in a batch of more than the fewest, at most: what gradients need follows them
-BATCH = (16, 64)  # samples in a batch
-EPOCH_STEPS = 200  # steps in an epoch, at least, where batches may be as small as that
+ON_CPU = 16, 64, 200  # fewest and most samples in a batch, and steps of an epoch where these let
+ON_DEVICE = 32, 256, 100
 HELD_SHARE = 0.25  # of an accelerator's free memory, that inputs may take
 
 
@@ -158,10 +158,14 @@ def takes_images(examples: Sequence[Tensor]) -> bool:
 
 
 def step_batch(probe: Tensor, samples: int) -> int:
-    """Samples in a batch that gradients are taken of: few of large ones, and few where there are few."""
-    largest = max(BATCH[0], min(BATCH[1], STEP_NUMBERS // max(1, probe[0].numel())))
-    wanted = 1 << (max(1, samples // EPOCH_STEPS).bit_length() - 1)  # a power of two
-    return max(BATCH[0], min(largest, wanted))
+    """Samples in a batch that gradients are taken of: few of large ones, and few where there are few.
+
+    More on an accelerator, where a step takes about as long whatever is in it.
+    """
+    fewest, most, steps = ON_CPU if probe.device.type == "cpu" else ON_DEVICE
+    largest = max(fewest, min(most, STEP_NUMBERS // max(1, probe[0].numel())))
+    wanted = 1 << (max(1, samples // steps).bit_length() - 1)  # a power of two
+    return max(fewest, min(largest, wanted))
 
 
 def reach(side: int) -> int:

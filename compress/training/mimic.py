@@ -5,7 +5,7 @@ A network that mimics these features recovers best from few samples (Wang, Guo a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,6 +57,7 @@ class Mimic:
         outputs: those that count and have a gradient; `spreads`: what their distances are held against.
         last: the features in front of the last pooling, where they can be compared.
         inner: what is compared on the way there.
+        energies: mean square of each feature in the original, the last one's first; empty: 1 for all.
         scales: what each part of the loss is divided by: outputs, last features, inner ones.
     """
 
@@ -66,6 +67,7 @@ class Mimic:
     spreads: Mapping[str, float]
     last: tuple[Feature, ...] = ()
     inner: tuple[Feature, ...] = ()
+    energies: tuple[float, ...] = ()
     scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def wanted(self, inputs: Sequence[Tensor]) -> Answer:
@@ -97,9 +99,10 @@ class Mimic:
         wanted = self.wanted(inputs) if wanted is None else wanted
         made = self._answer(1, student, inputs)
         outputs = soft_divergence(self.outputs, wanted.outputs, made.outputs, self.spreads, len(inputs[0])).mean()
+        energies = self.energies or [1.0] * len(made.features)
         missed = [
-            ((now - aim).square().mean() / aim.square().mean().clamp_min(1e-30)).double()
-            for now, aim in zip(made.features, wanted.features, strict=True)
+            nn.functional.mse_loss(now, aim).double() / energy
+            for now, aim, energy in zip(made.features, wanted.features, energies, strict=True)
         ]
         count = len(self.last)
         kinds = [
@@ -121,14 +124,27 @@ class Mimic:
         return first / self.scales[0] + second / self.scales[1] + third / self.scales[2]
 
     def balanced(self, student: Mapping[str, Tensor], held_back: Batches) -> Mimic:
-        """The comparison with each part counting 1 for the cut network as it is."""
-        total, count = torch.zeros(3, dtype=torch.float64), 0
-        with torch.no_grad():
-            for number, size in enumerate(held_back.sizes()):
-                parts = self.parts(student, held_back.read(number))
-                total, count = total.to(parts) + size * parts, count + size
-        first, second, third = ((total / max(count, 1)).nan_to_num().clamp_min(SMALLEST_LOSS)).tolist()
-        return replace(self, scales=(first, second, third))
+        """The comparison relative to each feature's energy, with each part counting 1 for the cut network as it is."""
+
+        def energies(inputs: Sequence[Tensor]) -> Tensor:
+            found = [feature.double().square().mean() for feature in self.wanted(inputs).features]
+            return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64)
+
+        known = replace(self, energies=tuple(held_back_means(energies, held_back)))
+        first, second, third = held_back_means(lambda inputs: known.parts(student, inputs), held_back)
+        return replace(known, scales=(first, second, third))
+
+
+def held_back_means(measure: Callable[[Sequence[Tensor]], Tensor], held_back: Batches) -> list[float]:
+    """Means over the samples of what is measured of each batch, at least `SMALLEST_LOSS`."""
+    total: Tensor | None = None
+    with torch.no_grad():
+        for number, size in enumerate(held_back.sizes()):
+            found = size * measure(held_back.read(number))
+            total = found if total is None else total + found
+    assert total is not None, "some samples are held back"
+    means = total / sum(held_back.sizes())
+    return [float(each) for each in means.nan_to_num().clamp_min(SMALLEST_LOSS)]
 
 
 def compare(mimic: Mimic, module: nn.Module, examples: tuple[Tensor, ...], kept: Sequence[Tensor]) -> Mimic:

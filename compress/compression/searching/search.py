@@ -18,6 +18,7 @@ from compress.compression.pricing.allocate import Allocation, allocate, priced_w
 from compress.compression.pricing.latency import MOST_PASSES, LatencyModel, time_chosen
 from compress.compression.problem import Problem, record_all
 from compress.compression.searching.curves import Search
+from compress.compression.searching.revision import revised_allocation, with_less_damage
 from compress.compression.sweep import Compressed, refine, sweep
 from compress.convex import MultitaskLasso
 from compress.errors import GateError
@@ -109,8 +110,9 @@ def search_widths(
 ) -> SearchResult:
     """The widths that keep every budget (and, with a bound, the accuracy) at the least predicted damage.
 
-    With budgets alone one sweep settles it. An accuracy bound alone asks for the largest cut within it: the predicted
-    damage is raised and lowered, each time verified by compressing front to back and running the held-back samples.
+    With budgets alone one sweep settles it, or a second one at widths revised by what the first measured. An accuracy
+    bound alone asks for the largest cut within it: the predicted damage is raised and lowered, each time verified by
+    compressing front to back and running the held-back samples.
 
     Args:
         budgets: "macs", "params", "latency" -> fraction of the original's.
@@ -129,7 +131,7 @@ def search_widths(
             search, allocation = timed_search(search, budgets, progress)
         else:
             allocation = allocate(search.choices, budgets)
-        searched = refined(attempt(allocation), options, progress, sweeps)
+        searched = refined(revised(attempt(allocation), budgets, attempt), options, progress, sweeps)
         judgement = None if wanted is None else wanted.judge(searched.compressed)
         if wanted is not None and judgement is not None and not judgement.passed:
             raise GateError(
@@ -139,6 +141,22 @@ def search_widths(
         return searched
     assert wanted is not None, "a search has a budget or an accuracy bound"
     return refined(_largest_cut(search, attempt, wanted), options, progress, sweeps)
+
+
+def revised(
+    first: SearchResult, budgets: Mapping[str, float], attempt: Callable[[Allocation], SearchResult]
+) -> SearchResult:
+    """A sweep's result, or that of another at widths revised by what the first measured, where less damage is done."""
+    allocation = revised_allocation(first.search, first.allocation, first.compressed, budgets)
+    if allocation is None:
+        return first
+    if "latency" in budgets and time_allocation(first.search, allocation.widths) > budgets["latency"]:
+        return first
+    second = attempt(allocation)
+    if with_less_damage(first.compressed, second.compressed):
+        return second
+    first.trials.append(first.trials.pop(-2))  # the last is the one that is taken
+    return first
 
 
 def timed_search(search: Search, budgets: Mapping[str, float], progress: Progress) -> tuple[Search, Allocation]:

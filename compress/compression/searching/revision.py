@@ -1,0 +1,104 @@
+"""The allocation revised once, by what the first sweep measured: damages interact, and a curve knows one layer alone.
+
+Behind layers that are cut already a layer errs more, or less, than on the original network's features. What it erred at
+the width that was tried stands for all its widths: its errors are taken that much larger or smaller, and the widths are
+chosen again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from compress.compression.pricing.allocate import Allocation, DamageCurve, allocate
+from compress.compression.searching.curves import Search
+from compress.compression.sweep import Compressed
+from compress.errors import GateError
+
+LARGEST_CORRECTION = 3.0  # factor of a layer's error
+SMALLEST_ERROR = 1e-6  # relative, below which a width cuts nothing off
+
+
+def revised_allocation(
+    search: Search, tried: Allocation, compressed: Compressed, budgets: Mapping[str, float]
+) -> Allocation | None:
+    """Other widths within the budgets that promise less damage now; None where the same ones do, or none is known.
+
+    Args:
+        tried: the widths of the sweep that gave `compressed`.
+    """
+    factors = error_factors(search, compressed)
+    if not factors:
+        return None
+    curves = {
+        name: corrected(curve, factors[name]) if name in factors else curve for name, curve in search.damages.items()
+    }
+    choices = replace(search.choices, curves=curves)
+    try:
+        found = allocate(choices, budgets)
+    except GateError:
+        return None
+    return None if found.widths == tried.widths or found.damage >= choices.damage(tried.widths) else found
+
+
+def error_factors(search: Search, compressed: Compressed) -> dict[str, float]:
+    """By how much each layer erred more on held-back samples than its curve says (below 1: less), around their mean.
+
+    What all layers err more is left out, as it moves no width; a layer that lost nothing told nothing, and is taken to
+    be as the mean.
+    """
+    found: dict[str, float] = {}
+    for result in compressed.results:
+        error, width = result.report.fit.held_back_error, len(result.kept)
+        foretold = float(search.damages[result.name].errors[width]) if result.name in search.damages else 0.0
+        if result.is_cut and width and error is not None and min(error, foretold) > SMALLEST_ERROR:
+            found[result.name] = error / foretold
+    if len(found) < 2:
+        return {}
+    mean = math.exp(sum(map(math.log, found.values())) / len(found))
+    return {name: min(LARGEST_CORRECTION, max(1 / LARGEST_CORRECTION, factor / mean)) for name, factor in found.items()}
+
+
+def corrected(curve: DamageCurve, factor: float) -> DamageCurve:
+    """The curve of a layer whose error at every width is that many times as large."""
+    errors = curve.errors.double()
+    lossy = errors > SMALLEST_ERROR
+    damage = curve.damage.double().clone()
+    if int(lossy.sum()) > 1:
+        logs = errors[lossy].log()
+        known = damage[lossy].clamp_min(torch.finfo(torch.float64).tiny).log()
+        order = logs.argsort(stable=True)
+        damage[lossy] = between(logs[order], known[order], logs + math.log(factor)).exp()
+    never_rising = torch.cummax(damage.flip(0), 0).values.flip(0)
+    return DamageCurve(never_rising, curve.legal, curve.errors * factor, curve.measured)
+
+
+def between(xs: Tensor, ys: Tensor, at: Tensor) -> Tensor:
+    """Piecewise linear through points (n,) in ascending order; with slope 2, as of small errors, outside."""
+    right = torch.searchsorted(xs, at).clamp(1, len(xs) - 1)
+    left = right - 1
+    width = (xs[right] - xs[left]).clamp_min(1e-12)
+    inside = ys[left] + (ys[right] - ys[left]) * ((at - xs[left]) / width).clamp(0, 1)
+    return inside + 2 * (at - xs[-1]).clamp_min(0) - 2 * (xs[0] - at).clamp_min(0)
+
+
+def with_less_damage(first: Compressed, second: Compressed) -> bool:
+    """Whether calibration samples say that the second network moved its outputs less.
+
+    Held-back ones and, where both were scored on them, those that were fitted to: each network was fitted to the same
+    ones, and held-back samples alone are few.
+    """
+    sums = []
+    for compressed in (first, second):
+        scores = [compressed.held_back]
+        if first.fitting is not None and second.fitting is not None:
+            scores.append(compressed.fitting)
+        if any(score is None for score in scores):
+            return False
+        known = [score for score in scores if score is not None]
+        sums.append(sum(score.distance * score.samples for score in known))
+    return sums[1] < sums[0]
