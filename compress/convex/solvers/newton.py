@@ -362,6 +362,7 @@ class _Admm:
         self.problem = problem
         self.rho = 0.0
         self.inverse = problem.gram
+        self.thresholds = problem.thresholds  # w/ρ
         self.solved = problem.cross  # inverse · cross
         self.point: Tensor | None = None
         self.dual = problem.cross
@@ -377,26 +378,36 @@ class _Admm:
             self._factor(guess)
         resume = self.point is not None and (resume or point is self.point)
         z = self.point if resume and self.point is not None else point
-        u = (self.dual if resume else correlation) / self.rho
-        thresholds = w / self.rho
+        # one array q = z + u; z is its shrinkage, and q ← q + α(x − z) with x the minimiser at 2z − q
+        q = (self.dual if resume else correlation) / self.rho + z
         for round_ in range(1, rounds + 1):
-            x = torch.addmm(self.solved, self.inverse, z - u, alpha=self.rho)
-            old = z
-            u = torch.lerp(z, x, _RELAXATION).add_(u)
-            z = soft_threshold(u, thresholds, s)
-            u = u.sub_(z)
-            if round_ % 8 == 0:
-                primal = float(torch.linalg.vector_norm(x - z) / torch.linalg.vector_norm(x).clamp_min(1e-300))
-                dual = float(torch.linalg.vector_norm(z - old) / torch.linalg.vector_norm(u).clamp_min(1e-300))
-                if primal > 0 and dual > 0:
-                    factor = min(10.0, max(0.1, (primal / dual) ** 0.5))
-                    if not 0.4 < factor < 2.5:
-                        u = u * self.rho
-                        self._factor(self.rho * factor)
-                        u = u / self.rho
-                        thresholds = w / self.rho
-        self.point, self.dual = z, u * self.rho
+            x = torch.addmm(self.solved, self.inverse, torch.lerp(q, z, 2.0), alpha=self.rho)
+            check = round_ % 8 == 0
+            moved = x.sub_(z)
+            q.add_(moved, alpha=_RELAXATION)
+            new = soft_threshold(q, self.thresholds, s)
+            if check:
+                self._balance(z, moved, new, q)
+            z = new
+        self.point, self.dual = z, (q - z) * self.rho
         return z, problem.cross - problem.gram @ z
+
+    def _balance(self, old: Tensor, moved: Tensor, new: Tensor, q: Tensor) -> None:
+        """Another ρ where primal and dual residuals are far apart; q = z + u is changed to match."""
+        step = new - old
+        x_norm = torch.linalg.vector_norm(old + moved)
+        parts = (torch.linalg.vector_norm(moved - step), x_norm, torch.linalg.vector_norm(step))
+        u = q - new
+        primal, size, dual, scale = torch.stack([*parts, torch.linalg.vector_norm(u)]).tolist()
+        primal, dual = primal / max(size, 1e-300), dual / max(scale, 1e-300)
+        if not (primal > 0 and dual > 0):
+            return
+        factor = min(10.0, max(0.1, (primal / dual) ** 0.5))
+        if 0.4 < factor < 2.5:
+            return
+        before = self.rho
+        self._factor(before * factor)
+        q.copy_(new).add_(u, alpha=before / self.rho)
 
     def _factor(self, rho: float) -> None:
         self.rho = min(max(rho, 1e-7), 1e3)
@@ -411,3 +422,4 @@ class _Admm:
             self.rho *= 10
         self.inverse = torch.cholesky_inverse(factor)
         self.solved = self.inverse @ self.problem.cross
+        self.thresholds = self.problem.thresholds / self.rho

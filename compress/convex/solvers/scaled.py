@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from compress.convex.lasso import MultitaskLasso, dual_gap, relative_gap, shrink_factor, unit_norms
+from compress.convex.lasso import MultitaskLasso, dual_gap, relative_gap, unit_norms
 from compress.convex.statistics.moments import unit_columns
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -151,7 +151,9 @@ def scaled_gap(
 
 def soft_threshold(points: Tensor, thresholds: Tensor, group_size: int) -> Tensor:
     """Row-block shrinkage: z_k·max(0, 1 − w_k/‖z_k‖)."""
-    return points * expand(shrink_factor(unit_norms(points, group_size), thresholds), group_size)[:, None]
+    norms = unit_norms(points, group_size)
+    factor = torch.addcdiv(torch.ones_like(norms), thresholds, norms, value=-1).clamp_min_(0)  # −∞, so 0, where z_k = 0
+    return points * expand(factor, group_size)[:, None]
 
 
 def expand(per_unit: Tensor, group_size: int) -> Tensor:

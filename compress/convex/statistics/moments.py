@@ -352,5 +352,7 @@ def unit_columns(units: Tensor, group_size: int) -> Tensor:
     """Column numbers (|S|·s,) that the given units (|S|,) own, unit-major."""
     if units.dtype == torch.bool:
         raise ValueError("unit numbers are needed here, got a boolean mask; use `mask.nonzero()[:, 0]`.")
+    if group_size == 1:
+        return units.to(torch.long)
     taps = torch.arange(group_size, device=units.device)
     return (units.to(torch.long)[:, None] * group_size + taps).reshape(-1)
