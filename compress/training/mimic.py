@@ -57,7 +57,7 @@ class Mimic:
         outputs: those that count and have a gradient; `spreads`: what their distances are held against.
         last: the features in front of the last pooling, where they can be compared.
         inner: what is compared on the way there.
-        energies: mean square of each feature in the original, the last one's first; empty: 1 for all.
+        energies: mean square of each feature in the original, the last one's first, on their device; None: 1 for all.
         scales: what each part of the loss is divided by: outputs, last features, inner ones.
     """
 
@@ -67,7 +67,7 @@ class Mimic:
     spreads: Mapping[str, float]
     last: tuple[Feature, ...] = ()
     inner: tuple[Feature, ...] = ()
-    energies: tuple[float, ...] = ()
+    energies: Tensor | None = None
     scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def wanted(self, inputs: Sequence[Tensor]) -> Answer:
@@ -99,16 +99,14 @@ class Mimic:
         wanted = self.wanted(inputs) if wanted is None else wanted
         made = self._answer(1, student, inputs)
         outputs = soft_divergence(self.outputs, wanted.outputs, made.outputs, self.spreads, len(inputs[0])).mean()
-        energies = self.energies or [1.0] * len(made.features)
-        missed = [
-            nn.functional.mse_loss(now, aim).double() / energy
-            for now, aim, energy in zip(made.features, wanted.features, energies, strict=True)
-        ]
-        count = len(self.last)
-        kinds = [
-            torch.stack(part).mean() if part else outputs.new_zeros(()) for part in (missed[:count], missed[count:])
-        ]
-        return torch.stack([outputs, *kinds])
+        if not made.features:
+            return torch.stack([outputs, outputs.new_zeros(()), outputs.new_zeros(())])
+        pairs = zip(made.features, wanted.features, strict=True)
+        missed = torch.stack([nn.functional.mse_loss(now, aim) for now, aim in pairs]).double()
+        missed = missed if self.energies is None else missed / self.energies
+        kinds = torch.split(missed, [len(self.last), len(self.inner)])
+        means = [kind.mean() if len(kind) else outputs.new_zeros(()) for kind in kinds]
+        return torch.stack([outputs, *means])
 
     def distances(
         self, student: Mapping[str, Tensor], inputs: Sequence[Tensor], wanted: Answer | None = None
@@ -120,22 +118,23 @@ class Mimic:
 
     def loss(self, student: Mapping[str, Tensor], inputs: Sequence[Tensor], wanted: Answer | None = None) -> Tensor:
         """The scaled parts' sum; arguments as of `parts`."""
-        first, second, third = self.parts(student, inputs, wanted).unbind()
-        return first / self.scales[0] + second / self.scales[1] + third / self.scales[2]
+        parts = self.parts(student, inputs, wanted).unbind()
+        return sum((part / scale for part, scale in zip(parts, self.scales, strict=True)), parts[0].new_zeros(()))
 
     def balanced(self, student: Mapping[str, Tensor], held_back: Batches) -> Mimic:
         """The comparison relative to each feature's energy, with each part counting 1 for the cut network as it is."""
 
         def energies(inputs: Sequence[Tensor]) -> Tensor:
-            found = [feature.double().square().mean() for feature in self.wanted(inputs).features]
-            return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64)
+            return torch.stack([feature.double().square().mean() for feature in self.wanted(inputs).features])
 
-        known = replace(self, energies=tuple(held_back_means(energies, held_back)))
-        first, second, third = held_back_means(lambda inputs: known.parts(student, inputs), held_back)
+        compares = bool(self.last or self.inner)
+        known = replace(self, energies=held_back_means(energies, held_back)) if compares else self
+        scales = held_back_means(lambda inputs: known.parts(student, inputs), held_back)
+        first, second, third = scales.tolist()
         return replace(known, scales=(first, second, third))
 
 
-def held_back_means(measure: Callable[[Sequence[Tensor]], Tensor], held_back: Batches) -> list[float]:
+def held_back_means(measure: Callable[[Sequence[Tensor]], Tensor], held_back: Batches) -> Tensor:
     """Means over the samples of what is measured of each batch, at least `SMALLEST_LOSS`."""
     total: Tensor | None = None
     with torch.no_grad():
@@ -143,8 +142,7 @@ def held_back_means(measure: Callable[[Sequence[Tensor]], Tensor], held_back: Ba
             found = size * measure(held_back.read(number))
             total = found if total is None else total + found
     assert total is not None, "some samples are held back"
-    means = total / sum(held_back.sizes())
-    return [float(each) for each in means.nan_to_num().clamp_min(SMALLEST_LOSS)]
+    return (total / sum(held_back.sizes())).nan_to_num().clamp_min(SMALLEST_LOSS)
 
 
 def compare(mimic: Mimic, module: nn.Module, examples: tuple[Tensor, ...], kept: Sequence[Tensor]) -> Mimic:
@@ -160,7 +158,8 @@ def compare(mimic: Mimic, module: nn.Module, examples: tuple[Tensor, ...], kept:
     place = programs[0].outputs.index(str(mimic.outputs[0].node))
     names = [last_features(program, program.outputs[place]) for program in programs]
     last = None if names[0] is None or names[1] is None else correspond(programs, (names[0], names[1]), kept)
-    inner = [each for each in inner_features(programs) if last is None or each.names[1] != last.names[1]]
+    covered = set() if last is None else behind(programs[1], last.names[1])
+    inner = [each for each in inner_features(programs) if each.names[1] not in covered]
     return replace(plain, last=() if last is None else (last,), inner=tuple(inner))
 
 
@@ -187,6 +186,15 @@ def inner_features(programs: tuple[Program, Program]) -> list[Feature]:
         if first is not None and programs[0].shape(first) == programs[1].shape(source):
             found.setdefault(source, Feature((first, source)))
     return list(found.values())
+
+
+def behind(program: Program, name: str) -> set[str]:
+    """The value and all that depend on it."""
+    found = {name}
+    for step in program.steps:
+        if any(each in found for each in step.inputs):
+            found.add(step.name)
+    return found
 
 
 def inputs_of_maps(program: Program) -> dict[str, str]:

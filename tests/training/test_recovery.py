@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from compress.compression.problem import SampleStream
 from compress.errors import NonFiniteError
-from compress.graph.program import Program
+from compress.graph.program import Program, run
 from compress.graph.trace import trace_network
 from compress.measures.outputs import Output
 from compress.progress import SilentProgress
-from compress.training.descent import rate_share, row_sizes
+from compress.training.descent import RelativeWeights, rate_share, row_sizes
 from compress.training.drawing import Moves, Placed, moved, placed, step_batch, takes_images
 from compress.training.mimic import Mimic, compare, last_features, tensors_of
 from compress.training.recovery import AUTO_EPOCHS, Recovery, chosen_rate, recover
@@ -166,6 +166,59 @@ def test_features_in_front_of_the_last_pooling_are_compared_by_the_channels_that
     assert not compared(pair[0], narrower, ()).last
 
 
+class Blocks(nn.Module):
+    """Two residual blocks around inner widths that may differ."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(6, inner, 3, padding=1), nn.ReLU(), nn.Conv2d(inner, 6, 3, padding=1))
+            for _ in range(2)
+        )
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        stream = torch.relu(self.stem(inputs))
+        for block in self.blocks:
+            stream = torch.relu_(stream + block(stream))
+        return self.head(stream.mean((2, 3)))
+
+
+def test_what_blocks_hand_on_is_compared_and_what_was_cut_inside_them_is_not() -> None:
+    original, cut = Blocks(8).eval(), Blocks(5).eval()
+    cut.stem.load_state_dict(original.stem.state_dict())
+    found = compared(original, cut, ())
+    shapes = [found.programs[1].shape(feature.names[1]) for feature in found.inner]
+    assert shapes == [(2, 6, 16, 16)] * 2
+    state = tensors_of(cut)
+    (inputs,) = streams()[1].read(0)
+    first = nn.functional.mse_loss(*(feature_of(network, found, inputs, 0) for network in (original, cut)))
+    assert float(first) < 1e-12
+    assert float(found.parts(state, [inputs])[2]) > 1e-3
+    assert found.balanced(state, streams()[1]).parts(state, [inputs]).isfinite().all()
+
+
+def feature_of(network: nn.Module, mimic: Mimic, inputs: Tensor, number: int) -> Tensor:
+    """The value of an inner feature of the original (`Blocks(8)`) or of the cut network."""
+    which = int(network.blocks[0][0].out_channels != 8)  # type: ignore[index,union-attr]
+    name = mimic.inner[number].names[which]
+    value = run(mimic.programs[which], (tensors_of(network),), [inputs], [name])[name][0]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def test_weights_lie_end_to_end_and_are_the_networks_own_before_the_first_step(
+    pair: tuple[nn.Module, nn.Module],
+) -> None:
+    weights = RelativeWeights(pair[1].double())
+    applied = weights.applied()
+    assert all(torch.equal(applied[name], tensor) for name, tensor in pair[1].named_parameters())
+    moved_on = weights.at([torch.ones_like(offsets) for offsets in weights.offsets])
+    name, tensor = next(iter(pair[1].named_parameters()))
+    torch.testing.assert_close(moved_on[name].detach(), tensor.detach() + row_sizes(tensor.detach()))
+
+
 def test_one_rate_moves_a_layer_and_its_rescaled_twin_alike() -> None:
     weights = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     factors = torch.tensor([1e-3, 1.0, 20.0, 0.3])[:, None]
@@ -184,6 +237,7 @@ def test_images_are_moved_by_a_few_pixels_and_other_inputs_are_none() -> None:
     assert not takes_images([image, image])
     assert not any(takes_images([torch.zeros(shape)]) for shape in ((2, 7), (2, 8, 32, 32), (2, 3, 4, 4)))
     assert step_batch(torch.zeros(2, 3, 224, 224), 10**5) < step_batch(torch.zeros(2, 3, 32, 32), 10**5)
+    assert step_batch(torch.zeros(2, 3, 32, 32, device="meta"), 10**5) > step_batch(torch.zeros(2, 3, 32, 32), 10**5)
     assert step_batch(torch.zeros(2, 3, 32, 32), 1800) < step_batch(torch.zeros(2, 3, 32, 32), 10**5)
 
 
