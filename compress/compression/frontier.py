@@ -6,6 +6,7 @@ pass continues where the last one ended and a whole sweep costs about one pass t
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from compress.recording.store import ActivationStore
 from compress.units.groups import ReadUnits
 
 CACHE_BYTES = 8 * 2**30  # on disk, for activations between two layers
+WIDER = 4  # times the values of the frontier, above which the next one is not written down
+MOST_WAITS = 2  # turns on end
 
 
 @dataclass(eq=False)
@@ -34,6 +37,7 @@ class Frontier:
         rectified: whether targets count errors behind the next ReLU alone.
         stores: of the fitting and of the held-back samples, the values that the next turn starts from.
         following: where the turn that is recorded leaves those of the one behind it.
+        waited: turns that the frontier has stayed for.
     """
 
     problem: Problem
@@ -41,6 +45,7 @@ class Frontier:
     rectified: bool
     stores: Sequence[ActivationStore]
     following: Sequence[ActivationStore] = ()
+    waited: int = 0
 
     @classmethod
     @contextmanager
@@ -59,16 +64,22 @@ class Frontier:
     def turn(self, turns: Sequence[Turn]) -> Iterator[None]:
         """Around the first of `turns`, which is recorded within; the others are still to come.
 
-        A depthwise convolution lies between two maps that are cheap beside writing down what it reads, the widest
-        activations of its block: the frontier stays in front of it.
+        Where the next frontier is far wider than this one (inside an inverted bottleneck), it is cheaper made again for
+        the next turns than written down: the frontier stays, for a few turns.
         """
-        if isinstance(turns[0], Filter):
-            self.following = self.stores
+        nodes = next_frontier(self.problem, turns, rectified=self.rectified)
+        if self.waited < MOST_WAITS and self._size(nodes) > WIDER * self._size(self.stores[0].nodes) > 0:
+            self.following, self.waited = self.stores, self.waited + 1
         else:
-            nodes = next_frontier(self.problem, turns, rectified=self.rectified)
-            self.following = [store.advance(nodes) for store in self.stores]
+            self.following, self.waited = [store.advance(nodes) for store in self.stores], 0
         yield
         self.stores, self.following = self.following, ()
+
+    def _size(self, nodes: Sequence[str]) -> int:
+        """Elements of the tensors among these nodes' values, as traced."""
+        program = self.problem.program
+        tensors = [name for name in nodes if isinstance(program.nodes[name.partition("@")[0]].meta.get("val"), Tensor)]
+        return sum(math.prod(program.shape(name)) for name in tensors)
 
     def record(
         self, read: ReadUnits, current: Mapping[str, Tensor], units: Tensor | None

@@ -23,11 +23,18 @@ def test_rounding_never_narrows_and_never_exceeds_all_units(width: int, multiple
     assert rounded == units or rounded % multiple == 0
 
 
-@given(st.lists(st.floats(0.001, 1), min_size=1, max_size=40), st.floats(0.001, 0.9), st.floats(0, 0.5))
-def test_the_smallest_width_passes_and_one_less_does_not(drops: list[float], allowed: float, floor: float) -> None:
+@given(
+    st.lists(st.floats(0.001, 1), min_size=1, max_size=40),
+    st.floats(0.001, 0.9),
+    st.floats(0, 0.5),
+    st.none() | st.integers(0, 50),
+)
+def test_the_smallest_width_passes_and_one_less_does_not(
+    drops: list[float], allowed: float, floor: float, guess: int | None
+) -> None:
     errors = sorted((floor + drop for drop in drops), reverse=True)
     errors[-1] = floor  # with all units, only the unavoidable error is left
-    width = smallest_width(lambda units: errors[units - 1], len(errors), allowed, floor)
+    width = smallest_width(lambda units: errors[units - 1], len(errors), allowed, floor, guess)
     limit = math.hypot(allowed, floor) * (1 + 1e-9)
     assert errors[width - 1] <= limit
     assert width == 1 or errors[width - 2] > limit

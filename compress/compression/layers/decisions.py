@@ -115,7 +115,9 @@ def round_up(width: int, multiple: int, units: int) -> int:
     return min(units, math.ceil(width / multiple) * multiple)
 
 
-def smallest_width(held_back_error: Callable[[int], float], units: int, allowed: float, floor: float) -> int:
+def smallest_width(
+    held_back_error: Callable[[int], float], units: int, allowed: float, floor: float, guess: int | None = None
+) -> int:
     """Smallest width whose held-back error stays within what `allowed` adds to the unavoidable error, by bisection.
 
     When earlier layers were cut, even all units leave an error `floor`; a width passes when its squared error is at
@@ -125,17 +127,22 @@ def smallest_width(held_back_error: Callable[[int], float], units: int, allowed:
 
     Args:
         held_back_error: width -> relative error after the refit.
+        guess: a width to look around first, in growing steps.
     """
     limit = math.sqrt(allowed**2 + floor**2) * (1 + 1e-9)
     fails, passes, lowest = 0, units, floor
+    middle, step = units // 2 if guess is None else guess, max(1, units // 32)
     while passes - fails > 1:
-        middle = (fails + passes) // 2
+        middle = min(max(middle, fails + 1), passes - 1)
         error = held_back_error(middle)
         lowest = min(lowest, error)
         if error <= limit:
-            passes = middle
+            passes, middle = middle, middle - step
         else:
-            fails = middle
+            fails, middle = middle, middle + step
+        step *= 2
+        if guess is None or (fails > 0 and passes < units):
+            middle = (fails + passes) // 2
     if lowest >= floor / 2:
         return passes
     others = (held_back_error(units * part // 8) for part in (4, 6, 7))

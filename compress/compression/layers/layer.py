@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -343,7 +344,8 @@ def find_width(
     else:
         assert isinstance(decision, Within), "the other decisions are above"
         more = units if moments.unchanged is None else units + 1  # one more stands for the layer as it is
-        width = smallest_width(trials.error_at, more, decision.error, trials.floor)
+        near = trials.curve.width_for(math.hypot(decision.error, trials.floor))
+        width = smallest_width(trials.error_at, more, decision.error, trials.floor, near)
     if moments.unchanged is not None and width > units:
         return None
     return min(units, legal_width(group, round_up(width, options.round_to, units)))
