@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from compress.compression.faults import LAYER_FAULTS, describe_fault
-from compress.compression.layers.layer import POLISHABLE, LayerFacts, LayerOptions, layer_unit_costs
+from compress.compression.layers.layer import LayerFacts, LayerOptions, layer_unit_costs, select_along
 from compress.compression.pricing.allocate import Choices, DamageCurve, Removal, damage_curve, legal_widths
 from compress.compression.pricing.costs import CostModel, cost_model
 from compress.compression.pricing.latency import measure_latency_model
 from compress.compression.problem import Problem, Recorded, record_all
 from compress.compression.resume import KnownCurves, RunState
 from compress.compression.searching.damage import measure_divergences, probe_widths
-from compress.convex import SelectionCurve, select_units
+from compress.convex import SelectionCurve
 from compress.progress import Progress
 from compress.recording.layer_moments import LayerMoments
 from compress.units.groups import UnitGroup
@@ -145,10 +145,7 @@ def find_curve(
     """One group's selection along all widths, and what its moments say. Raises SolverError."""
     joint = moments.for_selection(problem.state)
     costs = layer_unit_costs(options.unit_costs, group, moments, problem.state, joint)
-    method = options.selection
-    if method == "best" and joint.covariance.shape[0] > POLISHABLE:
-        method = "backward"  # the better order at all but the smallest widths; both take minutes there
-    curve = select_units(joint, method=method, unit_costs=costs, ridge=options.ridge, intercept=False)
+    curve = select_along(joint, costs, options)
     return curve, LayerFacts.of(moments.joint(), options.rank_tolerance)
 
 
