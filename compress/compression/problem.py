@@ -36,7 +36,7 @@ from compress.units.branches import Branch
 from compress.units.groups import Consumer, ReadUnits, UnitGroup
 from compress.units.network import Network
 
-FILTER_ROWS = 2_000  # of each channel of a depthwise convolution: its few taps need no more
+FILTER_ROWS = 5_000  # of each channel of a depthwise convolution: its few taps need no more
 FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against
 
 

@@ -25,8 +25,7 @@ from compress.recording.sharing import Share
 from compress.recording.store import ActivationStore
 from compress.units.groups import Consumer, ReadUnits
 
-FEWEST_ROWS, PLENTY_OF_ROWS = 10_000, 20_000
-AMPLE = 64  # rows for each column between those two
+FEWEST_ROWS = 20_000
 FEWEST_SAMPLES = 1024  # over which rows are spread where there are so many: rows of one sample are much alike
 COST_SHARE = 0.02  # of a forward pass, what one layer's moments may cost before positions are sampled
 
@@ -55,7 +54,7 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
     """How many samples, and positions per sample, a group's moments take.
 
     Every linear row is taken. A conv reading takes as many positions as cost at most `COST_SHARE` of a forward pass,
-    but at least those that give `wanted_rows` of K·s columns; no more samples than `FEWEST_SAMPLES` and that many rows
+    but at least those that give `ROWS_PER_COLUMN`·K·s rows; no more samples than `FEWEST_SAMPLES` and that many rows
     need, and of those no more positions: more of the same samples say little.
 
     Args:
@@ -70,18 +69,13 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
             needed = samples
             drawn.append(0)
             continue
-        rows = wanted_rows(reading.columns)
+        rows = max(ROWS_PER_COLUMN * reading.columns, FEWEST_ROWS)
         affordable = int(COST_SHARE * forward_macs / reading.columns**2)
         count = min(available, max(1, affordable, math.ceil(rows / samples)))
         spread = min(samples, max(FEWEST_SAMPLES, math.ceil(rows / count)))
         needed = max(needed, spread)
         drawn.append(min(count, math.ceil(rows / spread)))
     return SamplePlan(needed, tuple(drawn))
-
-
-def wanted_rows(columns: int) -> int:
-    """Rows of Φ for so many columns: `ROWS_PER_COLUMN` each, `AMPLE` where that is not much."""
-    return max(ROWS_PER_COLUMN * columns, min(PLENTY_OF_ROWS, max(FEWEST_ROWS, AMPLE * columns)))
 
 
 SQUARE_COPIES = 6  # matrices of the size of one square moment matrix that recording and solving hold at once

@@ -207,7 +207,7 @@ def test_nan_activations_name_the_layer(network: tuple) -> None:  # type: ignore
 def test_every_linear_row_is_taken_and_conv_positions_follow_the_cost(network: tuple) -> None:  # type: ignore[type-arg]
     _, _, state, groups = network
     readings = find_readings(groups["first"], state)
-    assert plan_samples(readings, [16, 16], 10_000, 10**9).positions == (10, 10)
+    assert plan_samples(readings, [16, 16], 10_000, 10**9).positions == (16, 16)
     assert plan_samples(readings, [16, 16], 30_000, 1000).positions == (1, 1)
     linear = find_readings(groups["hidden"], state)
     assert plan_samples(linear, [1], 123, 1000) == SamplePlan(123, (0,))

@@ -35,7 +35,7 @@ from compress.recipe import Recipe
 
 torch.set_num_threads(1)
 recording.COST_SHARE = 0.0  # few positions of each sample, so that which ones are drawn matters
-recording.FEWEST_ROWS, recording.AMPLE = 100, 1
+recording.FEWEST_ROWS = 100
 folder, options = sys.argv[1], json.loads(sys.argv[2])
 recipe = Recipe(**options)
 with process_group() as share:
@@ -95,7 +95,6 @@ def test_two_processes_keep_the_units_of_one_and_write_once(shared: Path, tmp_pa
     patch = pytest.MonkeyPatch()
     patch.setattr(recording, "COST_SHARE", 0.0)
     patch.setattr(recording, "FEWEST_ROWS", 100)
-    patch.setattr(recording, "AMPLE", 1)
     try:
         run(make_recipe({**OPTIONS, "output": str(tmp_path / "one")}))
     finally:
