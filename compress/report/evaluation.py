@@ -265,70 +265,90 @@ def evaluate_networks(
         DataError: no samples, or labels out of range.
         NonFiniteError: an output of a network is NaN or Inf.
     """
-    sums, differences = Distances(outputs), _Differences()
-    squares = {output.name: [0.0, 0.0] for output in outputs}  # of changes and of the original
-    agreements = {output.name: FigureSums(output) for output in outputs if output.kind in ("classes", "binary")}
-    judged = next((output for output in outputs if output.name == answered), None)
-    answers = None if judged is None else FigureSums(judged, asked=asked)
-    shown = judged if judged is not None else next((one for one in outputs if one.name in agreements), None)
-    single = shown is not None and shown.kind == "classes" and not shown.positions
-    found_labels: list[Tensor] = []
+    totals = _Totals(outputs, answered, asked)
     with torch.inference_mode():
         for batch in batches:
             inputs = tuple(part.to(device) for part in batch.tensors)
-            size = len(inputs[0])
             first = network_outputs(original, inputs, only_batch)
             second = first if compressed is original else network_outputs(compressed, inputs, only_batch)
-            sums.start(first, size)
-            sums.add(0, first, second, size)
-            for output in outputs:
-                was, now = first[output.name].double(), second[output.name].double()
-                squares[output.name][0] += float((now - was).square().sum())
-                squares[output.name][1] += float(was.square().sum())
-                if output.name in agreements:
-                    agreements[output.name].add_agreement(first[output.name], second[output.name], size)
-            if shown is not None and single:
-                labels = batch.labels if shown is judged else None
-                differences.add(shown, inputs[0], labels, first[shown.name], second[shown.name])
-            wanted = batch.labels if batch.labels is not None else batch.targets
-            if judged is not None and answers is not None and wanted is not None:
-                if judged.kind == "classes" and not judged.positions:
-                    found_labels.append(check_labels(wanted, judged.classes))
-                answers.add(first[judged.name], second[judged.name], wanted)
+            totals.add(batch, inputs[0], first, second)
             if progress is not None:
-                progress.advance(size)
-    if not sums.samples:
-        raise DataError("The evaluation data holds no samples.")
-    agreeing = {name: part.figures()[0].values[1] for name, part in agreements.items()}
-    (distances,) = sums.means()
-    changes = tuple(
-        OutputChange(
-            output,
-            distances[output.name],
-            distances[output.name] if output.kind == "whole" else _relative(*squares[output.name]),
-            agreeing.get(output.name),
+                progress.advance(len(inputs[0]))
+    return totals.evaluation()
+
+
+class _Totals:
+    """Everything that is summed over the batches of an evaluation."""
+
+    def __init__(self, outputs: Sequence[Output], answered: str, asked: Sequence[str]) -> None:
+        self.outputs, self.answered = outputs, answered
+        self.distances, self.differences = Distances(outputs), _Differences()
+        self.squares = {output.name: [0.0, 0.0] for output in outputs}  # of changes and of the original
+        self.agreements = {
+            output.name: FigureSums(output) for output in outputs if output.kind in ("classes", "binary")
+        }
+        self.judged = next((output for output in outputs if output.name == answered), None)
+        self.answers = None if self.judged is None else FigureSums(self.judged, asked=asked)
+        self.shown = self.judged or next((output for output in outputs if output.name in self.agreements), None)
+        self.labels: list[Tensor] = []
+
+    def add(self, batch: Any, inputs: Tensor, first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+        """A batch, whose first input is `inputs`, with the outputs of both networks."""
+        size = len(inputs)
+        self.distances.start(first, size)
+        self.distances.add(0, first, second, size)
+        for output in self.outputs:
+            was, now = first[output.name].double(), second[output.name].double()
+            self.squares[output.name][0] += float((now - was).square().sum())
+            self.squares[output.name][1] += float(was.square().sum())
+            if output.name in self.agreements:
+                self.agreements[output.name].add_agreement(first[output.name], second[output.name], size)
+        shown = self.shown
+        if shown is not None and shown.kind == "classes" and not shown.positions:
+            labels = batch.labels if shown is self.judged else None
+            self.differences.add(shown, inputs, labels, first[shown.name], second[shown.name])
+        wanted = batch.labels if batch.labels is not None else batch.targets
+        if self.judged is not None and self.answers is not None and wanted is not None:
+            if self.judged.kind == "classes" and not self.judged.positions:
+                self.labels.append(check_labels(wanted, self.judged.classes))
+            self.answers.add(first[self.judged.name], second[self.judged.name], wanted)
+
+    def evaluation(self) -> Evaluation:
+        """What came of them. Raises DataError: there was no sample."""
+        if not self.distances.samples:
+            raise DataError("The evaluation data holds no samples.")
+        agreeing = {name: part.figures()[0].values[1] for name, part in self.agreements.items()}
+        changes = self.changes(agreeing)
+        figures = () if self.answers is None else self.answers.figures()
+        before, after = (_score(figures, which) for which in (0, 1))
+        squares = {change.output.name: change.relative_change**2 for change in changes}
+        return Evaluation(
+            samples=self.distances.samples,
+            original=before,
+            compressed=after,
+            agreement=None if self.shown is None else agreeing.get(self.shown.name),
+            relative_output_change=weighted_mean(self.outputs, squares) ** 0.5,
+            per_class=_by_class(figures, self.labels),
+            changes=self.differences.changes(),
+            disagreements=tuple(self.differences.worst),
+            figures=figures,
+            outputs=changes,
+            answered=self.answered,
+            guess=0.0 if self.answers is None or not figures else self.answers.guess,
         )
-        for output in outputs
-    )
-    figures = () if answers is None else answers.figures()
-    before, after = (_score(figures, which) for which in (0, 1))
-    return Evaluation(
-        samples=sums.samples,
-        original=before,
-        compressed=after,
-        agreement=None if shown is None else agreeing.get(shown.name),
-        relative_output_change=weighted_mean(
-            outputs, {change.output.name: change.relative_change**2 for change in changes}
+
+    def changes(self, agreeing: Mapping[str, float]) -> tuple[OutputChange, ...]:
+        """One row an output."""
+        (distances,) = self.distances.means()
+        return tuple(
+            OutputChange(
+                output,
+                distances[output.name],
+                distances[output.name] if output.kind == "whole" else _relative(*self.squares[output.name]),
+                agreeing.get(output.name),
+            )
+            for output in self.outputs
         )
-        ** 0.5,
-        per_class=_by_class(figures, found_labels),
-        changes=differences.changes(),
-        disagreements=tuple(differences.worst),
-        figures=figures,
-        outputs=changes,
-        answered=answered,
-        guess=0.0 if answers is None or not figures else answers.guess,
-    )
 
 
 def _relative(change: float, norm: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -33,69 +33,88 @@ class Draft:
 
 
 def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[Draft]:
-    """Groups as the flow alone determines them."""
+    """Groups as the flow alone determines them, in the order of their first producers."""
     occurrences, sharing = _find_occurrences(flow)
-    modules = dict(module.named_modules())
     owner = {atom: number for number, atoms in enumerate(occurrences) for atom in atoms.atoms}
-    touched = _Touched(flow, owner, len(occurrences))
-    drafts: list[Draft] = []
-    number_of: dict[int, int] = {}
+    drafting = _Drafting(flow, dict(module.named_modules()), _Touched(flow, owner, len(occurrences)), couple)
     order = {node: place for place, node in enumerate(flow.graph.graph.nodes)}
-    entries = []
-    for number, found in enumerate(occurrences):
-        made = touched.produced[number]
-        if made:
-            entries.append((min(order[contraction.map.node] for contraction in made), number, found, made))
-    for first, number, found, made in sorted(entries, key=lambda entry: entry[:2]):
-        producers = tuple(dict.fromkeys(_module_name(flow, contraction) for contraction in made))
-        name = f"{producers[0]}#{number}"
-        joined = number in touched.sums
-        consumers = _find_consumers(flow, touched.read[number], found)
-        skip: Skip | None = None
-        if (pin := flow.atoms.pinned(found.atoms[0])) is not None:
-            skip = Skip(SkipKind.PINNED, f"it {pin}")
-        elif len(found.atoms) < 2:
-            skip = Skip.of(SkipKind.SINGLE)
-        elif not consumers:
-            skip = Skip.of(SkipKind.UNREAD)
-        elif joined and not couple:
-            skip = Skip(SkipKind.STREAM, f"residual stream shared by {len(producers)} producers; use --couple")
-        shapes, classes = (
-            find_shape_attributes(modules, touched.shapes[number], found.positions_in, flow)
-            if skip is None
-            else ((), ())
+    firsts = {
+        number: min(order[contraction.map.node] for contraction in made)
+        for number, made in enumerate(drafting.touched.produced)
+        if made
+    }
+    numbers = sorted(firsts, key=lambda number: (firsts[number], number))
+    drafts = [drafting.draft(number, occurrences[number], firsts[number]) for number in numbers]
+    place_of = {number: place for place, number in enumerate(numbers)}
+    for one, other in sharing:
+        if one in place_of and other in place_of:
+            drafts[place_of[one]].siblings.add(place_of[other])
+            drafts[place_of[other]].siblings.add(place_of[one])
+    return drafts
+
+
+@dataclass(frozen=True, eq=False)
+class _Drafting:
+    """What the draft of a group is made from."""
+
+    flow: ChannelFlow
+    modules: dict[str, nn.Module]
+    touched: _Touched
+    couple: bool
+
+    def draft(self, number: int, occurrences: _Occurrences, first: int) -> Draft:
+        """One group; `first` is the place of its first producer in the graph."""
+        touched = self.touched
+        group, shapes, classes = self.group(number, occurrences)
+        homes = frozenset(module_path(touch.node) for touch in touched.shapes[number])
+        callers = [module_path(read.map.node) for read in touched.read[number]]  # of a functional call its caller
+        readers = frozenset([*callers, *(path.rpartition(".")[0] for path in callers)])
+        suspicious = bool(classes or readers & touched.viewing) or not all(
+            counts_its_groups(self.modules.get(module_path(node)), count) for node, _, count in touched.counts[number]
         )
+        rank = (first, occurrences.slot)
+        return Draft(occurrences.atoms, group, shapes, suspicious, classes, rank, homes=homes, readers=readers - {""})
+
+    def group(
+        self, number: int, occurrences: _Occurrences
+    ) -> tuple[UnitGroup, tuple[AttributeRule, ...], tuple[str, ...]]:
+        """The group, and the sizes written down in Python that go with it: attributes, and those of classes."""
+        flow, touched = self.flow, self.touched
+        producers = tuple(dict.fromkeys(_module_name(flow, contraction) for contraction in touched.produced[number]))
+        consumers = _find_consumers(flow, touched.read[number], occurrences)
+        joined = number in touched.sums
+        skip = self.skip(occurrences, len(producers), read=bool(consumers), joined=joined)
         group = UnitGroup(
-            name=name,
+            name=f"{producers[0]}#{number}",
             producers=producers,
-            unit_count=len(found.atoms),
-            slices=found.slices(flow),
+            unit_count=len(occurrences.atoms),
+            slices=occurrences.slices(flow),
             consumers=consumers,
-            attributes=find_attributes(
-                flow, modules, touched.read[number], touched.counts[number], found.places, found.positions_in
-            )
-            if skip is None
-            else (),
-            statistics=touched.statistic_slices(number, found) if skip is None else (),
             activation="+".join(dict.fromkeys(touched.activations[number])) or None,
             homogeneous=number not in touched.inhomogeneous,
             coupled=joined,
             skip=skip,
         )
-        number_of[number] = len(drafts)
-        homes = frozenset(module_path(touch.node) for touch in touched.shapes[number])
-        own = [module_path(read.map.node) for read in touched.read[number]]  # of a functional call its caller
-        readers = frozenset([*own, *(path.rpartition(".")[0] for path in own)])
-        rank = (first, found.slot)
-        suspicious = bool(classes or readers & touched.viewing) or not all(
-            counts_its_groups(modules.get(module_path(node)), count) for node, _, count in touched.counts[number]
+        if skip is not None:
+            return group, (), ()
+        positions = occurrences.positions_in
+        attributes = find_attributes(
+            flow, self.modules, touched.read[number], touched.counts[number], occurrences.places, positions
         )
-        drafts.append(Draft(found.atoms, group, shapes, suspicious, classes, rank, homes=homes, readers=readers - {""}))
-    for one, other in sharing:
-        if one in number_of and other in number_of:
-            drafts[number_of[one]].siblings.add(number_of[other])
-            drafts[number_of[other]].siblings.add(number_of[one])
-    return drafts
+        group = replace(group, attributes=attributes, statistics=touched.statistic_slices(number, occurrences))
+        return group, *find_shape_attributes(self.modules, touched.shapes[number], positions, flow)
+
+    def skip(self, occurrences: _Occurrences, producers: int, *, read: bool, joined: bool) -> Skip | None:
+        """Why the flow says that the group cannot be cut."""
+        if (pin := self.flow.atoms.pinned(occurrences.atoms[0])) is not None:
+            return Skip(SkipKind.PINNED, f"it {pin}")
+        if len(occurrences.atoms) < 2:
+            return Skip.of(SkipKind.SINGLE)
+        if not read:
+            return Skip.of(SkipKind.UNREAD)
+        if joined and not self.couple:
+            return Skip(SkipKind.STREAM, f"residual stream shared by {producers} producers; use --couple")
+        return None
 
 
 @dataclass(eq=False)
