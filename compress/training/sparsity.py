@@ -54,6 +54,37 @@ class Choice:
     solution: Any
 
 
+def iterate(
+    number: int,
+    brackets: Sequence[tuple[float, float]],
+    penalties: Sequence[float],
+    minimiser: Minimiser,
+    targets: Sequence[int],
+    hit: Sequence[bool],
+) -> Iteration:
+    """One iteration's record: what a training with `penalties` gave, and the brackets and λ's of the next one.
+
+    Args:
+        hit: of each target, whether its level is within the tolerance; its λ stays then.
+    """
+    levels = minimiser.levels
+    after = [
+        bracket if reached else shrink_bracket(bracket, penalty, level, target)
+        for bracket, penalty, level, target, reached in zip(brackets, penalties, levels, targets, hit, strict=True)
+    ]
+    following = tuple(
+        penalty if reached else next_penalty(bracket, forces)
+        for bracket, forces, penalty, reached in zip(after, minimiser.forces, penalties, hit, strict=True)
+    )
+    if len(targets) > 1:
+        after = [
+            reopened(bracket, penalty, level, target, reached)
+            for bracket, penalty, level, target, reached in zip(after, penalties, levels, targets, hit, strict=True)
+        ]
+    missed = len(hit) - sum(hit)
+    return Iteration(number, tuple(brackets), tuple(penalties), levels, missed, following, tuple(after))
+
+
 def choose_penalties(
     train: Callable[[tuple[float, ...]], Minimiser],
     targets: Sequence[int],
@@ -98,40 +129,22 @@ def choose_penalties(
         brackets = list(history[-1].brackets)
         history = history[:-1]
     while len(history) < most:
-        found = train(penalties)
-        if len(found.levels) != len(targets):
-            raise ValueError(f"`train` gave {len(found.levels)} levels for {len(targets)} targets.")
-        errors = [abs(level - target) / target for level, target in zip(found.levels, targets, strict=True)]
-        out = sum(error > tolerance for error in errors)
-        after = [
-            bracket if error <= tolerance else shrink_bracket(bracket, penalty, level, target)
-            for bracket, penalty, level, target, error in zip(
-                brackets, penalties, found.levels, targets, errors, strict=True
-            )
-        ]
-        following = tuple(
-            penalty if error <= tolerance else next_penalty(bracket, forces)
-            for bracket, forces, penalty, error in zip(after, found.forces, penalties, errors, strict=True)
-        )
-        if len(targets) > 1:
-            after = [
-                reopened(bracket, penalty, level, target, error <= tolerance)
-                for bracket, penalty, level, target, error in zip(
-                    after, penalties, found.levels, targets, errors, strict=True
-                )
-            ]
-        record = Iteration(
-            len(history) + 1, tuple(brackets), penalties, found.levels, out, following, tuple(after)
-        )  # fmt: skip
+        minimiser = train(penalties)
+        if len(minimiser.levels) != len(targets):
+            raise ValueError(f"`train` gave {len(minimiser.levels)} levels for {len(targets)} targets.")
+        errors = [abs(level - target) / target for level, target in zip(minimiser.levels, targets, strict=True)]
+        hit = [error <= tolerance for error in errors]
+        record = iterate(len(history) + 1, brackets, penalties, minimiser, targets, hit)
         history.append(record)
         if journal is not None:
             append_line(journal, asdict(record))
-        choice = Choice(penalties, found.levels, out <= misses, tuple(history), found.solution)
+        met = record.out_of_tolerance <= misses
+        choice = Choice(penalties, minimiser.levels, met, tuple(history), minimiser.solution)
         if choice.met:
             return choice
         if best is None or max(errors) < best[0]:
             best = (max(errors), choice)
-        brackets, penalties = after, following
+        brackets, penalties = list(record.next_brackets), record.next_penalties
     if best is None:
         raise SolverError(f"The search had used its {most} trainings before; give it more, or a wider bracket.")
     chosen = best[1]
