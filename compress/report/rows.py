@@ -46,17 +46,16 @@ def forecast_text(report: RunReport) -> str | None:
     if found is None:
         return None
     likely, least, most = (found.gained(left) for left in (found.left, found.high, found.low))
-    if likely is None or least is None or most is None or found.agreement_before is None:
-        return (
+    before, after = found.agreement_before, found.agreement_after
+    if likely is None or least is None or most is None or before is None or after is None or most < 0.05:
+        return (  # no points, or none that would be printed
             f"{found.samples:,} samples without labels; {found.further:,} would bring held-back outputs to about "
             f"{100 * found.left:.0f} % of their distance from the original's ({100 * found.low:.0f} to "
             f"{100 * found.high:.0f} %)."
         )
-    assert found.agreement_after is not None, "points are told where both are known"
-    brought = 100 * (found.agreement_after - found.agreement_before)
     return (
-        f"{found.samples:,} samples without labels: {brought:+.1f} points of held-back agreement; {found.further:,} "
-        f"would bring about {likely:.1f} more ({least:.1f} to {most:.1f})."
+        f"{found.samples:,} samples without labels: {100 * (after - before):+.1f} points of held-back agreement; "
+        f"{found.further:,} would bring about {likely:.1f} more ({least:.1f} to {most:.1f})."
     )
 
 
