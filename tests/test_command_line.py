@@ -194,7 +194,7 @@ def test_a_failed_gate_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stage", ["widths.sweep", "cutting.evaluate_pair", "writing.check_reload"])
+@pytest.mark.parametrize("stage", ["steps.widths.sweep", "steps.cutting.evaluate_pair", "writing.check_reload"])
 def test_ctrl_c_in_the_middle_leaves_nothing(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,7 @@ def test_several_inputs_come_from_one_file_by_number_or_by_name(tmp_path: Path) 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
     """Of whole words: the, cat, sat, ."""
+    pytest.importorskip("tokenizers", reason="an extra of the data")
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {"[PAD]": 0, "[UNK]": 1, "the": 2, "cat": 3, "sat": 4, ".": 5}
