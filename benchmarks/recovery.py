@@ -3,7 +3,7 @@
     python -m benchmarks.recovery --checkpoints FOLDER --data FOLDER [--images 2000,10000,50000] [--seeds 0,1]
                                   [--device cuda] [--share .5] [--network resnet20] [--cuts FOLDER] [--quick]
 
-FOLDER of the data holds cifar10-{train,test}.npz. A tenth of the images is held back; of labels nothing is learnt, those
+FOLDER of the data holds cifar10-{train,test}.npz; a tenth of the images is held back; nothing learns labels; those
 of that tenth say only whether accuracy fell. The cut is fitted to the first 10 000 at most, the recovery to all. Scored
 are all test images. Each row is printed to stderr as soon as it is there. `--cuts` keeps the cut networks for another
 run. Where the search fails on the device it is done on the processor, and said. `--quick`: 300 images, 40 steps, one
