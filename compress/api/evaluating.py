@@ -40,9 +40,9 @@ def evaluate(
     check_device(device)
     artifact, module = open_artifact(folder, arch=arch, trust_code=trust_code)
     module = module.to(device)
-    found, _ = evaluate_artifact(artifact, module, eval_data, batch_size, device, progress)
-    figures = {figure.key: figure.values[1] for figure in found.figures}
-    return {"folder": str(folder), "samples": found.samples, **figures}
+    evaluation, _ = evaluate_artifact(artifact, module, eval_data, batch_size, device, progress)
+    figures = {figure.key: figure.values[1] for figure in evaluation.figures}
+    return {"folder": str(folder), "samples": evaluation.samples, **figures}
 
 
 def evaluate_artifact(

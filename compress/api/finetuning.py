@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compress.api.live import choose_progress, dress_like, live_recipe, open_live, unwrap
-from compress.api.training import TrainResult, finetune_recipe, prepare_training, write_taught
+from compress.api.training import TrainResult, finetune_recipe, make_training, write_taught
 from compress.arithmetic import reproducible
 from compress.atomic import reserved
 from compress.measures.own import Function as Measure
@@ -50,8 +50,8 @@ class FinetuneResult:
         return Path(folder)
 
     def __repr__(self) -> str:
-        said = "".join(f", {name} {one:.4g} → {two:.4g}" for name, (one, two) in self.metrics.items())
-        losses = [one.loss for one in (self.report.training, self.report.validation) if one is not None]
+        said = "".join(f", {name} {before:.4g} → {after:.4g}" for name, (before, after) in self.metrics.items())
+        losses = [scores.loss for scores in (self.report.training, self.report.validation) if scores is not None]
         shown = " / ".join(f"{loss:.4g}" for loss in losses)
         return f"FinetuneResult({type(self.model).__name__}: {len(self.report.curve)} epochs, loss {shown}{said})"
 
@@ -122,7 +122,7 @@ def finetune(
         opened, sources = open_live(plain, data, test, whole)
         origin = SourceFile(opened.checkpoint.path.name, opened.checkpoint.sha256)
         start = Start(opened.module, opened.architecture, origin, opened.checkpoint.state)
-        work = prepare_training(start, recipe, chosen, None, sources)
+        work = make_training(start, recipe, chosen, None, sources)
     before: dict[str, float] = {}
     if measure is not None:
         before, noise = measure.of_original(opened.module)

@@ -82,7 +82,7 @@ def inspect_prepared(prepared: Prepared, recipe: Recipe, progress: Progress, *, 
             layers[name].update(describe_moments(moments, recipe.rank_tolerance))
             if deep:
                 layers[name].update(describe_depth(groups[name], moments, problem.state, recipe.rank_tolerance))
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "file": prepared.checkpoint.path.name,
         "sha256": prepared.checkpoint.sha256,
         "state_key": prepared.checkpoint.state_key,
@@ -104,5 +104,5 @@ def inspect_prepared(prepared: Prepared, recipe: Recipe, progress: Progress, *, 
             count = min(count, prepared.network.batch_size)
         inputs = next(iter(prepared.calibration.batches(count, torch.arange(count)))).inputs
         norms = jacobian_norms(prepared.network.module, inputs.to(prepared.network.examples[0].device))
-        found["jacobian_norms"] = {"samples": count, "median": float(norms.median()), "largest": float(norms.max())}
-    return found
+        facts["jacobian_norms"] = {"samples": count, "median": float(norms.median()), "largest": float(norms.max())}
+    return facts

@@ -52,14 +52,14 @@ def prepare_live(
     torch.manual_seed(recipe.seed)
     progress.stage("reading samples")
     opened, sources = open_live(plain, data, test, recipe)
-    own = [
+    opened_guards = [
         Guard(name, collect_batches(batches, opened.module, limit=2**62, name=name), recipe.guard_most(name))
         for name, batches in (guards or {}).items()
     ]
-    strange = [guard.name for guard in own if guard.source.call != sources[0].call]  # type: ignore[attr-defined]
+    strange = [guard.name for guard in opened_guards if guard.source.call != sources[0].call]  # type: ignore[attr-defined]
     if strange:
         raise DataError(f"`guards`: {strange[0]} gives other inputs than `data`; every batch must look alike.")
-    return prepare_network(recipe, opened, None, sources, progress, own), recipe
+    return prepare_network(recipe, opened, None, sources, progress, opened_guards), recipe
 
 
 def open_live(

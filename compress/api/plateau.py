@@ -54,7 +54,7 @@ def plateau(
     if source.targets is not None and loss == "cross_entropy":
         raise RecipeError("--loss: cross_entropy wants labels, and the data has real targets; give --loss squared.")
     batch = next(iter(source.batches(min(samples, source.sample_count))))
-    found = measure_plateau(
+    measured = measure_plateau(
         batch.inputs.float(),
         answers_of(batch),
         counts,
@@ -65,4 +65,4 @@ def plateau(
         seeds=range(recipe.seed, recipe.seed + seeds),
         progress=progress,
     )
-    return found.describe()
+    return measured.describe()

@@ -58,7 +58,7 @@ class PruneResult:
 
     def __repr__(self) -> str:
         before, after = self.report.cost.parameters.before, self.report.cost.parameters.after
-        said = "".join(f", {name} {one:.4g} → {two:.4g}" for name, (one, two) in self.metrics.items())
+        said = "".join(f", {name} {before:.4g} → {after:.4g}" for name, (before, after) in self.metrics.items())
         return f"PruneResult({type(self.model).__name__}: {before:,} → {after:,} parameters{said})"
 
     def _repr_html_(self) -> str:
@@ -130,10 +130,10 @@ def prune(
         "layer": layer, "exclude": exclude, "max_drop": max_drop,
         "guard_drop": guard_drop, **options,
     }  # fmt: skip
-    own = {} if evaluate is None else {"metric": IN_MEMORY, "lower_is_better": not higher_is_better}
+    metric_options = {} if evaluate is None else {"metric": IN_MEMORY, "lower_is_better": not higher_is_better}
     clock, dress = Stages(), dress_like(plain)
     with clock("prepare"):
-        prepared, recipe = prepare_live(plain, data, test, given, shown, "prune", guards, **own)
+        prepared, recipe = prepare_live(plain, data, test, given, shown, "prune", guards, **metric_options)
     metric = None
     if evaluate is not None:
         metric = OwnMetric.of_network(OwnMeasure(evaluate, higher=higher_is_better, seed=recipe.seed, dress=dress))

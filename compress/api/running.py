@@ -147,17 +147,17 @@ def compress_prepared(
             progress.note(caution)
         inputs = describe_inputs(prepared, recipe, problem)
     with clock("evaluate"):
-        before, own = measure_original(metric, recipe, prepared, problem, progress)
+        before, bound = measure_original(metric, recipe, prepared, problem, progress)
     kept = None if state is None else RunState.open(state, fingerprint(inputs, recipe))
     with clock("compress"):
-        compressed, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept, own)
+        compressed, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept, bound)
     cut, metrics, gates = judge_cut(prepared, problem, compressed, recipe, metric, before, clock, progress)
     with clock("evaluate"):
         guarded = check_guards(prepared, cut.narrowed.module, recipe, progress)
     work = Work(prepared, problem, inputs, compressed, searched, cut, 1, kept, metrics, gates, guarded)
     while work.evaluations < MOST_EVALUATIONS and is_too_much(work, recipe):
         work = step_back(work, recipe, metric, before, clock, progress)
-    if own is not None and metric is not None and metric.searching(problem) is metric.measure:
+    if bound is not None and metric is not None and metric.searching(problem) is metric.measure:
         progress.note(
             f"{metric.measure.name} chose the widths, so its value flatters them a little; other samples tell more."
         )
@@ -299,8 +299,8 @@ def kept_of_original(before: Mapping[str, Any], kept: Mapping[str, Tensor]) -> d
     """Kept units by the numbers of a freshly built original, whatever was cut from it before."""
     numbers = {name: list(units) for name, units in before.items()}
     for name, units in kept.items():
-        own = units.tolist()
-        numbers[name] = [numbers[name][unit] for unit in own] if name in numbers else own
+        positions = units.tolist()
+        numbers[name] = [numbers[name][unit] for unit in positions] if name in numbers else positions
     return numbers
 
 

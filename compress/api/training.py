@@ -120,7 +120,7 @@ def train_into(
     with clock("prepare"):
         preprocessing = choose_preprocessing(recipe, start.architecture)
         sources = open_sources(recipe, preprocessing, progress, needs_data=True)
-        work = prepare_training(start, recipe, options, preprocessing, sources)
+        work = make_training(start, recipe, options, preprocessing, sources)
     state = open_state(folder, fingerprint(work.inputs, options, recipe), resume=resume, force=recipe.force)
     with going_on_later(state.folder):
         taught = teach(work, recipe, progress, clock, kind=kind, folder=state.folder)
@@ -131,7 +131,7 @@ def train_into(
     return TrainResult(report, folder, taught.module)
 
 
-def prepare_training(
+def make_training(
     start: Start,
     recipe: Recipe,
     options: TrainingOptions,
@@ -152,7 +152,7 @@ def prepare_training(
     source, evaluation = call_by_names(module, source, evaluation)
     assert source is not None, "asked for"
     probes = make_probes(recipe, start.architecture, source)
-    examples, outputs = run_on_probe(module.eval(), [tuple(part.to(device) for part in each) for each in probes])
+    examples, outputs = run_on_probe(module.eval(), [tuple(part.to(device) for part in probe) for probe in probes])
     source = Cast(source, examples[0].dtype)
     evaluation = None if evaluation is None else Cast(evaluation, examples[0].dtype)
     check_answers(options.loss, source, outputs)

@@ -72,10 +72,10 @@ class Verified:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        found = asdict(self)
+        document = asdict(self)
         if self.evaluation is not None:
-            found["evaluation"] |= found["evaluation"].pop("figures")
-        return found
+            document["evaluation"] |= document["evaluation"].pop("figures")
+        return document
 
 
 @reproducible()
@@ -140,7 +140,7 @@ def verify(
 
 def check_files(folder: Path) -> list[Check]:
     """Every file against the list of hashes."""
-    found = check_checksums(folder)
+    statuses = check_checksums(folder)
     return [
         Check(
             name=f"file {name}",
@@ -149,7 +149,7 @@ def check_files(folder: Path) -> list[Check]:
             passed=status == "same",
             message=f"{name} is {status}" if status != "same" else f"{name} is as it was written",
         )
-        for name, status in found.items()
+        for name, status in statuses.items()
     ]
 
 
@@ -274,10 +274,10 @@ def measure(
 ) -> tuple[MeasuredLatency, ...]:
     """Latency of the loaded network, beside what the report says; another machine gives other numbers."""
     only_batch = artifact.config["architecture"].get("batch_size")
-    found = []
+    latencies = []
     for batch in latency_batches(examples) if only_batch is None else (only_batch,):
         inputs = batch_of(examples, None if only_batch is not None else batch)
         latency = measure_latency((module,), inputs)[0]
         recorded = claims.latency.get(batch)
-        found.append(MeasuredLatency(batch, latency.threads, latency.device, latency.milliseconds, recorded))
-    return tuple(found)
+        latencies.append(MeasuredLatency(batch, latency.threads, latency.device, latency.milliseconds, recorded))
+    return tuple(latencies)

@@ -222,10 +222,10 @@ def export_one(
         UnsupportedError: the network has no such form; no file is left.
         OutputError: the file gives other outputs; no file is left.
     """
-    own = copy.deepcopy(module).cpu()
+    copied = copy.deepcopy(module).cpu()
     try:
         return write_export(
-            kind, draft, report, own, samples, only_batch=report.inputs.architecture.batch_size, arch=arch
+            kind, draft, report, copied, samples, only_batch=report.inputs.architecture.batch_size, arch=arch
         )
     except CompressError:
         target = draft / EXPORTS[kind]

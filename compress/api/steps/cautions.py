@@ -118,7 +118,7 @@ def caution_layers(layers: Sequence[LayerReport], held_back: int) -> Iterator[st
         and parts(layer.fit.error, layer.fit.held_back_error)
     ]
     if parted:
-        _, error, held_back_error = max(parted, key=lambda found: found[2])
+        _, error, held_back_error = max(parted, key=lambda errors: errors[2])
         yield (
             f"warning: errors on the {held_back} held-back samples exceed those on the fitting samples in "
             f"{listed([name for name, _, _ in parted])}, at most {held_back_error:.2f} beside {error:.2f}: the refit "

@@ -45,9 +45,9 @@ def mix_guards(problem: Problem, prepared: Prepared, recipe: Recipe) -> Problem:
         parts = [stream.indices]
         for number, guard in enumerate(prepared.guards, 1):
             limit = min(guard.source.sample_count, recipe.calibration_samples)
-            own = fit_samples(guard.source, limit, recipe.held_back, stream.batch_size, recipe.seed)[which].indices
-            times = -(-wanted // len(own))
-            parts.append(own.repeat(times)[:wanted] + int(mixed.starts[number]))
+            drawn = fit_samples(guard.source, limit, recipe.held_back, stream.batch_size, recipe.seed)[which].indices
+            times = -(-wanted // len(drawn))
+            parts.append(drawn.repeat(times)[:wanted] + int(mixed.starts[number]))
         indices = torch.cat(parts)
         generator = torch.Generator().manual_seed(recipe.seed + which)
         indices = indices[torch.randperm(len(indices), generator=generator)]
@@ -62,7 +62,7 @@ def mix_guards(problem: Problem, prepared: Prepared, recipe: Recipe) -> Problem:
 
 def check_guards(prepared: Prepared, network: nn.Module, recipe: Recipe, progress: Progress) -> tuple[Guarded, ...]:
     """Each guard set on both networks, against its bound."""
-    found = []
+    guarded = []
     for guard in prepared.guards:
         progress.stage(f"evaluating guard {guard.name}", guard.source.sample_count)
         only_batch = prepared.network.batch_size
@@ -77,8 +77,8 @@ def check_guards(prepared: Prepared, network: nn.Module, recipe: Recipe, progres
             progress=progress,
             only_batch=only_batch,
         )
-        found.append(Guarded(guard, evaluation, check_guard(guard, evaluation, recipe.confidence)))
-    return tuple(found)
+        guarded.append(Guarded(guard, evaluation, check_guard(guard, evaluation, recipe.confidence)))
+    return tuple(guarded)
 
 
 def check_guard(guard: Guard, evaluation: Evaluation, confidence: float | None) -> Check:
@@ -100,4 +100,4 @@ def check_guard(guard: Guard, evaluation: Evaluation, confidence: float | None) 
 
 def failed(guarded: Sequence[Guarded]) -> bool:
     """Whether a guard lost more than it may."""
-    return any(one.gate.passed is False for one in guarded)
+    return any(guard.gate.passed is False for guard in guarded)

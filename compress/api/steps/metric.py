@@ -121,8 +121,8 @@ def on_answers(
         outputs: dict[str, list[Tensor]] = {}
         answers: list[Tensor] = []
         for batch in batches():
-            found = network_outputs(network, [part.to(device) for part in batch.tensors], only_batch)
-            for name, tensor in found.items():
+            batch_outputs = network_outputs(network, [part.to(device) for part in batch.tensors], only_batch)
+            for name, tensor in batch_outputs.items():
                 outputs.setdefault(name, []).append(tensor.cpu())
             answers.append(batch.labels if batch.labels is not None else batch.targets)
         whole = {name: torch.cat(parts) for name, parts in outputs.items()}
@@ -136,11 +136,11 @@ def own_bound(metric: OwnMetric, bound: Bound, prepared: Prepared, problem: Prob
     measure = metric.searching(problem)
     before = measure.of(prepared.opened.module, "the original network")
 
-    def judge(found: Compressed) -> Judgement:
-        kept = {result.name: result.kept for result in found.results if result.is_cut}
+    def judge(compressed: Compressed) -> Judgement:
+        kept = {result.name: result.kept for result in compressed.results if result.is_cut}
         if not kept:
             return Judgement(True, "nothing")
-        narrowed, _ = cut_network(prepared, problem, kept, found.state)
+        narrowed, _ = cut_network(prepared, problem, kept, compressed.state)
         after = measure.of(narrowed.module, "a compressed network")
         check = check_own(measure, bound, before, after)
         return Judgement(bool(check.passed), f"{measure.loss(before, after):.4g}")

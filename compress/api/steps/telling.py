@@ -94,7 +94,7 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
         notes=tuple(getattr(progress, "notes", ())),
         seconds=dict(clock.seconds),
     )
-    guards = tuple(one.gate for one in work.guarded)
+    guards = tuple(guard.gate for guard in work.guarded)
     return replace(report, gates=(*work.own_gates, *guards, *check_gates(work.cut.evaluation, report, recipe)))
 
 
@@ -138,7 +138,7 @@ def fill_report(work: Work, recipe: Recipe, cost: CostReport, certified: Mapping
         cost=cost,
         verification=Verification(cut.deviation),
         calibration=CalibrationReport(
-            *(None if one is None else one.report() for one in (compressed.fitting, compressed.held_back))
+            *(None if stream is None else stream.report() for stream in (compressed.fitting, compressed.held_back))
         ),
         search=None if work.searched is None else search_report(work.searched),
         evaluation=report_evaluation(prepared, cut.evaluation, recipe.confidence),

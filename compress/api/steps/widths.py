@@ -39,7 +39,7 @@ def choose_widths(
     recipe: Recipe,
     progress: Progress,
     state: RunState | None = None,
-    own: Wanted | None = None,
+    metric_bound: Wanted | None = None,
 ) -> tuple[Compressed, SearchResult | None]:
     """Compress by the recipe's width rule, or search the widths where it names a budget or only an accuracy bound.
 
@@ -58,7 +58,7 @@ def choose_widths(
         return sweep(problem, plan, options, progress, kept_state=state), None
     before, after = Portion(progress, 0, 0.6), Portion(progress, 0.6, 1)
     search = prepare_search(problem, options, before, timed="latency" in recipe.budgets, kept_state=state)
-    wanted = own if recipe.own_metric or recipe.bound is None else held_back_bound(recipe.bound)
+    wanted = metric_bound if recipe.own_metric or recipe.bound is None else held_back_bound(recipe.bound)
     searched = search_widths(
         search,
         options,
