@@ -29,17 +29,17 @@ def check_checksums(folder: Path) -> dict[str, str]:
         lines = read_regular(folder / CHECKSUMS).decode("utf-8").splitlines()
         listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         names = file_names(folder)
-        found = dict.fromkeys((*listed, *names), "same")
-        for name in found:
+        statuses = dict.fromkeys((*listed, *names), "same")
+        for name in statuses:
             if name not in listed:
-                found[name] = "unlisted"
+                statuses[name] = "unlisted"
             elif name not in names:
-                found[name] = "missing"
+                statuses[name] = "missing"
             elif file_sha256(folder / name) != listed[name]:
-                found[name] = "changed"
+                statuses[name] = "changed"
     except (OSError, ValueError) as error:
         raise OutputError(f"{str(folder / CHECKSUMS)!r} cannot be read: {error}.") from None
-    return dict(sorted(found.items()))
+    return dict(sorted(statuses.items()))
 
 
 def file_names(folder: Path) -> list[str]:

@@ -60,13 +60,13 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages whose arithmetic enters a result."""
-    found = {"python": platform.python_version()}
+    version_of = {"python": platform.python_version()}
     for name in LISTED:
         try:
-            found[name] = metadata.version(name)
+            version_of[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return version_of
 
 
 RELOAD = """
@@ -129,13 +129,13 @@ def reload_alone(arguments: Sequence[str]) -> str:
     return lines[-1].partition(": ")[2] or lines[-1]
 
 
-def compare_reloaded(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float) -> float:
+def compare_reloaded(expected: Mapping[str, Tensor], outputs: Mapping[str, Tensor], tolerance: float) -> float:
     """The largest deviation of a reloaded network's outputs, relative to the output's largest expected magnitude.
 
     Raises:
         OutputError: an output differs by more than `tolerance`.
     """
-    deviation, where = largest_deviation(expected, found)
+    deviation, where = largest_deviation(expected, outputs)
     if not deviation <= tolerance:
         said = "other outputs" if len(expected) == 1 else f"another output `{where}`"
         raise OutputError(

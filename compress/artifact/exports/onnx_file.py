@@ -66,7 +66,7 @@ def write_onnx(module: nn.Module, sample: Tensor | Sequence[Tensor], path: Path,
         raise
     except Exception as error:  # the exporter raises whatever its translations raise
         raise UnsupportedError(f"The network has no ONNX form: {first_cause(error)}") from None
-    return int(next(one.version for one in model.opset_import if one.domain == ""))
+    return int(next(opset.version for opset in model.opset_import if opset.domain == ""))
 
 
 class TensorsAlone(nn.Module):
@@ -86,7 +86,7 @@ def input_names(module: nn.Module, count: int, taken: Sequence[str]) -> list[str
     if count == 1:
         return [INPUT]
     call = call_of(module)
-    parameters = [each.name for each in parameters_of(module)]
+    parameters = [parameter.name for parameter in parameters_of(module)]
     names = list((parameters + [f"input{n}" for n in range(count)])[:count] if call is None else call.names(parameters))
     used = set(taken)
     for place, name in enumerate(names):
@@ -138,15 +138,15 @@ class OnnxNetwork(nn.Module):
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own, made at run time
             raise OutputError(f"{str(path)!r} is not an ONNX file that runs here: {first_cause(error)}") from None
-        self.names = [one.name for one in self.session.get_inputs()]
-        self.outputs = [one.name for one in self.session.get_outputs()]
+        self.names = [port.name for port in self.session.get_inputs()]
+        self.outputs = [port.name for port in self.session.get_outputs()]
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor | dict[str, Tensor]:
         """What the network returns for a batch (B, …) of every input, in order or by name: a tensor, or its outputs."""
         given = {**dict(zip(self.names, inputs, strict=False)), **named}
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in given.items()}
-        found = [torch.from_numpy(one) for one in self.session.run(None, arrays)]
-        return found[0] if self.outputs == [LONE] else dict(zip(self.outputs, found, strict=True))
+        tensors = [torch.from_numpy(array) for array in self.session.run(None, arrays)]
+        return tensors[0] if self.outputs == [LONE] else dict(zip(self.outputs, tensors, strict=True))
 
 
 def refuse_other_files(content: bytes, name: str) -> None:

@@ -39,10 +39,10 @@ def check_pt2(path: Path) -> None:
     name = str(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {one.filename.partition("/")[2]: one for one in archive.infolist()}
-            if sum(one.file_size for one in archive.infolist()) > path.stat().st_size + MAX_GROWTH:
+            members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+            if sum(info.file_size for info in archive.infolist()) > path.stat().st_size + MAX_GROWTH:
                 raise OutputError(f"{name!r} unpacks to far more than its size; it was not written by torch.export.")
-            parts = {part: json.loads(archive.read(one)) for part, one in members.items() if part.endswith(".json")}
+            parts = {part: json.loads(archive.read(info)) for part, info in members.items() if part.endswith(".json")}
     except OSError as error:
         raise OutputError(f"{name!r} cannot be read: {error.strerror or error}.") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, *FAULTS) as error:
@@ -50,22 +50,22 @@ def check_pt2(path: Path) -> None:
     if sorted(part for part in members if part.startswith("models/")) != ["models/model.json"]:
         raise OutputError(f"{name!r} is not an exported program with one model in it.")
     try:
-        found = next(chain(forbidden_members(members), forbidden_payloads(parts), forbidden_calls(parts)), None)
+        forbidden = next(chain(forbidden_members(members), forbidden_payloads(parts), forbidden_calls(parts)), None)
     except FAULTS as error:
         raise OutputError(f"{name!r} is a damaged exported program: {error}.") from None
-    if found is not None:
+    if forbidden is not None:
         raise UnsupportedError(
-            f"{name!r} holds {found}, which reading could execute. compress writes raw tensors and a graph only; "
+            f"{name!r} holds {forbidden}, which reading could execute. compress writes raw tensors and a graph only; "
             "if you trust the file, read it with torch.export.load yourself."
         )
 
 
 def forbidden_members(members: dict[str, zipfile.ZipInfo]) -> Iterator[str]:
     """Members that are pickles or compiled code."""
-    for part, one in members.items():
+    for part, info in members.items():
         if part.startswith(("data/aotinductor/", "extra/", "executorch/", "mtia/")):
             yield f"{part!r}"
-        if part.endswith((".pt", ".pkl", ".so")) and one.file_size:
+        if part.endswith((".pt", ".pkl", ".so")) and info.file_size:
             yield f"the pickle {part!r}"
 
 

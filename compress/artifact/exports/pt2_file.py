@@ -28,9 +28,9 @@ def write_pt2(module: nn.Module, sample: Tensor | Sequence[Tensor], path: Path, 
     inputs = (sample,) if isinstance(sample, Tensor) else tuple(sample)
     module = in_plain_containers(module, inputs)
     batch = torch.export.Dim("batch")
-    each = tuple({0: batch} for _ in inputs)
-    variadic = any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(module.forward).parameters.values())
-    shapes = ((each,) if variadic else each) if dynamic else None
+    batch_dims = tuple({0: batch} for _ in inputs)
+    variadic = any(each.kind is each.VAR_POSITIONAL for each in inspect.signature(module.forward).parameters.values())
+    shapes = ((batch_dims,) if variadic else batch_dims) if dynamic else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

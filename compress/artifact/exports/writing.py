@@ -125,8 +125,8 @@ def compare(exported: nn.Module, module: nn.Module, batch: Inputs) -> float:
     """Largest deviation of any output, relative to its largest magnitude. Raises OutputError above the tolerance."""
     with torch.inference_mode():
         expected = named_outputs(module(*batch))
-        found = named_outputs(exported(*batch))
-    deviation, where = largest_deviation(expected, found)
+        outputs = named_outputs(exported(*batch))
+    deviation, where = largest_deviation(expected, outputs)
     if not deviation <= TOLERANCE:
         said = "other outputs" if len(expected) == 1 else f"another output `{where}`"
         raise OutputError(
@@ -148,9 +148,9 @@ def measure(
     exported: nn.Module, module: nn.Module, samples: Inputs, only_batch: int | None
 ) -> tuple[ExportLatency, ...]:
     """Latencies of the network in torch and of the exported file, their passes interleaved."""
-    found = []
+    latencies = []
     for size in (only_batch,) if only_batch else latency_batches(samples):
         inputs = first_samples(samples, size)
         direct, other = measure_latency((module, exported), inputs, seconds=1.0)
-        found.append(ExportLatency(size, direct.threads, other.milliseconds, direct.milliseconds))
-    return tuple(found)
+        latencies.append(ExportLatency(size, direct.threads, other.milliseconds, direct.milliseconds))
+    return tuple(latencies)
