@@ -64,12 +64,12 @@ def open_architecture(
     """
     given = dict(arguments or {})
     if arch is None:
-        found = first_fitting(checkpoint, lambda part: recognise(shapes_of(part), checkpoint.path.name))
-        if found is None and (own := recognise_class(checkpoint, shapes_of(checkpoint))) is not None:
-            found = checkpoint, own
-        if found is None:
+        fitting = first_fitting(checkpoint, lambda part: recognise(shapes_of(part), checkpoint.path.name))
+        if fitting is None and (recognised := recognise_class(checkpoint, shapes_of(checkpoint))) is not None:
+            fitting = checkpoint, recognised
+        if fitting is None:
             raise UnknownArchitectureError(unknown_message(checkpoint, shapes_of(checkpoint)))
-        checkpoint, (arch, completed, how) = found
+        checkpoint, (arch, completed, how) = fitting
         if given:
             raise UnknownArchitectureError(
                 f"--arch-arg was given without --arch; this file was recognised as --arch {arch}, name it too."
@@ -108,16 +108,16 @@ def fit_named(checkpoint: Checkpoint, arch: str, given: dict[str, Any]) -> tuple
         )  # fmt: skip
 
     try:
-        found = first_fitting(checkpoint, fit)
+        fitting = first_fitting(checkpoint, fit)
     except UnsupportedError as error:
         if checkpoint.hyper_parameters and not given:
             raise type(error)(f"{error}{offer_arguments(checkpoint.hyper_parameters)}") from error
         raise
-    if found is None:
+    if fitting is None:
         module = next(iter(built.values()))
         check_fit(module, in_common_form(module, checkpoint.state), arch)
         raise CheckpointError(f"The checkpoint does not fit {arch}.")
-    return found[0], found[1][0]
+    return fitting[0], fitting[1][0]
 
 
 def first_fitting(checkpoint: Checkpoint, fit: Callable[[Checkpoint], T | None]) -> tuple[Checkpoint, T] | None:
@@ -130,9 +130,9 @@ def first_fitting(checkpoint: Checkpoint, fit: Callable[[Checkpoint], T | None])
     if whole is not None:
         return checkpoint, whole
     parts = [(prefix, part) for prefix, part in parts_of(checkpoint)]
-    fitting = [(prefix, part, found) for prefix, part in parts if (found := fit(part)) is not None]
+    fitting = [(prefix, part, fitted) for prefix, part in parts if (fitted := fit(part)) is not None]
     if len(fitting) > 1:
-        fitting = [each for each in fitting if "ema" in each[0].lower()] or fitting
+        fitting = [candidate for candidate in fitting if "ema" in candidate[0].lower()] or fitting
     if len(fitting) > 1:
         names = " and ".join(f"`{prefix}`" for prefix, _, _ in fitting[:4])
         first = fitting[0][0].rstrip(".")
@@ -244,18 +244,18 @@ def recognise_timm(shapes: Mapping[str, tuple[int, ...]], file_name: str) -> tup
     known = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in timm.list_models()}
     named = sorted((short for short in known if len(short) >= SHORTEST_NAME and short in plain), key=len)[-MOST_NAMED:]
     ends = {short.removeprefix("tf") for short in named}
-    found = []
+    fitting = []
     for name in (name for short, name in known.items() if short.removeprefix("tf") in ends):
         arguments = complete_arguments(f"timm:{name}", {}, shapes)
         if fits(f"timm:{name}", arguments, shapes):
-            found.append((f"timm:{name}", arguments, "recognised by the file's name, names and shapes"))
-    if len(found) > 1:
-        specs = ", ".join(spec for spec, _, _ in found)
+            fitting.append((f"timm:{name}", arguments, "recognised by the file's name, names and shapes"))
+    if len(fitting) > 1:
+        specs = ", ".join(spec for spec, _, _ in fitting)
         raise UnknownArchitectureError(
             f"{file_name!r} has the names and shapes of {specs}, which compute differently; say which: "
-            f"--arch {found[0][0]}."
+            f"--arch {fitting[0][0]}."
         )
-    return found[0] if found else None
+    return fitting[0] if fitting else None
 
 
 def fits(spec: str, arguments: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:

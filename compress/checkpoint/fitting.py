@@ -37,19 +37,19 @@ def compare(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[st
 
     A tensor with several names may stand in the file under any one of them.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if hasattr(tensor, "shape")}
+    present = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if hasattr(tensor, "shape")}
     elsewhere = {name for names in shared_names(module) if any(name in shapes for name in names) for name in names}
     faults = [
         f"`{name}` is {shapes[name]} in the file and {shape} in the network"
-        for name, shape in own.items()
+        for name, shape in present.items()
         if name in shapes and shapes[name] != shape
     ]
     faults += [
         f"the file lacks `{name}`"
-        for name in own
+        for name in present
         if name not in shapes and name not in elsewhere and not name.endswith(COUNTER)
     ]
-    faults += [f"the network has no `{name}`" for name in shapes if name not in own]
+    faults += [f"the network has no `{name}`" for name in shapes if name not in present]
     return faults
 
 

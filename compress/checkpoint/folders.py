@@ -66,15 +66,15 @@ def read_weights_folder(folder: str | Path) -> WeightsFolder | None:
     files = weight_files(folder)
     if not files:
         return None
-    found = WeightsFolder(folder, files)
+    weights = WeightsFolder(folder, files)
     try:
         if isinstance(config.get("architecture"), str):
-            return read_timm(found, config)
+            return read_timm(weights, config)
         if isinstance(config.get("architectures"), list) and config["architectures"]:
-            return read_transformers(found, config)
+            return read_transformers(weights, config)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{str(folder / CONFIG)!r} is damaged: {error!r:.200}.") from None
-    return found
+    return weights
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -98,9 +98,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return ()
 
 
-def load_weights_folder(found: WeightsFolder, *, trust_pickle: bool = False) -> Checkpoint:
+def load_weights_folder(weights: WeightsFolder, *, trust_pickle: bool = False) -> Checkpoint:
     """The tensors of all its files as one checkpoint. Raises CompressError, also where two files hold one name."""
-    parts = [load_checkpoint(path, trust_pickle=trust_pickle) for path in found.files]
+    parts = [load_checkpoint(path, trust_pickle=trust_pickle) for path in weights.files]
     if len(parts) == 1:
         return parts[0]
     state: dict[str, Any] = {}
@@ -115,7 +115,7 @@ def load_weights_folder(found: WeightsFolder, *, trust_pickle: bool = False) -> 
         parts[0],
         state=state,
         module=None,
-        path=found.folder,
+        path=weights.folder,
         sha256=digest.hexdigest(),
         dtype=main_dtype(state),
         bytes=sum(part.bytes for part in parts),
@@ -123,7 +123,7 @@ def load_weights_folder(found: WeightsFolder, *, trust_pickle: bool = False) -> 
     )
 
 
-def read_timm(found: WeightsFolder, config: Mapping[str, Any]) -> WeightsFolder:
+def read_timm(weights: WeightsFolder, config: Mapping[str, Any]) -> WeightsFolder:
     """timm's layout: `architecture`, `num_classes`, `model_args`, `pretrained_cfg`."""
     arguments = dict(config.get("model_args") or {})
     if isinstance(config.get("num_classes"), int):
@@ -133,7 +133,7 @@ def read_timm(found: WeightsFolder, config: Mapping[str, Any]) -> WeightsFolder:
     described = {**config, **(config.get("pretrained_cfg") or {})}
     shape, preprocessing = timm_inputs(described)
     return replace(
-        found,
+        weights,
         spec=f"timm:{config['architecture']}",
         arguments=arguments,
         input_shape=shape,
@@ -162,11 +162,13 @@ def timm_inputs(config: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, Prep
     )
 
 
-def read_transformers(found: WeightsFolder, config: Mapping[str, Any]) -> WeightsFolder:
+def read_transformers(weights: WeightsFolder, config: Mapping[str, Any]) -> WeightsFolder:
     """transformers' layout: `architectures` names the class, the rest are fields of its configuration."""
     name = str(config["architectures"][0])
     if config.get("quantization_config"):
-        raise UnsupportedError(f"{str(found.folder)!r} holds quantized weights; give the network before quantization.")
+        raise UnsupportedError(
+            f"{str(weights.folder)!r} holds quantized weights; give the network before quantization."
+        )
     arguments = {
         key: value
         for key, value in config.items()
@@ -178,11 +180,11 @@ def read_transformers(found: WeightsFolder, config: Mapping[str, Any]) -> Weight
     side, channels = config.get("image_size"), config.get("num_channels", 3)
     sides = (side, side) if isinstance(side, int) else tuple(side) if isinstance(side, list) else None
     return replace(
-        found,
+        weights,
         spec=f"transformers:{name}",
         arguments=arguments,
-        input_shape=None if sides is None else (int(channels), *(int(one) for one in sides)),
-        preprocessing=None if sides is None else read_processor(found.folder / PREPROCESSOR),
+        input_shape=None if sides is None else (int(channels), *(int(extent) for extent in sides)),
+        preprocessing=None if sides is None else read_processor(weights.folder / PREPROCESSOR),
     )
 
 

@@ -211,8 +211,8 @@ def read_artifact(folder: str | Path) -> Artifact:
     folder = Path(folder)
     config = read_object(folder / CONFIG, OutputError, "the manifest of a folder written by compress")
     if config.get("format") != FORMAT:
-        found = config.get("format")
-        raise OutputError(f"{str(folder / CONFIG)!r} has format {found!r:.60}; this version reads format {FORMAT}.")
+        version = config.get("format")
+        raise OutputError(f"{str(folder / CONFIG)!r} has format {version!r:.60}; this version reads format {FORMAT}.")
     missing = [name for name in ("architecture", "shapes", "attributes", "hashes") if name not in config]
     if missing:
         raise OutputError(f"{str(folder / CONFIG)!r} lacks {', '.join(missing)}; the folder is damaged.")

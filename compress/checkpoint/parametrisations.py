@@ -44,10 +44,10 @@ def materialise(module: nn.Module) -> tuple[str, ...]:
 
 
 def _computed(part: nn.Module) -> list[str]:
-    found: Any = part.parametrizations if parametrize.is_parametrized(part) else {}
+    parametrised: Any = part.parametrizations if parametrize.is_parametrized(part) else {}
     hooks = [hook for hook in part._forward_pre_hooks.values() if isinstance(hook, (WeightNorm, SpectralNorm))]
     masks = [hook for hook in part._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)]
-    return [*found, *(hook.name for hook in hooks), *(str(mask._tensor_name) for mask in masks)]
+    return [*parametrised, *(hook.name for hook in hooks), *(str(mask._tensor_name) for mask in masks)]
 
 
 def _write_out(part: nn.Module, name: str) -> None:
@@ -92,7 +92,7 @@ def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     `X_g` and `X_v`, or `parametrizations.X.original0` and `original1`, are length and direction: X = g·v/‖v‖, the norm
     over the dimensions along which g has one entry. `X_orig` and `X_mask` are factors.
     """
-    found = dict(state)
+    plain = dict(state)
     for name in state:
         new = _NEW_NORM.match(name)
         if new is not None:
@@ -112,9 +112,9 @@ def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = _normed(first, second)
         if value is not None:
             for other in others:
-                del found[other]
-            found[base] = value
-    return found
+                del plain[other]
+            plain[base] = value
+    return plain
 
 
 def _normed(length: Tensor, direction: Tensor) -> Tensor | None:
@@ -136,9 +136,11 @@ def in_common_form(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, 
     has the values that it computes itself (position numbers of older transformers).
     """
     state = without_derived(module, state)
-    own = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(_COUNTER)}
+    expected = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(_COUNTER)}
     computed = any(_computed(part) for part in module.modules())
-    if own.keys() <= state.keys() and not (computed and any(own[name].shape != state[name].shape for name in own)):
+    if expected.keys() <= state.keys() and not (
+        computed and any(expected[name].shape != state[name].shape for name in expected)
+    ):
         return dict(state)
     materialise(module)
     return plain_state(state)

@@ -47,14 +47,14 @@ class Removed(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The constant, or zeros: a tensor of its own, which may be changed in place."""
-        given = next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor))
+        given = next(argument for argument in (*inputs, *named.values()) if isinstance(argument, Tensor))
         if self.value is None:
-            found = given.new_zeros([size if dim in self.along else 1 for dim, size in enumerate(given.shape)])
+            constant = given.new_zeros([size if dim in self.along else 1 for dim, size in enumerate(given.shape)])
         else:
             extents = enumerate(self.value.shape)
             shape = [given.shape[dim] if dim in self.along else size for dim, size in extents]
-            found = self.value.expand(shape).clone()
-        return (found, *[None] * (self.outputs - 1)) if self.outputs else found
+            constant = self.value.expand(shape).clone()
+        return (constant, *[None] * (self.outputs - 1)) if self.outputs else constant
 
     def extra_repr(self) -> str:
         """What is left, for print()."""

@@ -80,7 +80,7 @@ def offer_arguments(hyper_parameters: Mapping[str, Any]) -> str:
     plain = [f"{key}={value}" for key, value in hyper_parameters.items() if is_plain(value)]
     if not plain:
         return " (constructor arguments: --arch-arg num_classes=10)"
-    shown = " ".join(f"--arch-arg {shlex.quote(each)}" for each in plain[:8])
+    shown = " ".join(f"--arch-arg {shlex.quote(argument)}" for argument in plain[:8])
     return f" (the file's hyper_parameters, where its constructor takes them: {shown})"
 
 
@@ -94,7 +94,7 @@ def is_plain(value: Any) -> bool:
 def nearest(shapes: Shapes) -> tuple[str, list[str]] | None:
     """The known network that the shapes differ from in a few tensors, and the differences; None where none is near."""
     most = max(1, min(8, len(shapes) // 4))
-    found: list[tuple[int, str, list[str]]] = []
+    networks: list[tuple[int, str, list[str]]] = []
     tried: set[str] = set()
     for spec, arguments in candidates(shapes):
         key = f"{spec} {arguments}"
@@ -106,8 +106,8 @@ def nearest(shapes: Shapes) -> tuple[str, list[str]] | None:
         except (UnsupportedError, OverflowError, MemoryError):
             continue
         if 0 < len(faults) <= most:
-            found.append((len(faults), spec, faults))
-    return min(found)[1:] if found else None
+            networks.append((len(faults), spec, faults))
+    return min(networks)[1:] if networks else None
 
 
 def candidates(shapes: Shapes) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -141,7 +141,7 @@ def variants(shapes: Shapes) -> Iterator[dict[str, tuple[int, ...]]]:
         yield {other: shape for other, shape in shapes.items() if other.rpartition(".")[0] != owner}
         for leaf in SIBLINGS:
             if leaf not in leaves:
-                size = next(shapes[f"{owner}.{own}".lstrip(".")] for own in leaves)
+                size = next(shapes[f"{owner}.{sibling}".lstrip(".")] for sibling in leaves)
                 yield {**shapes, f"{owner}.{leaf}".lstrip("."): size[:1]}
     for head in HEADS:
         yield {**shapes, f"{head}.weight": (1000, 1), f"{head}.bias": (1000,)}

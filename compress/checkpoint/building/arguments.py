@@ -73,7 +73,7 @@ def check_value(place: str, value: Any, depth: int, words: bool) -> int:
         if isinstance(value, dict):
             check_keys(place, value)
         inner: Iterable[Any] = value.values() if isinstance(value, dict) else value
-        return 1 + sum(check_value(place, each, depth + 1, words) for each in inner)
+        return 1 + sum(check_value(place, element, depth + 1, words) for element in inner)
     expected = "a number, a word, a list or a table of them" if words else "a number or a list of numbers"
     raise UnsupportedError(f"{place}: {expected} was expected, got {value!r:.60}.")
 
@@ -89,8 +89,8 @@ def check_keys(place: str, table: Mapping[Any, Any]) -> None:
 def constructor_names(module_name: str) -> frozenset[str]:
     """Names that the constructors and functions of a library's module take, without those that may do more."""
     module = sys.modules[module_name]
-    own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module_name]
-    takers: list[Any] = [value for value in own if inspect.isfunction(value)]
-    takers += [value.__init__ for value in own if isinstance(value, type) and issubclass(value, nn.Module)]
+    defined = [value for value in vars(module).values() if getattr(value, "__module__", None) == module_name]
+    takers: list[Any] = [value for value in defined if inspect.isfunction(value)]
+    takers += [value.__init__ for value in defined if isinstance(value, type) and issubclass(value, nn.Module)]
     names = {name for taker in takers for name in inspect.signature(taker).parameters}
     return frozenset(name for name in names if NAME.fullmatch(name) and not is_denied(name))

@@ -156,15 +156,15 @@ def prepare_transformers(spec: str, name: str, arguments: Mapping[str, Any]) -> 
     except ImportError:
         raise UnknownArchitectureError(f"{spec} needs the transformers package: pip install transformers.") from None
     kind: Any = getattr(transformers, name, None) if name.isidentifier() and name in dir(transformers) else None
-    own = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
-    if not own or NO_CLASS_OF_ITS_OWN.search(name) or not kind.__module__.startswith("transformers.models."):
-        classes = [each for each in dir(transformers) if each[:1].isupper()]
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not is_model or NO_CLASS_OF_ITS_OWN.search(name) or not kind.__module__.startswith("transformers.models."):
+        classes = [member for member in dir(transformers) if member[:1].isupper()]
         raise UnknownArchitectureError(f"transformers has no model class {name!r:.100}{close_names(name, classes)}.")
     configuration: Any = kind.config_class
     if not (isinstance(configuration, type) and issubclass(configuration, transformers.PretrainedConfig)):
         raise UnsupportedError(f"{spec!r} says of no configuration; it cannot be built from arguments.")
     check_arguments(spec, arguments, None, None)
-    methods = [each for each in arguments if callable(getattr(configuration, each, None))]
+    methods = [argument for argument in arguments if callable(getattr(configuration, argument, None))]
     if methods:  # a configuration takes any name and keeps it as an attribute
         raise UnsupportedError(f"{spec!r} cannot be built with {methods[0]}: that is a method of its configuration.")
     return lambda: kind(configuration(**arguments))

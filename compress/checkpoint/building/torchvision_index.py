@@ -25,8 +25,8 @@ WITHOUT_AUX = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits"
 
 def names_digest(names: Iterable[str]) -> str:
     """A digest of a set of tensor names, BatchNorm's batch counters left out (old files lack them)."""
-    own = sorted(name for name in names if not name.endswith("num_batches_tracked"))
-    return hashlib.blake2b("\n".join(own).encode(), digest_size=8).hexdigest()
+    counted = sorted(name for name in names if not name.endswith("num_batches_tracked"))
+    return hashlib.blake2b("\n".join(counted).encode(), digest_size=8).hexdigest()
 
 
 def build_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -97,13 +97,13 @@ class Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def sizes(function: Any, args: Any, options: dict[str, Any]) -> int:
     """Numbers that an operation would give, found without memory; 0 where values decide (then its inputs bound it)."""
     args, options = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, options))
-    if "device" in options or any(one.name == "device" for one in function._schema.arguments):
+    if "device" in options or any(argument.name == "device" for argument in function._schema.arguments):
         options = {**options, "device": torch.device("meta")}
     try:
-        found = function(*args, **options)
+        outputs = function(*args, **options)
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return 0
-    return sum(value.numel() for value in tree_iter(found) if isinstance(value, Tensor))
+    return sum(value.numel() for value in tree_iter(outputs) if isinstance(value, Tensor))
 
 
 @contextmanager

@@ -87,14 +87,14 @@ def archive_pickle(file: IO[bytes], name: str, size: int) -> tuple[io.BytesIO, d
 
 def refuse_other_archives(names: set[str], name: str) -> None:
     """Say what kind of archive it is, where torch.save did not write it. Raises UnsupportedError."""
-    parts = [own.split("/") for own in names]
+    parts = [member.split("/") for member in names]
     below = {"/".join(part[1:]) for part in parts}
     if any(part[1:2] == ["code"] for part in parts) or "constants.pkl" in below:
         raise UnsupportedError(f"{name!r} is a TorchScript archive, whose structure is compiled in; {RESAVE}.")
     marks = {"archive_format", "serialized_exported_program.json", "serialized_state_dict.pt"}
-    if marks & (below | names) or any("exported_program" in own for own in names):
+    if marks & (below | names) or any("exported_program" in member for member in names):
         raise UnsupportedError(f"{name!r} is an exported program (.pt2); {RESAVE}.")
-    if names and all(own.endswith(".npy") for own in names):
+    if names and all(member.endswith(".npy") for member in names):
         raise UnsupportedError(f"{name!r} is a numpy .npz archive, not a PyTorch checkpoint; is it data for --data?")
 
 

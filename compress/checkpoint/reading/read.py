@@ -86,15 +86,15 @@ def load_checkpoint(path: str | Path, *, state_key: str | None = None, trust_pic
         with path.open("rb") as file:
             kind = sniff_format(file, path.name, size)
             if kind == "safetensors":
-                found, missing, trusted = read_safetensors(path), set[str](), False
+                content, missing, trusted = read_safetensors(path), set[str](), False
             else:
                 scan = scan_zip(file, path.name, size) if kind == "zip" else legacy_scan(file, path.name, size)
-                found, missing, trusted = read_torch(path, scan, trust_pickle)
+                content, missing, trusted = read_torch(path, scan, trust_pickle)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from None
-    chosen, key = choose_state(found, state_key, path.name)
+    chosen, key = choose_state(content, state_key, path.name)
     module = chosen if isinstance(chosen, nn.Module) else None
     class_name = f"{type(chosen).__module__}.{type(chosen).__qualname__}" if module is not None else None
     entries = dict(module.state_dict()) if module is not None else chosen
@@ -113,15 +113,17 @@ def load_checkpoint(path: str | Path, *, state_key: str | None = None, trust_pic
         ignored=ignored,
         class_name=class_name,
         trusted=trusted,
-        hyper_parameters=hyper_parameters(found),
+        hyper_parameters=hyper_parameters(content),
     )
 
 
-def hyper_parameters(found: Any) -> Mapping[str, Any]:
+def hyper_parameters(content: Any) -> Mapping[str, Any]:
     """The constructor's arguments that a wrapper dict keeps; empty where it keeps none."""
     for key in ("hyper_parameters", "hparams"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            return {name: value for name, value in found[key].items() if isinstance(name, str) and name.isidentifier()}
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            return {
+                name: value for name, value in content[key].items() if isinstance(name, str) and name.isidentifier()
+            }
     return {}
 
 
@@ -163,12 +165,12 @@ def read_plain(path: Path, device: torch.device) -> dict[str, Any]:
     if scan.blocked:
         raise UntrustedPickleError(f"{path.name!r} names {join_names(scan.blocked)}, which reading it would execute.")
     try:
-        found = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True)
     except LOAD_FAULTS as error:
         raise CheckpointError(f"{path.name!r} cannot be read: {one_line(error)}.") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path.name!r} holds {describe(found)}, not a dict.")
-    return found
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path.name!r} holds {describe(content)}, not a dict.")
+    return content
 
 
 def scan_zip(file: IO[bytes], name: str, size: int) -> Scan:
@@ -202,10 +204,10 @@ def read_torch(path: Path, scan: Scan, trust_pickle: bool) -> tuple[Any, set[str
                     raise UntrustedPickleError(refusal(name, scan, error)) from None
         missing: set[str] = set()
         try:
-            found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=trusting_pickle(missing))
+            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=trusting_pickle(missing))
         except LOAD_FAULTS as error:
             raise CheckpointError(f"{name!r} cannot be unpickled: {one_line(error)}.") from None
-        return found, missing, True
+        return content, missing, True
 
 
 def untrusted_message(name: str, scan: Scan) -> str:
@@ -272,43 +274,43 @@ class EmptyModule(nn.Module):
         super().__init__()
 
 
-def choose_state(found: Any, state_key: str | None, name: str) -> tuple[Any, str | None]:
+def choose_state(content: Any, state_key: str | None, name: str) -> tuple[Any, str | None]:
     """The state dict (or trusted module) in a file's object, and the dotted key that leads there.
 
     Raises:
         CheckpointError: there is none, or not at `state_key`.
     """
     if state_key is not None:
-        chosen = found
+        chosen = content
         for part in state_key.split("."):
             if not isinstance(chosen, Mapping) or part not in chosen:
-                below = named_below(found, state_key)
+                below = named_below(content, state_key)
                 if below:
                     return below, state_key
-                raise CheckpointError(f"{name!r} has no key {state_key!r}; it has {describe_keys(found)}.")
+                raise CheckpointError(f"{name!r} has no key {state_key!r}; it has {describe_keys(content)}.")
             chosen = chosen[part]
         if not is_state(chosen):
             raise CheckpointError(f"{name!r}: --state-key {state_key!r} leads to {describe(chosen)}, not a state dict.")
         return chosen, state_key
     path: list[str] = []
     while len(path) <= MAX_WRAPPERS:
-        key = next((key for key in STATE_KEYS if isinstance(found, Mapping) and is_nested(found.get(key))), None)
+        key = next((key for key in STATE_KEYS if isinstance(content, Mapping) and is_nested(content.get(key))), None)
         if key is None:
             break
-        found = found[key]
+        content = content[key]
         path.append(key)
-    if not is_state(found):
+    if not is_state(content):
         raise CheckpointError(
-            f"{name!r} holds no state dict, but {describe(found)}"
-            + (f" with {describe_keys(found)}; give --state-key" if isinstance(found, Mapping) and found else "")
+            f"{name!r} holds no state dict, but {describe(content)}"
+            + (f" with {describe_keys(content)}; give --state-key" if isinstance(content, Mapping) and content else "")
             + "."
         )
-    return found, ".".join(path) or None
+    return content, ".".join(path) or None
 
 
-def named_below(found: Any, prefix: str) -> dict[str, Tensor]:
+def named_below(content: Any, prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, without it, at the top of a file or in its usual state dict."""
-    places = [found] if not isinstance(found, Mapping) else [found, *(found.get(key) for key in STATE_KEYS)]
+    places = [content] if not isinstance(content, Mapping) else [content, *(content.get(key) for key in STATE_KEYS)]
     for place in places:
         if isinstance(place, Mapping):
             start = f"{prefix}."
