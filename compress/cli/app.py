@@ -48,10 +48,10 @@ class Commands(TyperGroup):
         """Put the default command in front of anything that is neither a command nor a group option."""
         if args and args[0] == "help":
             args = [*args[1:2], "--help"]
-        own = [name for parameter in self.get_params(ctx) for name in parameter.opts]
-        if args and args[0] not in COMMANDS and args[0] not in own and not ctx.resilient_parsing:
+        flags = [name for parameter in self.get_params(ctx) for name in parameter.opts]
+        if args and args[0] not in COMMANDS and args[0] not in flags and not ctx.resilient_parsing:
             refuse_misspelt_command(args[0])
-        if args and args[0] not in COMMANDS and args[0] not in own:
+        if args and args[0] not in COMMANDS and args[0] not in flags:
             args = [DEFAULT_COMMAND, *args]
         if args and args[0] == DEFAULT_COMMAND and not ctx.resilient_parsing:
             args = resume_as_flag(args)
@@ -67,8 +67,8 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command as the help lists it; its module is not imported for that."""
-        found = COMMANDS.get(cmd_name)
-        return found and TyperCommand(cmd_name, help=found.about, rich_help_panel=found.panel, rich_markup_mode="rich")
+        entry = COMMANDS.get(cmd_name)
+        return entry and TyperCommand(cmd_name, help=entry.about, rich_help_panel=entry.panel, rich_markup_mode="rich")
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is called."""
@@ -81,9 +81,9 @@ def load_command(name: str) -> Any:
     from compress.cli.loudness import heard
 
     function = getattr(import_module(f"compress.cli.commands.{name}"), f"{name}_command")
-    own = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    own.command(name, cls=WordedCommand, context_settings=SETTINGS)(heard(function))
-    return typer.main.get_command(own)
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    app.command(name, cls=WordedCommand, context_settings=SETTINGS)(heard(function))
+    return typer.main.get_command(app)
 
 
 def refuse_misspelt_command(word: str) -> None:

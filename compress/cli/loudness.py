@@ -34,12 +34,12 @@ def heard(command: Callable[..., None]) -> Callable[..., None]:
         finally:
             LOUDNESS.reset(token)
 
-    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=False)
         for name, annotation in (("quiet", Quiet), ("verbose", Verbose))
     ]
-    return declare(with_loudness, [*(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own), *added])
+    return declare(with_loudness, [*(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters), *added])
 
 
 def show_origin() -> None:

@@ -31,7 +31,7 @@ def declare(command: Callable[..., None], parameters: Sequence[inspect.Parameter
     """The command with these parameters as its signature, which is what the command line is made from."""
     command.__dict__.pop("__wrapped__", None)
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 

@@ -55,12 +55,12 @@ def tells_pipelines(suite: str) -> Callable[[Callable[..., None]], Callable[...,
             with told_to_pipelines(suite, github, junit) as outcome:
                 command(outcome=outcome, **given)
 
-        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = inspect.signature(command, eval_str=True).parameters.values()
         added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
             for name, annotation, default in (("github", Github, False), ("junit", Junit, None))
         ]
-        rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name != "outcome"]
+        rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters if each.name != "outcome"]
         return declare(telling, [*rest, *added])
 
     return decorate

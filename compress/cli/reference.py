@@ -45,11 +45,11 @@ def section(name: str) -> str:
     )
     parts = [f"## {name}", f"`compress {name} {words} [OPTIONS]`".replace("  ", " "), inspect.getdoc(function) or ""]
     panels: dict[str, list[Any]] = {}
-    for each in command.params:
-        if not is_argument(each) and each.name not in ("quiet", "verbose"):
-            panels.setdefault(each.rich_help_panel or EVERYDAY, []).append(each)
+    for parameter in command.params:
+        if not is_argument(parameter) and parameter.name not in ("quiet", "verbose"):
+            panels.setdefault(parameter.rich_help_panel or EVERYDAY, []).append(parameter)
     for panel, options in panels.items():
-        rows = "".join(f"\n{row(each, from_recipe)}" for each in options)
+        rows = "".join(f"\n{row(option, from_recipe)}" for option in options)
         parts.append(f"**{panel}**\n\n| option | recipe key | what it is |\n|---|---|---|{rows}")
     return "\n\n".join(parts)
 

@@ -54,11 +54,11 @@ def takes(
         chosen[key] = replace(chosen[key], default=text)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        parameters = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
         @functools.wraps(command)
         def with_recipe(**given: Any) -> None:
-            rest = {each.name: given[each.name] for each in own}
+            rest = {parameter.name: given[parameter.name] for parameter in parameters}
             typed = {key: value for key in chosen if (value := given[slot(key)]) is not None}
             if training_of is not None:
                 check_training(typed, training_of)
@@ -72,7 +72,7 @@ def takes(
                 *ARGUMENTS[argument],
                 *(parameter for everyday, parameter in made if everyday),
                 *([keyword("recipe_file", RecipeFile, None)] if argument in ("file", "optional") else []),
-                *own,
+                *parameters,
                 *(parameter for everyday, parameter in made if not everyday),
             ],
         )

@@ -26,8 +26,8 @@ def balance_command(recipe: Recipe, *, per: Per = "unit", as_json: Json = False)
     from compress.cli.showing.training_tables import show_balance
 
     with StderrProgress() as progress:
-        found = balance(recipe, per=per, output=recipe.output, force=recipe.force, progress=progress)
+        balanced = balance(recipe, per=per, output=recipe.output, force=recipe.force, progress=progress)
     if as_json:
-        print_json(found)
+        print_json(balanced)
     else:
-        show_balance(found)
+        show_balance(balanced)

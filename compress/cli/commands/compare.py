@@ -18,10 +18,10 @@ def compare_command(
     from compress.api.reporting import compare
     from compress.cli.showing.display import show_comparison
 
-    found = compare(folders, html)
+    comparison = compare(folders, html)
     if as_json:
-        print_json(found.to_json())
+        print_json(comparison.to_json())
     else:
-        show_comparison(found)
+        show_comparison(comparison)
         if html:
             print(f"written to {html}")

@@ -12,8 +12,8 @@ def doctor_command(as_json: Json = False) -> None:
     from compress.cli.showing.progress import StderrProgress
 
     with StderrProgress() as progress:
-        found = doctor(progress)
+        findings = doctor(progress)
     if as_json:
-        print_json(found)
+        print_json(findings)
     else:
-        show_findings(found)
+        show_findings(findings)

@@ -15,7 +15,7 @@ def evaluate_command(recipe: Recipe, *, as_json: Json = False) -> None:
     from compress.cli.showing.progress import StderrProgress
 
     with StderrProgress() as progress:
-        found = evaluate(
+        scores = evaluate(
             recipe.checkpoint,
             recipe.eval or "",
             batch_size=recipe.batch_size,
@@ -25,6 +25,6 @@ def evaluate_command(recipe: Recipe, *, as_json: Json = False) -> None:
             progress=progress,
         )
     if as_json:
-        print_json(found)
+        print_json(scores)
     else:
-        show_evaluation(found)
+        show_evaluation(scores)

@@ -28,8 +28,8 @@ def export_command(
     from compress.cli.showing.progress import StderrProgress
 
     with StderrProgress() as progress:
-        found = export(folder, to, eval_data, arch=arch, trust_code=trust_code, progress=progress)
+        exported = export(folder, to, eval_data, arch=arch, trust_code=trust_code, progress=progress)
     if as_json:
-        print_json(found.to_json())
+        print_json(exported.to_json())
     else:
-        show_exports(found.folder, found.exports)
+        show_exports(exported.folder, exported.exports)

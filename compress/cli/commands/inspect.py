@@ -24,10 +24,10 @@ def inspect_command(recipe: Recipe, *, deep: Deep = False, as_json: Json = False
     from compress.cli.showing.training_tables import show_depth
 
     with StderrProgress() as progress:
-        found = inspect(recipe, progress=progress, deep=deep)
+        inspection = inspect(recipe, progress=progress, deep=deep)
     if as_json:
-        print_json(found)
+        print_json(inspection)
     else:
-        show_inspection(found)
+        show_inspection(inspection)
         if deep:
-            show_depth(found)
+            show_depth(inspection)

@@ -40,10 +40,10 @@ def plateau_command(
     from compress.cli.showing.training_tables import show_plateau
 
     with StderrProgress() as progress:
-        found = plateau(
+        measured = plateau(
             recipe, widths, layers=layers, samples=samples, penalty=penalty, steps=steps, seeds=seeds, progress=progress
         )
     if as_json:
-        print_json(found)
+        print_json(measured)
     else:
-        show_plateau(found)
+        show_plateau(measured)

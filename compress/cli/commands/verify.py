@@ -28,7 +28,7 @@ def verify_command(recipe: Recipe, *, outcome: Outcome, tolerance: Tolerance = 0
     from compress.report.checks import failures
 
     with StderrProgress() as progress:
-        found = verify(
+        verified = verify(
             recipe.checkpoint,
             recipe.eval,
             max_drop=recipe.max_drop,
@@ -40,11 +40,11 @@ def verify_command(recipe: Recipe, *, outcome: Outcome, tolerance: Tolerance = 0
             trust_code=recipe.trust_code,
             progress=progress,
         )
-    describe_checks(outcome, recipe.checkpoint, found.checks)
+    describe_checks(outcome, recipe.checkpoint, verified.checks)
     if as_json:
-        print_json(found.to_json())
+        print_json(verified.to_json())
     else:
-        show_checks(found.checks, found.latency)
-    failed = failures(found.checks)
+        show_checks(verified.checks, verified.latency)
+    failed = failures(verified.checks)
     if failed:
         raise GateError(f"{'; '.join(check.message for check in failed)}.")

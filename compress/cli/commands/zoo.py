@@ -55,9 +55,9 @@ def zoo_command(
         backend=backend,
     )
     with LiveZoo() as display:
-        found = run_zoo(plan, resume=resume, shard=part, display=display)
+        summary = run_zoo(plan, resume=resume, shard=part, display=display)
     if as_json:
-        print_json(found)
+        print_json(summary)
     else:
-        show_zoo(found)
-    raise typer.Exit(found["exit_code"])
+        show_zoo(summary)
+    raise typer.Exit(summary["exit_code"])

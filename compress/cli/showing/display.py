@@ -34,8 +34,8 @@ def show_run(report: RunReport, folder: Path | None) -> None:
             "–" if lasso is None else f"{lasso.relative_duality_gap:.0e}",
         )
     console.print(table)
-    for one in report.skipped:
-        console.print(f"skipped {one.name} ({one.units} units): {one.reason}")
+    for skipped in report.skipped:
+        console.print(f"skipped {skipped.name} ({skipped.units} units): {skipped.reason}")
     summary = Table(
         "", "before", "after", "change", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -52,11 +52,11 @@ def show_run(report: RunReport, folder: Path | None) -> None:
         console.print(f"written to {folder}")
 
 
-def show_inspection(found: Mapping[str, Any]) -> None:
+def show_inspection(inspection: Mapping[str, Any]) -> None:
     """What could be compressed, layer by layer."""
     console = PlainConsole()
-    console.print(f"{found['file']}: {found['architecture']}")
-    recorded = any("rank_features" in layer for layer in found["layers"])
+    console.print(f"{inspection['file']}: {inspection['architecture']}")
+    recorded = any("rank_features" in layer for layer in inspection["layers"])
     columns = ("dead", "dupl.", "rank Φ · Ψ", "bound") if recorded else ()
     table = Table(
         "layer", "units", "activation", *columns, "‖w‖/‖v‖", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
@@ -67,20 +67,20 @@ def show_inspection(found: Mapping[str, Any]) -> None:
     for column in (table.columns[1], *table.columns[3:]):
         column.justify = "right"
     skipped, inhomogeneous = [], False
-    for layer in found["layers"]:
+    for layer in inspection["layers"]:
         if layer["skipped"]:
             skipped.append(layer)
             continue
         inhomogeneous = inhomogeneous or not layer["homogeneous"]
-        own = []
+        cells = []
         if recorded:
-            own = [str(layer[key]) for key in ("dead", "duplicates")]
-            own += [f"{layer['rank_features']} · {layer['rank_outputs']}", str(layer["bound"])]
+            cells = [str(layer[key]) for key in ("dead", "duplicates")]
+            cells += [f"{layer['rank_features']} · {layer['rank_outputs']}", str(layer["bound"])]
         table.add_row(
             layer["name"],
             str(layer["units"]),
             f"{layer['activation'] or '–'}{'' if layer['homogeneous'] else ' *'}",
-            *own,
+            *cells,
             "–" if layer.get("balance") is None else f"{layer['balance']:.3g}",
         )
     if table.row_count:
@@ -91,27 +91,27 @@ def show_inspection(found: Mapping[str, Any]) -> None:
         console.print(f"skipped {layer['name']} ({layer['units']} units): {layer['skipped']}")
 
 
-def show_evaluation(found: Mapping[str, Any]) -> None:
+def show_evaluation(scores: Mapping[str, Any]) -> None:
     """One network's scores."""
     table = Table("", "value", box=SIMPLE_HEAD)
     table.columns[1].justify = "right"
-    for name, value in found.items():
+    for name, value in scores.items():
         table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
     PlainConsole().print(table)
 
 
-def show_comparison(found: Comparison) -> None:
+def show_comparison(comparison: Comparison) -> None:
     """Runs as columns: their figures, then the units each layer kept."""
     console = PlainConsole()
-    for number, run in enumerate(found.runs, 1):
+    for number, run in enumerate(comparison.runs, 1):
         console.print(f"{number}  {run.name}")
-    table = Table("", *(str(number) for number in range(1, len(found.runs) + 1)), box=SIMPLE_HEAD)
+    table = Table("", *(str(number) for number in range(1, len(comparison.runs) + 1)), box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in found.rows:
+    for row in comparison.rows:
         table.add_row(*row)
     table.add_section()
-    for layer in found.layers:
+    for layer in comparison.layers:
         table.add_row(layer.name, *("–" if units is None else f"{units} of {layer.units}" for units in layer.kept))
     console.print(table)
 
@@ -124,31 +124,32 @@ def show_checks(checks: Sequence[Check], latencies: Sequence[MeasuredLatency]) -
         verdict = "passed" if check.passed else "not judged" if check.passed is None else "FAILED"
         table.add_row(check.name, check.wanted, check.measured, verdict)
     console.print(table)
-    for one in latencies:
-        recorded = one.recorded_milliseconds
+    for latency in latencies:
+        recorded = latency.recorded_milliseconds
         beside = "" if recorded is None else f" (the report says {recorded:.2f} ms)"
         console.print(
-            f"latency, batch {one.batch_size}, {one.threads} threads, {one.device}: {one.milliseconds:.2f} ms{beside}"
+            f"latency, batch {latency.batch_size}, {latency.threads} threads, {latency.device}: "
+            f"{latency.milliseconds:.2f} ms{beside}"
         )
 
 
 def show_exports(folder: str, exports: Sequence[ExportReport]) -> None:
     """What was exported, how far it deviates, and how fast it is."""
     console = PlainConsole()
-    for one in exports:
-        checks = ", ".join(f"{check.deviation:.0e} at batch {check.batch_size}" for check in one.checks)
-        console.print(f"{folder}/{one.file}: relative deviation {checks} ({one.checked_with})")
-        for latency in one.latency:
+    for export in exports:
+        checks = ", ".join(f"{check.deviation:.0e} at batch {check.batch_size}" for check in export.checks)
+        console.print(f"{folder}/{export.file}: relative deviation {checks} ({export.checked_with})")
+        for latency in export.latency:
             console.print(
                 f"  batch {latency.batch_size}, {latency.threads} threads: {latency.exported_ms:.2f} ms, "
                 f"torch {latency.torch_ms:.2f} ms"
             )
 
 
-def show_findings(found: Mapping[str, Mapping[str, Any]]) -> None:
+def show_findings(sections: Mapping[str, Mapping[str, Any]]) -> None:
     """Headings with a line for each finding."""
     console = PlainConsole()
-    for heading, findings in found.items():
+    for heading, findings in sections.items():
         console.print(heading)
         for name, value in findings.items():
             shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value

@@ -101,15 +101,15 @@ def outcome_text(outcome: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def show_zoo(found: Mapping[str, Any]) -> None:
+def show_zoo(summary: Mapping[str, Any]) -> None:
     """The models that did not pass with their reasons, the counts, and where the summary lies."""
     console = PlainConsole()
-    wrong = [row for row in found["rows"] if row["status"] != Status.DONE]
+    wrong = [row for row in summary["rows"] if row["status"] != Status.DONE]
     if wrong:
         table = Table("model", "status", "why", box=SIMPLE_HEAD)
         for row in wrong:
             table.add_row(Text(row["name"]), row["status"], Text(row["reason"] or ""))
         console.print(table)
-    counts = ", ".join(f"{count} {status}" for status, count in found["counts"].items() if count)
-    console.print(f"{found['models']} models: {counts}")
-    console.print(f"written to {found['output']}")
+    counts = ", ".join(f"{count} {status}" for status, count in summary["counts"].items() if count)
+    console.print(f"{summary['models']} models: {counts}")
+    console.print(f"written to {summary['output']}")

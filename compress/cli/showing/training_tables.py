@@ -15,36 +15,36 @@ from compress.report.model import Scores, TrainingEvaluation, TrainingReport
 SHOWN_EPOCHS = 12
 
 
-def show_balance(found: Mapping[str, Any]) -> None:
+def show_balance(balance: Mapping[str, Any]) -> None:
     """Balance and path norm of every layer before and after, then the sums."""
     console = PlainConsole()
     table = Table("layer", "units", "‖w‖/‖v‖", "after", "path norm", "after", box=SIMPLE_HEAD)
-    for layer in found["layers"]:
+    for layer in balance["layers"]:
         cells = (*layer["balance"], *layer["path_norm"])
         table.add_row(layer["name"], str(layer["units"]), *("–" if cell is None else f"{cell:.4g}" for cell in cells))
-    for name, reason in found["left_alone"].items():
+    for name, reason in balance["left_alone"].items():
         table.add_row(name, "left alone", reason)
     console.print(table)
-    before, after = found["sum_of_squares"]
+    before, after = balance["sum_of_squares"]
     _say(
         console,
-        f"sum of squares {before:.6g} → {after:.6g} (× {found['factor']:.4f}), outputs ± {found['deviation']:.0e}",
+        f"sum of squares {before:.6g} → {after:.6g} (× {balance['factor']:.4f}), outputs ± {balance['deviation']:.0e}",
     )
-    _say(console, f"written to {found['output']}")
+    _say(console, f"written to {balance['output']}")
 
 
-def show_depth(found: Mapping[str, Any]) -> None:
+def show_depth(inspection: Mapping[str, Any]) -> None:
     """Costs and forces of every layer, then the Jacobian norms."""
     console = PlainConsole()
     table = Table("layer", "cost", "‖V‖²", "attraction", "repulsion", "residual", "aligned", "path", box=SIMPLE_HEAD)
-    for layer in found["layers"]:
+    for layer in inspection["layers"]:
         if layer.get("force_residual") is None:
             continue
         keys = ("representation_cost", "output_squares", "attraction", "repulsion", "force_residual")
         merged = sum(len(group) - 1 for group in layer["aligned"])
         table.add_row(layer["name"], *(f"{layer[key]:.4g}" for key in keys), str(merged), f"{layer['path_norm']:.4g}")
     console.print(table)
-    norms = found.get("jacobian_norms")
+    norms = inspection.get("jacobian_norms")
     if norms is not None:
         _say(
             console,
@@ -98,25 +98,26 @@ def show_training(report: TrainingReport, folder: Path) -> None:
     _say(console, f"written to {folder}")
 
 
-def show_plateau(found: Mapping[str, Any]) -> None:
+def show_plateau(measured: Mapping[str, Any]) -> None:
     """The loss of every width, then where it plateaus."""
-    for row in found["losses"]:
+    for row in measured["losses"]:
         print(f"width {row['width']:>6}  loss {row['loss']:.6g}")
     print(
-        f"the plateau starts at width {found['plateau_starts_at']} ({found['tolerance']:.0%} above the lowest loss); "
-        f"rank(Φ)·rank(Ψ) = {found['rank_features']}·{found['rank_outputs']} = {found['bound']}, "
-        f"N(N + 1) = {found['data_bound']}"
+        f"the plateau starts at width {measured['plateau_starts_at']} "
+        f"({measured['tolerance']:.0%} above the lowest loss); "
+        f"rank(Φ)·rank(Ψ) = {measured['rank_features']}·{measured['rank_outputs']} = {measured['bound']}, "
+        f"N(N + 1) = {measured['data_bound']}"
     )
 
 
-def _scored(found: TrainingEvaluation, trained: Scores) -> str:
+def _scored(evaluation: TrainingEvaluation, trained: Scores) -> str:
     """The scores on the evaluation data before and after, in words."""
-    original = found.original
-    if found.loss is not None and found.constant_loss is not None:
+    original = evaluation.original
+    if evaluation.loss is not None and evaluation.constant_loss is not None:
         before = "" if original is None else f"{original.loss:.5g} → "
         return (
-            f"{found.loss} loss {before}{trained.loss:.5g} of {found.samples:,} samples "
-            f"(the best constant: {found.constant_loss:.5g})"
+            f"{evaluation.loss} loss {before}{trained.loss:.5g} of {evaluation.samples:,} samples "
+            f"(the best constant: {evaluation.constant_loss:.5g})"
         )
     before = "" if original is None or original.top1 is None else f"{100 * original.top1:.2f} → "
-    return f"accuracy {before}{100 * (trained.top1 or 0):.2f} % of {found.samples:,} samples"
+    return f"accuracy {before}{100 * (trained.top1 or 0):.2f} % of {evaluation.samples:,} samples"
