@@ -101,11 +101,11 @@ class ArraySource(DataSource):
         parts = [np.ascontiguousarray(rows_of(part, numbers)) for part in (self.rows, *self.further)]
         widths = [part.nbytes // max(len(part), 1) for part in parts]
         flat = [memoryview(part.tobytes()) for part in parts]
-        found: list[bytes | memoryview] = []
+        contents: list[bytes | memoryview] = []
         for row in range(len(numbers)):
-            own = [whole[row * width : (row + 1) * width] for whole, width in zip(flat, widths, strict=True)]
-            found.append(own[0] if len(own) == 1 else b"".join(own))
-        return found
+            pieces = [whole[row * width : (row + 1) * width] for whole, width in zip(flat, widths, strict=True)]
+            contents.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        return contents
 
     def in_order(self, names: Sequence[str]) -> ArraySource:
         """The same samples with the named inputs in this order. Raises ValueError where these are not their names."""
@@ -190,10 +190,10 @@ def make_array_source(
 
 def further_names(arrays: Collection[str]) -> list[str]:
     """`inputs_1`, `inputs_2`, … as far as they are there."""
-    found: list[str] = []
-    while f"inputs_{len(found) + 1}" in arrays:
-        found.append(f"inputs_{len(found) + 1}")
-    return found
+    names: list[str] = []
+    while f"inputs_{len(names) + 1}" in arrays:
+        names.append(f"inputs_{len(names) + 1}")
+    return names
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,10 @@ class Naming:
         inputs = tuple(part.strip() for part in str(options.get("inputs", "")).split(",") if part.strip())
         return cls(inputs, *(None if key not in options else str(options[key]) for key in ("labels", "targets")))
 
-    def wanted(self, found: Collection[str]) -> list[str]:
+    def wanted(self, present: Collection[str]) -> list[str]:
         """Names of the arrays to read, of those that there are."""
         if self == Naming():
-            return [key for key in (*ARRAYS, *further_names(found)) if key in found]
+            return [key for key in (*ARRAYS, *further_names(present)) if key in present]
         return [key for key in (*self.all_inputs, self.labels, self.targets) if key is not None]
 
     @property
@@ -244,7 +244,7 @@ class Naming:
 
 def describe_names(arrays: Collection[object]) -> str:
     """The names that were found instead of the wanted ones, and how to give them the wanted ones."""
-    names = sorted(str(each) for each in arrays)
+    names = sorted(str(name) for name in arrays)
     if not names:
         return "no array"
     shown = ", ".join(f"`{each}`" for each in names[:8]) + (" and more" if len(names) > 8 else "")
@@ -343,7 +343,7 @@ def open_npz(name: str, path: Path, preprocessing: Preprocessing | None, naming:
     ) as error:
         raise DataError(f"{name}: not a readable .npz file: {str(error).rstrip('.')}.") from None
     if naming == Naming() and not {"images", "inputs"} & set(arrays):
-        named = [each for each in members if members[each].filename.endswith(".npy")]
+        named = [member for member in members if members[member].filename.endswith(".npy")]
         if members and not named:
             raise DataError(f"{name}: a zip archive without arrays, no .npz file; expected {WANTED} in an .npz.")
         raise DataError(f"{name}: expected {WANTED}, and optionally `labels` (N,); found {describe_names(named)}.")
@@ -392,11 +392,11 @@ def map_member(name: str, path: Path, archive: zipfile.ZipFile, member: zipfile.
 def checksum(file: IO[bytes], start: int, size: int) -> int:
     """CRC-32 of `size` bytes from `start` on, or of those that there are."""
     file.seek(start)
-    found = 0
+    crc = 0
     while size > 0 and (chunk := file.read(min(CHUNK, size))):
-        found = zlib.crc32(chunk, found)
+        crc = zlib.crc32(chunk, crc)
         size -= len(chunk)
-    return found
+    return crc
 
 
 def map_npy(name: str, file: IO[bytes], end: int) -> np.ndarray:

@@ -46,7 +46,7 @@ class CallShape:
         """Plain data for JSON, `{"input": 0}` for a tensor; None where a constant or a container is not plain."""
         args, keywords = self.arguments([_Place(number) for number in range(self.count)])
         try:
-            return {"arguments": [_plain(each) for each in args], "keywords": _plain(keywords)}
+            return {"arguments": [_plain(argument) for argument in args], "keywords": _plain(keywords)}
         except TypeError:
             return None
 
@@ -58,7 +58,7 @@ class CallShape:
         if not isinstance(value["arguments"], list) or set(_entry(value["keywords"])) != {"dict"}:
             raise ValueError("`call` does not say how the network is called")
         left = [MOST_LEAVES]
-        args = tuple(_rebuilt(each, 0, left) for each in value["arguments"])
+        args = tuple(_rebuilt(argument, 0, left) for argument in value["arguments"])
         keywords = _rebuilt(value["keywords"], 0, left)
         if not all(isinstance(key, str) and key.isidentifier() for key in keywords):
             raise ValueError("`call` has a keyword that is no name")
@@ -76,12 +76,12 @@ class CallShape:
             parameters: names of the positional ones.
         """
         args, keywords = self.arguments([_Place(number) for number in range(self.count)])
-        named = {parameters[n] if n < len(parameters) else f"input{n}": each for n, each in enumerate(args)}
-        found: dict[int, str] = {}
+        named = {parameters[n] if n < len(parameters) else f"input{n}": place for n, place in enumerate(args)}
+        paths: dict[int, str] = {}
 
         def walk(value: Any, path: str) -> None:
             if isinstance(value, _Place):
-                found[value.number] = path
+                paths[value.number] = path
             elif isinstance(value, Mapping):
                 for key, part in value.items():
                     walk(part, f"{path}.{key}" if path else str(key))
@@ -90,7 +90,7 @@ class CallShape:
                     walk(part, f"{path}.{number}")
 
         walk({**named, **keywords}, "")
-        return tuple(found.get(number, f"input{number}") for number in range(self.count))
+        return tuple(paths.get(number, f"input{number}") for number in range(self.count))
 
     @property
     def is_plain(self) -> bool:
@@ -182,9 +182,9 @@ def parameters_of(module: nn.Module) -> list[inspect.Parameter]:
     kind = type(module).__dict__.get("_spread_from")
     forward = module.forward if kind is None else kind.forward.__get__(module)
     return [
-        each
-        for each in inspect.signature(forward).parameters.values()
-        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+        parameter
+        for parameter in inspect.signature(forward).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
 
 

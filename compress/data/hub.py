@@ -54,29 +54,29 @@ def open_hub(spec: str, path: Path, options: Mapping[str, Any], preprocessing: P
         raise DataError(f"{spec}: there is no folder {str(path)!r}.")
     check_saved(spec, path)
     try:
-        found: Any = datasets.load_from_disk(str(path))
+        saved: Any = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever pyarrow and the library raise on a damaged folder
         raise DataError(f"{spec}: not a folder of save_to_disk: {' '.join(str(error).split())[:160]}.") from None
     given = dict(options)
     split = given.pop("split", None)
-    if isinstance(found, Mapping):
-        if split not in found:
-            raise DataError(f"{spec}: say which split: {', '.join(f'split={name}' for name in found)}.")
-        found = found[split]
+    if isinstance(saved, Mapping):
+        if split not in saved:
+            raise DataError(f"{spec}: say which split: {', '.join(f'split={name}' for name in saved)}.")
+        saved = saved[split]
     elif split is not None:
         raise DataError(f"{spec}: the folder holds one split; leave split={split} out.")
-    columns = found.column_names
+    columns = saved.column_names
     picture = given.pop("image", next((name for name in PICTURES if name in columns), None))
     if picture is None:
         if "label" not in given and "target" not in given and "label" in columns:
             given["label"] = "label"
         table = Columns.of(spec, given)
-        return table.source(spec, {name: plain_column(found[name]) for name in columns})
+        return table.source(spec, {name: plain_column(saved[name]) for name in columns})
     label = given.pop("label", next((name for name in ANSWERS if name in columns), None))
     unknown = [*given, *(name for name in (picture, label) if name is not None and name not in columns)]
     if unknown:
         raise DataError(f"{spec}: there is no option or column {unknown[0]!r}; columns are {', '.join(columns)}.")
-    return DatasetSource(spec, preprocessing, Rows(found, str(picture), None if label is None else str(label)))
+    return DatasetSource(spec, preprocessing, Rows(saved, str(picture), None if label is None else str(label)))
 
 
 def check_saved(spec: str, path: Path) -> None:
@@ -87,7 +87,7 @@ def check_saved(spec: str, path: Path) -> None:
         if file.is_file():
             content = read_object(file, DataError, "a list of a saved data set")
             names += list(content.get("splits") or [])
-            names += [one.get("filename") for one in content.get("_data_files") or [] if isinstance(one, dict)]
+            names += [entry.get("filename") for entry in content.get("_data_files") or [] if isinstance(entry, dict)]
     wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name or name in ("", "..")]
     if wrong:
         raise DataError(f"{spec}: the folder names {str(wrong[0])!r:.80}, which is no file in it.")

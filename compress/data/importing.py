@@ -30,16 +30,16 @@ def import_object(spec: str, fault: type[CompressError]) -> Any:
             module_name = import_file(Path(module_name))
         elif importlib.util.find_spec(module_name.partition(".")[0]) is None and "" not in sys.path:
             sys.path.append("")
-        found: Any = importlib.import_module(module_name)
+        imported: Any = importlib.import_module(module_name)
     except Exception as error:
         raise fault(f"{spec!r}: importing {module_name!r} fails: {type(error).__name__}: {error}.") from error
     if not path:
         raise fault(f"{spec!r}: a name was expected behind the colon, as in {module_name}:build.")
     for part in path.split("."):
-        if not hasattr(found, part):
+        if not hasattr(imported, part):
             raise fault(f"{spec!r}: {module_name!r} has no {part!r}.")
-        found = getattr(found, part)
-    return found
+        imported = getattr(imported, part)
+    return imported
 
 
 def is_file_spec(spec: str) -> bool:

@@ -137,14 +137,14 @@ class DatasetSource(DataSource):
 
     def _answers(self) -> np.ndarray | None:
         """Whole numbers, which are labels, or real ones, which are targets. Raises DataError."""
-        found = getattr(self.dataset, "targets", None)
-        if found is None:
+        answers = getattr(self.dataset, "targets", None)
+        if answers is None:
             first = self._item(0)
             if not (isinstance(first, (tuple, list)) and len(first) >= 2):
                 return None
-            found = [self._answer(number) for number in range(self.count)]
+            answers = [self._answer(number) for number in range(self.count)]
         try:
-            rows = np.stack([np.asarray(one) for one in found])
+            rows = np.stack([np.asarray(answer) for answer in answers])
         except (TypeError, ValueError):
             raise DataError(f"{self.name}: the labels or targets of the samples have different shapes.") from None
         if rows.dtype.kind == "f":
@@ -166,7 +166,7 @@ class DatasetSource(DataSource):
         except Exception as error:  # whatever the user's code raises is a fault of the data
             raise DataError(f"{self.name}: sample {number} cannot be read: {describe_fault(error)}.") from error
         if isinstance(item, Mapping):
-            names = ", ".join(f"`{each}`" for each in list(item)[:8])
+            names = ", ".join(f"`{key}`" for key in list(item)[:8])
             raise DataError(
                 f"{self.name}: an item is a {type(item).__name__} of {names}; expected a sample, (sample, label) or "
                 "(sample, real target)."
@@ -197,14 +197,14 @@ class DatasetSource(DataSource):
         if isinstance(sample, Image.Image) and sample.mode not in ("L", "RGB"):
             sample = sample.convert("RGB")
         try:
-            found = np.asarray(sample)
+            array = np.asarray(sample)
         except (TypeError, ValueError, RuntimeError):
-            found = np.asarray(None)
-        if found.dtype.kind not in "fiub" or not found.ndim or not found.size:
+            array = np.asarray(None)
+        if array.dtype.kind not in "fiub" or not array.ndim or not array.size:
             raise DataError(
                 f"{self.name}: sample {number} is a {type(sample).__name__}; expected an image or one array of numbers."
             )
-        return found
+        return array
 
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
         """Preprocessed images, or floats as they are. Raises DataError where shapes differ."""

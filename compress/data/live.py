@@ -109,10 +109,10 @@ def split_batch(batch: Any, module: nn.Module, where: str) -> tuple[tuple[Any, .
     names = [each.name for each in parameters]
     needed = [each for each in parameters if each.default is each.empty and each.kind is not each.KEYWORD_ONLY]
     if isinstance(batch, Mapping):
-        found = next((batch[key] for key in ANSWERS if key in batch and key not in names), None)
+        answer = next((batch[key] for key in ANSWERS if key in batch and key not in names), None)
         if len(needed) == 1 and needed[0].name not in batch:  # the mapping itself is the argument
             left = {key: value for key, value in batch.items() if key not in ANSWERS}
-            return (left,), {}, found
+            return (left,), {}, answer
         keywords = {key: value for key, value in batch.items() if key in names}
         missing = [each.name for each in needed if each.name not in keywords]
         if missing:
@@ -120,7 +120,7 @@ def split_batch(batch: Any, module: nn.Module, where: str) -> tuple[tuple[Any, .
                 f"{where}: a mapping of {', '.join(map(repr, list(batch)[:8]))} lacks {', '.join(missing)}, which "
                 f"{type(module).__name__}.forward() takes."
             )
-        return (), keywords, found
+        return (), keywords, answer
     if not isinstance(batch, (tuple, list)):
         return (batch,), {}, None
     parts = tuple(batch)
@@ -144,7 +144,7 @@ def read_call(args: Sequence[Any], keywords: Mapping[str, Any], where: str) -> t
     if strange or not tensors:
         came = ", ".join(kind_of(value) for value in strange[:3]) or "no tensor"
         raise DataError(f"{where}: tensors (or arrays) were expected as inputs, got {came}.")
-    found = []
+    dense = []
     for tensor in tensors:
         value = tensor.detach().cpu()
         if value.is_complex() or value.is_sparse or value.is_quantized:
@@ -153,8 +153,8 @@ def read_call(args: Sequence[Any], keywords: Mapping[str, Any], where: str) -> t
             value = value if value.dtype == torch.float64 else value.float()
         elif value.dtype != torch.bool:
             value = value.long()
-        found.append(value.clone())
-    return shape, tuple(found)
+        dense.append(value.clone())
+    return shape, tuple(dense)
 
 
 def map_arrays(value: Any) -> Any:
@@ -173,7 +173,7 @@ def map_arrays(value: Any) -> Any:
 def read_answer(answer: Any, where: str) -> Tensor:
     """Labels or targets as one tensor on the CPU, copied. Raises DataError."""
     value = map_arrays(answer)
-    if isinstance(value, (list, tuple)) and value and all(type(each) in (int, float, bool) for each in value):
+    if isinstance(value, (list, tuple)) and value and all(type(element) in (int, float, bool) for element in value):
         value = torch.tensor(value)
     if not isinstance(value, Tensor):
         raise DataError(f"{where}: labels or targets as one tensor were expected, got {kind_of(answer)}.")

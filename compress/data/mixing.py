@@ -40,18 +40,18 @@ class Mixed(DataSource):
 
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
         """Inputs of the samples, in the order of the numbers. Raises DataError where shapes differ."""
-        return self._gather(numbers, lambda source, own: (source.read_inputs(own),))[0]
+        return self._gather(numbers, lambda source, local: (source.read_inputs(local),))[0]
 
     def read_further(self, numbers: np.ndarray) -> tuple[Tensor, ...]:
         """Further inputs of the samples."""
-        return self._gather(numbers, lambda source, own: source.read_further(own))
+        return self._gather(numbers, lambda source, local: source.read_further(local))
 
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
         """Content of the samples."""
-        found: dict[int, bytes | memoryview] = {}
-        for source, places, own in self._parts(numbers):
-            found.update(zip(places.tolist(), source.read_bytes(own), strict=True))
-        return [found[place] for place in range(len(numbers))]
+        contents: dict[int, bytes | memoryview] = {}
+        for source, places, local in self._parts(numbers):
+            contents.update(zip(places.tolist(), source.read_bytes(local), strict=True))
+        return [contents[place] for place in range(len(numbers))]
 
     def _parts(self, numbers: np.ndarray) -> list[tuple[DataSource, np.ndarray, np.ndarray]]:
         """For each source that is asked: it, places among `numbers`, its own sample numbers."""
@@ -67,7 +67,7 @@ class Mixed(DataSource):
     ) -> tuple[Tensor, ...]:
         parts = self._parts(numbers)
         order = torch.from_numpy(np.argsort(np.concatenate([places for _, places, _ in parts])))
-        pieces = [read(source, own) for source, _, own in parts]
+        pieces = [read(source, local) for source, _, local in parts]
         shapes = {tuple(part.shape[1:]) for piece in pieces for part in piece[:1]}
         if len(shapes) > 1:
             raise DataError(f"{self.name}: samples of shapes {sorted(shapes)} cannot be mixed; resize or crop them.")

@@ -77,16 +77,16 @@ def open_spec(spec: str, preprocessing: Preprocessing | None) -> DataSource:
     if scheme == "folder":
         return open_folder(spec, path, preprocessing)
     if scheme in (*FILES, "tar", "hf"):
-        place, own = split_path(rest)
-        return open_kind(scheme, spec, place, own, preprocessing)
+        place, query = split_path(rest)
+        return open_kind(scheme, spec, place, query, preprocessing)
     if scheme == "torchvision":
         return open_torchvision(spec, rest, preprocessing)
     name, options = split_query(spec)
     if name == "digits":
         return open_digits(spec, options, preprocessing)
-    place, own = split_path(spec)
+    place, query = split_path(spec)
     if Path(place).exists():
-        return open_path(spec, Path(place), own, preprocessing)
+        return open_path(spec, Path(place), query, preprocessing)
     meant = nearest(scheme if rest else name, KINDS)
     module = scheme.replace(".", "").replace("_", "").isalnum() and rest.partition("?")[0].isidentifier()
     if (rest and module) or is_file_spec(name):
@@ -153,7 +153,7 @@ def open_path(spec: str, path: Path, options: Mapping[str, Any], preprocessing: 
     except OSError as error:
         raise DataError(f"{spec}: {error}.") from None
     known = {b"PK": "npz", b"\x93NUMPY": "npy", b"PAR1": "parquet"}
-    kind = next((found for begin, found in known.items() if start.startswith(begin)), None)
+    kind = next((known_kind for begin, known_kind in known.items() if start.startswith(begin)), None)
     kind = kind or ("safetensors" if start[8:9] == b"{" else SUFFIXES.get(path.suffix.lower()))
     if kind is None:
         raise DataError(f"{spec}: not recognised by its content nor by its name; {EXPECTED}.")
@@ -192,44 +192,44 @@ def open_function(spec: str, name: str, options: Mapping[str, Any], preprocessin
     if not callable(function):
         raise DataError(f"{spec}: {name!r} is not a function.")
     try:
-        found = function(**options)
+        returned = function(**options)
     except CompressError:
         raise
     except Exception as error:  # whatever the user's function raises is a fault of the data
         raise DataError(f"{spec}: the function fails: {describe_fault(error)}.") from error
-    return wrap_object(spec, found, preprocessing)
+    return wrap_object(spec, returned, preprocessing)
 
 
-def wrap_object(spec: str, found: Any, preprocessing: Preprocessing | None) -> DataSource:
+def wrap_object(spec: str, value: Any, preprocessing: Preprocessing | None) -> DataSource:
     """The source in a DataSource, a mapping of arrays, a pair (samples, labels), a map-style data set or its loader.
 
     Raises:
         DataError: it is none of these.
     """
-    if isinstance(found, DataSource):
-        return found
-    if isinstance(found, DataLoader):  # batches and their order are the run's own matter
-        found = found.dataset
-    data, targets = getattr(found, "data", None), getattr(found, "targets", None)
+    if isinstance(value, DataSource):
+        return value
+    if isinstance(value, DataLoader):  # batches and their order are the run's own matter
+        value = value.dataset
+    data, targets = getattr(value, "data", None), getattr(value, "targets", None)
     if isinstance(data, (np.ndarray, torch.Tensor)) and targets is not None and str(data.dtype).endswith("uint8"):
         arrays = {"images": as_array(spec, data), "labels": as_array(spec, targets)}
-        return make_array_source(spec, preprocessing, arrays, getattr(found, "classes", None))
-    if isinstance(found, (tuple, list)) and len(found) == 2:
-        rows, answers = (as_array(spec, part) for part in found)
+        return make_array_source(spec, preprocessing, arrays, getattr(value, "classes", None))
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        rows, answers = (as_array(spec, part) for part in value)
         kind = "targets" if answers.dtype.kind == "f" else "labels"
-        found = {"images" if rows.dtype == np.uint8 else "inputs": rows, kind: answers}
-    if isinstance(found, Mapping):
-        wanted = (*ARRAYS, *further_names([str(key) for key in found]))
-        arrays = {key: as_array(spec, found[key]) for key in wanted if found.get(key) is not None}
+        value = {"images" if rows.dtype == np.uint8 else "inputs": rows, kind: answers}
+    if isinstance(value, Mapping):
+        wanted = (*ARRAYS, *further_names([str(key) for key in value]))
+        arrays = {key: as_array(spec, value[key]) for key in wanted if value.get(key) is not None}
         if not arrays:
             raise DataError(
-                f"{spec}: expected a mapping with `images` or `inputs`; found {describe_names(found.keys())}."
+                f"{spec}: expected a mapping with `images` or `inputs`; found {describe_names(value.keys())}."
             )
         return make_array_source(spec, preprocessing, arrays)
-    if hasattr(found, "__len__") and hasattr(found, "__getitem__"):
-        return DatasetSource(spec, preprocessing, found)
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
+        return DatasetSource(spec, preprocessing, value)
     raise DataError(
-        f"{spec}: got {type(found).__name__}; expected a mapping with `images` or `inputs`, a pair (samples, labels) "
+        f"{spec}: got {type(value).__name__}; expected a mapping with `images` or `inputs`, a pair (samples, labels) "
         "or a data set with a length."
     )
 

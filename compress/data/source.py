@@ -131,10 +131,10 @@ class DataSource(ABC):
         count = self.sample_count if numbers is None else len(numbers)
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
-            own = np.arange(start, stop) if numbers is None else numbers[start:stop]
-            labels = None if self.labels is None else torch.from_numpy(self.labels[own].astype(np.int64))
-            targets = None if self.targets is None else torch.from_numpy(self.targets[own])
-            yield Batch(self.read_inputs(own), labels, targets, self.read_further(own))
+            chosen = np.arange(start, stop) if numbers is None else numbers[start:stop]
+            labels = None if self.labels is None else torch.from_numpy(self.labels[chosen].astype(np.int64))
+            targets = None if self.targets is None else torch.from_numpy(self.targets[chosen])
+            yield Batch(self.read_inputs(chosen), labels, targets, self.read_further(chosen))
 
     def sample_hashes(self) -> Iterator[bytes]:
         """A 16-byte BLAKE2b digest of every sample's raw content, in order. Raises DataError."""
@@ -156,8 +156,8 @@ class DataSource(ABC):
     def fingerprint(self) -> str:
         """Hexadecimal digest of all samples and labels, in order: equal exactly when the content is equal."""
         digest = hashlib.blake2b(digest_size=HASH_BYTES)
-        for own in self.ordered_hashes:
-            digest.update(own)
+        for sample_hash in self.ordered_hashes:
+            digest.update(sample_hash)
         if self.labels is not None:
             digest.update(b"labels")
             digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
@@ -226,8 +226,8 @@ class Cast(DataSource):
         """Further inputs, those of real numbers in the dtype where it is one of real numbers."""
         real = self.dtype.is_floating_point
         return tuple(
-            each.to(self.dtype) if real and each.is_floating_point() else each
-            for each in self.source.read_further(numbers)
+            further.to(self.dtype) if real and further.is_floating_point() else further
+            for further in self.source.read_further(numbers)
         )
 
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
@@ -242,7 +242,7 @@ class Cast(DataSource):
 
 def overlap(first: DataSource, second: DataSource) -> int:
     """How many samples of `second` are, byte for byte, also in `first`. Labels and preprocessing do not count."""
-    return sum(own in first.hashes for own in second.ordered_hashes)
+    return sum(sample_hash in first.hashes for sample_hash in second.ordered_hashes)
 
 
 def draw_indices(count: int, limit: int | None, seed: int) -> Tensor:

@@ -56,7 +56,7 @@ class Columns:
 
     def source(self, spec: str, table: Mapping[str, Sequence[Any] | np.ndarray]) -> DataSource:
         """The samples in a table of columns (N,). Raises DataError."""
-        asked = [*self.inputs, *self.target, *(one for one in (self.label, self.text) if one is not None)]
+        asked = [*self.inputs, *self.target, *(name for name in (self.label, self.text) if name is not None)]
         missing = [name for name in asked if name not in table]
         if missing:
             raise DataError(f"{spec}: there is no column {missing[0]!r}; there are {', '.join(list(table)[:12])}.")
@@ -89,17 +89,17 @@ def names_in(value: Any) -> tuple[str, ...]:
 def read_column(spec: str, name: str, values: Sequence[Any] | np.ndarray) -> np.ndarray:
     """A column of finite numbers (N,) float64. Raises DataError, which names the first that is none."""
     try:
-        found = np.asarray(values, dtype=np.float64)
+        column = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        found = np.array([as_number(one) for one in values])
-    wrong = np.flatnonzero(~np.isfinite(found))
+        column = np.array([as_number(value) for value in values])
+    wrong = np.flatnonzero(~np.isfinite(column))
     if len(wrong):
         cell = str(values[int(wrong[0])])[:40]
         raise DataError(
             f"{spec}: column {name!r}, row {int(wrong[0]) + 1}: a finite number was expected, got {cell!r}; leave the "
             "column out with inputs=NAME,… or fill it in."
         )
-    return found
+    return column
 
 
 def as_number(value: Any) -> float:
@@ -112,7 +112,7 @@ def as_number(value: Any) -> float:
 
 def read_labels(spec: str, name: str, values: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Class numbers (N,); of words their places in alphabetical order, and the words. Raises DataError."""
-    numbers = np.array([as_number(one) for one in values])
+    numbers = np.array([as_number(value) for value in values])
     if np.isfinite(numbers).all():
         return check_label_array(spec, numbers, len(numbers)), None
     words = [str(one).strip() for one in values]

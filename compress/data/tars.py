@@ -57,7 +57,7 @@ class TarSource(FolderSource):
 
 def open_tars(spec: str, pattern: str, preprocessing: Preprocessing | None) -> TarSource:
     """The samples of one tar, or of all that a pattern with `*` names, in order. Raises DataError."""
-    paths = [Path(one) for one in sorted(glob.glob(pattern))] if not Path(pattern).is_file() else [Path(pattern)]
+    paths = [Path(path) for path in sorted(glob.glob(pattern))] if not Path(pattern).is_file() else [Path(pattern)]
     if not paths:
         raise DataError(f"{spec}: there is no file {pattern!r}.")
     places: list[Place] = []
@@ -69,7 +69,7 @@ def open_tars(spec: str, pattern: str, preprocessing: Preprocessing | None) -> T
             classes.append(None if key not in words else read_class(spec, words[key]))
     if not places:
         raise DataError(f"{spec}: no pictures in it; files such as 0001.jpg and 0001.cls are expected.")
-    unlabelled = [place.name for place, found in zip(places, classes, strict=True) if found is None]
+    unlabelled = [place.name for place, number in zip(places, classes, strict=True) if number is None]
     if unlabelled and len(unlabelled) < len(places):
         raise DataError(f"{spec}: {unlabelled[0]} has no .cls beside it, others have.")
     labels = None if unlabelled else np.array(classes, np.int64)
@@ -99,9 +99,9 @@ def read_index(spec: str, path: Path) -> tuple[dict[str, Place], dict[str, Place
 def read_class(spec: str, place: Place) -> int:
     """The class number in a `.cls` file. Raises DataError."""
     try:
-        found = int(place.read()[:32])
+        number = int(place.read()[:32])
     except (OSError, ValueError):
         raise DataError(f"{spec}: {place.name} holds no class number.") from None
-    if found < 0:
-        raise DataError(f"{spec}: {place.name}: classes are numbered from 0, got {found}.")
-    return found
+    if number < 0:
+        raise DataError(f"{spec}: {place.name}: classes are numbered from 0, got {number}.")
+    return number

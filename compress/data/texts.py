@@ -82,12 +82,12 @@ def open_tokenizer(spec: str, place: str) -> Any:
 def encode_lines(spec: str, lines: Sequence[str], place: str, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (N, T) of lines, cut and padded, and where they are (N, T): 1, or 0 of padding. Raises DataError."""
     tokenizer = open_tokenizer(spec, place)
-    found = [one.ids[:length] for one in tokenizer.encode_batch(list(lines))]
+    tokens = [encoding.ids[:length] for encoding in tokenizer.encode_batch(list(lines))]
     padding = next((number for word in PADDINGS if (number := tokenizer.token_to_id(word)) is not None), 0)
     ids = np.full((len(lines), length), padding, np.int64)
     mask = np.zeros((len(lines), length), np.int64)
-    for row, own in enumerate(found):
-        ids[row, : len(own)], mask[row, : len(own)] = own, 1
+    for row, line_tokens in enumerate(tokens):
+        ids[row, : len(line_tokens)], mask[row, : len(line_tokens)] = line_tokens, 1
     return ids, mask
 
 
