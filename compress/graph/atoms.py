@@ -124,10 +124,10 @@ class Atoms:
             return (root,)
         known = self._expanded.get(root)
         if known is None:
-            found: dict[int, None] = {}
+            finest: dict[int, None] = {}
             for part in parts:
-                found.update(dict.fromkeys(self.expand(part)))
-            known = self._expanded[root] = tuple(found)
+                finest.update(dict.fromkeys(self.expand(part)))
+            known = self._expanded[root] = tuple(finest)
         return known
 
     def resolve(self, label: Array) -> Array:
@@ -252,8 +252,8 @@ class Atoms:
             self._set_parts(root, parts)
             self._push_pin(root)
         elif len(known) == len(parts):
-            for one, other in zip(known, parts, strict=True):
-                first, second = self.expand(one), self.expand(other)
+            for held, part in zip(known, parts, strict=True):
+                first, second = self.expand(held), self.expand(part)
                 if len(first) != len(second):
                     self._pin_all((*first, *second), "viewed in incompatible ways")
                     continue
@@ -282,16 +282,16 @@ class Atoms:
 
     def join(self, first: Factor, second: Factor, reason: str) -> Factor:
         """Demand that two factors lose the same positions; what cannot be matched is pinned with `reason`."""
-        one, other = first.label, second.label
-        if isinstance(one, str) or isinstance(other, str):
-            return second if isinstance(one, str) else first
-        if one is None or other is None:
-            self.pin(one, reason)
-            self.pin(other, reason)
+        first_label, second_label = first.label, second.label
+        if isinstance(first_label, str) or isinstance(second_label, str):
+            return second if isinstance(first_label, str) else first
+        if first_label is None or second_label is None:
+            self.pin(first_label, reason)
+            self.pin(second_label, reason)
             return first
-        if one is other:
+        if first_label is second_label:
             return first
-        left, right = self.resolve(one), self.resolve(other)
+        left, right = self.resolve(first_label), self.resolve(second_label)
         if left.shape == right.shape and np.array_equal(left, right):
             return first
         if left.shape[1] == right.shape[1] == 1 and (left >= 0).all() and (right >= 0).all():

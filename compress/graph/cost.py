@@ -96,14 +96,14 @@ def count_by_module(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, tu
     share counts for the first.
     """
     counter = counted_pass(module, inputs)
-    flops = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}
+    flops = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     seen: set[int] = set()
     parameters: dict[str, int] = {}
     for name, part in module.named_modules():
-        own = [each for each in part.parameters(recurse=False) if id(each) not in seen]
-        seen.update(map(id, own))
-        if own:
-            parameters[name] = sum(each.numel() for each in own)
+        unseen = [parameter for parameter in part.parameters(recurse=False) if id(parameter) not in seen]
+        seen.update(map(id, unseen))
+        if unseen:
+            parameters[name] = sum(parameter.numel() for parameter in unseen)
     macs = {name: int(flops.get(name, 0)) // 2 // inputs[0].shape[0] for name in parameters}
     alone = dict(macs)
     for name in parameters:
@@ -135,19 +135,19 @@ def measure_latency(
             if round_number > repeats:
                 break
             spent = 0.0
-            for module, found in zip(modules, times, strict=True):
+            for module, passes in zip(modules, times, strict=True):
                 _synchronise(device)
                 start = time.perf_counter()
                 module(*inputs)
                 _synchronise(device)
                 spent += time.perf_counter() - start
                 if round_number:
-                    found.append(1e3 * (time.perf_counter() - start))
+                    passes.append(1e3 * (time.perf_counter() - start))
             if round_number == 0:
                 repeats = max(3, min(most, round(seconds / max(spent, 1e-6))))
     return [
-        Latency(statistics.median(found), len(inputs[0]), torch.get_num_threads(), str(device), repeats, min(found))
-        for found in times
+        Latency(statistics.median(passes), len(inputs[0]), torch.get_num_threads(), str(device), repeats, min(passes))
+        for passes in times
     ]
 
 

@@ -117,9 +117,12 @@ class ChannelFlow:
             free = [size > 1 for size in sizes]
             if node.name in self.graph.buffers:  # no file holds it: what is left of it must follow from its shape
                 content = self.graph.constants[node.name]
-                free = [one and bool((content == content.narrow(dim, 0, 1)).all()) for dim, one in enumerate(free)]
+                free = [
+                    is_free and bool((content == content.narrow(dim, 0, 1)).all()) for dim, is_free in enumerate(free)
+                ]
             known = tuple(
-                (Factor(size, self.atoms.fresh(size) if one else None),) for size, one in zip(sizes, free, strict=True)
+                (Factor(size, self.atoms.fresh(size) if is_free else None),)
+                for size, is_free in zip(sizes, free, strict=True)
             )
             self.parameters[name] = known
         return known

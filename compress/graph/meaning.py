@@ -26,14 +26,16 @@ def linear_maps(network: NetworkGraph) -> tuple[LinearMap, ...]:
     """Every linear map that multiplies by a tensor of the network, in execution order."""
     meanings = (meaning_of(network, node) for node in network.graph.nodes)
     return tuple(
-        each for each in meanings if isinstance(each, LinearMap) and each.weight is not None and not each.indexed
+        meaning
+        for meaning in meanings
+        if isinstance(meaning, LinearMap) and meaning.weight is not None and not meaning.indexed
     )
 
 
 def batch_norms(network: NetworkGraph) -> tuple[BatchNorm, ...]:
     """Every batch normalisation by running statistics, in execution order."""
     meanings = (meaning_of(network, node) for node in network.graph.nodes)
-    return tuple(each for each in meanings if isinstance(each, BatchNorm))
+    return tuple(meaning for meaning in meanings if isinstance(meaning, BatchNorm))
 
 
 def last_operation(program: Program, name: str) -> str:

@@ -225,7 +225,7 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return dict(node.kwargs)
-    return {**dict(zip((each.name for each in schema.arguments), node.args, strict=False)), **node.kwargs}
+    return {**dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)), **node.kwargs}
 
 
 def state_name(network: NetworkGraph, value: object) -> str | None:
@@ -244,5 +244,5 @@ def traced_shape(node: fx.Node) -> tuple[int, ...]:
 def same_precision(node: fx.Node) -> bool:
     """Whether the node's value has the precision of its first argument."""
     source = node.args[0] if node.args else None
-    values = [each.meta.get("val") for each in (node, source) if isinstance(each, fx.Node)]
+    values = [operand.meta.get("val") for operand in (node, source) if isinstance(operand, fx.Node)]
     return len({value.dtype for value in values if isinstance(value, torch.Tensor)}) == 1

@@ -115,11 +115,11 @@ class Program:
     @cached_property
     def readers(self) -> dict[str, tuple[Step, ...]]:
         """Name of a value -> the steps that read it, in execution order."""
-        found: dict[str, list[Step]] = {}
+        steps_of: dict[str, list[Step]] = {}
         for step in self.steps:
             for name in step.inputs:
-                found.setdefault(name, []).append(step)
-        return {name: tuple(steps) for name, steps in found.items()}
+                steps_of.setdefault(name, []).append(step)
+        return {name: tuple(steps) for name, steps in steps_of.items()}
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -256,14 +256,14 @@ def output_values(program: Program, returned: object) -> dict[str, str | None]:
     tensors = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
     if len(tensors) != len(program.outputs):  # it was traced with its own tensors alone, without caches
         tensors = list(named.values())
-    found: dict[str, str | None] = dict.fromkeys(named)
+    value_of: dict[str, str | None] = dict.fromkeys(named)
     left = list(named.items())
     for tensor, value in zip(tensors, program.outputs, strict=True):
-        place = next((number for number, (_, own) in enumerate(left) if own is tensor), None)
+        place = next((number for number, (_, output) in enumerate(left) if output is tensor), None)
         if place is not None:
             name, _ = left.pop(place)
-            found[name] = value if value in program.by_name or program.tensor(value) is not None else None
-    return found
+            value_of[name] = value if value in program.by_name or program.tensor(value) is not None else None
+    return value_of
 
 
 def run_outputs(
@@ -285,7 +285,7 @@ def _compute(
     step: Step, values: Mapping[str, tuple[Value, ...]], casts: Sequence[_Cast], special: Override | None
 ) -> tuple[Value, ...]:
     """The step's value in every network, once for all whose inputs are the same objects."""
-    found: list[Value] = []
+    results: list[Value] = []
     known: dict[tuple[object, ...], Value] = {}
     for which, cast in enumerate(casts):
         key = (cast, *(id(values[name][which]) for name in step.inputs))
@@ -295,8 +295,8 @@ def _compute(
             if cast is not None:
                 args, kwargs = (_recast(part, cast) for part in (args, kwargs))
             known[key] = step.target(*args, **kwargs) if special is None else special(step, args, kwargs)
-        found.append(known[key])
-    return tuple(found)
+        results.append(known[key])
+    return tuple(results)
 
 
 def _leaf_values(
@@ -316,12 +316,12 @@ def _leaf_values(
     if not isinstance(constant, Tensor):
         return (constant,) * len(states)
     known: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-    found = []
+    constants = []
     for state, cast in zip(states, casts, strict=True):
         device = next((tensor.device for tensor in state.values()), constant.device)
         dtype = cast[1] if cast is not None and constant.dtype == cast[0] else constant.dtype
-        found.append(known.setdefault((device, dtype), constant.to(device, dtype)))
-    return tuple(found)
+        constants.append(known.setdefault((device, dtype), constant.to(device, dtype)))
+    return tuple(constants)
 
 
 def _precision_change(program: Program, state: Mapping[str, Tensor]) -> _Cast:

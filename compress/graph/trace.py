@@ -56,7 +56,7 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     wide = tuple(
         value.repeat(2, *[1] * (value.dim() - 1)) if value.dim() and len(value) == 1 else value for value in inputs
     )
-    own = set(module.state_dict())
+    names = set(module.state_dict())
     before = _plain_attributes(module)
     module.eval()
     try:
@@ -66,7 +66,7 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     finally:
         _restore(before)
     inline_regions(program.graph_module)
-    wrapped = not any(target in own for target in program.state_dict) and bool(own)
+    wrapped = not any(target in names for target in program.state_dict) and bool(names)
     prefix = _PREFIX if wrapped else ""
     if wrapped:
         _strip_prefix(program.graph)

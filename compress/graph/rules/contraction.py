@@ -35,62 +35,62 @@ def linear_rule(*names: str, meaning: Callable[[NetworkGraph, fx.Node], LinearMa
 
 def map_channels(flow: ChannelFlow, node: fx.Node) -> Flow:
     """The output has the input's dimensions, its channels are those that the weight makes."""
-    each = flow.meaning(node)
-    if not isinstance(each, LinearMap):
+    linear = flow.meaning(node)
+    if not isinstance(linear, LinearMap):
         return map_product_of_matrices(flow, node)
-    x = flow.of(each.input)
-    if not each.layout.spatial:
-        return (*x[:-1], contract(flow, each, x[-1]))
-    w = flow.of(each.matrix)
+    x = flow.of(linear.input)
+    if not linear.layout.spatial:
+        return (*x[:-1], contract(flow, linear, x[-1]))
+    w = flow.of(linear.matrix)
     at = len(x) - len(w) + 1
     for dimension in (*x[at + 1 :], *w[2:]):
         flow.pin(dimension, f"is a spatial dimension of {flow.where(node)}")
-    channels = contract(flow, each, x[at]) if each.groups == 1 else contract_groups(flow, each, x[at])
+    channels = contract(flow, linear, x[at]) if linear.groups == 1 else contract_groups(flow, linear, x[at])
     return (*x[:at], channels, *flow.fixed(flow.sizes(node)[at + 1 :]))
 
 
-def contract(flow: ChannelFlow, each: LinearMap, channels: Dimension) -> Dimension:
+def contract(flow: ChannelFlow, linear: LinearMap, channels: Dimension) -> Dimension:
     """Join the input's channels with the weight's input dimension; the output's channels are the weight's other one."""
-    weight = flow.of(each.matrix)
-    read, made = weight[each.layout.input_dim], weight[each.layout.output_dim]
-    joined = flow.join(channels, read, each.node)
-    if each.weight is None:
-        flow.pin(joined, f"is read by {flow.where(each.node)}, whose weight is computed and not a parameter")
-    made = join_bias(flow, each, made)
-    flow.contractions.append(Contraction(each, channels, read, made))
+    weight = flow.of(linear.matrix)
+    read, made = weight[linear.layout.input_dim], weight[linear.layout.output_dim]
+    joined = flow.join(channels, read, linear.node)
+    if linear.weight is None:
+        flow.pin(joined, f"is read by {flow.where(linear.node)}, whose weight is computed and not a parameter")
+    made = join_bias(flow, linear, made)
+    flow.contractions.append(Contraction(linear, channels, read, made))
     return made
 
 
-def contract_groups(flow: ChannelFlow, each: LinearMap, channels: Dimension) -> Dimension:
+def contract_groups(flow: ChannelFlow, linear: LinearMap, channels: Dimension) -> Dimension:
     """Channels = (groups, channels per group) on both sides: whole groups go, or the same channels of all."""
-    w, node, plain = flow.of(each.matrix), each.node, each.layout is Layout.CONVOLUTION
+    w, node, plain = flow.of(linear.matrix), linear.node, linear.layout is Layout.CONVOLUTION
     # dimension 0 of the weight runs over all groups: rows, or inputs when transposed
-    inner = flow.atoms.split_dimension(channels, each.groups)
-    outer = flow.atoms.split_dimension(w[0], each.groups)
+    inner = flow.atoms.split_dimension(channels, linear.groups)
+    outer = flow.atoms.split_dimension(w[0], linear.groups)
     if inner is None or outer is None:
         reason = f"is grouped in a way that does not divide its channels ({flow.where(node)})"
         for dimension in (channels, *w):
             flow.pin(dimension, reason)
-        return w[each.layout.output_dim]
+        return w[linear.layout.output_dim]
     which = flow.join(inner[0], outer[0], node)
     per_group_input, per_group_output = (inner[1], outer[1]) if plain else (inner[1], w[1])
     read = w[1] if plain else outer[1]
     if dimension_size(per_group_input) > 1:
         per_group_input = flow.join(per_group_input, read, node)
     made: Dimension = (*which, *per_group_output)
-    if each.weight is None:
+    if linear.weight is None:
         flow.pin(per_group_input, f"is read by {flow.where(node)}, whose weight is computed and not a parameter")
-    made = join_bias(flow, each, made)
-    flow.touch(node, which, Touch.Kind.GROUPS, "groups", count=each.groups)
+    made = join_bias(flow, linear, made)
+    flow.touch(node, which, Touch.Kind.GROUPS, "groups", count=linear.groups)
     reads = dimension_size(per_group_input) > 1
-    flow.contractions.append(Contraction(each, (*inner[0], *inner[1]) if reads else (), read if reads else (), made))
+    flow.contractions.append(Contraction(linear, (*inner[0], *inner[1]) if reads else (), read if reads else (), made))
     return made
 
 
-def join_bias(flow: ChannelFlow, each: LinearMap, made: Dimension) -> Dimension:
+def join_bias(flow: ChannelFlow, linear: LinearMap, made: Dimension) -> Dimension:
     """The output's channels are those of the bias too."""
-    bias = flow.of(each.offset)
-    return flow.join(made, bias[0], each.node) if bias else made
+    bias = flow.of(linear.offset)
+    return flow.join(made, bias[0], linear.node) if bias else made
 
 
 def read_linear(network: NetworkGraph, node: fx.Node) -> LinearMap | None:
@@ -268,9 +268,9 @@ def map_embedding(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Rows of a table chosen by the input."""
     table, indices = flow.of(node.args[0]), flow.of(node.args[1])
     flow.pin(table[0], f"is chosen by an index ({flow.where(node)})")
-    each = flow.meaning(node)
-    if isinstance(each, LinearMap) and each.weight is not None and is_tracked(table[1]):
-        flow.contractions.append(Contraction(each, (), (), table[1]))
+    meaning = flow.meaning(node)
+    if isinstance(meaning, LinearMap) and meaning.weight is not None and is_tracked(table[1]):
+        flow.contractions.append(Contraction(meaning, (), (), table[1]))
     return (*indices, table[1])
 
 

@@ -81,7 +81,7 @@ def map_binary(flow: ChannelFlow, node: fx.Node) -> Flow:
     name = operation_name(node)
     if name in ("add", "sub"):
         mark_sums(flow, node)
-    result = flow.broadcast([one for one in flows if one], node)
+    result = flow.broadcast([tracked for tracked in flows if tracked], node)
     shifts = any(isinstance(value, (int, float)) and value for value in node.args[:2])
     if shifts or name not in ("add", "sub", "rsub", "where", "masked_fill", "maximum", "minimum"):
         flow.touch_flow(node, result, Touch.Kind.OTHER, name, False)
@@ -97,19 +97,19 @@ def mark_sums(flow: ChannelFlow, node: fx.Node) -> None:
         for value in operands:
             flow.touch_flow(node, flow.of(value), Touch.Kind.OTHER, "add", False)
         return
-    for one, other in zip(reversed(flow.of(operands[0])), reversed(flow.of(operands[1])), strict=False):
-        if dimension_size(one) == dimension_size(other) and is_tracked(one) and is_tracked(other):
-            left, right = flow.atoms.flatten(one).atoms, flow.atoms.flatten(other).atoms
+    for first, second in zip(reversed(flow.of(operands[0])), reversed(flow.of(operands[1])), strict=False):
+        if dimension_size(first) == dimension_size(second) and is_tracked(first) and is_tracked(second):
+            left, right = flow.atoms.flatten(first).atoms, flow.atoms.flatten(second).atoms
             if left is not None and right is not None:
                 a, b = flow.atoms.resolve(left), flow.atoms.resolve(right)
                 if a.shape != b.shape or (a != b).any():
-                    flow.touch(node, one, Touch.Kind.SUM, "add")
+                    flow.touch(node, first, Touch.Kind.SUM, "add")
 
 
 def map_product(flow: ChannelFlow, node: fx.Node) -> Flow:
     """mul and div: homogeneous as long as only one operand depends on the units (the other scales them)."""
     flows = [flow.of(value) for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node)]
-    result = flow.broadcast([one for one in flows if one], node)
+    result = flow.broadcast([tracked for tracked in flows if tracked], node)
     operands = [value for value in node.args[:2] if isinstance(value, fx.Node)]
     active = [
         value
