@@ -81,23 +81,23 @@ def sample_figures(output: Output, scores: Tensor, answers: Tensor, asked: Seque
     losses = functional.nll_loss(logs, wanted, reduction="none") * valid
     loss = _parts(losses, valid.double())
     if not output.positions:
-        found = {"top1": hits, "loss": loss}
+        parts = {"top1": hits, "loss": loss}
         if classes >= TOP5_FROM_CLASSES:
             five = scores.topk(5).indices == answers[:, None]
-            found["top5"] = _parts(five.any(1).double())
+            parts["top5"] = _parts(five.any(1).double())
         if classes <= MOST_CLASSES:
             places = functional.one_hot(answers, classes).double()
             if "f1" in asked:
-                found["f1"] = _f1(functional.one_hot(best, classes).double(), places)
+                parts["f1"] = _f1(functional.one_hot(best, classes).double(), places)
             if "auc" in asked:
-                found["auc"] = logs.exp().cpu(), places.cpu()
-        return {name: found[name] for name in ("top1", "top5", "loss", *ASKED) if name in found}
+                parts["auc"] = logs.exp().cpu(), places.cpu()
+        return {name: parts[name] for name in ("top1", "top5", "loss", *ASKED) if name in parts}
     if output.positions == 1:
         return {"token_accuracy": hits, "loss": loss, "perplexity": loss}
-    found = {"pixel_accuracy": hits, "loss": loss}
+    parts = {"pixel_accuracy": hits, "loss": loss}
     if classes <= MOST_CLASSES:
-        found["mean_iou"] = _overlaps(best, wanted, valid, classes)
-    return found
+        parts["mean_iou"] = _overlaps(best, wanted, valid, classes)
+    return parts
 
 
 def _aligned(output: Output, scores: Tensor, targets: Tensor) -> Tensor:
@@ -119,18 +119,18 @@ def _binary_figures(output: Output, scores: Tensor, labels: Tensor) -> Parts:
     yes = wanted.where(valid, 0).double()
     hits = ((rows > 0) == (yes > 0.5)) & valid
     losses = functional.binary_cross_entropy_with_logits(rows, yes, reduction="none") * valid
-    found = {"accuracy": _parts(hits.double(), valid.double()), "loss": _parts(losses, valid.double())}
+    parts = {"accuracy": _parts(hits.double(), valid.double()), "loss": _parts(losses, valid.double())}
     guesses = ((rows > 0) & valid).double()
     if output.positions >= 2:  # of all pixels together
         doubled, marked = _f1(guesses, yes * valid)
-        found["f1"] = doubled.sum(1, keepdim=True), marked.sum(1, keepdim=True)
+        parts["f1"] = doubled.sum(1, keepdim=True), marked.sum(1, keepdim=True)
     elif rows.shape[1] <= MOST_CLASSES:
-        found["f1"] = _f1(guesses, yes * valid)
-        found["auc"] = rows.cpu(), yes.where(valid, torch.nan).cpu()
+        parts["f1"] = _f1(guesses, yes * valid)
+        parts["auc"] = rows.cpu(), yes.where(valid, torch.nan).cpu()
     if output.positions >= 2 and output.shape[-1] > 1:  # a mask
         guess = (rows > 0).long()
-        found["mean_iou"] = _overlaps(guess, yes.long(), valid, 2)
-    return found
+        parts["mean_iou"] = _overlaps(guess, yes.long(), valid, 2)
+    return parts
 
 
 def _f1(guess: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,8 +189,8 @@ class Figure:
         """The figure of one network (R,) where the samples count so many times (R, N); NaN where nothing counts."""
         if self.key == "auc":
             columns = zip(self.numerators[which].T, self.denominators[which].T, strict=True)
-            found = np.stack([weighted_auc(scores, labels, weights) for scores, labels in columns], 1)
-            return mean_known(found)
+            areas = np.stack([weighted_auc(scores, labels, weights) for scores, labels in columns], 1)
+            return mean_known(areas)
         top, bottom = weights @ self.numerators[which], weights @ self.denominators[which]
         ratios = np.divide(top, bottom, out=np.full_like(top, np.nan, dtype=np.float64), where=bottom > 0)
         means = mean_known(ratios)
@@ -234,8 +234,8 @@ class FigureSums:
         )
         if not answers.is_floating_point():
             counted = answers[valid_labels(answers, self.output.classes or 2)]
-            found, counts = np.unique(counted.cpu().numpy(), return_counts=True)
-            self.answers.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+            labels, counts = np.unique(counted.cpu().numpy(), return_counts=True)
+            self.answers.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
         for key, part in before.items():
             if key not in self.skipped:
                 self.parts.setdefault(key, []).append((part, after[key]))
@@ -244,8 +244,8 @@ class FigureSums:
         """A batch of the two networks' outputs, of class or binary scores: where both say the same."""
         same = sample_rows(decisions(self.output, first) == decisions(self.output, second), samples)
         all_of_them = _parts(torch.ones(same.shape, dtype=torch.float64), torch.ones(same.shape))
-        found = _parts(same.double(), torch.ones(same.shape))
-        self.parts.setdefault("agreement", []).append((all_of_them, found))
+        agreeing = _parts(same.double(), torch.ones(same.shape))
+        self.parts.setdefault("agreement", []).append((all_of_them, agreeing))
 
     @property
     def guess(self) -> float:
@@ -256,7 +256,7 @@ class FigureSums:
 
     def figures(self) -> tuple[Figure, ...]:
         """All of them, in the order of `MEANINGS`."""
-        found = []
+        figures = []
         for key in MEANINGS:
             if key in self.parts:
                 top, bottom = (
@@ -267,8 +267,8 @@ class FigureSums:
                 )
                 figure = Figure(key, self.output.name, top, bottom)  # type: ignore[arg-type]
                 if key not in ASKED or all(map(np.isfinite, figure.values)):  # not where all answers are alike
-                    found.append(figure)
-        return tuple(found)
+                    figures.append(figure)
+        return tuple(figures)
 
 
 def weighted_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -287,15 +287,15 @@ def weighted_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) ->
     negative = np.add.reduceat(counts * (1 - yes), starts, axis=1)
     below = np.cumsum(negative, 1) - negative / 2
     pairs = positive.sum(1) * negative.sum(1)
-    found: np.ndarray = np.divide((positive * below).sum(1), pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
-    return found
+    areas: np.ndarray = np.divide((positive * below).sum(1), pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    return areas
 
 
 def mean_known(values: np.ndarray) -> np.ndarray:
     """Mean (R,) over columns of (R, K), those that are NaN left out; NaN where all are."""
     counted = (~np.isnan(values)).sum(1)
-    found: np.ndarray = np.divide(np.nansum(values, 1), counted, out=np.full(len(counted), np.nan), where=counted > 0)
-    return found
+    means: np.ndarray = np.divide(np.nansum(values, 1), counted, out=np.full(len(counted), np.nan), where=counted > 0)
+    return means
 
 
 def decisions(output: Output, scores: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ class Hints:
 def read_class_counts(module: nn.Module) -> tuple[int, ...]:
     """Numbers of classes that a network's own attributes name."""
     holders = (module, getattr(module, "config", None))
-    found = (getattr(holder, name, None) for holder in holders for name in ("num_classes", "num_labels"))
-    return tuple(dict.fromkeys(value for value in found if type(value) is int and value > 1))
+    counts = (getattr(holder, name, None) for holder in holders for name in ("num_classes", "num_labels"))
+    return tuple(dict.fromkeys(value for value in counts if type(value) is int and value > 1))
 
 
 def describe_outputs(
@@ -73,19 +73,19 @@ def describe_outputs(
     unknown = [name for name in weights if name not in tensors]
     if unknown:
         raise RecipeError(f"output_weight: {unknown[0]!r} is no output; there are {', '.join(tensors)}.")
-    found = {
+    described = {
         name: _evident(name, tensor, samples, hints, lone=len(tensors) == 1)
         for name, tensor in tensors.items()
         if weights.get(name, 1.0) > 0
     }
-    if not found:
+    if not described:
         raise RecipeError("output_weight: every output has weight 0; give one a positive weight.")
     for source in reversed(sources):
         if source is not None and (source.labels is not None or source.targets is not None):
-            place = find_place(list(found.values()), source)
+            place = find_place(list(described.values()), source)
             if place is not None:
-                found[place.name] = replace(place, probabilities=_probabilities(place, tensors[place.name], hints))
-    return tuple(replace(output, weight=weights.get(name, 1.0)) for name, output in found.items())
+                described[place.name] = replace(place, probabilities=_probabilities(place, tensors[place.name], hints))
+    return tuple(replace(output, weight=weights.get(name, 1.0)) for name, output in described.items())
 
 
 def find_place(outputs: Sequence[Output], source: DataSource) -> Output | None:
@@ -99,9 +99,11 @@ def find_place(outputs: Sequence[Output], source: DataSource) -> Output | None:
 
 def need_place(outputs: Sequence[Output], source: DataSource) -> Output:
     """The output that a source's labels or targets belong to. Raises DataError where they fit none."""
-    found = find_place(outputs, source)
-    if found is not None:
-        return next(replace(found, probabilities=one.probabilities) for one in outputs if one.name == found.name)
+    place = find_place(outputs, source)
+    if place is not None:
+        return next(
+            replace(place, probabilities=output.probabilities) for output in outputs if output.name == place.name
+        )
     shapes = ", ".join(f"`{output.name}` {('N', *output.shape)}".replace("'N'", "N") for output in outputs)
     if source.labels is None:
         assert source.targets is not None, "only for data with either"
@@ -182,8 +184,8 @@ def _evident(name: str, tensor: Tensor, samples: int, hints: Hints, *, lone: boo
         reason = "it is called logits"
     if reason is None:
         return plain
-    found = replace(plain, kind="classes", class_dim=len(shape), reason=reason)
-    return replace(found, probabilities=_probabilities(found, tensor, hints))
+    classes = replace(plain, kind="classes", class_dim=len(shape), reason=reason)
+    return replace(classes, probabilities=_probabilities(classes, tensor, hints))
 
 
 def _probabilities(output: Output, tensor: Tensor, hints: Hints) -> bool:

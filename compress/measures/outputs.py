@@ -25,17 +25,17 @@ def named_outputs(returned: object) -> dict[str, Tensor]:
     Raises:
         TraceError: there is no tensor in it.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path, tensor in _walk(returned, ()):
         name = ".".join(path) or LONE
-        while name in found:  # {"a.b": …, "a": {"b": …}}
+        while name in tensors:  # {"a.b": …, "a": {"b": …}}
             name += "'"
-        found[name] = tensor
-    if not found:
+        tensors[name] = tensor
+    if not tensors:
         raise TraceError(
             f"The network returns {type(returned).__name__}; a tensor, or a container with tensors, was expected."
         )
-    return found
+    return tensors
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
@@ -53,8 +53,8 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
         for number, part in enumerate(value):
             yield from _walk(part, (*path, str(number)))
     elif is_dataclass(value) and not isinstance(value, type):
-        for each in fields(value):
-            yield from _walk(getattr(value, each.name), (*path, each.name))
+        for field in fields(value):
+            yield from _walk(getattr(value, field.name), (*path, field.name))
 
 
 @dataclass(frozen=True)
@@ -123,17 +123,17 @@ class Output:
         """
         if self.kind == "classes":
             first, second = self.logs(before, temperature), self.logs(after, temperature)
-            found = (first.exp() * (first - second)).sum(self.class_dim).clamp_min(0) * temperature**2
+            moved = (first.exp() * (first - second)).sum(self.class_dim).clamp_min(0) * temperature**2
         elif self.kind == "binary":
             first, second = self.logits(before), self.logits(after)
             sure = first.sigmoid()
-            found = sure * (functional.logsigmoid(first) - functional.logsigmoid(second))
-            found = (found + (1 - sure) * (functional.logsigmoid(-first) - functional.logsigmoid(-second))).clamp_min(0)
+            moved = sure * (functional.logsigmoid(first) - functional.logsigmoid(second))
+            moved = (moved + (1 - sure) * (functional.logsigmoid(-first) - functional.logsigmoid(-second))).clamp_min(0)
         elif self.kind == "real":
             return sample_rows((after.double() - before.double()).square(), samples).sum(1)
         else:
-            found = (before != after).double()
-        return sample_rows(found, samples).mean(1)
+            moved = (before != after).double()
+        return sample_rows(moved, samples).mean(1)
 
     def as_report(self) -> dict[str, Any]:
         """Plain data."""
@@ -149,7 +149,7 @@ class Output:
 
 def read_described(rows: object) -> dict[str, dict[str, Any]]:
     """Outputs as `Output.as_report` wrote them, by name. Raises ValueError where they are not like that."""
-    found: dict[str, dict[str, Any]] = {}
+    described: dict[str, dict[str, Any]] = {}
     for row in rows if isinstance(rows, list) else [None]:
         if not isinstance(row, dict) or not isinstance(row.get("name"), str) or row.get("kind") not in get_args(Kind):
             raise ValueError("`outputs` does not describe outputs")
@@ -161,8 +161,8 @@ def read_described(rows: object) -> dict[str, dict[str, Any]]:
             raise ValueError(f"`outputs` does not say what `{row['name']}` is")
         if not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
             raise ValueError(f"`outputs` gives `{row['name']}` the weight {weight!r}")
-        found[row["name"]] = row
-    return found
+        described[row["name"]] = row
+    return described
 
 
 def sample_rows(values: Tensor, samples: int) -> Tensor:
@@ -232,7 +232,7 @@ class Distances:
 
     def weighted(self) -> list[float]:
         """Per network, the mean over the outputs by their weights."""
-        return [weighted_mean(self.outputs, found) for found in self.means()]
+        return [weighted_mean(self.outputs, means) for means in self.means()]
 
 
 def weighted_mean(outputs: Iterable[Output], values: Mapping[str, float]) -> float:
@@ -249,17 +249,17 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
             raise NonFiniteError(f"The {said} of {what} is NaN or Inf; check weights and preprocessing.")
 
 
-def largest_deviation(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[float, str]:
+def largest_deviation(expected: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> tuple[float, str]:
     """The worst output's deviation and its name: largest difference over its largest magnitude.
 
     Of whole numbers and truth values, the share that differs beyond one in a hundred: rounding may turn a near tie.
     Infinite where names, shapes or kinds of number differ.
     """
-    if set(expected) != set(found):
+    if set(expected) != set(outputs):
         return float("inf"), ", ".join(expected)
     worst, where = 0.0, next(iter(expected))
     for name, wanted in expected.items():
-        deviation = _deviation(wanted.detach().cpu(), found[name].detach().cpu())
+        deviation = _deviation(wanted.detach().cpu(), outputs[name].detach().cpu())
         if not deviation <= worst:
             worst, where = deviation, name
     return worst, where

@@ -46,18 +46,18 @@ class OwnMeasure:
         Raises:
             CompressError: it raises, or gives no finite number; the network is untouched.
         """
-        own = self.dress(copy.deepcopy(network)).eval()
+        copied = self.dress(copy.deepcopy(network)).eval()
         try:
             with torch.no_grad(), same_randomness(self.seed):
-                found = self.function(own)
+                value = self.function(copied)
         except CompressError:
             raise
         except Exception as error:  # whatever the user's function raises
             raise DataError(f"{self.name} raised on {which}: {describe_fault(error)}.") from error
-        return self._numbers(found, which)
+        return self._numbers(value, which)
 
-    def _numbers(self, found: Any, which: str) -> dict[str, float]:
-        named = dict(found) if isinstance(found, Mapping) else {"metric": found}
+    def _numbers(self, returned: Any, which: str) -> dict[str, float]:
+        named = dict(returned) if isinstance(returned, Mapping) else {"metric": returned}
         numbers: dict[str, float] = {}
         for name, value in named.items():
             try:
@@ -94,7 +94,7 @@ class OwnMeasure:
         first, second = (self.of(network, "the original network") for _ in range(2))
         if first == second:
             return first, None
-        name = next((each for each in first if first[each] != second.get(each)), next(iter(second)))
+        name = next((metric for metric in first if first[metric] != second.get(metric)), next(iter(second)))
         said = (
             f"{self.name} does not repeat itself: {name} = {first.get(name, math.nan):.6g}, then "
             f"{second.get(name, math.nan):.6g} on the same network"

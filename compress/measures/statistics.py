@@ -107,16 +107,16 @@ def bootstrap_change(figure: Figure, confidence: float, seed: int) -> Change:
     if samples < 2:
         return Change(loss, (-math.inf, math.inf), math.inf, confidence, samples, "paired bootstrap")
     generator = np.random.default_rng(seed)
-    found: list[np.ndarray] = []
+    resampled: list[np.ndarray] = []
     resamples = RESAMPLES if figure.key != "auc" else max(200, min(RESAMPLES, SORTED // figure.numerators[0].size))
     rows = max(1, min(resamples, CELLS // samples))
-    while sum(map(len, found)) < resamples:
+    while sum(map(len, resampled)) < resamples:
         drawn = generator.integers(samples, size=(rows, samples))
         drawn += samples * np.arange(rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=rows * samples).reshape(rows, samples).astype(np.float64)
         before, after = (figure.resampled(which, weights) for which in (0, 1))
-        found.append((before - after) if figure.meaning.higher else (after - before))
-    losses = np.concatenate(found)[:resamples] * (100 if figure.meaning.share else 1)
+        resampled.append((before - after) if figure.meaning.higher else (after - before))
+    losses = np.concatenate(resampled)[:resamples] * (100 if figure.meaning.share else 1)
     losses = losses[np.isfinite(losses)]
     if not len(losses):
         return Change(loss, (-math.inf, math.inf), math.inf, confidence, samples, "paired bootstrap")
