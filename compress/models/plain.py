@@ -73,19 +73,19 @@ class PlainChain(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs (B, …) of a batch (B, …)."""
-        found = inputs
+        x = inputs
         last = len(self.names) - 1
         for number, (name, kind) in enumerate(zip(self.names, self.kinds, strict=True)):
             if kind == "linear" and (number == 0 or "linear" not in self.kinds[:number]):
-                found = torch.flatten(found, 1)
-            found = self.get_submodule(name)(found)
+                x = torch.flatten(x, 1)
+            x = self.get_submodule(name)(x)
             if number < last and self.kinds[number + 1] != "norm":
-                found = self.activation(found)
+                x = self.activation(x)
             if number in self.pooled:
-                found = self.pooling(found)
+                x = self.pooling(x)
             if number == self.averaged:
-                found = found.mean((2, 3))
-        return found
+                x = x.mean((2, 3))
+        return x
 
 
 def check_layers(layers: Sequence[Sequence[Any]]) -> list[str]:
@@ -147,11 +147,11 @@ def read_layers(shapes: Shapes) -> list[list[Any]] | None:
     layers = [read_layer(owner, tensors) for owner, tensors in groups.items()]
     if not owner_names(groups) or any(layer is None for layer in layers):
         return None
-    found = [layer for layer in layers if layer is not None]
-    weighted = [layer for layer in found if layer[1] != "norm"]
-    if len(weighted) < 2 or not all(follows(before, after) for before, after in pairwise(found)):
+    chain = [layer for layer in layers if layer is not None]
+    weighted = [layer for layer in chain if layer[1] != "norm"]
+    if len(weighted) < 2 or not all(follows(before, after) for before, after in pairwise(chain)):
         return None
-    return found if all(fits_channels(found, number) for number in range(len(found))) else None
+    return chain if all(fits_channels(chain, number) for number in range(len(chain))) else None
 
 
 def owner_names(groups: Mapping[str, Any]) -> bool:
