@@ -26,7 +26,7 @@ def input_norms(group: UnitGroup, state: Mapping[str, Tensor]) -> Tensor:
     """
     squares = torch.zeros(group.unit_count, dtype=torch.float64)
     scale = torch.ones(group.unit_count, dtype=torch.float64)
-    reading = {each.weight for each in group.consumers if each.layout.input_dim == 0}
+    reading = {consumer.weight for consumer in group.consumers if consumer.layout.input_dim == 0}
     for part in group.slices:
         tensor = state[part.name].detach()
         if part.dim == 0 and tensor.ndim >= 2 and part.name not in reading:

@@ -30,14 +30,14 @@ def describe_depth(
     recorded.
     """
     ranks = width_bound(moments.joint(), tolerance=rank_tolerance)
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "spectrum_features": ranks.feature_spectrum[:LISTED].tolist(),
         "spectrum_outputs": ranks.output_spectrum[:LISTED].tolist(),
         "rank_product": ranks.bound,
         "data_bound": moments.rows * (moments.rows + 1),
     }
     if moments.candidates is not None:
-        return found | dict.fromkeys(
+        return facts | dict.fromkeys(
             ("representation_cost", "output_squares", "attraction", "repulsion", "force_residual", "aligned")
         )
     least = torch.zeros(moments.group.unit_count, dtype=torch.float64)
@@ -51,7 +51,7 @@ def describe_depth(
     first = moments.fitting[0]
     units = first.unit_count
     gram = first.gram.reshape(units, first.group_size, units, first.group_size).diagonal(dim1=1, dim2=3).sum(-1)
-    return found | {
+    return facts | {
         "representation_cost": float(least.sum()),
         "output_squares": squares,
         "attraction": float(pull.sum()),

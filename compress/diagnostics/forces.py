@@ -81,15 +81,15 @@ def aligned_units(gram: Tensor, tolerance: float = 1e-9) -> list[list[int]]:
     alive = diagonal > 1e-24 * diagonal.max().clamp_min(torch.finfo(gram.dtype).tiny)
     scale = torch.where(alive, diagonal.clamp_min(torch.finfo(gram.dtype).tiny).rsqrt(), 0.0)
     close = gram * scale[:, None] * scale > 1 - tolerance
-    found: list[list[int]] = []
+    groups: list[list[int]] = []
     taken: set[int] = set()
     for unit in range(len(gram)):
         if unit not in taken and bool(alive[unit]):
             members = [other for other in close[unit].nonzero()[:, 0].tolist() if other not in taken]
             taken.update(members)
             if len(members) > 1:
-                found.append(members)
-    return found
+                groups.append(members)
+    return groups
 
 
 def _centred(values: Tensor) -> Tensor:

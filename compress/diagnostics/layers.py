@@ -16,7 +16,7 @@ from compress.units.groups import UnitGroup
 
 def describe_group(group: UnitGroup, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the structure and the weights alone say about a group; plain data."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "name": group.name,
         "units": group.unit_count,
         "together_with": list(group.producers[1:]),
@@ -27,9 +27,9 @@ def describe_group(group: UnitGroup, state: Mapping[str, Tensor]) -> dict[str, A
     }
     if group.prunable:
         inputs, outputs = input_norms(group, state), output_norms(find_readings(group, state), state)
-        found["balance"] = balance_ratio(inputs, outputs)
-        found["path_norm"] = path_norm(inputs, outputs)
-    return found
+        facts["balance"] = balance_ratio(inputs, outputs)
+        facts["path_norm"] = path_norm(inputs, outputs)
+    return facts
 
 
 def describe_moments(moments: LayerMoments, rank_tolerance: float) -> dict[str, Any]:
@@ -45,12 +45,12 @@ def describe_moments(moments: LayerMoments, rank_tolerance: float) -> dict[str, 
         "bound_text": bound.message,
         "ranks": [
             {
-                "tolerance": each.tolerance,
-                "features": each.rank_features,
-                "outputs": each.rank_outputs,
-                "bound": each.bound,
+                "tolerance": ranks.tolerance,
+                "features": ranks.rank_features,
+                "outputs": ranks.rank_outputs,
+                "bound": ranks.bound,
             }
-            for each in bound.grid()
+            for ranks in bound.grid()
         ],
         "rows": moments.rows,
     }
