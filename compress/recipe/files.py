@@ -36,10 +36,10 @@ def read_recipe(path: str | Path, *, trust_code: bool = False, replaced: Collect
     """
     options = parse_recipe(path)
     if not trust_code and lies_in_artifact(Path(path)):
-        own = {name: value for name, value in options.items() if name not in replaced}
-        if (found := named_code(own)) is not None:
+        remaining = {name: value for name, value in options.items() if name not in replaced}
+        if (code := named_code(remaining)) is not None:
             raise UntrustedCodeError(
-                f"The recipe {str(path)!r} lies in a written folder and names {found}, which would run code. If you "
+                f"The recipe {str(path)!r} lies in a written folder and names {code}, which would run code. If you "
                 "trust it, give --trust-code, or copy the recipe out of that folder."
             )
     return options
@@ -63,7 +63,7 @@ def named_code(value: Any, name: str = "") -> str | None:
         scheme = value.partition(":")[0].rpartition("=" if name == "guard" else ":")[2] if spec else ""
         runs = spec and scheme not in SCHEMES.get(name, NETWORKS | DATA)
         return f"{name}: {str(value)[:80]!r}" if trusts or runs else None
-    return next((found for key, inner in entries if (found := named_code(inner, key)) is not None), None)
+    return next((code for key, inner in entries if (code := named_code(inner, key)) is not None), None)
 
 
 def parse_recipe(path: str | Path) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def expanded_size(node: yaml.Node | None, known: dict[int, float]) -> float:
     if id(node) not in known:
         known[id(node)] = math.inf  # until it is known, which inside of itself it never is
         parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-        own = 0 if isinstance(node, yaml.ScalarNode) else sum(expanded_size(part, known) for part in parts)
-        known[id(node)] = 1 + own
+        inner = 0 if isinstance(node, yaml.ScalarNode) else sum(expanded_size(part, known) for part in parts)
+        known[id(node)] = 1 + inner
     return known[id(node)]
 
 

@@ -235,7 +235,7 @@ class Recipe(BaseModel):
             return value
         name = value.strip().lower().replace("-", "_")
         if name not in METRICS:
-            known = ", ".join(each.replace("_", "-") for each in METRICS)
+            known = ", ".join(metric.replace("_", "-") for metric in METRICS)
             raise ValueError(f"a function as module:name was expected, or one of {known}; got {value!r}")
         return name
 
@@ -329,11 +329,11 @@ class Recipe(BaseModel):
     @property
     def guards(self) -> list[tuple[str, str]]:
         """Name and data of each guard set."""
-        found = []
+        guards = []
         for number, text in enumerate(self.guard, 1):
             named = GUARD.match(text)
-            found.append((named[1], text[named.end() :]) if named else (f"guard{number}", text))
-        return found
+            guards.append((named[1], text[named.end() :]) if named else (f"guard{number}", text))
+        return guards
 
     def guard_most(self, name: str) -> float:
         """Points that a guard set may lose."""

@@ -121,16 +121,16 @@ def parse_extent(text: str) -> int | tuple[int, ...]:
 
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
     """key=value texts with YAML values. Raises ValueError."""
-    found = {}
+    values = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise ValueError(f"key=value was expected, got {text!r}")
         try:
-            found[name] = yaml.safe_load(value)
+            values[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 def drops(value: Any) -> Any:
@@ -138,10 +138,10 @@ def drops(value: Any) -> Any:
     texts = [value] if isinstance(value, (str, int, float)) else value
     if isinstance(texts, Mapping) or not isinstance(texts, Sequence):
         return texts
-    found: dict[str, Any] = {}
+    points: dict[str, Any] = {}
     for text in map(str, texts):
-        found.update(parse_assignments([text]) if "=" in text else {"": yaml.safe_load(text)})
-    return found
+        points.update(parse_assignments([text]) if "=" in text else {"": yaml.safe_load(text)})
+    return points
 
 
 def strings(value: Any) -> Any:
