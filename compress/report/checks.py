@@ -134,8 +134,8 @@ def checks_markdown(title: str, checks: Iterable[Check]) -> str:
     """A table of checks for people."""
     verdicts = {True: "passed", False: "**failed**", None: "not judged"}
     rows = [
-        f"| {escaped(one.name)} | {escaped(one.wanted)} | {escaped(one.measured)} | {verdicts[one.passed]} |"
-        for one in checks
+        f"| {escaped(check.name)} | {escaped(check.wanted)} | {escaped(check.measured)} | {verdicts[check.passed]} |"
+        for check in checks
     ]
     head = [f"# {escaped(title)} verified", "", "| check | wanted | measured | |", "|---|---|---|---|"]
     return "\n".join([*head, *rows]) + "\n"

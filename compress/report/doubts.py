@@ -26,11 +26,11 @@ def find_doubts(
     figure = evaluation.figure(*keys)
     if figure is None or figure.key not in GATED:
         return []
-    found = [
+    doubts = [
         *too_few(evaluation.samples, None if bound is None else most_lost(figure, bound)),
         *near_chance(figure, figure.values[0], evaluation.samples, evaluation.guess),
     ]
-    return found if found or tuned else list(_better(figure))
+    return doubts if doubts or tuned else list(_better(figure))
 
 
 def too_few(samples: int, most: float | None) -> Iterator[str]:

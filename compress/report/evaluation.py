@@ -106,7 +106,7 @@ class Evaluation:
 
     def figure(self, *keys: str) -> Figure | None:
         """The first figure with one of these keys."""
-        return next((one for one in self.figures if one.key in keys), None)
+        return next((figure for figure in self.figures if figure.key in keys), None)
 
     @property
     def drop(self) -> float | None:
@@ -120,8 +120,8 @@ class Evaluation:
     @property
     def squared_error(self) -> tuple[float, float] | None:
         """Both networks' mean over samples of ‖output − target‖²; None without real targets."""
-        found = self.figure("squared_error")
-        return None if found is None else found.values
+        figure = self.figure("squared_error")
+        return None if figure is None else figure.values
 
     def report(
         self,
@@ -163,21 +163,21 @@ class Evaluation:
                 for one in self.outputs
             ),
             per_class=tuple(
-                class_score(label, *found, confidence=confidence) for label, found in self.per_class.items()
+                class_score(label, *scores, confidence=confidence) for label, scores in self.per_class.items()
             ),
             class_names=None if class_names is None else tuple(class_names),
             changes=tuple(ClassChange(*change) for change in self.changes),
             disagreements=tuple(
                 DisagreementReport(
-                    index=one.index,
-                    label=one.label,
-                    original=one.original,
-                    compressed=one.compressed,
-                    probabilities=Measured(*one.probabilities),
-                    lost=one.lost,
-                    thumbnail=thumbnail(one.inputs, preprocessing),
+                    index=case.index,
+                    label=case.label,
+                    original=case.original,
+                    compressed=case.compressed,
+                    probabilities=Measured(*case.probabilities),
+                    lost=case.lost,
+                    thumbnail=thumbnail(case.inputs, preprocessing),
                 )
-                for one in self.disagreements
+                for case in self.disagreements
             ),
         )
 
@@ -232,7 +232,7 @@ class _Differences:
                         inputs=inputs[sample].detach().cpu().clone(),
                     )
                 )
-            self.worst = sorted(self.worst, key=lambda one: (-one.lost, one.index))[:MOST_DISAGREEMENTS]
+            self.worst = sorted(self.worst, key=lambda sample: (-sample.lost, sample.index))[:MOST_DISAGREEMENTS]
         self.seen += len(first)
 
     def changes(self) -> tuple[tuple[int, int, int], ...]:
@@ -368,13 +368,13 @@ def _by_class(figures: Sequence[Figure], labels: Sequence[Tensor]) -> dict[int, 
     if top1 is None:
         return {}
     classes = torch.cat(list(labels)).cpu().numpy()
-    found = {}
+    scores = {}
     for label in np.unique(classes):
-        own = classes == label
-        before, after = (part[own, 0] for part in top1.numerators)
+        of_class = classes == label
+        before, after = (part[of_class, 0] for part in top1.numerators)
         flips = Flips(int((before > after).sum()), int((after > before).sum()))
-        found[int(label)] = (int(own.sum()), float(before.mean()), float(after.mean()), flips)
-    return found
+        scores[int(label)] = (int(of_class.sum()), float(before.mean()), float(after.mean()), flips)
+    return scores
 
 
 def network_outputs(network: nn.Module, inputs: Sequence[Tensor], only_batch: int | None = None) -> dict[str, Tensor]:

@@ -42,20 +42,20 @@ def headline(report: RunReport) -> str:
 
 def forecast_text(report: RunReport) -> str | None:
     """What recovery brought and what more samples without labels would bring; None where that could not be told."""
-    found = None if report.finetune is None else report.finetune.forecast
-    if found is None:
+    forecast = None if report.finetune is None else report.finetune.forecast
+    if forecast is None:
         return None
-    likely, least, most = (found.gained(left) for left in (found.left, found.high, found.low))
-    before, after = found.agreement_before, found.agreement_after
+    likely, least, most = (forecast.gained(left) for left in (forecast.left, forecast.high, forecast.low))
+    before, after = forecast.agreement_before, forecast.agreement_after
     if likely is None or least is None or most is None or before is None or after is None or most < 0.05:
         return (  # no points, or none that would be printed
-            f"{found.samples:,} samples without labels; {found.further:,} would bring held-back outputs to about "
-            f"{100 * found.left:.0f} % of their distance from the original's ({100 * found.low:.0f} to "
-            f"{100 * found.high:.0f} %)."
+            f"{forecast.samples:,} samples without labels; {forecast.further:,} would bring held-back outputs to about "
+            f"{100 * forecast.left:.0f} % of their distance from the original's ({100 * forecast.low:.0f} to "
+            f"{100 * forecast.high:.0f} %)."
         )
     return (
-        f"{found.samples:,} samples without labels: {100 * (after - before):+.1f} points of held-back agreement; "
-        f"{found.further:,} would bring about {likely:.1f} more ({least:.1f} to {most:.1f})."
+        f"{forecast.samples:,} samples without labels: {100 * (after - before):+.1f} points of held-back agreement; "
+        f"{forecast.further:,} would bring about {likely:.1f} more ({least:.1f} to {most:.1f})."
     )
 
 
@@ -93,14 +93,14 @@ def summary_rows(report: RunReport) -> list[tuple[str, str, str, str]]:
     ]
     if report.removed:
         rows.append(("blocks removed", "", str(len(report.removed)), "; ".join(report.removed)))
-    for one in cost.latency:
-        where = one.device if one.device != "cpu" else f"{one.threads} thread{'s' * (one.threads > 1)}"
+    for latency in cost.latency:
+        where = latency.device if latency.device != "cpu" else f"{latency.threads} thread{'s' * (latency.threads > 1)}"
         rows.append(
             (
-                f"latency, batch {one.batch_size}, {where}",
-                f"{one.before_ms:.2f} ms",
-                f"{one.after_ms:.2f} ms",
-                f"{one.factor:.2f}×",
+                f"latency, batch {latency.batch_size}, {where}",
+                f"{latency.before_ms:.2f} ms",
+                f"{latency.after_ms:.2f} ms",
+                f"{latency.factor:.2f}×",
             )
         )
     if held_back is not None and held_back.agreement is not None:
@@ -123,16 +123,16 @@ def summary_rows(report: RunReport) -> list[tuple[str, str, str, str]]:
 
 def guard_rows(guard: GuardReport) -> list[tuple[str, str, str, str]]:
     """What a guard set says of both networks."""
-    found = guard.evaluation
-    figure = gated_figure(found)
+    evaluation = guard.evaluation
+    figure = gated_figure(evaluation)
     rows = []
     if figure is not None:
         name, before, after, change = figure_row(figure)
         rows.append((f"guard {guard.name}: {name}", before, after, change))
-    if found.agreement is not None:
-        rows.append((f"guard {guard.name}: agreement", "", f"{100 * found.agreement:.2f} %", ""))
+    if evaluation.agreement is not None:
+        rows.append((f"guard {guard.name}: agreement", "", f"{100 * evaluation.agreement:.2f} %", ""))
     if not rows:
-        change = f"{found.relative_output_change:.4f}"
+        change = f"{evaluation.relative_output_change:.4f}"
         rows.append((f"guard {guard.name}: relative output change", "", change, ""))
     return rows
 
@@ -172,12 +172,12 @@ def output_rows(outputs: Sequence[OutputReport]) -> list[tuple[str, str, str, st
     """How far each output moved from the original's; where there are several, by name and with what it is."""
     lone = len(outputs) == 1
     rows = []
-    for one in outputs:
-        name = "relative output change" if lone else f"relative change of `{one.name}`"
-        agreement = "" if one.agreement is None or lone else f", {100 * one.agreement:.2f} % agree"
-        weight = "" if one.weight == 1 else f", weight {one.weight:g}"
-        detail = f"{one.measure} {one.distance:.3g}{agreement}{weight}"
-        rows.append((name, "", f"{one.relative_change:.4f}", detail))
+    for output in outputs:
+        name = "relative output change" if lone else f"relative change of `{output.name}`"
+        agreement = "" if output.agreement is None or lone else f", {100 * output.agreement:.2f} % agree"
+        weight = "" if output.weight == 1 else f", weight {output.weight:g}"
+        detail = f"{output.measure} {output.distance:.3g}{agreement}{weight}"
+        rows.append((name, "", f"{output.relative_change:.4f}", detail))
     return rows
 
 
@@ -185,15 +185,15 @@ def export_rows(exports: tuple[ExportReport, ...]) -> list[tuple[str, str, str, 
     """Rows (file, checked with, relative deviation, latency) of the exports."""
     return [
         (
-            one.file,
-            one.checked_with,
-            ", ".join(f"{check.deviation:.0e} at batch {check.batch_size}" for check in one.checks),
+            export.file,
+            export.checked_with,
+            ", ".join(f"{check.deviation:.0e} at batch {check.batch_size}" for check in export.checks),
             ", ".join(
-                f"{each.exported_ms:.2f} ms at batch {each.batch_size} (torch {each.torch_ms:.2f} ms)"
-                for each in one.latency
+                f"{latency.exported_ms:.2f} ms at batch {latency.batch_size} (torch {latency.torch_ms:.2f} ms)"
+                for latency in export.latency
             ),
         )
-        for one in exports
+        for export in exports
     ]
 
 

@@ -17,8 +17,8 @@ COSTS = {"macs": "MACs", "params": "parameters", "latency": "latency", "bytes": 
 
 def in_order(report: RunReport) -> list[LayerReport | SkippedLayer]:
     """All layers in the order of the network; where that is not known, the skipped ones last."""
-    found: list[LayerReport | SkippedLayer] = [*report.layers, *report.skipped]
-    layers = {layer.name: layer for layer in found}
+    unordered: list[LayerReport | SkippedLayer] = [*report.layers, *report.skipped]
+    layers = {layer.name: layer for layer in unordered}
     return list({name: layers[name] for name in (*report.order, *layers) if name in layers}.values())
 
 
@@ -117,7 +117,9 @@ def damage_chart(report: RunReport) -> Markup:
         last = number == len(report.search.trials)
         parts.append(dot(x(foretold), y(measured), 5 if last else 3.5, "chosen" if last else "held"))
         parts.append(text(x(foretold) + 7, y(measured) + 4, str(number), "mark" if last else "note"))
-    said = "; ".join(f"network {number}: {foretold:.3g} foretold, {found:.3g}" for number, foretold, found in points)
+    said = "; ".join(
+        f"network {number}: {foretold:.3g} foretold, {measured:.3g}" for number, foretold, measured in points
+    )
     return drawing("search-damage", "Damage foretold and measured", said, parts)
 
 

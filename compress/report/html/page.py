@@ -72,7 +72,9 @@ def render_report(report: RunReport) -> str:
             sections=sections,
             tiles=tiles(report),
             summary=summary_rows(report),
-            gates=[(one.name, one.wanted, one.measured, "passed" if one.passed else "failed") for one in report.gates],
+            gates=[
+                (gate.name, gate.wanted, gate.measured, "passed" if gate.passed else "failed") for gate in report.gates
+            ],
             exports=export_rows(report.exports),
             strip=strip_chart(report),
             search=search,
@@ -95,14 +97,14 @@ def render_report(report: RunReport) -> str:
 
 def render_comparison(reports: Sequence[tuple[str, RunReport]]) -> str:
     """A page with several runs, each (name, report), side by side."""
-    found = compare_reports(reports)
-    labelled = all(run.top1 is not None for run in found.runs)
+    comparison = compare_reports(reports)
+    labelled = all(run.top1 is not None for run in comparison.runs)
     trade = [
         (run.name, 100 * run.parameters_kept, 100 * quality)
-        for run in found.runs
+        for run in comparison.runs
         if (quality := run.top1 if labelled else run.agreement) is not None
     ]
-    widest = max((layer.units for layer in found.layers), default=1)
+    widest = max((layer.units for layer in comparison.layers), default=1)
     return (
         _environment()
         .get_template("compare.html.j2")
@@ -110,7 +112,7 @@ def render_comparison(reports: Sequence[tuple[str, RunReport]]) -> str:
             title=f"{len(reports)} runs compared",
             style=_style(),
             names=[name for name, _ in reports],
-            rows=found.rows,
+            rows=comparison.rows,
             trade=trade_chart(trade, "top-1 accuracy" if labelled else "agreement")
             if len(trade) == len(reports)
             else "",
@@ -131,7 +133,7 @@ def render_comparison(reports: Sequence[tuple[str, RunReport]]) -> str:
                         for run, kept in enumerate(layer.kept)
                     ],
                 }
-                for place, layer in enumerate(found.layers)
+                for place, layer in enumerate(comparison.layers)
             ],
         )
     )
@@ -141,16 +143,16 @@ def verdict(gates: Sequence[Check]) -> dict[str, str]:
     """Whether all gates passed, in words and as a style."""
     if not gates:
         return {"style": "none", "text": "No gate was set"}
-    failed = [one.name for one in gates if not one.passed]
+    failed = [gate.name for gate in gates if not gate.passed]
     if failed:
         return {"style": "failed", "text": f"✗ Failed: {', '.join(failed)}"}
-    return {"style": "passed", "text": f"✓ Passed: {', '.join(one.name for one in gates)}"}
+    return {"style": "passed", "text": f"✓ Passed: {', '.join(gate.name for gate in gates)}"}
 
 
 def tiles(report: RunReport) -> list[dict[str, str]]:
     """The headline figures."""
     cost, evaluation = report.cost, report.evaluation
-    found = [
+    figures = [
         {"name": name, "figure": f"{pair.factor:.2f}×", "detail": f"{pair.before:,} → {pair.after:,}"}
         for name, pair in (
             ("fewer parameters", cost.parameters),
@@ -158,24 +160,24 @@ def tiles(report: RunReport) -> list[dict[str, str]]:
             ("fewer bytes on disk", cost.bytes),
         )
     ]
-    for one in cost.latency[-1:]:
-        name = f"faster, batch {one.batch_size}, {one.device}"
-        detail = f"{one.before_ms:.2f} → {one.after_ms:.2f} ms"
-        found.append({"name": name, "figure": f"{one.factor:.2f}×", "detail": detail})
+    for latency in cost.latency[-1:]:
+        name = f"faster, batch {latency.batch_size}, {latency.device}"
+        detail = f"{latency.before_ms:.2f} → {latency.after_ms:.2f} ms"
+        figures.append({"name": name, "figure": f"{latency.factor:.2f}×", "detail": detail})
     if evaluation is None:
-        return found
+        return figures
     if evaluation.top1 is not None:
         before, after = (100 * value for value in evaluation.top1)
         figure = f"{after - before:+.2f}".replace("-", "−")
-        found.append({"name": "points of accuracy", "figure": figure, "detail": f"{before:.2f} → {after:.2f} %"})
+        figures.append({"name": "points of accuracy", "figure": figure, "detail": f"{before:.2f} → {after:.2f} %"})
     detail = f"on {evaluation.samples:,} samples"
     if evaluation.agreement is not None:
         figure = f"{100 * evaluation.agreement:.2f} %"
-        found.append({"name": "same class as before", "figure": figure, "detail": detail})
+        figures.append({"name": "same class as before", "figure": figure, "detail": detail})
     else:
         figure = f"{evaluation.relative_output_change:.4f}"
-        found.append({"name": "relative output change", "figure": figure, "detail": detail})
-    return found
+        figures.append({"name": "relative output change", "figure": figure, "detail": detail})
+    return figures
 
 
 def search_view(report: RunReport) -> dict[str, Any] | None:
@@ -192,23 +194,23 @@ def search_view(report: RunReport) -> dict[str, Any] | None:
 
 def cost_rows(report: RunReport) -> list[dict[str, Any]]:
     """The parts of the network that cost most, with their shares of the whole before and after."""
-    parts = sorted(report.modules, key=lambda one: -max(share_of(one, report, "before")))[:MOST_PARTS]
-    found = []
-    for number, one in enumerate(parts):
+    parts = sorted(report.modules, key=lambda module: -max(share_of(module, report, "before")))[:MOST_PARTS]
+    rows = []
+    for number, module in enumerate(parts):
         cells = []
-        for name, pair in (("parameters", one.parameters), ("MACs", one.macs)):
+        for name, pair in (("parameters", module.parameters), ("MACs", module.macs)):
             whole = report.cost.parameters if name == "parameters" else report.cost.macs
             most = max(1, whole.before)
-            bar = share_bar(pair.before / most, pair.after / most, f"{name} of {one.name}", f"{name[0]}-{number}")
+            bar = share_bar(pair.before / most, pair.after / most, f"{name} of {module.name}", f"{name[0]}-{number}")
             cells.append({"bar": bar, "text": f"{pair.before:,} → {pair.after:,}"})
-        found.append({"name": one.name or "(the network itself)", "cells": cells})
-    return found
+        rows.append({"name": module.name or "(the network itself)", "cells": cells})
+    return rows
 
 
-def share_of(one: ModuleCost, report: RunReport, when: str) -> tuple[float, float]:
+def share_of(module: ModuleCost, report: RunReport, when: str) -> tuple[float, float]:
     """A part's shares of the network's parameters and multiply-accumulates."""
-    pairs = ((one.parameters, report.cost.parameters), (one.macs, report.cost.macs))
-    parameters, macs = (getattr(own, when) / max(1, getattr(whole, when)) for own, whole in pairs)
+    pairs = ((module.parameters, report.cost.parameters), (module.macs, report.cost.macs))
+    parameters, macs = (getattr(pair, when) / max(1, getattr(whole, when)) for pair, whole in pairs)
     return parameters, macs
 
 
@@ -286,21 +288,21 @@ def certificate_row(layer: LayerReport) -> tuple[str, ...]:
 def evaluation_view(evaluation: EvaluationReport) -> dict[str, Any]:
     """What the page shows of the evaluation."""
     name = evaluation.name_of
-    classes = sorted(evaluation.per_class, key=lambda one: (one.compressed - one.original, one.label))
+    classes = sorted(evaluation.per_class, key=lambda score: (score.compressed - score.original, score.label))
     shown = classes
     if len(classes) > MOST_CLASSES:
-        most = sorted(classes, key=lambda one: -abs(one.compressed - one.original))[:MOST_CLASSES]
-        shown = [one for one in classes if one in most]
+        most = sorted(classes, key=lambda score: -abs(score.compressed - score.original))[:MOST_CLASSES]
+        shown = [score for score in classes if score in most]
     return {
         "said": evaluation_sentence(evaluation),
         "left_out": len(classes) - len(shown),
         "classes": [
             {
-                "name": name(one.label),
-                "chart": class_chart(name(one.label), one.original, one.compressed, number),
-                "change": class_change(one),
+                "name": name(score.label),
+                "chart": class_chart(name(score.label), score.original, score.compressed, number),
+                "change": class_change(score),
             }
-            for number, one in enumerate(shown)
+            for number, score in enumerate(shown)
         ],
         "changes": [(name(was), name(now), f"{count:,}") for was, now, count in evaluation.changes[:MOST_CHANGES]],
         "cases": [
@@ -318,12 +320,12 @@ def evaluation_view(evaluation: EvaluationReport) -> dict[str, Any]:
     }
 
 
-def class_change(one: ClassScore) -> str:
+def class_change(score: ClassScore) -> str:
     """Points won or lost on a class, with the interval where that is known."""
-    change = f"{100 * (one.compressed - one.original):+.1f}"
-    if one.interval is None:
+    change = f"{100 * (score.compressed - score.original):+.1f}"
+    if score.interval is None:
         return f"{change} points"
-    low, high = (-end for end in reversed(one.interval))  # a loss is counted positive there
+    low, high = (-end for end in reversed(score.interval))  # a loss is counted positive there
     return f"{change} ({low:+.1f} … {high:+.1f})"
 
 

@@ -81,7 +81,9 @@ def upgraded_evaluation(evaluation: Any) -> Any:
         return evaluation
     classes = evaluation.get("per_class", {})
     if isinstance(classes, dict):
-        classes = [{"label": label, **one} if isinstance(one, dict) else one for label, one in classes.items()]
+        classes = [
+            {"label": label, **scores} if isinstance(scores, dict) else scores for label, scores in classes.items()
+        ]
     return {**evaluation, "per_class": classes, "figures": scored_figures(evaluation)}
 
 
@@ -89,8 +91,8 @@ def scored_figures(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """The scores of both networks as figures; their intervals are not known."""
     scores = [evaluation.get(name) for name in ("original", "compressed")]
     pairs = {}
-    if all(isinstance(one, dict) for one in scores):
-        pairs = {key: [one.get(key) for one in scores] for key in ("top1", "top5", "loss")}  # type: ignore[union-attr]
+    if all(isinstance(score, dict) for score in scores):
+        pairs = {key: [score.get(key) for score in scores] for key in ("top1", "top5", "loss")}  # type: ignore[union-attr]
     errors = evaluation.get("squared_error")
     if isinstance(errors, list) and len(errors) == 2:
         pairs["squared_error"] = errors
@@ -105,13 +107,18 @@ def upgraded_tuning(tuning: Any) -> Any:
     """A fine-tuning: distillation and a training method in one form."""
     if not isinstance(tuning, dict):
         return tuning
-    found = {
+    upgraded = {
         **pick(tuning, ("divergences", "options", "held_back_before", "curve")),
         "evaluation_before": upgraded_evaluation(tuning.get("evaluation_before")),
     }
     if "method" in tuning:
-        return {**found, "method": tuning["method"], "length": tuning.get("epochs"), "kept": tuning.get("kept_epoch")}
-    return {**found, "method": "distillation", "length": tuning.get("steps"), "kept": tuning.get("kept_step")}
+        return {
+            **upgraded,
+            "method": tuning["method"],
+            "length": tuning.get("epochs"),
+            "kept": tuning.get("kept_epoch"),
+        }
+    return {**upgraded, "method": "distillation", "length": tuning.get("steps"), "kept": tuning.get("kept_step")}
 
 
 def pick(value: Any, names: tuple[str, ...]) -> Any:
@@ -123,4 +130,8 @@ def each(values: Any, change: Callable[[dict[str, Any]], Any], wanted: Callable[
     """The mappings of a list that are wanted, changed, and what is no mapping as it is."""
     if not isinstance(values, list):
         return values
-    return [change(one) if isinstance(one, dict) else one for one in values if not isinstance(one, dict) or wanted(one)]
+    return [
+        change(value) if isinstance(value, dict) else value
+        for value in values
+        if not isinstance(value, dict) or wanted(value)
+    ]

@@ -89,5 +89,5 @@ def adapter(kind: type[AnyValue]) -> TypeAdapter[AnyValue]:
 
 def plain_data(value: Any) -> dict[str, Any]:
     """A value of this file as JSON knows it."""
-    found: dict[str, Any] = adapter(type(value)).dump_python(value, mode="json")
-    return found
+    plain: dict[str, Any] = adapter(type(value)).dump_python(value, mode="json")
+    return plain

@@ -68,9 +68,9 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, every part of it named."""
-        found: dict[str, Any] = adapter(type(self)).dump_python(self, mode="json")
-        last = {name: found.pop(name) for name in ("exports", "hashes", "notes", "seconds")}
-        return {"schema": found.pop("schema"), **found, **last}
+        plain: dict[str, Any] = adapter(type(self)).dump_python(self, mode="json")
+        last = {name: plain.pop(name) for name in ("exports", "hashes", "notes", "seconds")}
+        return {"schema": plain.pop("schema"), **plain, **last}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], source: str) -> Self:
@@ -86,8 +86,8 @@ class Report:
         if not isinstance(version, int) or not 1 <= version <= SCHEMA:
             raise OutputError(f"{source!r} has schema {version!r}; this version of compress reads up to {SCHEMA}.")
         try:
-            found: Self = adapter(cls).validate_python(cls.upgraded(content) if version == 1 else content)
-            return found
+            report: Self = adapter(cls).validate_python(cls.upgraded(content) if version == 1 else content)
+            return report
         except ValidationError as error:
             raise OutputError(f"{source!r} is damaged: {first_fault(error)}.") from None
 
@@ -106,8 +106,8 @@ class Report:
 
     def with_exports(self, made: Sequence[ExportReport]) -> Self:
         """The report with these exports, in the place of older ones of the same kinds."""
-        kinds = {one.kind for one in made}
-        return replace(self, exports=(*(one for one in self.exports if one.kind not in kinds), *made))
+        kinds = {export.kind for export in made}
+        return replace(self, exports=(*(export for export in self.exports if export.kind not in kinds), *made))
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,17 @@ class RunReport(Report):
 
     def claims(self) -> Claims:
         """What is said of the network in the folder."""
-        evaluation, own = self.evaluation, self.inputs.data.evaluation
+        evaluation, eval_data = self.evaluation, self.inputs.data.evaluation
         return Claims(
             widths={layer.name: Counts(layer.units, layer.kept) for layer in self.layers},
             parameters=self.cost.parameters.after,
             macs=self.cost.macs.after,
-            latency={one.batch_size: one.after_ms for one in self.cost.latency},
-            fingerprint=None if own is None else own.fingerprint,
-            figures={one.key: (one.original, one.compressed) for one in (evaluation.figures if evaluation else ())},
+            latency={latency.batch_size: latency.after_ms for latency in self.cost.latency},
+            fingerprint=None if eval_data is None else eval_data.fingerprint,
+            figures={
+                figure.key: (figure.original, figure.compressed)
+                for figure in (evaluation.figures if evaluation else ())
+            },
         )
 
 
@@ -278,7 +281,7 @@ class TrainingReport(Report):
 
     def claims(self) -> Claims:
         """What is said of the network in the folder."""
-        scored, own = self.evaluation, self.inputs.data.evaluation
+        scored, eval_data = self.evaluation, self.inputs.data.evaluation
         figures: dict[str, tuple[float | None, float]] = {}
         if scored is not None and scored.trained is not None:
             before = scored.original
@@ -291,7 +294,7 @@ class TrainingReport(Report):
             parameters=self.parameters,
             macs=self.macs,
             latency={},
-            fingerprint=None if own is None else own.fingerprint,
+            fingerprint=None if eval_data is None else eval_data.fingerprint,
             figures=figures,
         )
 
