@@ -66,8 +66,8 @@ class Branch:
             if len(set(parts)) > 1:
                 break
             shared.append(parts[0])
-        own = [".".join(path.split(".")[len(shared) :]) for path in self.modules]
-        return f"{'.'.join(shared)} ({', '.join(own)})".strip()
+        ends = [".".join(path.split(".")[len(shared) :]) for path in self.modules]
+        return f"{'.'.join(shared)} ({', '.join(ends)})".strip()
 
     def holds(self, tensor: str) -> bool:
         """Whether a state tensor goes with the block."""
@@ -113,23 +113,27 @@ def draft_branch(network: Network, group: UnitGroup, allowed: set[str]) -> Branc
     nodes = frozenset((program.upstream(program.outputs) - left) & known)
     if not nodes.issuperset(consumer.node for consumer in group.consumers):
         return None
-    inner = [each for each in network.groups if each.consumers and nodes.issuperset(one.node for one in each.consumers)]
-    going = [each for each in inner if each.prunable and not each.coupled]
-    if any(each.name not in allowed for each in going):
+    inner = [
+        member
+        for member in network.groups
+        if member.consumers and nodes.issuperset(consumer.node for consumer in member.consumers)
+    ]
+    going = [member for member in inner if member.prunable and not member.coupled]
+    if any(member.name not in allowed for member in going):
         return None  # it holds a layer that is to stay
     modules = whole_modules(network, nodes)
     constants: dict[str, str] = {}
     for value in added:
-        found = giving_modules(program, value, ends, modules)
-        if not found:
+        givers = giving_modules(program, value, ends, modules)
+        if not givers:
             return None
-        constants.update(found)
+        constants.update(givers)
     paths = tuple(dict.fromkeys(modules.values()))
     written = any(writes_into(program, value) for value in added)
     if written and not all(same_extents(program, nodes, value) for value in added):
         return None
-    branch = Branch(group.name, tuple(each.name for each in going), nodes, paths, constants, {}, written)
-    weights = {consumer.weight for each in going for consumer in each.consumers}
+    branch = Branch(group.name, tuple(member.name for member in going), nodes, paths, constants, {}, written)
+    weights = {consumer.weight for member in going for consumer in member.consumers}
     return branch if all(branch.holds(weight) for weight in weights) else None
 
 
@@ -152,15 +156,15 @@ def reached_sums(program: Program, ends: Sequence[str]) -> list[str]:
     for step in program.steps:
         if step.name in ends:
             continue
-        own = [name for name in step.inputs if name in constant]
-        if own and sizes.intersection(step.inputs) and not only_reshapes(program, step):
+        constants = [name for name in step.inputs if name in constant]
+        if constants and sizes.intersection(step.inputs) and not only_reshapes(program, step):
             return []
         if any(name in moving for name in step.inputs):
-            if own and not is_sum(program, step, own):
+            if constants and not is_sum(program, step, constants):
                 return []
-            added.update(dict.fromkeys(own))
+            added.update(dict.fromkeys(constants))
             (sizes if is_number(program, step.name) else moving).add(step.name)
-        elif own:
+        elif constants:
             constant.add(step.name)
     return [] if any(name in constant for name in program.outputs) else list(added)
 
@@ -218,12 +222,12 @@ def whole_modules(network: Network, nodes: frozenset[str]) -> dict[str, str]:
         paths[step.name] = [path for path in entries if path in known]  # the exporter has names of its own, too
         for path in paths[step.name]:
             inside[path] = inside.get(path, True) and step.name in nodes
-    found: dict[str, str] = {}
-    for name, own in paths.items():
-        whole = next((path for path in own if path and inside[path]), None)
+    whole_of: dict[str, str] = {}
+    for name, around in paths.items():
+        whole = next((path for path in around if path and inside[path]), None)
         if whole is not None:
-            found[name] = whole
-    return found
+            whole_of[name] = whole
+    return whole_of
 
 
 def only_reshapes(program: Program, step: Step) -> bool:
@@ -245,14 +249,14 @@ def giving_modules(
         return {modules[value]: value}
     if value in ends:
         return None
-    found: dict[str, str] = {}
+    giving: dict[str, str] = {}
     step = program.by_name.get(value)
     for name in () if step is None else step.inputs:
-        own = {} if is_number(program, name) else giving_modules(program, name, ends, modules)
-        if own is None:
+        of_input = {} if is_number(program, name) else giving_modules(program, name, ends, modules)
+        if of_input is None:
             return None
-        found.update(own)
-    return found
+        giving.update(of_input)
+    return giving
 
 
 def replacements(
@@ -272,12 +276,14 @@ def replacements(
         return {}
     state = {**network.state, **weights}
     wanted = {value for branch in going for value in branch.constants.values()}
-    found = masked_values(network.program, state, kept, network.groups, network.examples, wanted)
+    values = masked_values(network.program, state, kept, network.groups, network.examples, wanted)
     result: dict[str, Replacement] = {}
     for branch in going:
-        constants = {path: constant_part(found[value]) for path, value in branch.constants.items()}
-        rank, own = next((each.dim(), each) for each in constants.values())
-        along = tuple(dim for dim in range(rank) if own.shape[dim] == 1 or own.numel() == 1) if branch.spread else ()
+        constants = {path: constant_part(values[value]) for path, value in branch.constants.items()}
+        rank, given = next((tensor.dim(), tensor) for tensor in constants.values())
+        along = (
+            tuple(dim for dim in range(rank) if given.shape[dim] == 1 or given.numel() == 1) if branch.spread else ()
+        )
         for path in branch.modules:
             result[path] = Replacement(constants.get(path), along, branch.outputs.get(path, 0))
     return result
@@ -313,11 +319,11 @@ def try_branches(network: Network, drafts: Sequence[Branch]) -> tuple[Branch, ..
 
 def with_outputs(network: Network, drafts: Sequence[Branch]) -> list[Branch]:
     """The drafts with the lengths of the tuples that their modules give; without those that give anything else."""
-    found: dict[str, int | None] = {}
+    lengths_of: dict[str, int | None] = {}
 
     def note(path: str) -> object:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            found[path] = output_length(output)
+            lengths_of[path] = output_length(output)
 
         return hook
 
@@ -332,11 +338,11 @@ def with_outputs(network: Network, drafts: Sequence[Branch]) -> list[Branch]:
     finally:
         for hook in hooks:
             hook.remove()
-    lengths = {path: length for path, length in found.items() if length}
+    lengths = {path: length for path, length in lengths_of.items() if length}
     return [
         replace(draft, outputs={path: lengths[path] for path in draft.modules if path in lengths})
         for draft in drafts
-        if all(found.get(path) is not None for path in draft.modules)
+        if all(lengths_of.get(path) is not None for path in draft.modules)
     ]
 
 

@@ -46,10 +46,10 @@ def draft_groups(flow: ChannelFlow, module: nn.Module, *, couple: bool) -> list[
     numbers = sorted(firsts, key=lambda number: (firsts[number], number))
     drafts = [drafting.draft(number, occurrences[number], firsts[number]) for number in numbers]
     place_of = {number: place for place, number in enumerate(numbers)}
-    for one, other in sharing:
-        if one in place_of and other in place_of:
-            drafts[place_of[one]].siblings.add(place_of[other])
-            drafts[place_of[other]].siblings.add(place_of[one])
+    for first, second in sharing:
+        if first in place_of and second in place_of:
+            drafts[place_of[first]].siblings.add(place_of[second])
+            drafts[place_of[second]].siblings.add(place_of[first])
     return drafts
 
 
@@ -130,11 +130,11 @@ class _Occurrences:
         names: dict[str, list[str]] = {}
         for alias, name in flow.graph.aliases.items():
             names.setdefault(name, []).append(alias)
-        found: list[ParameterSlice] = []
+        slices: list[ParameterSlice] = []
         for (name, dim), positions in self.places.items():
-            for each in (name, *names.get(name, ())):
-                found.append(ParameterSlice(each, dim, torch.from_numpy(positions.copy())))
-        return tuple(found)
+            for parameter in (name, *names.get(name, ())):
+                slices.append(ParameterSlice(parameter, dim, torch.from_numpy(positions.copy())))
+        return tuple(slices)
 
     def positions_in(self, flow: ChannelFlow, dimension: Dimension) -> np.ndarray | None:
         """(K, m) positions of the atoms in any dimension; None where they are missing or unevenly spread."""
@@ -152,8 +152,8 @@ class _Occurrences:
         near, slots = np.nonzero((label >= members[0]) & (label <= members[-1]))
         atoms = label[near, slots]
         place = np.searchsorted(members, atoms)  # within: no atom is larger than the last member
-        own = members[place] == atoms
-        positions, units = near[own], order[place[own]]
+        within = members[place] == atoms
+        positions, units = near[within], order[place[within]]
         counts = np.bincount(units, minlength=len(members))
         if counts.min() != counts.max() or not counts.max():
             return None
@@ -189,23 +189,23 @@ def _find_occurrences(flow: ChannelFlow) -> tuple[list[_Occurrences], set[tuple[
     atoms, place, position, slot = atoms[order], place[order], position[order], slot[order]
     starts = np.flatnonzero(np.r_[True, atoms[1:] != atoms[:-1]])
     ends = np.r_[starts[1:], len(atoms)]
-    found: list[_Occurrences] = []
+    occurrences: list[_Occurrences] = []
     owner = np.full(int(atoms[-1]) + 2, -1, dtype=np.int64)  # the last entry stays -1: the owner of no atom
     for members in _alike(flow, atoms[starts], place, starts, ends):
         members = members[np.argsort(position[starts[members]], kind="stable")]
         span = starts[members][:, None] + np.arange(ends[members[0]] - starts[members[0]])
         rows, row_places = position[span], place[span[0]]  # (K, positions of all places)
         table = {places[number]: rows[:, row_places == number] for number in dict.fromkeys(row_places.tolist())}
-        own = atoms[starts[members]]
-        owner[own] = len(found)
-        found.append(_Occurrences(own.tolist(), table, int(slot[starts[members]].min())))
+        member_atoms = atoms[starts[members]]
+        owner[member_atoms] = len(occurrences)
+        occurrences.append(_Occurrences(member_atoms.tolist(), table, int(slot[starts[members]].min())))
     shared: set[tuple[int, int]] = set()
     for label in products:
         rows = owner[label]
         for row in rows[np.unique(row_numbers(rows), return_index=True)[1]].tolist():
             numbers = sorted(set(row) - {-1})
             shared.update((a, b) for place, a in enumerate(numbers) for b in numbers[place + 1 :])
-    return found, shared
+    return occurrences, shared
 
 
 def _alike(
@@ -224,9 +224,9 @@ def _alike(
     keys[:, 1] = [kinds.setdefault(kind, len(kinds)) for kind in held]
     keys[:, 2] = lengths = ends - starts
     for length in np.unique(lengths).tolist():
-        own = np.flatnonzero(lengths == length)
-        runs = place[starts[own][:, None] + np.arange(length)]
-        keys[own, 3] = row_numbers(runs)
+        of_length = np.flatnonzero(lengths == length)
+        runs = place[starts[of_length][:, None] + np.arange(length)]
+        keys[of_length, 3] = row_numbers(runs)
     which = row_numbers(keys)
     order = np.argsort(which, kind="stable")
     sets = np.split(order, np.flatnonzero(np.diff(which[order])) + 1)
@@ -260,11 +260,11 @@ class _Touched:
         self.sums: set[int] = set()
         self.viewing = {module_path(touch.node) for touch in flow.touches if touch.kind is Touch.Kind.SHAPE}
         for contraction in flow.contractions:
-            each = contraction.map
-            passing = self.groups_of(contraction.input_dimension) if each.groups > 1 else set()
-            depthwise = each.groups > 1 and not contraction.weight_dimension
+            linear = contraction.map
+            passing = self.groups_of(contraction.input_dimension) if linear.groups > 1 else set()
+            depthwise = linear.groups > 1 and not contraction.weight_dimension
             for number in self.groups_of(contraction.output_dimension):
-                if each.weight is None or (not depthwise and number not in passing):
+                if linear.weight is None or (not depthwise and number not in passing):
                     self.produced[number].append(contraction)
             for number in self.groups_of(contraction.weight_dimension):
                 self.read[number].append(contraction)
@@ -282,7 +282,7 @@ class _Touched:
                     self.inhomogeneous.add(number)
 
     def groups_of(self, dimension: Dimension) -> set[int]:
-        found: set[int] = set()
+        groups: set[int] = set()
         for factor in dimension:
             if factor.atoms is not None:
                 known = self.known.get(id(factor.atoms))
@@ -290,16 +290,16 @@ class _Touched:
                     unique = np.unique(self.flow.atoms.resolve(factor.atoms)).tolist()
                     known = (factor.atoms, {self.owner[atom] for atom in unique if atom in self.owner})
                     self.known[id(factor.atoms)] = known
-                found |= known[1]
-        return found
+                groups |= known[1]
+        return groups
 
-    def statistic_slices(self, number: int, found: _Occurrences) -> tuple[StatisticSlice, ...]:
+    def statistic_slices(self, number: int, occurrences: _Occurrences) -> tuple[StatisticSlice, ...]:
         slices: list[StatisticSlice] = []
         for statistic in self.flow.statistics:
             for dim, dimension in statistic.dims:
                 if number not in self.groups_of(dimension):
                     continue
-                positions = found.positions_in(self.flow, dimension)
+                positions = occurrences.positions_in(self.flow, dimension)
                 if positions is not None:
                     size = dimension_size(dimension)
                     slices.append(
@@ -311,10 +311,10 @@ class _Touched:
 
 
 def _module_name(flow: ChannelFlow, contraction: Contraction) -> str:
-    each = contraction.map
-    if each.weight is None:
-        return module_path(each.node) or each.node.name
-    return parameter_module(each.weight)
+    linear = contraction.map
+    if linear.weight is None:
+        return module_path(linear.node) or linear.node.name
+    return parameter_module(linear.weight)
 
 
 def parameter_module(name: str) -> str:
@@ -324,48 +324,48 @@ def parameter_module(name: str) -> str:
 
 
 def _find_consumers(
-    flow: ChannelFlow, contractions: Iterable[Contraction], found: _Occurrences
+    flow: ChannelFlow, contractions: Iterable[Contraction], occurrences: _Occurrences
 ) -> tuple[Consumer, ...]:
     consumers: list[Consumer] = []
     for contraction in contractions:
-        positions = found.positions_in(flow, contraction.input_dimension)
-        each = contraction.map
-        if each.weight is not None and positions is not None:
-            consumers.append(_make_consumer(flow, each, each.weight, torch.from_numpy(positions)))
+        positions = occurrences.positions_in(flow, contraction.input_dimension)
+        linear = contraction.map
+        if linear.weight is not None and positions is not None:
+            consumers.append(_make_consumer(flow, linear, linear.weight, torch.from_numpy(positions)))
     return tuple(consumers)
 
 
 def depthwise_consumers(flow: ChannelFlow) -> tuple[Consumer, ...]:
     """The convolutions that read each channel by itself, of those whose weight is applied once, front to back."""
-    found: list[Consumer] = []
-    for each in (contraction.map for contraction in flow.contractions):
-        if each.weight is None or each.groups < 2 or each.layout is not Layout.CONVOLUTION:
+    consumers: list[Consumer] = []
+    for linear in (contraction.map for contraction in flow.contractions):
+        if linear.weight is None or linear.groups < 2 or linear.layout is not Layout.CONVOLUTION:
             continue
-        shape = traced_shape(each.matrix)
-        once = sum(contraction.map.weight == each.weight for contraction in flow.contractions) == 1
-        if once and shape[0] == each.groups and shape[1] == 1:
-            found.append(_make_consumer(flow, each, each.weight, torch.arange(each.groups)[:, None]))
-    return tuple(found)
+        shape = traced_shape(linear.matrix)
+        once = sum(contraction.map.weight == linear.weight for contraction in flow.contractions) == 1
+        if once and shape[0] == linear.groups and shape[1] == 1:
+            consumers.append(_make_consumer(flow, linear, linear.weight, torch.arange(linear.groups)[:, None]))
+    return tuple(consumers)
 
 
-def _make_consumer(flow: ChannelFlow, each: LinearMap, weight: str, positions: torch.Tensor) -> Consumer:
+def _make_consumer(flow: ChannelFlow, linear: LinearMap, weight: str, positions: torch.Tensor) -> Consumer:
     return Consumer(
-        node=each.node.name,
+        node=linear.node.name,
         weight=weight,
-        bias=each.bias,
-        layout=each.layout,
+        bias=linear.bias,
+        layout=linear.layout,
         positions=positions,
-        taps=each.taps,
-        input=each.input.name,
-        shift=_find_shift(flow, each),
-        window=each.window,
-        groups=each.groups,
+        taps=linear.taps,
+        input=linear.input.name,
+        shift=_find_shift(flow, linear),
+        window=linear.window,
+        groups=linear.groups,
     )
 
 
-def _find_shift(flow: ChannelFlow, each: LinearMap) -> str | None:
+def _find_shift(flow: ChannelFlow, linear: LinearMap) -> str | None:
     """The running mean of the batch norm that alone reads a map without bias."""
-    if each.bias is not None or len(each.node.users) != 1:
+    if linear.bias is not None or len(linear.node.users) != 1:
         return None
-    norm = flow.meaning(next(iter(each.node.users)))
-    return norm.mean if isinstance(norm, BatchNorm) and norm.input == each.node.name else None
+    norm = flow.meaning(next(iter(linear.node.users)))
+    return norm.mean if isinstance(norm, BatchNorm) and norm.input == linear.node.name else None

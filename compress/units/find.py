@@ -26,10 +26,10 @@ def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) 
     """
     norms = {norm.variance: norm for norm in batch_norms(graph) if norm.variance is not None}
     groups = choose_prunable(graph, module, draft_groups(ChannelFlow(graph, RULES), module, couple=couple))
-    found = tuple(
+    complete = tuple(
         replace(group, norms=tuple(norms[part.name] for part in group.slices if part.name in norms)) for group in groups
     )
-    return (*found, *skip_rest(graph, module, found))
+    return (*complete, *skip_rest(graph, module, complete))
 
 
 def skip_rest(graph: NetworkGraph, module: nn.Module, groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
@@ -71,7 +71,7 @@ def find_filters(graph: NetworkGraph) -> tuple[Consumer, ...]:
 
 def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[Draft]) -> tuple[UnitGroup, ...]:
     """The drafts' groups; of groups that share positions one stays prunable, and none that fails its trial."""
-    drafts, own = list(drafts), len(drafts)
+    drafts, untied = list(drafts), len(drafts)
     groups = [draft.group for draft in drafts]
     rejected: set[int] = set()
     accepted: dict[int, UnitGroup] = {}
@@ -80,14 +80,14 @@ def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[Dra
         chosen = _choose_apart(drafts, groups, rejected)
         waiting = [index for index in chosen if drafts[index].suspicious and index not in accepted]
         if not waiting:
-            if len(drafts) > own:
+            if len(drafts) > untied:
                 break
             for draft in tie_drafts(drafts, rejected):
                 for index in draft.siblings:
                     drafts[index].siblings.add(len(drafts))
                 drafts.append(draft)
                 groups.append(draft.group)
-            if len(drafts) == own:
+            if len(drafts) == untied:
                 break
             continue
         trial = trial or Trial(graph, module, drafts)
@@ -98,10 +98,10 @@ def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[Dra
     for index, group in enumerate(groups):
         if not group.prunable or index in final:
             result[index] = accepted.get(index, group)
-        elif index < own and index in rejected:
-            message = SkipKind.BAKED.value + _stream_hint(drafts[:own], index)
+        elif index < untied and index in rejected:
+            message = SkipKind.BAKED.value + _stream_hint(drafts[:untied], index)
             result[index] = group.skipped(Skip(SkipKind.BAKED, message))
-        elif index < own:
+        elif index < untied:
             taken = next(other for other in sorted(drafts[index].siblings) if other in final)
             name = groups[taken].name.partition("#")[0]
             result[index] = group.skipped(Skip(SkipKind.TAKEN, f"its weights are cut as part of {name}"))

@@ -60,8 +60,8 @@ class UnitPart:
 
     def vector(self, tensor: Tensor, factors: Tensor) -> Tensor:
         """`factors` (K,) spread over the channels (groups, 1, channels, 1), 1 elsewhere."""
-        count, each = self.groups * tensor.shape[self.dim], self.positions.shape[1]
-        repeated = factors if each == 1 else factors.repeat_interleave(each)
+        count, per_unit = self.groups * tensor.shape[self.dim], self.positions.shape[1]
+        repeated = factors if per_unit == 1 else factors.repeat_interleave(per_unit)
         if self.whole and count == self.positions.numel():
             return repeated.view(1, 1, -1, 1)
         spread = torch.ones(count, dtype=factors.dtype, device=factors.device)
@@ -119,7 +119,7 @@ def find_scalings(
     inputs = tuple(_noisy(value.cpu(), generator) for value in graph.examples)
     program = Program.of(graph)
     wanted: tuple[object, ...] | None = None
-    found: list[Scaling] = []
+    scalings: list[Scaling] = []
     reasons: dict[str, str] = {}
     for group in groups:
         if not group.homogeneous:
@@ -141,10 +141,10 @@ def find_scalings(
             if name in touched and alias in trial:
                 trial[alias] = trial[name]
         if _deviation(wanted, run_outputs(program, trial, inputs)) <= TRIAL_TOLERANCE:
-            found.append(drafted)
+            scalings.append(drafted)
         else:
             reasons[group.name] = "rescaling its units changes the outputs"
-    return tuple(found), reasons
+    return tuple(scalings), reasons
 
 
 def _noisy(value: Tensor, generator: torch.Generator) -> Tensor:
@@ -155,10 +155,10 @@ def _noisy(value: Tensor, generator: torch.Generator) -> Tensor:
 
 def _deviation(wanted: Iterable[object], got: Iterable[object]) -> float:
     worst = 0.0
-    for one, other in zip(wanted, got, strict=True):
-        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.is_floating_point():
-            scale = max(float(one.abs().max()), 1e-300)
-            worst = max(worst, float((one - other).abs().max()) / scale)
+    for expected, output in zip(wanted, got, strict=True):
+        if isinstance(expected, Tensor) and isinstance(output, Tensor) and expected.is_floating_point():
+            scale = max(float(expected.abs().max()), 1e-300)
+            worst = max(worst, float((expected - output).abs().max()) / scale)
     return worst
 
 

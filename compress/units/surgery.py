@@ -268,12 +268,12 @@ def module_outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, 
 
 def relative_deviation(wanted: Sequence[Any], got: Sequence[Any]) -> float:
     """max |wanted − got| / max |wanted| over the outputs' tensors, the worst of them; infinite where shapes differ."""
-    one = [value for value in wanted if isinstance(value, Tensor) and value.is_floating_point()]
-    other = [value for value in got if isinstance(value, Tensor) and value.is_floating_point()]
-    if len(one) != len(other) or any(a.shape != b.shape for a, b in zip(one, other, strict=True)):
+    expected = [value for value in wanted if isinstance(value, Tensor) and value.is_floating_point()]
+    outputs = [value for value in got if isinstance(value, Tensor) and value.is_floating_point()]
+    if len(expected) != len(outputs) or any(a.shape != b.shape for a, b in zip(expected, outputs, strict=True)):
         return float("inf")
     worst = 0.0
-    for a, b in zip(one, other, strict=True):
+    for a, b in zip(expected, outputs, strict=True):
         if a.numel() == 0:
             continue
         difference = float((a.double() - b.double()).abs().max())

@@ -58,8 +58,8 @@ def _meeting(drafts: Sequence[Draft], indices: Sequence[int]) -> list[list[int]]
     return sorted(sets)
 
 
-def _meet(one: Draft, other: Draft) -> bool:
-    return bool(one.homes & (other.homes | other.readers) or other.homes & one.readers)
+def _meet(first: Draft, second: Draft) -> bool:
+    return bool(first.homes & (second.homes | second.readers) or second.homes & first.readers)
 
 
 def _join(groups: Sequence[UnitGroup], count: int) -> UnitGroup:
@@ -100,10 +100,10 @@ def _folded_rules(rules: Iterable[AttributeRule], fold: int) -> list[AttributeRu
 
 def _common(rules: Iterable[AttributeRule]) -> tuple[AttributeRule, ...]:
     """One rule for each number; where two disagree on how fast it falls there is none."""
-    found: dict[tuple[str, str, int | None], AttributeRule | None] = {}
+    rule_of: dict[tuple[str, str, int | None], AttributeRule | None] = {}
     for rule in rules:
         key = (rule.module, rule.name, rule.index)
-        known = found.setdefault(key, rule)
+        known = rule_of.setdefault(key, rule)
         if known is not None and known.per_unit != rule.per_unit:
-            found[key] = None
-    return tuple(rule for rule in found.values() if rule is not None)
+            rule_of[key] = None
+    return tuple(rule for rule in rule_of.values() if rule is not None)

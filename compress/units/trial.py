@@ -88,9 +88,9 @@ class Trial:
     def _search(self, indices: list[int], accepted: dict[int, UnitGroup]) -> dict[int, UnitGroup]:
         if not indices:
             return {}
-        found = self._attempt(indices)
-        if found is not None:
-            return found
+        together = self._attempt(indices)
+        if together is not None:
+            return together
         if len(indices) == 1:
             return {}
         by_kind: dict[object, list[int]] = {}
