@@ -111,10 +111,10 @@ def folder_entries(folder: Path) -> Iterator[str]:
 @cache
 def package_versions() -> dict[str, str]:
     """Versions of what computes."""
-    found = {"python": ".".join(str(part) for part in sys.version_info[:2])}
+    version_of = {"python": ".".join(str(part) for part in sys.version_info[:2])}
     for name in ARITHMETIC:
         try:
-            found[name] = metadata.version(name)
+            version_of[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return version_of

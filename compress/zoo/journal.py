@@ -63,9 +63,9 @@ def whole_lines(file: int, end: int) -> int:
     block = 1 << 16
     while end > 0:
         start = max(0, end - block)
-        found = os.pread(file, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
+        line_break = os.pread(file, end - start, start).rfind(b"\n")
+        if line_break >= 0:
+            return start + line_break + 1
         end = start
     return 0
 

@@ -142,9 +142,9 @@ def plan_zoo(sources: Sequence[str], *, recipe: str | None = None, **options: An
     for number, entry in enumerate(settings.models, 1):
         for options_of_one in expand(entry, settings.defaults, f"model {number}", faults):
             name = str(options_of_one.pop("name", None) or model_name(str(options_of_one["checkpoint"])))
-            found = make_model(name, options_of_one, settings.output, faults)
-            if found is not None:
-                models.append((name, found))
+            model = make_model(name, options_of_one, settings.output, faults)
+            if model is not None:
+                models.append((name, model))
     models = with_unique_names(models, settings.output, faults)
     if faults:
         raise RecipeError(f"{source}: {'; '.join(faults)}.")
@@ -171,8 +171,8 @@ def expand(
     entry: Mapping[str, Any] | str, defaults: Mapping[str, Any], place: str, faults: list[str]
 ) -> list[dict[str, Any]]:
     """Options of the models that one entry stands for; a fault is noted."""
-    own = {"checkpoint": entry} if isinstance(entry, str) else dict(entry)
-    merged = {str(name).replace("-", "_"): value for name, value in {**defaults, **own}.items()}
+    options = {"checkpoint": entry} if isinstance(entry, str) else dict(entry)
+    merged = {str(name).replace("-", "_"): value for name, value in {**defaults, **options}.items()}
     pattern = merged.get("checkpoint")
     if not isinstance(pattern, str) or not pattern or "\0" in pattern:
         faults.append(f"{place}: a checkpoint was expected, got {pattern!r}")
@@ -216,15 +216,15 @@ def with_unique_names(models: list[tuple[str, Recipe]], output: str, faults: lis
     counts: dict[str, int] = {}
     for name, _ in models:
         counts[name] = counts.get(name, 0) + 1
-    found = []
+    renamed = []
     for name, recipe in models:
         if counts[name] > 1 and name == model_name(recipe.checkpoint):
             name = model_name(f"{Path(recipe.checkpoint).parent.name}-{Path(recipe.checkpoint).name}")
             recipe = recipe.model_copy(update={"output": str(Path(output, MODELS, name))})
-        found.append((name, recipe))
+        renamed.append((name, recipe))
     taken: set[str] = set()
-    for name, _ in found:
+    for name, _ in renamed:
         if name.lower() in taken:  # some file systems do not tell cases apart
             faults.append(f"{name}: two models of this name; give each a name")
         taken.add(name.lower())
-    return found
+    return renamed

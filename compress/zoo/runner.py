@@ -62,7 +62,7 @@ def run_zoo(
             cannot be written.
     """
     shard = shard or Shard()
-    own = plan.shard(shard)
+    part = plan.shard(shard)
     journal_file = plan.output / f"{JOURNAL}{shard.suffix}.jsonl"
     make_folders(plan.output)
     with locked(plan.output, shard.suffix):
@@ -70,13 +70,13 @@ def run_zoo(
             raise OutputError(
                 f"{str(plan.output)!r} holds an earlier run; give --resume to go on, or choose another --output."
             )
-        jobs = make_jobs(own, shard)
+        jobs = make_jobs(part, shard)
         remove_remains(plan.output, {job.name for job in jobs} if shard.suffix else None, shard)
         known = complete_outcomes(jobs, journals(plan.output) if resume else [])
         with Journal(journal_file) as journal:
             zoo = _Zoo(jobs, known, journal, display)
             if zoo.waiting:
-                backend = backend or make_backend(own)
+                backend = backend or make_backend(part)
                 try:
                     zoo.run(backend)
                 except KeyboardInterrupt:
@@ -89,9 +89,9 @@ def run_zoo(
                     remove_remains(plan.output, {job.name for job in jobs}, shard)
             elif backend is not None:
                 backend.close()
-        found = summarise(jobs, zoo.outcomes, plan.output)
-        write_summary(plan.output, found, shard.suffix)
-    return found
+        summary = summarise(jobs, zoo.outcomes, plan.output)
+        write_summary(plan.output, summary, shard.suffix)
+    return summary
 
 
 class _Zoo:
@@ -124,7 +124,7 @@ class _Zoo:
         if self.display is not None:
             self.display.begin(list(self.jobs), self.outcomes)
         while self.waiting or backend.running:
-            while (job := next((one for one in self.waiting if backend.accepts(one)), None)) is not None:
+            while (job := next((waiting for waiting in self.waiting if backend.accepts(waiting)), None)) is not None:
                 self.waiting.remove(job)
                 clear(job)
                 backend.submit(job)
@@ -257,15 +257,15 @@ def journals(output: Path) -> list[dict[str, Any]]:
 def complete_outcomes(jobs: list[Job], entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Outcomes, by name, of the jobs that need not be done again."""
     latest = {entry["name"]: entry for entry in entries}
-    found = {}
+    complete = {}
     for job in jobs:
         entry = latest.get(job.name)
         if entry is None or entry.get("fingerprint") != job.fingerprint or entry.get("status") not in COMPLETE:
             continue
         if entry["status"] == Status.DONE and artifact_digest(job.folder) != entry.get("sha256"):
             continue
-        found[job.name] = {key: value for key, value in entry.items() if key not in ("name", "fingerprint", "time")}
-    return found
+        complete[job.name] = {key: value for key, value in entry.items() if key not in ("name", "fingerprint", "time")}
+    return complete
 
 
 def artifact_digest(folder: Path) -> str | None:

@@ -56,16 +56,16 @@ def summary_row(job: Job, outcome: Mapping[str, Any] | None) -> dict[str, Any]:
     return row
 
 
-def write_summary(output: Path, found: Mapping[str, Any], suffix: str = "") -> None:
+def write_summary(output: Path, summary: Mapping[str, Any], suffix: str = "") -> None:
     """Write the three files into a zoo's folder. Raises OutputError."""
     with new_file(output / f"summary{suffix}.json") as draft:
-        draft.write_text(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     with new_file(output / f"summary{suffix}.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
-        table.writerows({name: csv_safe(value) for name, value in row.items()} for row in found["rows"])
+        table.writerows({name: csv_safe(value) for name, value in row.items()} for row in summary["rows"])
     with new_file(output / f"index{suffix}.html") as draft:
-        draft.write_text(render_index(found, output), encoding="utf-8")
+        draft.write_text(render_index(summary, output), encoding="utf-8")
 
 
 def csv_safe(value: Any) -> Any:
@@ -84,26 +84,26 @@ def _environment() -> Environment:
     )
 
 
-def render_index(found: Mapping[str, Any], output: Path) -> str:
+def render_index(summary: Mapping[str, Any], output: Path) -> str:
     """The page of a zoo: a row for every model, linked to its report or its log.
 
     Its only script sorts the table by a column; without it everything is there in the order of the plan.
     """
     templates = resources.files("compress.report.html").joinpath("templates")
     script = templates.joinpath("sort.js").read_text("utf-8")
-    counts = found["counts"]
+    counts = summary["counts"]
     verdict = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no models"
     return (
         _environment()
         .get_template("index.html.j2")
         .render(
-            title=f"{found['models']} models",
+            title=f"{summary['models']} models",
             style=Markup(templates.joinpath("style.css").read_text("utf-8").strip()),
             script=Markup(script),
             permission="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             verdict=verdict,
             columns=INDEX_COLUMNS,
-            rows=[index_row(row, output) for row in found["rows"]],
+            rows=[index_row(row, output) for row in summary["rows"]],
         )
     )
 

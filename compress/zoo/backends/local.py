@@ -64,7 +64,7 @@ class LocalBackend:
         """Whether a process, its memory and its device are free; a job too big for the machine runs alone."""
         if not self._running:
             return True
-        taken = sum(one.job.memory for one in self._running.values())
+        taken = sum(running.job.memory for running in self._running.values())
         fits = len(self._running) < self.jobs and taken + job.memory <= self.memory
         return fits and (not job.wants_gpu or self._free_device(job) is not None)
 
@@ -81,75 +81,75 @@ class LocalBackend:
 
     def wait(self, seconds: float) -> list[Event]:
         """Progress and outcomes; a process past its deadline is ended."""
-        for one in self._running.values():
-            if one.deadline is not None:
-                seconds = min(seconds, max(0.0, one.deadline - time.monotonic()))
+        for running in self._running.values():
+            if running.deadline is not None:
+                seconds = min(seconds, max(0.0, running.deadline - time.monotonic()))
         sources: dict[Any, _Running] = {}
-        for one in self._running.values():
-            sources[one.process.sentinel] = one
-            if not one.pipe.closed:
-                sources[one.pipe] = one
+        for running in self._running.values():
+            sources[running.process.sentinel] = running
+            if not running.pipe.closed:
+                sources[running.pipe] = running
         events = []
         ready = connection.wait(list(sources), seconds)
-        for one in {id(sources[source]): sources[source] for source in ready}.values():
-            events.extend(self._read(one))
-            if one.outcome is not None or one.process.sentinel in ready:
-                events.append(self._end(one, None))
+        for running in {id(sources[source]): sources[source] for source in ready}.values():
+            events.extend(self._read(running))
+            if running.outcome is not None or running.process.sentinel in ready:
+                events.append(self._end(running, None))
         now = time.monotonic()
-        for one in list(self._running.values()):
-            if one.deadline is not None and now >= one.deadline:
-                limit = one.job.timeout
-                events.append(self._end(one, f"it took longer than the {limit:g} seconds that --timeout allows"))
+        for running in list(self._running.values()):
+            if running.deadline is not None and now >= running.deadline:
+                limit = running.job.timeout
+                events.append(self._end(running, f"it took longer than the {limit:g} seconds that --timeout allows"))
         return events
 
     def close(self) -> None:
         """End every process and its group."""
-        for one in list(self._running.values()):
-            self._end(one, "interrupted")
+        for running in list(self._running.values()):
+            self._end(running, "interrupted")
         self._held_end.close()
         self._lifeline.close()
 
-    def _read(self, one: _Running) -> list[Event]:
+    def _read(self, running: _Running) -> list[Event]:
         """Messages that lie in a job's pipe; its outcome is kept."""
         events = []
-        while not one.pipe.closed:
+        while not running.pipe.closed:
             try:
-                if not one.pipe.poll():
+                if not running.pipe.poll():
                     break
-                message = json.loads(one.pipe.recv_bytes())
+                message = json.loads(running.pipe.recv_bytes())
             except (EOFError, OSError, ValueError):
-                one.pipe.close()
+                running.pipe.close()
                 break
             if "status" in message:
-                one.outcome = message
+                running.outcome = message
             else:
-                events.append(Event(one.job.name, progress=message))
+                events.append(Event(running.job.name, progress=message))
         return events
 
-    def _end(self, one: _Running, reason: str | None) -> Event:
+    def _end(self, running: _Running, reason: str | None) -> Event:
         """End a process and its group, and give its outcome."""
-        if reason is None and one.outcome is not None:
-            one.process.join(5)  # it has said everything and is on its way out
+        if reason is None and running.outcome is not None:
+            running.process.join(5)  # it has said everything and is on its way out
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(one.process.pid, signal.SIGKILL)
-        if one.process.is_alive():
+            os.killpg(running.process.pid, signal.SIGKILL)
+        if running.process.is_alive():
             with suppress(ProcessLookupError):
-                os.kill(one.process.pid, signal.SIGKILL)
-        one.process.join()
-        if reason is None and one.outcome is None:
-            self._read(one)
-        code = one.process.exitcode
-        one.process.close()
-        one.pipe.close()
-        del self._running[one.job.name]
-        seconds = round(time.monotonic() - one.started, 3)
+                os.kill(running.process.pid, signal.SIGKILL)
+        running.process.join()
+        if reason is None and running.outcome is None:
+            self._read(running)
+        code = running.process.exitcode
+        running.process.close()
+        running.pipe.close()
+        del self._running[running.job.name]
+        seconds = round(time.monotonic() - running.started, 3)
         if reason is not None:
-            return Event(one.job.name, outcome=failure(reason, seconds))
-        return Event(one.job.name, outcome=one.outcome or failure(describe_exit(code), seconds))
+            return Event(running.job.name, outcome=failure(reason, seconds))
+        return Event(running.job.name, outcome=running.outcome or failure(describe_exit(code), seconds))
 
     def _free_device(self, job: Job) -> str | None:
         """The number of an accelerator that no running job has: the one that the job names, or any; None: all taken."""
-        taken = {one.device for one in self._running.values()}
+        taken = {running.device for running in self._running.values()}
         _, colon, number = job.recipe.device.partition(":")
         wanted = [number] if colon else [str(index) for index in range(max(1, self.devices))]
         return next((device for device in wanted if device not in taken), None)
@@ -194,9 +194,9 @@ def visible_devices() -> int:
 @contextmanager
 def no_main_module() -> Iterator[None]:
     """While processes are started: they do not import the caller's script, which may lack a guard and be run anew."""
-    own = sys.modules["__main__"]
+    main_module = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
-        sys.modules["__main__"] = own
+        sys.modules["__main__"] = main_module
