@@ -38,7 +38,9 @@ def split_digits(levels: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, 
     images = np.rint(levels * (255 / 16)).astype(np.uint8)[..., None]
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED)).numpy()
     parts = {"test": np.sort(order[:TEST_SAMPLES]), "train": np.sort(order[TEST_SAMPLES:])}
-    return {name: {"images": images[own], "labels": labels[own].astype(np.int64)} for name, own in parts.items()}
+    return {
+        name: {"images": images[numbers], "labels": labels[numbers].astype(np.int64)} for name, numbers in parts.items()
+    }
 
 
 def read_all(split: str) -> tuple[Tensor, Tensor]:
@@ -72,8 +74,8 @@ def train(epochs: int = EPOCHS) -> nn.Module:
     for _ in range(epochs):
         order = torch.randperm(len(inputs), generator=generator)
         for start in range(0, len(inputs) - BATCH + 1, BATCH):
-            own = order[start : start + BATCH]
-            loss = functional.cross_entropy(network(shift_images(inputs[own], generator)), labels[own])
+            batch = order[start : start + BATCH]
+            loss = functional.cross_entropy(network(shift_images(inputs[batch], generator)), labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
