@@ -130,14 +130,14 @@ def prepare(recipe: Recipe, progress: Progress, *, needs_data: bool) -> Prepared
 
 def open_guards(recipe: Recipe, preprocessing: Preprocessing | None) -> tuple[Guard, ...]:
     """The recipe's guard sets. Raises DataError with the name of the one that cannot be read."""
-    found = []
+    opened = []
     for name, spec in recipe.guards:
         with blamed(f"--guard {name}"):
             source = open_data(spec, preprocessing)
             if source.sample_count < FEWEST_GUARDING:
                 raise DataError(f"at least {FEWEST_GUARDING} samples are needed, got {source.sample_count}.")
-        found.append(Guard(name, source, recipe.guard_most(name)))
-    return tuple(found)
+        opened.append(Guard(name, source, recipe.guard_most(name)))
+    return tuple(opened)
 
 
 def prepare_network(
@@ -163,7 +163,7 @@ def prepare_network(
         module, calibration, evaluation, *(guard.source for guard in guards)
     )
     probes = make_probes(recipe, opened.architecture, calibration or evaluation)
-    examples, returned = run_on_probe(module, [tuple(part.to(device) for part in each) for each in probes])
+    examples, returned = run_on_probe(module, [tuple(part.to(device) for part in probe) for probe in probes])
     calibration, evaluation = (
         None if source is None else Cast(source, examples[0].dtype) for source in (calibration, evaluation)
     )
@@ -177,10 +177,12 @@ def prepare_network(
     for guard in guards:
         option = f"--guard {guard.name}"
         try_samples(module, guard.source, option, examples[0], named_outputs(returned))
-        own, wanted = (tuple(one.shape[1:]) for one in (next(iter(guard.source.batches(1))).inputs, examples[0]))
-        if own != wanted:
+        shape, wanted = (
+            tuple(inputs.shape[1:]) for inputs in (next(iter(guard.source.batches(1))).inputs, examples[0])
+        )
+        if shape != wanted:
             raise DataError(
-                f"{option}: samples of shape {own}, those of --data have {wanted}; mixing needs one shape, give "
+                f"{option}: samples of shape {shape}, those of --data have {wanted}; mixing needs one shape, give "
                 "--resize and --crop."
             )
     note_preprocessing(recipe, opened.architecture, preprocessing, calibration or evaluation, progress)
@@ -218,19 +220,23 @@ def call_by_names(module: nn.Module, *sources: DataSource | None) -> tuple[DataS
         return sources
     names, given = named[0].names or (), call_of(module)
     parameters = parameters_of(module)
-    known = [each.name for each in parameters]
+    known = [parameter.name for parameter in parameters]
     if given is not None and sorted(given.names(known)) == sorted(names):
         wanted = given.names(known)  # a folder that records its call
     elif set(names) <= set(known):
         wanted = tuple(name for name in known if name in names)
-        missing = [each.name for each in parameters if each.default is each.empty and each.name not in names]
+        missing = [
+            parameter.name
+            for parameter in parameters
+            if parameter.default is parameter.empty and parameter.name not in names
+        ]
         if missing:
             raise DataError(
                 f"{named[0].name}: the inputs are {', '.join(names)}, and {type(module).__name__}.forward() also needs "
                 f"{', '.join(missing)}."
             )
         gather(module)
-        keyword = any(each.kind is each.KEYWORD_ONLY for each in parameters[: len(wanted)])
+        keyword = any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[: len(wanted)])
         if keyword or wanted != tuple(known[: len(wanted)]):
             spread(module, CallShape.of((), {name: torch.empty(0) for name in wanted})[0])
     else:
@@ -426,7 +432,7 @@ def try_samples(
     shape = tuple(tensors[0].shape[1:])
     try:
         with torch.inference_mode():
-            returned: object = module(*(each[places].to(probe.device) for each in tensors))
+            returned: object = module(*(tensor[places].to(probe.device) for tensor in tensors))
     except FORWARD_FAULTS as error:
         raise DataError(
             f"{option}: the network runs on the samples of shape {tuple(probe.shape[1:])}, but not on "
@@ -456,7 +462,7 @@ def note_preprocessing(
             "images are scaled to [0, 1] and not normalised; give --mean and --std if the network wants that."
         )
         return
-    mean, std = (",".join(f"{value:g}" for value in each) for each in (preprocessing.mean, preprocessing.std))
+    mean, std = (",".join(f"{value:g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
     progress.note(
         f"images are prepared as published for {architecture.spec}: --mean {mean} --std {std}; give yours if this "
         "network was trained with others."
@@ -534,9 +540,9 @@ def check_program(
     """
     nodes = {name: node for name, node in output_values(program, returned).items() if node is not None}
     with torch.inference_mode():
-        found = run(program, (state,), examples, list(nodes.values()))
+        values = run(program, (state,), examples, list(nodes.values()))
     wanted = named_outputs(returned)
-    traced = {name: found[node][0] for name, node in nodes.items()}
+    traced = {name: values[node][0] for name, node in nodes.items()}
     deviation, where = largest_deviation({name: wanted[name] for name in traced}, traced)
     if deviation > TRACE_TOLERANCE:
         said = "" if len(wanted) == 1 else f", in its output `{where}`"

@@ -96,13 +96,13 @@ def summarise(stages: Sequence[Spent]) -> list[Spent]:
         verb, _, last = spent.stage.rpartition(" ")
         if " " not in verb:
             verbs.setdefault(last, set()).add(verb)
-    found: dict[str, Spent] = {}
+    kinds: dict[str, Spent] = {}
     for spent in stages:
         verb, _, last = spent.stage.rpartition(" ")
         kind = f"{verb} each layer" if " " not in verb and len(verbs[last] - {""}) > 1 else spent.stage
-        one = replace(spent, stage=kind)
-        found[kind] = found[kind].plus(one) if kind in found else one
-    return list(found.values())
+        renamed = replace(spent, stage=kind)
+        kinds[kind] = kinds[kind].plus(renamed) if kind in kinds else renamed
+    return list(kinds.values())
 
 
 @contextmanager
@@ -132,16 +132,16 @@ def write_profile(path: str | Path, stages: Sequence[Spent]) -> None:
     kinds = summarise(stages)
     target = Path(path)
     if target.suffix == ".json":
-        content = {"summary": [asdict(each) for each in kinds], "stages": [asdict(each) for each in stages]}
+        content = {"summary": [asdict(spent) for spent in kinds], "stages": [asdict(spent) for spent in stages]}
         _write(target, json.dumps(content, indent=1))
         return
     whole = Spent("all", 0.0, 0.0, 0.0, 0, 0)
-    for each in kinds:
-        whole = whole.plus(each)
+    for spent in kinds:
+        whole = whole.plus(spent)
     rows = [("stage", "times", "wall s", "user s", "system s", "peak MB")] + [
-        (each.stage, str(each.times), *(f"{value:.2f}" for value in (each.wall, each.user, each.system)),
-         str(each.peak_bytes // 2**20))
-        for each in (*kinds, whole)
+        (spent.stage, str(spent.times), *(f"{value:.2f}" for value in (spent.wall, spent.user, spent.system)),
+         str(spent.peak_bytes // 2**20))
+        for spent in (*kinds, whole)
     ]  # fmt: skip
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = []

@@ -26,11 +26,11 @@ def read_object(path: str | Path, fault: type[CompressError], what: str) -> dict
     """
     path = Path(path)
     try:
-        found = parse_object(read_regular(path))
+        content = parse_object(read_regular(path))
     except FAULTS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise fault(f"{str(path)!r} is not {what}: {reason[:200].rstrip('.')}.") from None
-    return found
+    return content
 
 
 def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -52,25 +52,25 @@ def check_regular(path: str | Path) -> None:
 def parse_object(content: bytes) -> dict[str, Any]:
     """The object in UTF-8 bytes. Raises ValueError, RecursionError."""
     text = content.decode("utf-8")
-    found = json.loads(
+    entries = json.loads(
         text, object_pairs_hook=unique_keys, parse_int=whole, parse_float=finite, parse_constant=no_constant
     )
-    if not isinstance(found, dict):
-        raise ValueError(f"an object was expected, got {type(found).__name__}")
-    check_depth(found)
+    if not isinstance(entries, dict):
+        raise ValueError(f"an object was expected, got {type(entries).__name__}")
+    check_depth(entries)
     if "\\u" in text:
-        json.dumps(found, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be written anywhere
-    return found
+        json.dumps(entries, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be written anywhere
+    return entries
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object's entries; two readers of a repeated key may disagree. Raises ValueError."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
-    return found
+    return entries
 
 
 def whole(text: str) -> int:
@@ -99,8 +99,8 @@ def check_depth(value: Any) -> None:
     for _ in range(MOST_DEPTH):
         level = [
             inner
-            for one in level
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for container in level
+            for inner in (container.values() if isinstance(container, dict) else container)
             if isinstance(inner, (dict, list))
         ]
         if not level:
