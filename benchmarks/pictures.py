@@ -8,7 +8,7 @@ peers: every method gets the same pictures and the same share of the multiply-ac
 and scored on the same labelled pictures; "+ LS" is followed by our front-to-back refit. data: the first network at .8,
 calibrated on the pictures, on photographs of another kind, on 64 of the pictures, on noise of their mean and spread and
 on CIFAR-10 scaled up. Images are npz files of uint8 `images` (N, 224, 224, 3), those to evaluate on with `labels`.
-`--quick`: the data part with 64 pictures and with noise.
+`--quick`: the data part with 64 pictures alone.
 """
 
 from __future__ import annotations
@@ -141,13 +141,13 @@ def kinds_of_images(given: argparse.Namespace, *, quick: bool) -> dict[str, Call
         return large.round().byte().permute(0, 2, 3, 1).numpy()
 
     kinds: dict[str, Callable[[], np.ndarray]] = {f"{FEW} pictures": lambda: pictures[:FEW]}
-    if not quick:
-        kinds["pictures"] = lambda: pictures
-        if given.photos:
-            kinds["photographs"] = lambda: np.load(given.photos)["images"]
-        if given.cifar:
-            kinds["CIFAR-10 scaled up"] = scaled
-    kinds["noise"] = noise if not quick else lambda: noise()[:FEW]
+    if quick:
+        return kinds
+    kinds |= {"pictures": lambda: pictures, "noise": noise}
+    if given.photos:
+        kinds["photographs"] = lambda: np.load(given.photos)["images"]
+    if given.cifar:
+        kinds["CIFAR-10 scaled up"] = scaled
     return kinds
 
 
