@@ -223,6 +223,8 @@ def read_rows(reading: Reading, site: Consumer, inputs: Tensor, index: Tensor | 
         rows = inputs.reshape(-1, inputs.shape[-1])
         return own_columns(reading, rows) if own else rows
     extent = output_extent(reading, site, inputs.shape)
+    if index is not None and all(step == 1 for step in steps(site)[0]):
+        return drawn_rows(reading, site, inputs, torch.unravel_index(index, extent), own=own)
     padded = windowed_input(reading, site, inputs)
     if own and not takes_all(reading, padded.shape[1]):
         padded = padded.index_select(1, reading.positions.flatten().to(padded.device))
@@ -243,6 +245,32 @@ def read_rows(reading: Reading, site: Consumer, inputs: Tensor, index: Tensor | 
     places = torch.unravel_index(index, extent)
     rows = torch.arange(batch, device=inputs.device)[:, None]
     return windows[(rows, *places)].reshape(-1, columns)
+
+
+def drawn_rows(reading: Reading, site: Consumer, inputs: Tensor, places: tuple[Tensor, ...], *, own: bool) -> Tensor:
+    """As `read_rows`, of output positions `places`, a (B, P) for each dimension, without a padded copy of inputs."""
+    if site.groups > 1:
+        size = inputs.shape[1] // site.groups
+        inputs = inputs.narrow(1, reading.block * size, size)
+    batch, channels, *sizes = inputs.shape
+    dims = len(sizes)
+    flat = torch.zeros((1,) * (2 + dims), dtype=torch.int64, device=inputs.device)  # to (B, P, taps…), row-major
+    outside = torch.zeros_like(flat, dtype=torch.bool)
+    geometry = zip(
+        places, sizes, margins(reading, site), site.window.dilation, reading.kernel, steps(site)[1], strict=True
+    )
+    for dim, (place, size, (before, _), spread, width, step) in enumerate(geometry):
+        taps = spread * torch.arange(width, device=inputs.device) - before
+        at = (step * place[:, :, None] + taps).reshape(*place.shape, *(width if dim == d else 1 for d in range(dims)))
+        flat = flat * size + at.clamp(0, size - 1)
+        outside = outside | (at < 0) | (at >= size)
+    count = flat[0, 0].numel()
+    picked = inputs.flatten(2).gather(2, flat.reshape(batch, 1, -1).expand(-1, channels, -1))  # (B, C, P·taps)
+    if bool(outside.any()):
+        picked.masked_fill_(outside.reshape(batch, 1, -1), 0.0)
+    if own and not takes_all(reading, channels):
+        picked = picked.index_select(1, reading.positions.flatten().to(picked.device))
+    return picked.reshape(batch, picked.shape[1], -1, count).transpose(1, 2).reshape(-1, picked.shape[1] * count)
 
 
 def windowed_input(reading: Reading, site: Consumer, inputs: Tensor) -> Tensor:

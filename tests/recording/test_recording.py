@@ -17,6 +17,7 @@ from compress.recording.record import (
     SamplePlan,
     plan_samples,
     record_moments,
+    restrict_readings,
 )
 from compress.recording.store import ActivationStore
 from compress.units.find import find_units
@@ -276,3 +277,15 @@ def test_what_exceeds_the_bound_is_not_kept() -> None:
         assert store.sizes == {0: 80}
     finally:
         store.close()
+
+
+def test_drawn_rows_are_those_of_all_positions_at_their_places(network: tuple) -> None:  # type: ignore[type-arg]
+    _, _, state, groups = network
+    for whole in find_readings(groups["first"], state):
+        for reading in (*restrict_readings([whole], torch.tensor([1, 4])), whole):
+            (site,) = reading.sites
+            inputs = torch.randn(3, 6, 9, 8, generator=torch.Generator().manual_seed(2))
+            everything = read_rows(reading, site, inputs, None, own=True).reshape(3, -1, reading.columns)
+            index = torch.rand(3, everything.shape[1], generator=torch.Generator().manual_seed(3)).topk(5, 1).indices
+            drawn = read_rows(reading, site, inputs, index, own=True).reshape(3, 5, -1)
+            assert torch.equal(drawn, everything.gather(1, index[:, :, None].expand(-1, -1, reading.columns)))
