@@ -324,6 +324,7 @@ class Runs:
     def forecast(self, best: Best, rate: float, steps: int) -> ForecastReport | None:
         """What more samples would bring: from whole descents on parts of them, and the one on all."""
         points = []
+        self.progress.stage("recovering on parts of the samples", sum(max(1, round(share * steps)) for share in PARTS))
         for share in PARTS:
             samples = round(share * len(self.seen.sizes())) * self.seen.stream.batch_size
             part = self.after(rate, max(1, round(share * steps)), samples) if samples else None
