@@ -78,18 +78,18 @@ def export(
             for name in (MODEL, CONFIG):
                 shutil.copyfile(folder / name, place / name)
             progress.stage("exporting")
-            made = write_exports(kinds, place, report, module, samples, only_batch=only_batch, arch=arch)
+            exports = write_exports(kinds, place, report, module, samples, only_batch=only_batch, arch=arch)
             for kind in kinds:
                 put(place / EXPORTS[kind], folder / EXPORTS[kind])
     except OSError as error:
         raise OutputError(f"Cannot write to {str(folder)!r}: {error.strerror or error}.") from None
-    report = report.with_exports(made)
+    report = report.with_exports(exports)
     with new_file(folder / report.FILE) as draft:
         write_json(draft, report.to_json())
     write_pages(folder, report)
     if (folder / CHECKSUMS).is_file():
         write_checksums(folder)
-    return Exported(str(folder), tuple(made))
+    return Exported(str(folder), tuple(exports))
 
 
 def put(made: Path, target: Path) -> None:

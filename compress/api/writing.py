@@ -202,15 +202,15 @@ def export_all(
     arch: str | None = None,
 ) -> tuple[list[ExportReport], list[tuple[str, CompressError]]]:
     """Every export of the artifact in `draft` that works, and (kind, fault) of those that do not; no file of them."""
-    made: list[ExportReport] = []
+    exports: list[ExportReport] = []
     faults: list[tuple[str, CompressError]] = []
     for kind in kinds:
         progress.stage(f"exporting {kind}")
         try:
-            made.append(export_one(kind, draft, report, module, samples(), arch))
+            exports.append(export_one(kind, draft, report, module, samples(), arch))
         except (UnsupportedError, OutputError) as error:
             faults.append((kind, error))
-    return made, faults
+    return exports, faults
 
 
 def export_one(

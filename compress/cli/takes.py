@@ -65,15 +65,15 @@ def takes(
             recipe = resolve_recipe(typed, given.get("recipe_file"), given.get("file", given.get("folder")), argument)
             command(recipe, **rest)
 
-        made = [(info.everyday, parameter_of(key, info, key in required)) for key, info in chosen.items()]
+        options = [(info.everyday, parameter_of(key, info, key in required)) for key, info in chosen.items()]
         return declare(
             with_recipe,
             [
                 *ARGUMENTS[argument],
-                *(parameter for everyday, parameter in made if everyday),
+                *(parameter for everyday, parameter in options if everyday),
                 *([keyword("recipe_file", RecipeFile, None)] if argument in ("file", "optional") else []),
                 *parameters,
-                *(parameter for everyday, parameter in made if not everyday),
+                *(parameter for everyday, parameter in options if not everyday),
             ],
         )
 

@@ -247,11 +247,11 @@ def describe_names(arrays: Collection[object]) -> str:
     names = sorted(str(name) for name in arrays)
     if not names:
         return "no array"
-    shown = ", ".join(f"`{each}`" for each in names[:8]) + (" and more" if len(names) > 8 else "")
+    shown = ", ".join(f"`{name}`" for name in names[:8]) + (" and more" if len(names) > 8 else "")
     if set(names) & {"images", "inputs"}:
         return f"{shown}; give one of `images` and `inputs`"
-    answers = [each for each in names if each in ("labels", "targets")]
-    inputs = [each for each in names if each not in answers]
+    answers = [name for name in names if name in ("labels", "targets")]
+    inputs = [name for name in names if name not in answers]
     if answers and inputs:
         return f"{shown}; say which are the inputs, such as PATH?inputs={','.join(inputs)}&{answers[0]}={answers[0]}"
     if answers:

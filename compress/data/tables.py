@@ -69,7 +69,7 @@ class Columns:
             targets = np.stack([read_column(spec, name, table[name]) for name in self.target], 1)
             targets = check_target_array(spec, targets, count)
         if self.text is not None and self.tokenizer is not None:
-            ids, mask = encode_lines(spec, [str(one) for one in table[self.text]], self.tokenizer, self.length)
+            ids, mask = encode_lines(spec, [str(text) for text in table[self.text]], self.tokenizer, self.length)
             return ArraySource(
                 spec, None, ids, labels, images=False, class_names=classes, targets=targets, further=(mask,),
                 names=("input_ids", "attention_mask"),
@@ -115,12 +115,12 @@ def read_labels(spec: str, name: str, values: Sequence[Any] | np.ndarray) -> tup
     numbers = np.array([as_number(value) for value in values])
     if np.isfinite(numbers).all():
         return check_label_array(spec, numbers, len(numbers)), None
-    words = [str(one).strip() for one in values]
+    words = [str(value).strip() for value in values]
     empty = [number for number, word in enumerate(words) if not word]
     if empty:
         raise DataError(f"{spec}: column {name!r}, row {empty[0] + 1}: the label is missing.")
     classes, places = np.unique(words, return_inverse=True)
-    return places.astype(np.int64), tuple(str(one) for one in classes)
+    return places.astype(np.int64), tuple(str(name) for name in classes)
 
 
 def open_csv(spec: str, path: Path, options: Mapping[str, Any]) -> DataSource:

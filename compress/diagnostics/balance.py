@@ -125,7 +125,9 @@ def balance_units(
         done += 1
     after = sum_of_squares(wide, weights), sum_of_squares(wide, names)
     changed = {part.name for scaling in scalings for part in (*scaling.weights, *scaling.shifts, *scaling.outputs)}
-    result = {name: wide[name].to(value.dtype) if name in changed else value.detach() for name, value in state.items()}
+    rescaled = {
+        name: wide[name].to(value.dtype) if name in changed else value.detach() for name, value in state.items()
+    }
     layers = []
     for scaling, (ratio, path) in zip(scalings, described, strict=True):
         new_ratio, new_path = _norms(scaling, wide)
@@ -137,7 +139,7 @@ def balance_units(
                 "path_norm": [path, new_path],
             }
         )
-    return Balanced(result, done, (before[0], after[0]), (before[1], after[1]), tuple(layers))
+    return Balanced(rescaled, done, (before[0], after[0]), (before[1], after[1]), tuple(layers))
 
 
 def balancing_factors(

@@ -216,18 +216,18 @@ class ChannelFlow:
     def broadcast(self, flows: list[Flow], node: fx.Node) -> Flow:
         """Dimensions aligned at the right; size-1 dimensions impose nothing, all others are joined."""
         rank = max((len(flow) for flow in flows), default=0)
-        result: list[Dimension] = []
+        dimensions: list[Dimension] = []
         for position in range(-rank, 0):
             present = [flow[position] for flow in flows if len(flow) >= -position]
             wide = [dimension for dimension in present if dimension_size(dimension) != 1]
             if not wide:
-                result.append((Factor(1),))
+                dimensions.append((Factor(1),))
                 continue
             joined = wide[0]
             for other in wide[1:]:
                 joined = self.join(joined, other, node)
-            result.append(joined)
-        return tuple(result)
+            dimensions.append(joined)
+        return tuple(dimensions)
 
     def touch(
         self,

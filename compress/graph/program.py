@@ -477,12 +477,12 @@ def _made(name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def _written(whole: Tensor, part: Tensor, path: Sequence[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Tensor:
     """A copy of `whole` whose view along `path` holds `part`."""
-    result = whole.clone()
-    view: Any = result
+    written = whole.clone()
+    view: Any = written
     for target, args, kwargs in path:
         view = target(view, *args, **kwargs)
     view.copy_(part)
-    return result
+    return written
 
 
 def _changes_argument(node: fx.Node) -> bool:

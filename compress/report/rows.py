@@ -164,7 +164,8 @@ def flip_rows(figures: Sequence[FigureReport]) -> list[tuple[str, str, str, str]
 def time_rows(times: Sequence[MapTime]) -> list[tuple[str, ...]]:
     """Rows (layer, whole, predicted, measured) of milliseconds of each linear map by itself."""
     return [
-        (one.name, *(f"{value:.3f}" for value in (one.whole_ms, one.predicted_ms, one.measured_ms))) for one in times
+        (time.name, *(f"{value:.3f}" for value in (time.whole_ms, time.predicted_ms, time.measured_ms)))
+        for time in times
     ]
 
 

@@ -47,15 +47,15 @@ def _has_place(module: nn.Module, consumer: Consumer) -> bool:
 
 def with_biases(module: nn.Module, names: Sequence[str]) -> nn.Module:
     """A copy that shares all tensors of `module` and has zero biases under the given state names besides."""
-    result = copy_with(module, {id(tensor): tensor for tensor in named_tensors(module).values()})
+    biased = copy_with(module, {id(tensor): tensor for tensor in named_tensors(module).values()})
     for name in names:
-        owner = result.get_submodule(name.rpartition(".")[0])
+        owner = biased.get_submodule(name.rpartition(".")[0])
         weight = owner.weight
         assert isinstance(weight, torch.Tensor), "only called for maps that have a weight"
         transposed, groups = bool(getattr(owner, "transposed", False)), int(getattr(owner, "groups", 1))
         outputs = weight.shape[1] * groups if transposed else weight.shape[0]
         owner.bias = nn.Parameter(weight.new_zeros(outputs), requires_grad=weight.requires_grad)
-    return result
+    return biased
 
 
 def without_idle_biases(narrowed: Narrowed, names: Iterable[str]) -> Narrowed:

@@ -201,7 +201,7 @@ def same_extents(program: Program, nodes: frozenset[str], value: str) -> bool:
     wanted = program.shape(value)
     shapes = [program.shape(name) for name in entering if isinstance(program.nodes[name].meta.get("val"), Tensor)]
     return all(
-        len(shape) == len(wanted) and sum(one != other for one, other in zip(shape, wanted, strict=True)) <= 1
+        len(shape) == len(wanted) and sum(size != other for size, other in zip(shape, wanted, strict=True)) <= 1
         for shape in shapes
     )
 
@@ -277,7 +277,7 @@ def replacements(
     state = {**network.state, **weights}
     wanted = {value for branch in going for value in branch.constants.values()}
     values = masked_values(network.program, state, kept, network.groups, network.examples, wanted)
-    result: dict[str, Replacement] = {}
+    in_place_of: dict[str, Replacement] = {}
     for branch in going:
         constants = {path: constant_part(values[value]) for path, value in branch.constants.items()}
         rank, given = next((tensor.dim(), tensor) for tensor in constants.values())
@@ -285,8 +285,8 @@ def replacements(
             tuple(dim for dim in range(rank) if given.shape[dim] == 1 or given.numel() == 1) if branch.spread else ()
         )
         for path in branch.modules:
-            result[path] = Replacement(constants.get(path), along, branch.outputs.get(path, 0))
-    return result
+            in_place_of[path] = Replacement(constants.get(path), along, branch.outputs.get(path, 0))
+    return in_place_of
 
 
 def constant_part(value: Tensor) -> Tensor:

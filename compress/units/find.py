@@ -93,19 +93,19 @@ def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[Dra
         trial = trial or Trial(graph, module, drafts)
         accepted.update(trial.search(waiting))
         rejected.update(index for index in waiting if index not in accepted)
-    result: dict[int, UnitGroup] = {}
+    judged: dict[int, UnitGroup] = {}
     final = set(chosen)
     for index, group in enumerate(groups):
         if not group.prunable or index in final:
-            result[index] = accepted.get(index, group)
+            judged[index] = accepted.get(index, group)
         elif index < untied and index in rejected:
             message = SkipKind.BAKED.value + _stream_hint(drafts[:untied], index)
-            result[index] = group.skipped(Skip(SkipKind.BAKED, message))
+            judged[index] = group.skipped(Skip(SkipKind.BAKED, message))
         elif index < untied:
             taken = next(other for other in sorted(drafts[index].siblings) if other in final)
             name = groups[taken].name.partition("#")[0]
-            result[index] = group.skipped(Skip(SkipKind.TAKEN, f"its weights are cut as part of {name}"))
-    return _without_repeats(drafts, result)
+            judged[index] = group.skipped(Skip(SkipKind.TAKEN, f"its weights are cut as part of {name}"))
+    return _without_repeats(drafts, judged)
 
 
 def _without_repeats(drafts: Sequence[Draft], groups: Mapping[int, UnitGroup]) -> tuple[UnitGroup, ...]:

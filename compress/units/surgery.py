@@ -190,7 +190,7 @@ def masked_values(
     """Values by name in the original program with removed units masked."""
     masked, override = mask_units(program, state, kept, groups)
     with torch.no_grad():
-        return {name: each[0] for name, each in run(program, (masked,), inputs, wanted, override=override).items()}
+        return {name: values[0] for name, values in run(program, (masked,), inputs, wanted, override=override).items()}
 
 
 def mask_units(
@@ -248,13 +248,13 @@ def _over_kept(masks: dict[int, Tensor], norm: Normalisation | None) -> Override
         first = rank - len(rest[0]) if norm.sizes else 1
         sizes = list(small.shape[first:]) if norm.sizes else rest[0]
         given = {name: select(value, first) for name, value in keywords.items()}
-        result = step.target(small, sizes, *(select(value, first) for value in rest[1:]), **given)
+        output = step.target(small, sizes, *(select(value, first) for value in rest[1:]), **given)
         for dim, index in kept.items():
-            shape = list(result.shape)
+            shape = list(output.shape)
             shape[dim] = source.shape[dim]
-            grown = torch.zeros(shape, dtype=result.dtype, device=device)
-            result = grown.index_copy(dim, index, result)
-        return result
+            grown = torch.zeros(shape, dtype=output.dtype, device=device)
+            output = grown.index_copy(dim, index, output)
+        return output
 
     return call
 

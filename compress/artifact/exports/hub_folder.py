@@ -129,12 +129,12 @@ def card_metadata(report: Report, title: str, tags: list[str], scores: Scores | 
     evaluation = report.inputs.data.evaluation
     if scores is not None and scores.top1 is not None and evaluation is not None:
         images = len(report.inputs.architecture.input_shape) == 3
-        result = {
+        evaluated = {
             "task": {"type": "image-classification" if images else "other"},
             "dataset": {"name": evaluation.source, "type": "custom"},
             "metrics": [{"type": "accuracy", "value": round(scores.top1, 6), "name": "top-1 accuracy"}],
         }
-        metadata["model-index"] = [{"name": title, "results": [result]}]
+        metadata["model-index"] = [{"name": title, "results": [evaluated]}]
     return metadata
 
 

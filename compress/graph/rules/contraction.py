@@ -52,13 +52,13 @@ def map_channels(flow: ChannelFlow, node: fx.Node) -> Flow:
 def contract(flow: ChannelFlow, linear: LinearMap, channels: Dimension) -> Dimension:
     """Join the input's channels with the weight's input dimension; the output's channels are the weight's other one."""
     weight = flow.of(linear.matrix)
-    read, made = weight[linear.layout.input_dim], weight[linear.layout.output_dim]
+    read, output = weight[linear.layout.input_dim], weight[linear.layout.output_dim]
     joined = flow.join(channels, read, linear.node)
     if linear.weight is None:
         flow.pin(joined, f"is read by {flow.where(linear.node)}, whose weight is computed and not a parameter")
-    made = join_bias(flow, linear, made)
-    flow.contractions.append(Contraction(linear, channels, read, made))
-    return made
+    output = join_bias(flow, linear, output)
+    flow.contractions.append(Contraction(linear, channels, read, output))
+    return output
 
 
 def contract_groups(flow: ChannelFlow, linear: LinearMap, channels: Dimension) -> Dimension:
@@ -77,14 +77,16 @@ def contract_groups(flow: ChannelFlow, linear: LinearMap, channels: Dimension) -
     read = w[1] if plain else outer[1]
     if dimension_size(per_group_input) > 1:
         per_group_input = flow.join(per_group_input, read, node)
-    made: Dimension = (*which, *per_group_output)
+    output: Dimension = (*which, *per_group_output)
     if linear.weight is None:
         flow.pin(per_group_input, f"is read by {flow.where(node)}, whose weight is computed and not a parameter")
-    made = join_bias(flow, linear, made)
+    output = join_bias(flow, linear, output)
     flow.touch(node, which, Touch.Kind.GROUPS, "groups", count=linear.groups)
     reads = dimension_size(per_group_input) > 1
-    flow.contractions.append(Contraction(linear, (*inner[0], *inner[1]) if reads else (), read if reads else (), made))
-    return made
+    flow.contractions.append(
+        Contraction(linear, (*inner[0], *inner[1]) if reads else (), read if reads else (), output)
+    )
+    return output
 
 
 def join_bias(flow: ChannelFlow, linear: LinearMap, made: Dimension) -> Dimension:

@@ -109,7 +109,7 @@ def mark_sums(flow: ChannelFlow, node: fx.Node) -> None:
 def map_product(flow: ChannelFlow, node: fx.Node) -> Flow:
     """mul and div: homogeneous as long as only one operand depends on the units (the other scales them)."""
     flows = [flow.of(value) for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node)]
-    result = flow.broadcast([tracked for tracked in flows if tracked], node)
+    dimensions = flow.broadcast([tracked for tracked in flows if tracked], node)
     operands = [value for value in node.args[:2] if isinstance(value, fx.Node)]
     active = [
         value
@@ -118,8 +118,8 @@ def map_product(flow: ChannelFlow, node: fx.Node) -> Flow:
     ]
     divides = operation_name(node).startswith("div") and len(operands) == 2 and operands[1] in active
     if len(active) > 1 or divides:
-        flow.touch_flow(node, result, Touch.Kind.OTHER, "gate", False)
-    return result
+        flow.touch_flow(node, dimensions, Touch.Kind.OTHER, "gate", False)
+    return dimensions
 
 
 def map_prelu(flow: ChannelFlow, node: fx.Node) -> Flow:

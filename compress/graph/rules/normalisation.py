@@ -58,16 +58,16 @@ def map_layer_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     x = flow.of(node.args[0])
     count = len(node.args[1])  # type: ignore[arg-type]
     record_statistic(flow, node, list(range(len(x) - count, len(x))))
-    result = list(x)
+    dimensions = list(x)
     for value in (argument(node, 2, "weight"), argument(node, 3, "bias")):
         affine = flow.of(value)
         for offset, dimension in enumerate(affine):
             at = len(x) - len(affine) + offset
             if dimension_size(dimension) > 1:
-                result[at] = flow.join(result[at], dimension, node)
-    for dimension in result[len(x) - count :]:
+                dimensions[at] = flow.join(dimensions[at], dimension, node)
+    for dimension in dimensions[len(x) - count :]:
         flow.touch(node, dimension, Touch.Kind.SHAPE, operation_name(node))
-    return tuple(result)
+    return tuple(dimensions)
 
 
 def map_group_norm(flow: ChannelFlow, node: fx.Node) -> Flow:

@@ -16,20 +16,20 @@ from compress.graph.trace import NetworkGraph
 def regroup(flow: ChannelFlow, node: fx.Node, source: Flow, sizes: tuple[int, ...]) -> Flow:
     """A row-major view: the sequence of all factors is cut at other places, splitting factors where needed."""
     remaining: list[Factor] = [factor for dimension in source for factor in dimension if factor.size != 1]
-    result: list[Dimension] = []
+    dimensions: list[Dimension] = []
     for position, size in enumerate(sizes):
         if size == 1:
-            result.append((Factor(1),))
+            dimensions.append((Factor(1),))
             continue
         taken = flow.atoms.split_dimension(tuple(remaining), size)
         if taken is None:
             reason = f"is viewed in a way that mixes its positions ({flow.where(node)})"
             flow.pin(tuple(remaining), reason)
-            return (*result, *_repair(flow, tuple(remaining), sizes[position:]))
+            return (*dimensions, *_repair(flow, tuple(remaining), sizes[position:]))
         head, tail = taken
-        result.append(head)
+        dimensions.append(head)
         remaining = list(tail)
-    return tuple(result)
+    return tuple(dimensions)
 
 
 def _repair(flow: ChannelFlow, remaining: Dimension, sizes: tuple[int, ...]) -> Flow:
@@ -56,12 +56,12 @@ def _repair(flow: ChannelFlow, remaining: Dimension, sizes: tuple[int, ...]) -> 
 def map_view(flow: ChannelFlow, node: fx.Node) -> Flow:
     """view, reshape, flatten, unflatten."""
     source, sizes = flow.of(node.args[0]), flow.sizes(node)
-    result = regroup(flow, node, source, sizes)
+    dimensions = regroup(flow, node, source, sizes)
     literal = operation_name(node) != "flatten"
     if literal:
-        for dimension in result:
+        for dimension in dimensions:
             flow.touch_shape(node, dimension)
-    return result
+    return dimensions
 
 
 def map_permute(flow: ChannelFlow, node: fx.Node) -> Flow:
@@ -126,27 +126,27 @@ def map_expand(flow: ChannelFlow, node: fx.Node) -> Flow:
     """expand: repeated values along a dimension may be cut anywhere."""
     x, sizes = flow.of(node.args[0]), flow.sizes(node)
     offset = len(sizes) - len(x)
-    result: list[Dimension] = []
+    dimensions: list[Dimension] = []
     for index, size in enumerate(sizes):
         known = x[index - offset] if index >= offset else (Factor(1),)
         if dimension_size(known) == size:
-            result.append(known)
+            dimensions.append(known)
             flow.touch_shape(node, known)
         else:
-            result.append((Factor(size, UNIFORM),))
-    return tuple(result)
+            dimensions.append((Factor(size, UNIFORM),))
+    return tuple(dimensions)
 
 
 def map_repeat(flow: ChannelFlow, node: fx.Node) -> Flow:
     """repeat, tile: copies one after the other, (copies, positions)."""
     x, sizes = flow.of(node.args[0]), flow.sizes(node)
     offset = len(sizes) - len(x)
-    result: list[Dimension] = []
+    dimensions: list[Dimension] = []
     for index, size in enumerate(sizes):
         known = x[index - offset] if index >= offset else (Factor(1),)
         old = dimension_size(known)
-        result.append(known if old == size else (Factor(size // old, UNIFORM), *known))
-    return tuple(result)
+        dimensions.append(known if old == size else (Factor(size // old, UNIFORM), *known))
+    return tuple(dimensions)
 
 
 def map_repeat_interleave(flow: ChannelFlow, node: fx.Node) -> Flow:
@@ -166,16 +166,16 @@ def map_concatenation(flow: ChannelFlow, node: fx.Node) -> Flow:
     parts = [flow.of(value) for value in node.args[0]]  # type: ignore[union-attr]
     parts = [part for part in parts if part and not (len(part) == 1 and dimension_size(part[0]) == 0)]
     dim = int(argument(node, 1, "dim", 0)) % len(parts[0])
-    result: list[Dimension] = []
+    dimensions: list[Dimension] = []
     for index in range(len(parts[0])):
         if index == dim:
-            result.append(flow.atoms.concatenate([part[index] for part in parts]))
+            dimensions.append(flow.atoms.concatenate([part[index] for part in parts]))
             continue
         joined = parts[0][index]
         for part in parts[1:]:
             joined = flow.join(joined, part[index], node)
-        result.append(joined)
-    return tuple(result)
+        dimensions.append(joined)
+    return tuple(dimensions)
 
 
 def map_stack(flow: ChannelFlow, node: fx.Node) -> Flow:

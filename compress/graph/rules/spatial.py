@@ -33,7 +33,7 @@ def map_pad(flow: ChannelFlow, node: fx.Node) -> Flow:
     x, sizes = flow.of(node.args[0]), flow.sizes(node)
     padding = list(node.args[1])  # type: ignore[arg-type]
     mode = argument(node, 2, "mode", "constant") if operation_name(node) == "pad" else operation_name(node)
-    result = list(x)
+    dimensions = list(x)
     for pair in range(len(padding) // 2):
         dim = len(x) - 1 - pair
         before, after = padding[2 * pair], padding[2 * pair + 1]
@@ -42,16 +42,16 @@ def map_pad(flow: ChannelFlow, node: fx.Node) -> Flow:
         numbers = isinstance(before, int) and isinstance(after, int) and min(before, after) >= 0
         if not numbers or "constant" not in str(mode) or not is_tracked(x[dim]):
             flow.pin(x[dim], f"is padded by {flow.where(node)}")
-            result[dim] = flow.fixed([sizes[dim]])[0]
+            dimensions[dim] = flow.fixed([sizes[dim]])[0]
             continue
         sides = [(Factor(width, flow.atoms.fresh(width)),) if width else () for width in (before, after)]
         parts = (x[dim], Touch.Padding.INSIDE), (sides[0], Touch.Padding.BEFORE), (sides[1], Touch.Padding.AFTER)
         for part, place in parts:
             flow.touch(node, part, Touch.Kind.SHAPE, "pad", padding=place)
-        result[dim] = flow.atoms.concatenate([part for part in (sides[0], x[dim], sides[1]) if part])
+        dimensions[dim] = flow.atoms.concatenate([part for part in (sides[0], x[dim], sides[1]) if part])
     if any(isinstance(value, (int, float)) and value for value in node.args[2:]):
-        flow.touch_flow(node, tuple(result), Touch.Kind.OTHER, "pad", False)
-    return tuple(result)
+        flow.touch_flow(node, tuple(dimensions), Touch.Kind.OTHER, "pad", False)
+    return tuple(dimensions)
 
 
 def read_pooling(network: NetworkGraph, node: fx.Node) -> Pooling:
