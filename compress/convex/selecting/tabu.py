@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _CHAINS = 4
-_STEPS = 100  # fewer steps than these find nothing
+_STEPS = 20  # fewer steps than these find nothing
 _STAYS_OUT, _STAYS_IN = 8, 1  # steps for which a unit may not come back, or leave; a random few more
 _PATIENCE = 50  # steps, and one a unit, without a record of its own after which a chain starts anew at random
 _REFRESH = 50  # exchanges after which the arrays are computed anew, to drop their rounding
