@@ -32,10 +32,11 @@ PRETENDED = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch cannot pretend a device",
 )
-HERE = ("residual", "Vit", "Inception", "SeveralOutputs", "Tokens", "degenerate")
+FEW = ("residual", "Vit", "Inception", "SeveralOutputs", "Tokens", "degenerate")  # for which there is time everywhere
+WHERE = [pytest.param(NAME, marks=PRETENDED), *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-@pytest.fixture(params=[pytest.param(NAME, marks=PRETENDED), pytest.param("cuda", marks=CUDA)])
+@pytest.fixture(params=WHERE)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a device that is there."""
     if request.param == "cuda":
@@ -64,10 +65,8 @@ def recipe(device: str, folder: Path, **more: Any) -> compress.Recipe:
     return compress.make_recipe({key: value for key, value in given.items() if value is not None})
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", SHAPES if torch.cuda.is_available() else FEW)
 def test_a_network_is_cut_as_on_the_cpu(device: str, name: str, tmp_path: Path) -> None:
-    if device == NAME and name not in HERE:
-        pytest.skip("on a real device alone: there is time for a few")
     given = options(name, tmp_path)
     there = run(given, keep=0.5, device=device, output=str(tmp_path / "there")).report
     here = run(given, keep=0.5, output=str(tmp_path / "here")).report
@@ -77,10 +76,8 @@ def test_a_network_is_cut_as_on_the_cpu(device: str, name: str, tmp_path: Path) 
         assert (one.fit.error or 0) == pytest.approx(other.fit.error or 0, rel=0.02, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["residual", "Vit", "segmentation"])
+@pytest.mark.parametrize("name", ["residual", *(["Vit", "segmentation"] if torch.cuda.is_available() else [])])
 def test_the_same_budget_gives_the_same_bytes(device: str, name: str, tmp_path: Path) -> None:
-    if device == NAME and name != "residual":
-        pytest.skip("on a real device alone: there is time for one")
     given = options(name, tmp_path)
     for folder in ("one", "two"):
         run(given, macs=0.6, device=device, output=str(tmp_path / folder), **cut(device))
