@@ -7,6 +7,7 @@ values that are known, and some steps may be computed in another way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,6 +133,10 @@ class Program:
     def shape(self, name: str) -> tuple[int, ...]:
         """Traced shape of a value; the batch, where it is symbolic, has its traced size."""
         return self._shapes[name.partition(_AGAIN)[0]]
+
+    def computed(self) -> int:
+        """Elements of all tensors that the traced batch computes, views counted in."""
+        return sum(math.prod(shape) for name, shape in self._shapes.items() if name not in self.leaves)
 
     def tensor(self, name: str) -> str | None:
         """State name of the tensor that a leaf holds; None for any other value."""

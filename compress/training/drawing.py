@@ -12,7 +12,7 @@ from compress.compression.problem import SampleStream
 
 SHIFT = 16  # an image is shifted by up to this part of its side
 SMALLEST_IMAGE = 16  # pixels a side
-STEP_NUMBERS = 2**21  # input numbers in a batch of more than the fewest, at most: what gradients need follows them
+STEP_VALUES = 2**27  # numbers that a batch of more than the fewest makes in the network, at most: gradients need them
 ON_CPU = 16, 64, 200  # fewest and most samples in a batch, and steps of an epoch where these let
 ON_DEVICE = 32, 256, 100
 HELD_SHARE = 0.25  # of an accelerator's free memory, that inputs may take
@@ -157,13 +157,16 @@ def takes_images(examples: Sequence[Tensor]) -> bool:
     )
 
 
-def step_batch(probe: Tensor, samples: int) -> int:
-    """Samples in a batch that gradients are taken of: few of large ones, and few where there are few.
+def step_batch(probe: Tensor, samples: int, values: int) -> int:
+    """Samples in a batch that gradients are taken of: few where each fills much memory, and few where there are few.
 
     More on an accelerator, where a step takes about as long whatever is in it.
+
+    Args:
+        values: numbers that one sample makes on its way through the network.
     """
     fewest, most, steps = ON_CPU if probe.device.type == "cpu" else ON_DEVICE
-    largest = max(fewest, min(most, STEP_NUMBERS // max(1, probe[0].numel())))
+    largest = max(fewest, min(most, STEP_VALUES // max(1, values)))
     wanted = 1 << (max(1, samples // steps).bit_length() - 1)  # a power of two
     return max(fewest, min(largest, wanted))
 

@@ -236,9 +236,18 @@ def test_images_are_moved_by_a_few_pixels_and_other_inputs_are_none() -> None:
     assert takes_images([image])
     assert not takes_images([image, image])
     assert not any(takes_images([torch.zeros(shape)]) for shape in ((2, 7), (2, 8, 32, 32), (2, 3, 4, 4)))
-    assert step_batch(torch.zeros(2, 3, 224, 224), 10**5) < step_batch(torch.zeros(2, 3, 32, 32), 10**5)
-    assert step_batch(torch.zeros(2, 3, 32, 32, device="meta"), 10**5) > step_batch(torch.zeros(2, 3, 32, 32), 10**5)
-    assert step_batch(torch.zeros(2, 3, 32, 32), 1800) < step_batch(torch.zeros(2, 3, 32, 32), 10**5)
+
+
+def test_batches_of_steps_follow_what_a_sample_fills() -> None:
+    here, there = torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 32, 32, device="meta")
+    usual = step_batch(here, 10**5, 10**6)
+    assert step_batch(here, 10**5, 10**8) < usual
+    assert step_batch(there, 10**5, 10**6) > usual
+    assert step_batch(here, 1800, 10**6) < usual
+    program = Program.of(
+        trace_network(nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2)).eval(), (torch.zeros(2, 4),))
+    )
+    assert program.computed() == 2 * (9 + 9 + 2)
 
 
 def test_the_rate_rises_then_falls() -> None:

@@ -140,7 +140,9 @@ def _recover(
 ) -> tuple[nn.Module, Recovery]:
     fitting, held_back = problem.fitting, problem.held_back
     if prepared.network.batch_size is None:
-        size = min(fitting.batch_size, step_batch(prepared.network.examples[0], fitting.count))
+        probe = prepared.network.examples[0]
+        values = prepared.network.program.computed() // len(probe)
+        size = min(fitting.batch_size, step_batch(probe, fitting.count, values))
         fitting, held_back = (replace(stream, batch_size=size) for stream in (fitting, held_back))
     steps = recipe.recovery if isinstance(recipe.recovery, int) else None
     return recover(
