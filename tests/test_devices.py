@@ -18,6 +18,7 @@ from torch.utils import backend_registration
 import compress
 from compress.demo import DEMO_OPTIONS
 from compress.zoo import run_zoo
+from tests.clocks import use_steady_clock
 from tests.pretended_device import NAME, OnDevice, pretend
 from tests.test_strange_networks import SHAPES, options, run
 from tests.training import test_train_command
@@ -97,12 +98,17 @@ def test_a_budget_is_kept_recovered_exported_and_verified(device: str, tmp_path:
         assert again["top1"] == pytest.approx(result.report.evaluation.compressed.top1, abs=0.01)
 
 
-def test_widths_are_chosen_by_time_and_by_accuracy(device: str, tmp_path: Path) -> None:
+def test_widths_are_chosen_by_time_and_by_accuracy(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if device != NAME:
         found = compress.run(recipe(device, tmp_path / "drop", macs=None, max_drop=2), dry_run=True).report
         assert found.evaluation.drop_points <= 2
-    timed = compress.run(recipe(device, tmp_path / "time", macs=None, latency=0.95, force_gate=True), dry_run=True)
-    assert {each.device for each in timed.report.cost.latency} == {f"{device}:0"}
+    use_steady_clock(monkeypatch)
+    timed = compress.run(recipe(device, tmp_path / "time", macs=None, latency=0.7, force_gate=True), dry_run=True)
+    before, after = timed.report.cost.parameters
+    assert after < before
+    assert {latency.device for latency in timed.report.cost.latency} == {f"{device}:0"}
 
 
 def test_looking_balancing_and_plateaus(device: str, tmp_path: Path) -> None:
