@@ -13,5 +13,5 @@ LAYER_FAULTS = (NonFiniteError, SolverError, *LINEAR_ALGEBRA)
 
 def describe_fault(fault: Exception) -> str:
     """Why the layer is left as it is, as part of a sentence."""
-    said = first_line(fault).rstrip(".")
-    return said if isinstance(fault, CompressError) else f"a factorisation of its moments failed: {said}"
+    reason = first_line(fault).rstrip(".")
+    return reason if isinstance(fault, CompressError) else f"a factorisation of its moments failed: {reason}"

@@ -44,19 +44,19 @@ def merge_layers(problem: Problem, rank_tolerance: float, progress: Progress) ->
     groups = {group.name: group for group in problem.groups}
     deviation = math.inf
     for tolerance in ALIGNED:
-        found = {name: aligned_groups(groups[name], each, tolerance) for name, each in moments.items()}
-        if not any(found.values()):
+        mergeable = {name: aligned_groups(groups[name], each, tolerance) for name, each in moments.items()}
+        if not any(mergeable.values()):
             break
         state = dict(problem.state)
-        for name, aligned in found.items():
+        for name, aligned in mergeable.items():
             state.update(merged_weights(moments[name], aligned, state))
         progress.stage("comparing outputs")
         deviation = output_deviation(problem, state)
         if deviation <= OUTPUT_TOLERANCE:
-            merged = sum(len(units) - 1 for aligned in found.values() for units in aligned)
+            merged = sum(len(units) - 1 for aligned in mergeable.values() for units in aligned)
             progress.note(f"{merged} aligned units merged; held-back outputs moved by {deviation:.1e} of the largest")
             results = [
-                describe(moments[group.name], found[group.name], problem.state, state, rank_tolerance)
+                describe(moments[group.name], mergeable[group.name], problem.state, state, rank_tolerance)
                 for group in problem.groups
                 if group.name in moments
             ]
@@ -100,9 +100,9 @@ def merged_weights(
             for first, *others in groups:
                 target = unit_columns(torch.tensor([first]), reading.group_size).to(matrix.device)
                 for other in others:
-                    own = unit_columns(torch.tensor([other]), reading.group_size).to(matrix.device)
-                    matrix[target] += float(gram[first, other] / gram[first, first]) * matrix[own]
-                    matrix[own] = 0
+                    source = unit_columns(torch.tensor([other]), reading.group_size).to(matrix.device)
+                    matrix[target] += float(gram[first, other] / gram[first, first]) * matrix[source]
+                    matrix[source] = 0
             if groups:
                 weights[consumer.weight] = reading.with_matrix(consumer, weight, matrix)
     return weights

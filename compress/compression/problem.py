@@ -63,8 +63,8 @@ class SampleStream:
 
     def batch(self, number: int):  # type: ignore[no-untyped-def]
         """Batch `number`, inputs and labels."""
-        own = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
-        return next(iter(self.source.batches(self.batch_size, own)))
+        batch_indices = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+        return next(iter(self.source.batches(self.batch_size, batch_indices)))
 
     def of_samples(self, places: Tensor) -> tuple[Tensor, ...]:
         """Inputs of samples by their places (B,) in reading order."""
@@ -179,13 +179,13 @@ class Problem:
         """Consumer's node -> the addition behind it, where there is one."""
         if not self.ingredients.shortcuts:
             return {}
-        found = {consumer.node: find_residual(self.program, consumer) for consumer in group.consumers}
-        return {node: residual for node, residual in found.items() if residual is not None}
+        residuals = {consumer.node: find_residual(self.program, consumer) for consumer in group.consumers}
+        return {node: residual for node, residual in residuals.items() if residual is not None}
 
     def rectifiers(self, group: ReadUnits) -> dict[str, Rectifier]:
         """Consumer's node -> the ReLU behind it, where there is one."""
-        found = {consumer.node: find_rectifier(self.program, consumer) for consumer in group.consumers}
-        return {node: rectifier for node, rectifier in found.items() if rectifier is not None}
+        rectifiers = {consumer.node: find_rectifier(self.program, consumer) for consumer in group.consumers}
+        return {node: rectifier for node, rectifier in rectifiers.items() if rectifier is not None}
 
     def plans(self, group: ReadUnits, units: Tensor | None = None) -> tuple[SamplePlan, SamplePlan]:
         """What the fitting and held-back moments of a group, or of some of its units, take."""
@@ -263,18 +263,18 @@ class Recorded:
 
 def record_all(problem: Problem, progress: Progress) -> Recorded:
     """Moments of every group in one pass over the original network, Ψ being its own outputs."""
-    both = {group.name: problem.recorders(group, targets=False) for group in problem.groups}
+    recorder_pairs = {group.name: problem.recorders(group, targets=False) for group in problem.groups}
     for which, stream in enumerate((problem.fitting, problem.held_back)):
-        recorders = [pair[which] for pair in both.values()]
+        recorders = [pair[which] for pair in recorder_pairs.values()]
         progress.stage("recording all layers" if not which else "recording held-back samples", stream.count)
         record_moments(problem.program, recorders, stream.read, stream.sizes(), problem.state, advance=progress.advance)
-    found = Recorded({}, {})
+    recorded = Recorded({}, {})
     for group in problem.groups:
         try:
-            found.moments[group.name] = gather_moments(problem, group, both.pop(group.name))
+            recorded.moments[group.name] = gather_moments(problem, group, recorder_pairs.pop(group.name))
         except LAYER_FAULTS as fault:
-            found.skipped[group.name] = describe_fault(fault)
-    return found
+            recorded.skipped[group.name] = describe_fault(fault)
+    return recorded
 
 
 def gather_moments(problem: Problem, group: ReadUnits, recorders: tuple[GroupRecorder, GroupRecorder]) -> LayerMoments:

@@ -77,8 +77,8 @@ class RunState:
         wanted = json.loads(json.dumps(fingerprint))
         try:
             if path.is_file():
-                found = read_object(path, OutputError, "the state of a run")
-                differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+                stored = read_object(path, OutputError, "the state of a run")
+                differing = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
                 if differing:
                     raise RecipeError(
                         f"The state in {str(folder)!r} is of a run with other {', '.join(differing)}; give the same "
@@ -100,8 +100,8 @@ class RunState:
 
     def read_turn(self, number: int) -> Settled | None:
         """What an earlier run settled in a turn, or None."""
-        found = self._read(f"{self.sweep}-{number}")
-        return None if found is None else Settled.from_file(*found)
+        stored = self._read(f"{self.sweep}-{number}")
+        return None if stored is None else Settled.from_file(*stored)
 
     def write_turn(self, number: int, settled: Settled) -> None:
         """Keep what a turn settled."""
@@ -109,30 +109,31 @@ class RunState:
 
     def read_curves(self) -> KnownCurves | None:
         """Curves and sensitivities of an earlier run, or None."""
-        found = self._read("curves")
-        if found is None:
+        stored = self._read("curves")
+        if stored is None:
             return None
         try:
-            return self._known_curves(*found)
+            return self._known_curves(*stored)
         except (KeyError, TypeError, ValueError, AttributeError):
             return None  # a damaged file is recomputed
 
     @staticmethod
     def _known_curves(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> KnownCurves:
         curves, errors, facts = {}, {}, {}
-        for name, own in about["layers"].items():
-            orders = {method: tensors[f"{name}:order:{method}"] for method in own["orders"]}
-            polished = {int(width): tensors[f"{name}:polished:{width}"] for width in own["polished"]}
+        for name, layer in about["layers"].items():
+            orders = {method: tensors[f"{name}:order:{method}"] for method in layer["orders"]}
+            polished = {int(width): tensors[f"{name}:polished:{width}"] for width in layer["polished"]}
             curves[name] = SelectionCurve(
-                tensors[f"{name}:order"], tensors[f"{name}:curve"], tuple(own["methods"]), orders, polished
+                tensors[f"{name}:order"], tensors[f"{name}:curve"], tuple(layer["methods"]), orders, polished
             )
             errors[name] = tensors[f"{name}:errors"]
-            rank_features, rank_outputs, units, group_size, tolerance = own["bound"]
+            rank_features, rank_outputs, units, group_size, tolerance = layer["bound"]
             spectra = tensors[f"{name}:features"], tensors[f"{name}:outputs"]
             bound = WidthBound(rank_features, rank_outputs, units, group_size, tolerance, *spectra)
-            facts[name] = LayerFacts(bound, own["dead"], own["duplicates"])
+            facts[name] = LayerFacts(bound, layer["dead"], layer["duplicates"])
         measured = {
-            name: [(int(at), float(value)) for at, value in own["measured"]] for name, own in about["layers"].items()
+            name: [(int(at), float(value)) for at, value in layer["measured"]]
+            for name, layer in about["layers"].items()
         }
         return KnownCurves(curves, errors, measured, facts, dict(about["skipped"]))
 
@@ -172,21 +173,21 @@ class RunState:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                said = file.metadata() or {}
+                metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if said["digest"] != hash_tensors(tensors, said["about"]):
+            if metadata["digest"] != hash_tensors(tensors, metadata["about"]):
                 return None
-            return tensors, json.loads(said["about"])
+            return tensors, json.loads(metadata["about"])
         except (OSError, ValueError, KeyError, SafetensorError):
             return None  # a damaged file is recomputed
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         draft, path = self.folder / f"{name}.new", self.folder / f"{name}.safetensors"
-        own = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-        own = own or {"empty": torch.zeros(0)}
+        copies = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+        copies = copies or {"empty": torch.zeros(0)}
         text = json.dumps(about)
         try:
-            save_file(own, draft, metadata={"about": text, "digest": hash_tensors(own, text)})
+            save_file(copies, draft, metadata={"about": text, "digest": hash_tensors(copies, text)})
             draft.replace(path)
         except (OSError, SafetensorError) as error:
             draft.unlink(missing_ok=True)

@@ -123,9 +123,9 @@ def score_samples(
     with torch.inference_mode():
         for number, size in enumerate(sizes):
             start = store.get(number, device) if store is not None else None
-            found = batch(number)
+            samples = batch(number)
             pairs = run(
-                program, (original, current), tuple(part.to(device) for part in found.tensors), nodes, start=start
+                program, (original, current), tuple(part.to(device) for part in samples.tensors), nodes, start=start
             )
             if store is not None:
                 store.drop(number)
@@ -136,8 +136,8 @@ def score_samples(
             sums.start(first, size)
             sums.add(0, first, second, size)
             if answered is not None and answers is not None:
-                wanted = found.labels if found.labels is not None else found.targets
-                answers.add(first[answered.name], second[answered.name], wanted)
+                truth = samples.labels if samples.labels is not None else samples.targets
+                answers.add(first[answered.name], second[answered.name], truth)
             if agreeing is not None and agreement is not None:
                 agreement.add_agreement(first[agreeing.name], second[agreeing.name], size)
             if advance is not None:

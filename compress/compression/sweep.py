@@ -177,9 +177,9 @@ def refine(
     def settle(
         turn: Choose | Refit, units: Tensor | None, moments: LayerMoments, current: Mapping[str, Tensor]
     ) -> Settled:
-        own = kept[turn.group.name] if isinstance(turn, Choose) else units
-        assert own is not None, "a refit names its channels"
-        return Settled(adjust_layer(moments, own, options, problem.state, current))
+        kept_units = kept[turn.group.name] if isinstance(turn, Choose) else units
+        assert kept_units is not None, "a refit names its channels"
+        return Settled(adjust_layer(moments, kept_units, options, problem.state, current))
 
     compressed = before
     for number in range(sweeps):

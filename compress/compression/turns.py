@@ -98,8 +98,8 @@ def make_turns(
         if not isinstance(turn, Choose):
             before = fitted.get(turn.consumer.node, [])
             since = before[0] if before else -1
-            own = changed_tensors(turn.consumer)
-            moving = any(moved.get(name, -1) > since for name in depends[turn.consumer.node] - own)
+            changed = changed_tensors(turn.consumer)
+            moving = any(moved.get(name, -1) > since for name in depends[turn.consumer.node] - changed)
             if not moving and len(before) < 2:
                 continue
         for consumer in turn.read.consumers:

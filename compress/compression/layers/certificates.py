@@ -25,10 +25,10 @@ def certify_layer(
         solution = solve(MultitaskLasso(joint, penalty, costs), solver, tolerance=gap)
         return solution, f"penalised at {LARGE_PENALTY:g} of λ_max"
     if error is not None:
-        found = solve_tolerance(joint, max(error, 1e-6), costs, solver=solver, tolerance=gap)
-        return found, f"smallest Σc‖v‖ within a relative error of {max(error, 1e-6):.3g}"
-    found = solve_unit_count(joint, width, costs, solver=solver, tolerance=gap)
-    return found, f"penalised, λ such that {width} units are active"
+        certified = solve_tolerance(joint, max(error, 1e-6), costs, solver=solver, tolerance=gap)
+        return certified, f"smallest Σc‖v‖ within a relative error of {max(error, 1e-6):.3g}"
+    certified = solve_unit_count(joint, width, costs, solver=solver, tolerance=gap)
+    return certified, f"penalised, λ such that {width} units are active"
 
 
 def certificate_report(certificate: Solution, form: str, lambda_max: float) -> Certificate:

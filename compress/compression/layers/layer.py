@@ -225,9 +225,9 @@ def certify_choice(
     """A certified solution beside the units that were selected; None where none is asked for."""
     if not options.certify:
         return None
-    wanted = error if isinstance(decision, Within) else None
-    found = certify_layer(weighing.joint, weighing.costs, width, wanted, solver=options.solver, gap=options.gap)
-    return Certified(*found)
+    bound = error if isinstance(decision, Within) else None
+    certified = certify_layer(weighing.joint, weighing.costs, width, bound, solver=options.solver, gap=options.gap)
+    return Certified(*certified)
 
 
 def solve_lasso(weighing: Weighing, decision: Decision, options: LayerOptions) -> Certified | None:
@@ -309,8 +309,8 @@ class Trials:
         """The error with so many units of the curve."""
         if width not in self.measured:
             kept = self.curve.units(width)
-            found = refit_layer(self.moments, kept, self.ridge, self.original, self.current)
-            self.measured[width] = found.held_back_error
+            refit = refit_layer(self.moments, kept, self.ridge, self.original, self.current)
+            self.measured[width] = refit.held_back_error
         return self.measured[width]
 
     @property
@@ -399,9 +399,9 @@ def adjust_layer(
     if not bool(torch.isin(kept, held).all()):  # some were left out for want of memory
         return {}
     kept = torch.searchsorted(held, kept)
-    found = refit_layer(moments, kept, options.ridge, original, current)
+    refit = refit_layer(moments, kept, options.ridge, original, current)
     before = held_back_error(moments, kept, original, current)
-    return found.weights if found.held_back_error < before else {}
+    return refit.weights if refit.held_back_error < before else {}
 
 
 def given_units(moments: LayerMoments, chosen: Tensor) -> SelectionCurve:
@@ -410,9 +410,9 @@ def given_units(moments: LayerMoments, chosen: Tensor) -> SelectionCurve:
     missing = [int(unit) for unit in chosen if int(unit) not in places]
     if missing:
         raise ValueError(f"`chosen`: units {missing[:5]} are not among the {len(places)} of {moments.group.name}.")
-    own = torch.tensor(sorted(places[int(unit)] for unit in chosen), dtype=torch.int64)
-    rest = torch.tensor(sorted(set(range(len(places))) - set(own.tolist())), dtype=torch.int64)
-    order = torch.cat([own, rest])
+    chosen_places = torch.tensor(sorted(places[int(unit)] for unit in chosen), dtype=torch.int64)
+    other_places = torch.tensor(sorted(set(range(len(places))) - set(chosen_places.tolist())), dtype=torch.int64)
+    order = torch.cat([chosen_places, other_places])
     unknown = torch.full((len(order) + 1,), torch.nan, dtype=torch.float64)
     return SelectionCurve(order, unknown, ("given",) * (len(order) + 1), {"given": order})
 

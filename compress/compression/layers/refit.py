@@ -49,17 +49,17 @@ def refit_layer(
     """
     weights: dict[str, Tensor] = {}
     errors, held = [], []
-    own = moments.units[kept.cpu()]
+    kept_units = moments.units[kept.cpu()]
     for reading, part, check, intercept in zip(
         moments.readings, moments.fitting, moments.held_back, moments.intercepts, strict=True
     ):
-        rows = unit_columns(own.to(part.covariance.device), reading.group_size)
+        rows = unit_columns(kept_units.to(part.covariance.device), reading.group_size)
         before = reading.weights(current).to(part.covariance)[rows]
-        found = refit_change(part.subset(kept), check.subset(kept), before, ridge, intercept=intercept)
-        errors.append(found.error)
-        held.append(found.held_back_error)
+        refit = refit_change(part.subset(kept), check.subset(kept), before, ridge, intercept=intercept)
+        errors.append(refit.error)
+        held.append(refit.held_back_error)
         full = before.new_zeros(reading.columns, part.output_count)
-        full[rows] = found.coefficients
+        full[rows] = refit.coefficients
         first = 0
         for applied in reading.places:
             consumer = applied[0]
@@ -71,7 +71,7 @@ def refit_layer(
             constants = {constant_of(each) for each in applied} if intercept else set()
             for name, sign in sorted(constants):
                 base = weights.get(name, (original if moments.targets else current)[name]).clone()
-                base[target] = (base[target].double() + sign * found.intercept[own_outputs]).to(base)
+                base[target] = (base[target].double() + sign * refit.intercept[own_outputs]).to(base)
                 weights[name] = base
     return LayerRefit(weights, root_mean_square(errors), root_mean_square(held))
 
@@ -81,9 +81,9 @@ def held_back_error(
 ) -> float:
     """Relative held-back error of the consumers as they are, with the kept units alone."""
     errors = []
-    own = moments.units[kept.cpu()]
+    kept_units = moments.units[kept.cpu()]
     for reading, check, intercept in zip(moments.readings, moments.held_back, moments.intercepts, strict=True):
-        rows = unit_columns(own.to(check.covariance.device), reading.group_size)
+        rows = unit_columns(kept_units.to(check.covariance.device), reading.group_size)
         before = reading.weights(current).to(check.covariance)[rows]
         moved = []
         for consumer in reading.consumers if intercept else ():
@@ -120,11 +120,11 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
         part, check: fitting and held-back moments of the kept units alone.
         before: V (|S|·s, D).
     """
-    rest = part.residual(before)
+    residual = part.residual(before)
     scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
     best: ReadingRefit | None = None
     for strength in (ridge, *(stronger for stronger in STRONGER_RIDGES if stronger > ridge)):
-        change, constant = solve_change(rest, strength, intercept=intercept)
+        change, constant = solve_change(residual, strength, intercept=intercept)
         coefficients = change.add_(before)
         bias = constant if intercept else None
         held_back = reading_error(check, coefficients, bias)
@@ -138,9 +138,9 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
     return best if not scarce else replace(best, error=reading_error(part, best.coefficients, best.constant(intercept)))
 
 
-def solve_change(rest: Moments, ridge: float, *, intercept: bool) -> tuple[Tensor, Tensor]:
+def solve_change(residual: Moments, ridge: float, *, intercept: bool) -> tuple[Tensor, Tensor]:
     """Δ (|S|·s, D) and b (D,) that fit what is left to fit, as `refit` does, without the error of the fit."""
-    left = rest.centred() if intercept else rest
+    left = residual.centred() if intercept else residual
     if not left.unit_count:
         change = left.covariance.new_zeros(0, left.output_count)
     else:

@@ -128,8 +128,8 @@ class Choices:
         """Summed predicted divergence (nats)."""
         gone = [removal for removal in self.removals if is_gone(removal, widths)]
         inside = {name for removal in gone for name in removal.groups}
-        own = (float(curve.damage[widths[name]]) for name, curve in self.curves.items() if name not in inside)
-        return sum(own) + sum(removal.damage for removal in gone)
+        damages = (float(curve.damage[widths[name]]) for name, curve in self.curves.items() if name not in inside)
+        return sum(damages) + sum(removal.damage for removal in gone)
 
 
 def is_gone(removal: Removal, widths: Mapping[str, int]) -> bool:
@@ -158,20 +158,20 @@ def allocate(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
             f"The budget cannot be met: {asked} was asked for, {best} is the least the layers allow; "
             "allow more, or see by `compress inspect` what is skipped and why."
         )
-    found = search_prices(choices, budgets)
+    allocation = search_prices(choices, budgets)
     waiting = list(choices.removals)
     for _ in range(MOST_RETURNS):
-        gone = [removal for removal in waiting if is_gone(removal, found.widths)]
+        gone = [removal for removal in waiting if is_gone(removal, allocation.widths)]
         if not gone:
             break
         back = max(gone, key=lambda removal: removal.damage)
         waiting.remove(back)
         fewer = replace(choices, removals=tuple(each for each in choices.removals if each is not back))
-        other = search_prices(fewer, budgets)
-        if within(other.costs, budgets) and other.damage < CLEARLY * found.damage:
-            choices, found = fewer, other
+        alternative = search_prices(fewer, budgets)
+        if within(alternative.costs, budgets) and alternative.damage < CLEARLY * allocation.damage:
+            choices, allocation = fewer, alternative
             waiting = [removal for removal in waiting if removal in choices.removals]
-    return found
+    return allocation
 
 
 def within(costs: Mapping[str, float], budgets: Mapping[str, float]) -> bool:
@@ -184,11 +184,11 @@ def search_prices(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
     weights = dict.fromkeys(budgets, 1.0)
     best_found: Allocation | None = None
     for _ in range(8 if len(budgets) > 1 else 1):
-        found = _search_price(choices, budgets, weights)
-        if best_found is None or found.damage < best_found.damage:
-            best_found = found
+        allocation = _search_price(choices, budgets, weights)
+        if best_found is None or allocation.damage < best_found.damage:
+            best_found = allocation
         for name, limit in budgets.items():  # the tighter budget gets the larger share of the price
-            weights[name] *= (found.costs[name] / limit) ** 4
+            weights[name] *= (allocation.costs[name] / limit) ** 4
     assert best_found is not None, "there is at least one budget"
     return best_found
 
@@ -267,13 +267,13 @@ def spend_slack(choices: Choices, budgets: Mapping[str, float], widths: Mapping[
         for name, curve in curves.items():
             for width in wider_widths(curve, current[name]) if current[name] else ():
                 wider = {**current, name: width}
-                found = relative_costs(model, wider, budgets)
-                if any(found[cost] > limit for cost, limit in budgets.items()):
+                wider_costs = relative_costs(model, wider, budgets)
+                if any(wider_costs[cost] > limit for cost, limit in budgets.items()):
                     continue
                 narrow_error, wide_error = (float(curve.errors[at]) ** 2 for at in (current[name], width))
                 saved = float(curve.damage[current[name]] - curve.damage[width])
                 saved += FLAT * max(0.0, narrow_error - wide_error)
-                spent = max(sum(found[cost] - costs[cost] for cost in budgets), 1e-12)
+                spent = max(sum(wider_costs[cost] - costs[cost] for cost in budgets), 1e-12)
                 if saved / spent > best_rate:
                     best, best_rate = wider, saved / spent
         if best is None:

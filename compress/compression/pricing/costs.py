@@ -169,8 +169,8 @@ def cost_model(
 
 def map_uses(program: Program) -> dict[str, int]:
     """State name of each weight of a linear map -> how often one sample multiplies each of its elements."""
-    found: dict[str, int] = {}
-    for each in linear_maps(program.network):
-        assert each.weight is not None, "linear_maps gives those by a tensor of the network"
-        found[each.weight] = found.get(each.weight, 0) + each.positions
-    return found
+    uses: dict[str, int] = {}
+    for linear in linear_maps(program.network):
+        assert linear.weight is not None, "linear_maps gives those by a tensor of the network"
+        uses[linear.weight] = uses.get(linear.weight, 0) + linear.positions
+    return uses

@@ -102,8 +102,8 @@ class TimedMap:
         if out <= 0 or into <= 0:
             return 0.0
         outputs, inputs = self._numbers
-        own = outputs[out] * inputs[into] / max(outputs[-1], 1e-12)
-        return own + self.shrinking * out / self.sides[0][0] + self.fixed
+        map_time = outputs[out] * inputs[into] / max(outputs[-1], 1e-12)
+        return map_time + self.shrinking * out / self.sides[0][0] + self.fixed
 
     def profile(self, removed: Mapping[str, int], group: str, counts: Sequence[int]) -> Tensor:
         """Times (n,) when so many units of each group are removed, of `group` each of `counts`."""
@@ -114,8 +114,8 @@ class TimedMap:
         )
         out, into = (torch.as_tensor(side).clamp_min(0).expand(len(varied)) for side in (out, into))
         whole = max(float(self.outputs[-1]), 1e-12)
-        found = self.outputs[out] * self.inputs[into] / whole + self.shrinking * out / self.sides[0][0] + self.fixed
-        return torch.where((out > 0) & (into > 0), found, 0.0)
+        times = self.outputs[out] * self.inputs[into] / whole + self.shrinking * out / self.sides[0][0] + self.fixed
+        return torch.where((out > 0) & (into > 0), times, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,13 +133,13 @@ class LatencyModel:
 
     def milliseconds(self, removed: Mapping[str, int]) -> float:
         """Time when so many units of each group are removed."""
-        found = self.fixed + sum(each.milliseconds(removed) for each in self.maps)
-        return found * (self.scale if any(removed.values()) else 1.0)
+        total = self.fixed + sum(each.milliseconds(removed) for each in self.maps)
+        return total * (self.scale if any(removed.values()) else 1.0)
 
     def profile(self, removed: Mapping[str, int], group: str, counts: Sequence[int]) -> Tensor:
         """Times (n,) of the maps that a group cuts when `counts` of its units are removed."""
-        own = [each.profile(removed, group, counts) for each in self.maps if each.depends_on(group)]
-        return self.scale * torch.stack(own).sum(0) if own else torch.zeros(len(counts), dtype=torch.float64)
+        profiles = [each.profile(removed, group, counts) for each in self.maps if each.depends_on(group)]
+        return self.scale * torch.stack(profiles).sum(0) if profiles else torch.zeros(len(counts), dtype=torch.float64)
 
 
 def measure_latency_model(
@@ -164,13 +164,13 @@ def measure_latency_model(
 
 def half_of(groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
     """Group name -> every second unit, of the groups that have several in each of their blocks."""
-    found: dict[str, Tensor] = {}
+    halves: dict[str, Tensor] = {}
     for group in groups:
         size = group.unit_count // group.blocks
         if size > 1:
             units = torch.arange(group.unit_count)
-            found[group.name] = units[units % size % 2 == 0]
-    return found
+            halves[group.name] = units[units % size % 2 == 0]
+    return halves
 
 
 def spread_rest(
@@ -191,14 +191,18 @@ def spread_rest(
     shrink = min(1.0, wholes[0] / explained) if explained > 0 else 1.0  # maps alone never take more than the network
     maps = [replace(each, outputs=shrink * each.outputs, inputs=shrink * each.inputs) for each, _ in timed]
     elements = [count for _, count in timed]
-    rest, share = max(0.0, wholes[0] - shrink * explained), 0.0
-    if len(wholes) > 1 and rest > 0:
+    remainder, share = max(0.0, wholes[0] - shrink * explained), 0.0
+    if len(wholes) > 1 and remainder > 0:
         left = sum(count * left_outputs(each, removed) for each, count in timed) / max(1, sum(elements))
-        own = sum(each.milliseconds(removed) for each in maps)
-        share = min(1.0, max(0.0, ((wholes[1] - own) / rest - left) / max(1e-9, 1 - left)))
+        cut_time = sum(each.milliseconds(removed) for each in maps)
+        share = min(1.0, max(0.0, ((wholes[1] - cut_time) / remainder - left) / max(1e-9, 1 - left)))
     return LatencyModel(
         tuple(
-            replace(each, shrinking=rest * (1 - share) * count / max(1, sum(elements)), fixed=rest * share / len(maps))
+            replace(
+                each,
+                shrinking=remainder * (1 - share) * count / max(1, sum(elements)),
+                fixed=remainder * share / len(maps),
+            )
             for each, count in zip(maps, elements, strict=True)
         ),
         0.0,
@@ -216,49 +220,49 @@ def time_maps(
 ) -> list[tuple[TimedMap, int]]:
     """Every linear map timed along both sides, and the elements of a sample that it puts out."""
     measured: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
-    found: list[tuple[TimedMap, int]] = []
-    for each in linear_maps(program.network):
-        if each.weight is None or each.weight not in sized:
+    timed: list[tuple[TimedMap, int]] = []
+    for linear in linear_maps(program.network):
+        if linear.weight is None or linear.weight not in sized:
             continue
-        shape = input_shape(program, each, batch)
-        key = (each.node.target, shape, tuple(state[each.weight].shape), each.groups, each.window)
+        shape = input_shape(program, linear, batch)
+        key = (linear.node.target, shape, tuple(state[linear.weight].shape), linear.groups, linear.window)
         if key not in measured:
-            measured[key] = time_map(each, shape, state[each.weight])
-        own = sized[each.weight]
-        out, into = each.layout.output_dim, each.layout.input_dim
-        sides = ((own.shape[out], own.cuts[out]), (own.shape[into], own.cuts[into]))
-        elements = math.prod(program.shape(each.node.name)[1:])
-        found.append((TimedMap(each.weight.rpartition(".")[0], sides, *measured[key]), elements))
-    return found
+            measured[key] = time_map(linear, shape, state[linear.weight])
+        sized_weight = sized[linear.weight]
+        out, into = linear.layout.output_dim, linear.layout.input_dim
+        sides = ((sized_weight.shape[out], sized_weight.cuts[out]), (sized_weight.shape[into], sized_weight.cuts[into]))
+        elements = math.prod(program.shape(linear.node.name)[1:])
+        timed.append((TimedMap(linear.weight.rpartition(".")[0], sides, *measured[key]), elements))
+    return timed
 
 
-def input_shape(program: Program, each: LinearMap, batch: int) -> tuple[int, ...]:
+def input_shape(program: Program, linear: LinearMap, batch: int) -> tuple[int, ...]:
     """What a map is applied to when the network runs on a batch of so many samples."""
-    first, *others = program.shape(each.input.name)
+    first, *others = program.shape(linear.input.name)
     return max(1, first * batch // len(program.network.examples[0])), *others
 
 
 def time_chosen(network: Network, model: LatencyModel, removed: Mapping[str, int], timing: Timing) -> list[MapTime]:
     """Each map by itself at the widths that were chosen: predicted, and measured again; without grouped ones."""
     maps = {each.name: each for each in model.maps}
-    found: list[MapTime] = []
+    times: list[MapTime] = []
     batch = len(timing.inputs(network)[0])
-    for each in linear_maps(network.graph):
-        name = "" if each.weight is None else each.weight.rpartition(".")[0]
-        if each.weight is None or name not in maps or each.groups > 1:
+    for linear in linear_maps(network.graph):
+        name = "" if linear.weight is None else linear.weight.rpartition(".")[0]
+        if linear.weight is None or name not in maps or linear.groups > 1:
             continue
-        timed, weight, layout = maps[name], network.state[each.weight], each.layout
+        timed, weight, layout = maps[name], network.state[linear.weight], linear.layout
         out, into = (extent - sum(own * removed.get(key, 0) for key, own in cuts) for extent, cuts in timed.sides)
         predicted, measured = 0.0, 0.0
         if out > 0 and into > 0:
             predicted = float(timed.outputs[out] * timed.inputs[into] / timed.outputs[-1])
-            shape = list(input_shape(network.program, each, batch))
+            shape = list(input_shape(network.program, linear, batch))
             shape[1 if layout.spatial else -1] = into
             part = weight.narrow(layout.output_dim, 0, out).narrow(layout.input_dim, 0, into).contiguous()
             with timing.running():
-                measured = time_once(each, tuple(shape), part)
-        found.append(MapTime(name, float(timed.outputs[-1]), predicted, measured))
-    return found
+                measured = time_once(linear, tuple(shape), part)
+        times.append(MapTime(name, float(timed.outputs[-1]), predicted, measured))
+    return times
 
 
 def time_map(each: LinearMap, shape: tuple[int, ...], weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,9 +307,9 @@ def time_widths(timed: Any, extent: int) -> Tensor:
     at = torch.arange(extent + 1, dtype=torch.float64)
     right = torch.searchsorted(places, at).clamp(1, len(places) - 1)
     share = (at - places[right - 1]) / (places[right] - places[right - 1])
-    found = values[right - 1] + share * (values[right] - values[right - 1])
-    found[0] = 0.0
-    return found
+    times = values[right - 1] + share * (values[right] - values[right - 1])
+    times[0] = 0.0
+    return times
 
 
 def timed_widths(extent: int) -> list[int]:
@@ -320,14 +324,14 @@ def timed_widths(extent: int) -> list[int]:
     return list(dict.fromkeys([extent, *(width for width in order if 0 < width < extent)]))
 
 
-def time_once(each: LinearMap, shape: tuple[int, ...], weight: Tensor) -> float:
+def time_once(linear: LinearMap, shape: tuple[int, ...], weight: Tensor) -> float:
     """The least of some milliseconds of one map on inputs of `shape`: what disturbs a measurement only adds."""
     inputs = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
     times: list[float] = []
     with torch.inference_mode():
         for attempt in range(PASSES + 1):
             start = time.perf_counter()
-            each.apply(inputs, weight)
+            linear.apply(inputs, weight)
             if weight.is_cuda:
                 torch.cuda.synchronize(weight.device)
             if attempt:

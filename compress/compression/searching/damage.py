@@ -24,12 +24,12 @@ PROBED_ERRORS = (0.1, 0.3, 0.6)  # relative errors at whose widths the divergenc
 
 def probe_widths(errors: Tensor, legal: Sequence[int], levels: Sequence[float] = PROBED_ERRORS) -> list[int]:
     """The smallest legal width within each error level, each once, without the full width."""
-    found = []
+    probed = []
     for level in levels:
         width = next((width for width in legal if float(errors[width]) <= level), legal[-1])
-        if width != legal[-1] and width not in found:
-            found.append(width)
-    return found
+        if width != legal[-1] and width not in probed:
+            probed.append(width)
+    return probed
 
 
 def measure_divergences(

@@ -39,10 +39,10 @@ def revised_allocation(
     }
     choices = replace(search.choices, curves=curves)
     try:
-        found = allocate(choices, budgets)
+        revised = allocate(choices, budgets)
     except GateError:
         return None
-    return None if found.widths == tried.widths or found.damage >= choices.damage(tried.widths) else found
+    return None if revised.widths == tried.widths or revised.damage >= choices.damage(tried.widths) else revised
 
 
 def error_factors(search: Search, compressed: Compressed) -> dict[str, float]:
@@ -51,16 +51,18 @@ def error_factors(search: Search, compressed: Compressed) -> dict[str, float]:
     What all layers err more is left out, as it moves no width; a layer that lost nothing told nothing, and is taken to
     be as the mean.
     """
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     for result in compressed.results:
         error, width = result.report.fit.held_back_error, len(result.kept)
         foretold = float(search.damages[result.name].errors[width]) if result.name in search.damages else 0.0
         if result.is_cut and width and error is not None and min(error, foretold) > SMALLEST_ERROR:
-            found[result.name] = error / foretold
-    if len(found) < 2:
+            ratios[result.name] = error / foretold
+    if len(ratios) < 2:
         return {}
-    mean = math.exp(sum(map(math.log, found.values())) / len(found))
-    return {name: min(LARGEST_CORRECTION, max(1 / LARGEST_CORRECTION, factor / mean)) for name, factor in found.items()}
+    mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+    return {
+        name: min(LARGEST_CORRECTION, max(1 / LARGEST_CORRECTION, factor / mean)) for name, factor in ratios.items()
+    }
 
 
 def corrected(curve: DamageCurve, factor: float) -> DamageCurve:

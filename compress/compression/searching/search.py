@@ -274,8 +274,10 @@ def refined(searched: SearchResult, options: LayerOptions, progress: Progress, s
     if not sweeps:
         return searched
     search, allocation = searched.search, searched.allocation
-    rest = Portion(progress, 1 / (1 + sweeps), 1)
-    compressed = refine(search.problem, searched.compressed, options, rest, sweeps=sweeps, kept_state=search.kept_state)
+    portion = Portion(progress, 1 / (1 + sweeps), 1)
+    compressed = refine(
+        search.problem, searched.compressed, options, portion, sweeps=sweeps, kept_state=search.kept_state
+    )
     note_trial(searched.trials, allocation, compressed, refined=sweeps)
     return replace(searched, compressed=compressed)
 
@@ -370,9 +372,9 @@ def certify_widths(searched: SearchResult, options: LayerOptions, progress: Prog
     groups = {group.name: group for group in search.problem.groups}
     progress.stage("certifying optimality", len(cut))
     for result in cut:
-        own = moments[result.name]
-        joint = own.joint()
-        costs = layer_unit_costs(options.unit_costs, groups[result.name], own, search.problem.state, joint)
+        layer_moments = moments[result.name]
+        joint = layer_moments.joint()
+        costs = layer_unit_costs(options.unit_costs, groups[result.name], layer_moments, search.problem.state, joint)
         try:
             solution, form = certify_layer(joint, costs, len(result.kept), None, solver=options.solver, gap=options.gap)
             lambda_max = MultitaskLasso(joint, 0.0, costs).lambda_max
