@@ -160,17 +160,17 @@ def refit_filters(
         before = torch.cat([before, constants_of(consumer, original, current)[:, None]], 1)
     taps = fitting.gram.diagonal(dim1=1, dim2=2)
     weighted = fitting.gram + torch.diag_embed(ridge * taps + RIDGE_FLOOR * taps.mean(1, keepdim=True).clamp_min(TINY))
-    rest = fitting.cross - (fitting.gram @ before[:, :, None])[:, :, 0]
-    change = torch.linalg.solve(weighted, rest)
+    residual = fitting.cross - (fitting.gram @ before[:, :, None])[:, :, 0]
+    change = torch.linalg.solve(weighted, residual)
     gains = held_back.errors(before + change) < held_back.errors(before)
     gains &= torch.isfinite(change).all(1)
     if not bool(gains.any()):
         return {}
-    found = torch.where(gains[:, None], before + change, before)
+    refitted = torch.where(gains[:, None], before + change, before)
     weight = current[consumer.weight]
     count = math.prod(weight.shape[1:])
-    changed = {consumer.weight: found[:, :count].reshape(weight.shape).to(weight)}
+    changed = {consumer.weight: refitted[:, :count].reshape(weight.shape).to(weight)}
     if takes_constant(consumer):
         name, sign = constant_of(consumer)
-        changed[name] = (original[name].double() + sign * found[:, count]).to(original[name])
+        changed[name] = (original[name].double() + sign * refitted[:, count]).to(original[name])
     return changed

@@ -163,8 +163,8 @@ def root_mean_square(errors: Sequence[float]) -> float:
 
 def dead_units(moments: Moments) -> Tensor:
     """Which units (K,) never differ from zero (from their mean, in centred moments)."""
-    own = moments.gram.diagonal().reshape(moments.unit_count, -1).sum(1)
-    return own <= DEAD * own.max().clamp_min(torch.finfo(own.dtype).tiny)
+    energies = moments.gram.diagonal().reshape(moments.unit_count, -1).sum(1)
+    return energies <= DEAD * energies.max().clamp_min(torch.finfo(energies.dtype).tiny)
 
 
 def count_duplicates(moments: Moments, tolerance: float = 1e-9) -> int:

@@ -132,13 +132,13 @@ def find_readings(group: ReadUnits, state: Mapping[str, Tensor]) -> tuple[Readin
             tuple(first.positions.flatten().tolist()),
         )
         shared.setdefault(key, []).append(sites)
-    found: list[Reading] = []
+    readings: list[Reading] = []
     for members in shared.values():
         first = members[0][0]
         kernel = tuple(state[first.weight].shape[2:])
         for block, positions in block_positions(first, state[first.weight]):
-            found.append(Reading(tuple(tuple(sites) for sites in members), kernel, positions, block))
-    return tuple(found)
+            readings.append(Reading(tuple(tuple(sites) for sites in members), kernel, positions, block))
+    return tuple(readings)
 
 
 def block_positions(consumer: Consumer, weight: Tensor) -> list[tuple[int, Tensor]]:
@@ -150,16 +150,16 @@ def block_positions(consumer: Consumer, weight: Tensor) -> list[tuple[int, Tenso
     if consumer.groups == 1:
         return [(0, consumer.positions)]
     inputs = weight.shape[1] if consumer.layout.input_dim == 1 else weight.shape[0] // consumer.groups
-    found = []
+    blocks = []
     for block in range(consumer.groups):
-        own = consumer.positions // inputs == block
-        counts = own.sum(1)
+        in_block = consumer.positions // inputs == block
+        counts = in_block.sum(1)
         if int(counts.min()) != int(counts.max()):
             raise ValueError(f"block {block} of `{consumer.weight}` reads some units of the group and not others.")
         if int(counts.max()):
-            inside = consumer.positions[own].reshape(len(counts), -1) - block * inputs
-            found.append((block, inside))
-    return found
+            inside = consumer.positions[in_block].reshape(len(counts), -1) - block * inputs
+            blocks.append((block, inside))
+    return blocks
 
 
 def output_positions(reading: Reading, program: Program) -> int:

@@ -124,7 +124,7 @@ def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
         other = read[1 - read.index(name)] if len(read) == 2 and read.count(name) == 1 else None
         plain = isinstance(meaning, Sum) and meaning.factor == 1
         added = other if plain and other is not None and _adds(program, other, name) else None
-        here = Point(name, meaning, added, tuple(factors), () if order == whole else order)
+        point = Point(name, meaning, added, tuple(factors), () if order == whole else order)
         first = bool(read) and read[0] == name
         if isinstance(meaning, Identity):
             pass
@@ -142,9 +142,9 @@ def follow_output(program: Program, consumer: Consumer) -> Iterator[Point]:
                 return
             factors.append((program.tensor(other), None, 0.0))
         elif added is not None:
-            yield here
+            yield point
         else:
-            yield here
+            yield point
             return
         name = step.name
 
