@@ -86,8 +86,8 @@ def row_sizes(weights: Tensor) -> Tensor:
     """Root mean square of each output's weights, shaped to multiply them; at least a thousandth of all of them's."""
     squares = weights.double().square()
     whole = squares.mean()
-    own = squares.flatten(1).mean(1).reshape(-1, *[1] * (weights.ndim - 1)) if weights.ndim > 1 else whole
-    return own.clamp_min(max(1e-6 * float(whole), 1e-12)).sqrt().to(weights)
+    row_means = squares.flatten(1).mean(1).reshape(-1, *[1] * (weights.ndim - 1)) if weights.ndim > 1 else whole
+    return row_means.clamp_min(max(1e-6 * float(whole), 1e-12)).sqrt().to(weights)
 
 
 @dataclass(eq=False)

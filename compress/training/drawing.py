@@ -186,8 +186,8 @@ def moved(images: Tensor, moves: Moves) -> Tensor:
         for side, shift in zip((high, wide), moves.shifts, strict=True)
     )  # (B, H), (B, W)
     image = torch.arange(len(images), device=images.device)[:, None, None]
-    found = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    shifted = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
     if not len(moves.shares):
-        return found
-    share = moves.shares[:, None, None, None].to(found.dtype)
-    return share * found + (1 - share) * found.flip(0)
+        return shifted
+    share = moves.shares[:, None, None, None].to(shifted.dtype)
+    return share * shifted + (1 - share) * shifted.flip(0)

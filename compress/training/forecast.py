@@ -75,5 +75,5 @@ def forecast(points: Sequence[Point], *, seed: int = 0) -> Forecast | None:
 def powers(logs: np.ndarray, means: np.ndarray) -> np.ndarray:
     """p (R,) of the least-squares line through the logarithms of means (P, R) over logarithms of counts (P,)."""
     centred = logs - logs.mean()
-    found: np.ndarray = -(centred @ np.log(means)) / (centred @ centred)
-    return found
+    exponents: np.ndarray = -(centred @ np.log(means)) / (centred @ centred)
+    return exponents

@@ -46,10 +46,10 @@ def _shaped(targets: Tensor, outputs: Tensor) -> Tensor:
 
 def answers_of(batch: Batch) -> Tensor:
     """What outputs are compared with: real targets (B, D), or labels (B,). Raises ValueError where there are none."""
-    found = batch.targets if batch.targets is not None else batch.labels
-    if found is None:
+    answers = batch.targets if batch.targets is not None else batch.labels
+    if answers is None:
         raise ValueError("training data needs labels or targets.")
-    return found
+    return answers
 
 
 def check_answers(loss: str, source: DataSource, outputs: object) -> None:

@@ -77,12 +77,12 @@ def make_method(
         )
         return Method(optimizer, couplings=couplings)
     if options.method == "l1":
-        each = tuple(penalties) if penalties is not None else (options.penalty,)
-        each = each * len(names) if len(each) == 1 else each
-        if len(each) != len(names):
-            raise ValueError(f"`penalties` must be one, or {len(names)} for as many weights, got {len(each)}.")
+        strengths = tuple(penalties) if penalties is not None else (options.penalty,)
+        strengths = strengths * len(names) if len(strengths) == 1 else strengths
+        if len(strengths) != len(names):
+            raise ValueError(f"`penalties` must be one, or {len(names)} for as many weights, got {len(strengths)}.")
         groups: list[dict[str, Any]] = [
-            {"params": [weight], "penalty": own} for weight, own in zip(weights, each, strict=True)
+            {"params": [weight], "penalty": own} for weight, own in zip(weights, strengths, strict=True)
         ]
         return Method(ProximalL1([*groups, {"params": rest, "penalty": 0.0}] if rest else groups, **rate))
     decay = options.penalty if options.method == "sgd" else 0.0

@@ -97,11 +97,11 @@ class Mimic:
             wanted: what the original gives, where that is known.
         """
         wanted = self.wanted(inputs) if wanted is None else wanted
-        made = self._answer(1, student, inputs)
-        outputs = soft_divergence(self.outputs, wanted.outputs, made.outputs, self.spreads, len(inputs[0])).mean()
-        if not made.features:
+        answer = self._answer(1, student, inputs)
+        outputs = soft_divergence(self.outputs, wanted.outputs, answer.outputs, self.spreads, len(inputs[0])).mean()
+        if not answer.features:
             return torch.stack([outputs, outputs.new_zeros(()), outputs.new_zeros(())])
-        pairs = zip(made.features, wanted.features, strict=True)
+        pairs = zip(answer.features, wanted.features, strict=True)
         missed = torch.stack([nn.functional.mse_loss(now, aim) for now, aim in pairs]).double()
         missed = missed if self.energies is None else missed / self.energies
         kinds = torch.split(missed, [len(self.last), len(self.inner)])
@@ -113,8 +113,8 @@ class Mimic:
     ) -> Tensor:
         """How far each sample's outputs (B,) lie from the original's; arguments as of `parts`."""
         wanted = self.wanted(inputs) if wanted is None else wanted
-        made = self._answer(1, student, inputs)
-        return soft_divergence(self.outputs, wanted.outputs, made.outputs, self.spreads, len(inputs[0]))
+        answer = self._answer(1, student, inputs)
+        return soft_divergence(self.outputs, wanted.outputs, answer.outputs, self.spreads, len(inputs[0]))
 
     def loss(self, student: Mapping[str, Tensor], inputs: Sequence[Tensor], wanted: Answer | None = None) -> Tensor:
         """The scaled parts' sum; arguments as of `parts`."""
@@ -139,8 +139,8 @@ def held_back_means(measure: Callable[[Sequence[Tensor]], Tensor], held_back: Ba
     total: Tensor | None = None
     with torch.no_grad():
         for number, size in enumerate(held_back.sizes()):
-            found = size * measure(held_back.read(number))
-            total = found if total is None else total + found
+            batch_sum = size * measure(held_back.read(number))
+            total = batch_sum if total is None else total + batch_sum
     assert total is not None, "some samples are held back"
     return (total / sum(held_back.sizes())).nan_to_num().clamp_min(SMALLEST_LOSS)
 
@@ -180,31 +180,31 @@ def inner_features(programs: tuple[Program, Program]) -> list[Feature]:
     That is what residual blocks hand on; inputs of the network are left out.
     """
     read = [inputs_of_maps(program) for program in programs]
-    found: dict[str, Feature] = {}
+    features: dict[str, Feature] = {}
     for weight, source in read[1].items():
         first = read[0].get(weight)
         if first is not None and programs[0].shape(first) == programs[1].shape(source):
-            found.setdefault(source, Feature((first, source)))
-    return list(found.values())
+            features.setdefault(source, Feature((first, source)))
+    return list(features.values())
 
 
 def behind(program: Program, name: str) -> set[str]:
     """The value and all that depend on it."""
-    found = {name}
+    names = {name}
     for step in program.steps:
-        if any(each in found for each in step.inputs):
-            found.add(step.name)
-    return found
+        if any(each in names for each in step.inputs):
+            names.add(step.name)
+    return names
 
 
 def inputs_of_maps(program: Program) -> dict[str, str]:
     """Weight -> the computed value that the linear map with it reads, of weights with one map."""
-    found: dict[str, list[str]] = {}
+    reads: dict[str, list[str]] = {}
     for step in program.steps:
         meaning = meaning_of_step(program, step.name)
         if isinstance(meaning, LinearMap) and not meaning.indexed and meaning.weight is not None:
-            found.setdefault(meaning.weight, []).append(input_of(step, meaning))
-    return {weight: places[0] for weight, places in found.items() if len(places) == 1 and places[0] in program.by_name}
+            reads.setdefault(meaning.weight, []).append(input_of(step, meaning))
+    return {weight: places[0] for weight, places in reads.items() if len(places) == 1 and places[0] in program.by_name}
 
 
 def input_of(step: Step, meaning: LinearMap) -> str:

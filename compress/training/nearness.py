@@ -79,25 +79,25 @@ def soft_divergence(
     Of class scores T²·KL at a temperature T.
     """
     total = sum(output.weight for output in outputs)
-    found = torch.zeros(samples, dtype=torch.float64, device=before[outputs[0].name].device)
+    distances = torch.zeros(samples, dtype=torch.float64, device=before[outputs[0].name].device)
     for output in outputs:
         moved = output.distances(before[output.name], after[output.name], samples, temperature=temperature)
-        found = found + output.weight / total * moved / scales[output.name]
-    return found
+        distances = distances + output.weight / total * moved / scales[output.name]
+    return distances
 
 
 def outputs_of(
     module: nn.Module, stream: Batches, outputs: Sequence[Output], device: torch.device, progress: Progress
 ) -> list[dict[str, Tensor]]:
     """The network's outputs on every batch, by name."""
-    found = []
+    batches = []
     with torch.inference_mode():
         for number, size in enumerate(stream.sizes()):
             tensors = named_outputs(module(*(tensor.to(device) for tensor in stream.read(number))))
-            found.append({output.name: tensors[output.name].cpu() for output in outputs})
+            batches.append({output.name: tensors[output.name].cpu() for output in outputs})
             progress.advance(size)
     # out of inference mode, so that gradients may pass by them
-    return [{name: tensor.clone() for name, tensor in tensors.items()} for tensors in found]
+    return [{name: tensor.clone() for name, tensor in tensors.items()} for tensors in batches]
 
 
 def measure_scales(outputs: Sequence[Output], batches: Sequence[Tensors], sizes: Sequence[int]) -> dict[str, float]:
@@ -126,17 +126,17 @@ def check_held_back(
     sums = None if shown is None else FigureSums(shown)
     with torch.inference_mode():
         for number, size in enumerate(stream.sizes()):
-            found = named_outputs(module(*(tensor.to(device) for tensor in stream.read(number))))
+            after = named_outputs(module(*(tensor.to(device) for tensor in stream.read(number))))
             before = {name: tensor.to(device) for name, tensor in wanted[number].items()}
-            soft += float(soft_divergence(outputs, before, found, scales, size).sum())
+            soft += float(soft_divergence(outputs, before, after, scales, size).sum())
             for output in outputs:
-                total[output.name] += float(output.distances(before[output.name], found[output.name], size).sum())
+                total[output.name] += float(output.distances(before[output.name], after[output.name], size).sum())
             if answered is not None and sums is not None:
                 batch = stream.batch(number)
                 answers = batch.labels if batch.labels is not None else batch.targets
-                sums.add(found[answered.name], found[answered.name], answers)
+                sums.add(after[answered.name], after[answered.name], answers)
             elif shown is not None and sums is not None:
-                sums.add_agreement(before[shown.name], found[shown.name], size)
+                sums.add_agreement(before[shown.name], after[shown.name], size)
     count = max(sum(stream.sizes()), 1)
     figures = {} if sums is None else {figure.key: figure.values[1] for figure in sums.figures()}
     if not figures or len(outputs) > 1:
@@ -147,12 +147,12 @@ def check_held_back(
 
 def sample_means(figures: Sequence[Figure]) -> dict[str, np.ndarray]:
     """What each sample (N,) adds to the figures of the second network that are means over samples, by key."""
-    found: dict[str, np.ndarray] = {}
+    contributions: dict[str, np.ndarray] = {}
     for figure in figures:
         top, bottom = figure.numerators[1], figure.denominators[1]
         weight = float(bottom.mean())
         if top.shape[1] == 1 and bottom.shape[1] == 1 and weight > 0:
             rows = top[:, 0] / weight
             if math.isclose(float(rows.mean()), figure.values[1], rel_tol=1e-9, abs_tol=1e-12):
-                found[figure.key] = rows
-    return found
+                contributions[figure.key] = rows
+    return contributions

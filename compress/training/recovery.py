@@ -141,11 +141,11 @@ class HeldBack:
 
     def distances(self, module: nn.Module) -> np.ndarray:
         """How far each sample's (N,) outputs lie from the original's."""
-        student, found = tensors_of(module), []
+        student, distances = tensors_of(module), []
         with torch.no_grad():
             for number in range(len(self.stream.sizes())):
-                found.append(self.mimic.distances(student, self.stream.read(number), self.known.get(number)).cpu())
-        return torch.cat(found).numpy()
+                distances.append(self.mimic.distances(student, self.stream.read(number), self.known.get(number)).cpu())
+        return torch.cat(distances).numpy()
 
     def agreement(self, module: nn.Module) -> float | None:
         """Share of answers that are the original's, of the first output of class or binary scores; None without one."""
@@ -256,17 +256,17 @@ def recover(
     runs = Runs(judge, seen, takes_images(examples), seed, copy.deepcopy(best.module), progress)
     tried = [(rate, runs.loss_after(rate, trial)) for rate in rates] if trial else []
     rate = chosen_rate(tried) if tried else rates[0]
-    taken = runs.descend(best, rate, planned) if planned else 0
-    told = runs.forecast(best, rate, planned) if steps is None and best.step else None
+    steps_taken = runs.descend(best, rate, planned) if planned else 0
+    outlook = runs.forecast(best, rate, planned) if steps is None and best.step else None
     return best.module, Recovery(
-        taken,
+        steps_taken,
         tuple(tried),
         tuple(best.losses),
         best.step,
         tuple(best.checks),
         helped,
         takes_images(examples),
-        told,
+        outlook,
     )
 
 
@@ -332,18 +332,18 @@ class Runs:
                 return None
             points.append(Point(samples, self.judge.distances(part)))
         points.append(Point(self.seen.count, self.judge.distances(best.module)))
-        found = forecast(points, seed=self.seed)
-        if found is None:
+        outlook = forecast(points, seed=self.seed)
+        if outlook is None:
             return None
         samples = self.seen.count + self.judge.stream.count
         agreement = [self.judge.agreement(module) for module in (self.start, best.module)]
         return ForecastReport(
             samples,
             FURTHER * samples,
-            tuple(Step(*point) for point in found.points),
-            found.left,
-            found.low,
-            found.high,
+            tuple(Step(*point) for point in outlook.points),
+            outlook.left,
+            outlook.low,
+            outlook.high,
             *agreement,
         )
 
@@ -353,8 +353,8 @@ def with_statistics(module: nn.Module, fitting: Placed) -> nn.Module | None:
 
     Batches of one sample are left out: they have no variance.
     """
-    found = copy.deepcopy(module)
-    norms = [each for each in found.modules() if isinstance(each, BATCH_NORMS) and each.running_mean is not None]
+    refreshed = copy.deepcopy(module)
+    norms = [each for each in refreshed.modules() if isinstance(each, BATCH_NORMS) and each.running_mean is not None]
     numbers = [number for number, size in enumerate(fitting.sizes()) if size > 1]
     if not norms or not numbers:
         return None
@@ -365,7 +365,7 @@ def with_statistics(module: nn.Module, fitting: Placed) -> nn.Module | None:
         norm.train()
     with torch.no_grad():
         for number in numbers:
-            found(*fitting.read(number))
+            refreshed(*fitting.read(number))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return found.eval()
+    return refreshed.eval()

@@ -152,8 +152,10 @@ def score_networks(
         tensors = network_outputs(after, first)
     outputs = describe_outputs(tensors, len(first[0]), (evaluation,), Hints(class_counts=read_class_counts(after)))
     answered = need_place(outputs, evaluation).name if evaluation.has_labels else ""
-    found = evaluate_networks(before.eval(), after, batches, outputs, answered, device=recipe.device, progress=progress)
-    return TrainingEvaluation(found.samples, found.original, found.compressed)
+    scores = evaluate_networks(
+        before.eval(), after, batches, outputs, answered, device=recipe.device, progress=progress
+    )
+    return TrainingEvaluation(scores.samples, scores.original, scores.compressed)
 
 
 def split_source(source: DataSource, held_back: float, seed: int) -> tuple[DataSource, DataSource | None]:
@@ -161,7 +163,7 @@ def split_source(source: DataSource, held_back: float, seed: int) -> tuple[DataS
     if held_back == 0:
         return source, None
     try:
-        own, rest = split_held_back(source.sample_count, held_back, seed)
+        fitting, validating = split_held_back(source.sample_count, held_back, seed)
     except ValueError as error:
         raise DataError(f"{source.name}: {error}") from None
-    return Subset(source, own.numpy()), Subset(source, rest.numpy())
+    return Subset(source, fitting.numpy()), Subset(source, validating.numpy())

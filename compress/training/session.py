@@ -79,8 +79,8 @@ class Session:
         self, module: nn.Module, state_file: Path | None, penalties: Sequence[float] | None = None
     ) -> Trained:
         """Train a copy with given penalties."""
-        own = trainable_copy(module)
-        return Trained(own, self.fit(own, state_file, penalties))
+        network = trainable_copy(module)
+        return Trained(network, self.fit(network, state_file, penalties))
 
     def fit(self, module: nn.Module, state_file: Path | None, penalties: Sequence[float] | None = None) -> Fitted:
         """Train a module in place."""
@@ -189,10 +189,10 @@ class Session:
 
 def trainable_copy(module: nn.Module) -> nn.Module:
     """A copy whose parameters all take gradients."""
-    own = copy.deepcopy(module)
-    for parameter in own.parameters():
+    network = copy.deepcopy(module)
+    for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return own
+    return network
 
 
 def wanted_nonzeros(options: TrainingOptions, sizes: Sequence[int]) -> list[int]:
@@ -219,19 +219,19 @@ def loss_forces(module: nn.Module, source: DataSource, options: TrainingOptions)
     Raises:
         NonFiniteError: one is NaN or Inf.
     """
-    own = copy.deepcopy(module).eval().requires_grad_(True)
-    device = next(own.parameters()).device
-    names = weight_names(own)
+    network = copy.deepcopy(module).eval().requires_grad_(True)
+    device = next(network.parameters()).device
+    names = weight_names(network)
     with torch.enable_grad():
         for batch in source.batches(options.batch_size):
             answers = answers_of(batch).to(device)
             share = len(answers) / source.sample_count
-            value = LOSSES[options.loss](own(*(part.to(device) for part in batch.tensors)), answers)
+            value = LOSSES[options.loss](network(*(part.to(device) for part in batch.tensors)), answers)
             (share * value).backward()  # type: ignore[no-untyped-call]
-    found = []
+    forces = []
     for name in names:
-        gradient = own.get_parameter(name).grad
-        found.append(torch.zeros_like(own.get_parameter(name)) if gradient is None else gradient.abs())
-        if not bool(torch.isfinite(found[-1]).all()):
+        gradient = network.get_parameter(name).grad
+        forces.append(torch.zeros_like(network.get_parameter(name)) if gradient is None else gradient.abs())
+        if not bool(torch.isfinite(forces[-1]).all()):
             raise NonFiniteError(f"The gradient of `{name}` is NaN or Inf; give a smaller learning rate.")
-    return [force.detach() for force in found]
+    return [force.detach() for force in forces]

@@ -212,17 +212,17 @@ def read_journal(path: str | Path, header: Mapping[str, Any]) -> list[Iteration]
         lines = file.read_text(encoding="utf-8").splitlines()
         if not lines or json.loads(lines[0]) != dict(header):
             raise OutputError(f"The journal {str(path)!r} belongs to another search; remove it or name another one.")
-        found: list[Iteration] = []
+        iterations: list[Iteration] = []
         for line in lines[1:]:
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
-                file.write_text("".join(good + "\n" for good in lines[: 1 + len(found)]), encoding="utf-8")
+                file.write_text("".join(good + "\n" for good in lines[: 1 + len(iterations)]), encoding="utf-8")
                 break
             brackets, following = (
                 tuple((float(low), float(high)) for low, high in entry[key]) for key in ("brackets", "next_brackets")
             )
-            found.append(
+            iterations.append(
                 Iteration(
                     entry["number"], brackets, tuple(entry["penalties"]), tuple(entry["levels"]),
                     entry["out_of_tolerance"], tuple(entry["next_penalties"]), following,
@@ -232,4 +232,4 @@ def read_journal(path: str | Path, header: Mapping[str, Any]) -> list[Iteration]
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"The journal {str(path)!r} cannot be read: {error}.") from None
-    return found
+    return iterations

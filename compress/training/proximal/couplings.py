@@ -104,28 +104,28 @@ def find_couplings(module: nn.Module, inputs: tuple[Tensor, ...] | Tensor) -> Co
     scalings, reasons = find_scalings(graph, find_units(graph, module), state)
     order = {scaling.group.name: number for number, scaling in enumerate(scalings)}
     usable = [each for each in scalings if all(part.name in parameters for part in _parts(each))]
-    for each in scalings:
-        if each not in usable:
-            reasons[each.group.name] = "it is scaled by a buffer, which is not trained"
+    for scaling in scalings:
+        if scaling not in usable:
+            reasons[scaling.group.name] = "it is scaled by a buffer, which is not trained"
     used: set[str] = set()
     chosen: list[Scaling] = []
-    for each in sorted(usable, key=lambda each: (each.group.activation is None, order[each.group.name])):
-        names = {part.name for part in (*each.weights, *each.outputs)}
-        if names & used or not _alone(each):
-            reasons[each.group.name] = "its weights belong to another coupling"
+    for scaling in sorted(usable, key=lambda scaling: (scaling.group.activation is None, order[scaling.group.name])):
+        names = {part.name for part in (*scaling.weights, *scaling.outputs)}
+        if names & used or not _alone(scaling):
+            reasons[scaling.group.name] = "its weights belong to another coupling"
             continue
         used |= names
-        chosen.append(each)
+        chosen.append(scaling)
     chosen.sort(key=lambda each: order[each.group.name])
     pairs = tuple(_bind(each, parameters) for each in chosen)
     makes = {part.name: number for number, each in enumerate(chosen) for part in each.outputs}
     reads = {part.name: number for number, each in enumerate(chosen) for part in each.weights}
     links = []
-    for each in usable:
-        made = {makes.get(part.name) for part in each.weights}
-        read = {reads.get(part.name) for part in each.outputs}
-        if len(made) == len(read) == 1 and None not in made | read and made != read:
-            links.append((made.pop() or 0, read.pop() or 0, _bind(each, parameters)))
+    for scaling in usable:
+        makers = {makes.get(part.name) for part in scaling.weights}
+        readers = {reads.get(part.name) for part in scaling.outputs}
+        if len(makers) == len(readers) == 1 and None not in makers | readers and makers != readers:
+            links.append((makers.pop() or 0, readers.pop() or 0, _bind(scaling, parameters)))
     return Couplings(pairs, tuple(links), reasons)
 
 

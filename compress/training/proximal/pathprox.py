@@ -184,8 +184,8 @@ def shrink_norms(inputs: Tensor, outputs: Tensor, amount: float) -> tuple[Tensor
         return inputs, torch.zeros_like(outputs)
     first = (inputs - amount * outputs) / (1 - amount**2)
     second = (outputs - amount * inputs) / (1 - amount**2)
-    both = (first > 0) & (second > 0)
-    return torch.where(both, first, inputs), torch.where(both, second, 0.0)
+    positive = (first > 0) & (second > 0)
+    return torch.where(positive, first, inputs), torch.where(positive, second, 0.0)
 
 
 def shrink_factors(norms: Tensor, amount: float) -> Tensor:
