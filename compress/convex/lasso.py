@@ -152,14 +152,14 @@ def rounding_of_gap(problem: MultitaskLasso, coefficients: Tensor) -> float:
     moments = problem.moments
     norms = unit_norms(coefficients, moments.group_size)
     penalised = problem.penalty * float((problem.costs * norms).sum())
-    own = _unit_sizes(moments.gram.diagonal(), moments.group_size)
+    sizes = _unit_sizes(moments.gram.diagonal(), moments.group_size)
     recorded = _unit_sizes(moments.recorded_energy, moments.group_size)
-    recorded = torch.where(own > 0, torch.maximum(own, recorded), 0.0)  # constant units have no part in anything
+    recorded = torch.where(sizes > 0, torch.maximum(sizes, recorded), 0.0)  # constant units have no part in anything
     output = math.sqrt(max(0.0, moments.energy))
-    reach = output + float(torch.linalg.vector_norm(own * norms))
+    reach = output + float(torch.linalg.vector_norm(sizes * norms))
     lost = min(1.0, 4 / math.sqrt(max(1.0, moments.count)))
     shift = float(torch.linalg.vector_norm(recorded * norms))
-    off = own * reach + lost * (recorded * output + own * shift)  # (K,)
+    off = sizes * reach + lost * (recorded * output + sizes * shift)  # (K,)
     moved = reach**2 + float(torch.linalg.vector_norm(norms * off))
     if penalised > 0:
         moved += penalised * float((off / problem.costs).max()) / problem.penalty

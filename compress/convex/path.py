@@ -91,8 +91,8 @@ def solve_tolerance(
     top, bound = problem.lambda_max, error * math.sqrt(moments.energy)
     silent = _Point.of(problem, torch.zeros_like(moments.cross_covariance), top)
     if silent.fit <= bound**2 or top <= 0:
-        found = silent.solution(problem, bound, tolerance, name, 0)
-        return found if silent.fit <= bound**2 else _infeasible(found, error)
+        solved = silent.solution(problem, bound, tolerance, name, 0)
+        return solved if silent.fit <= bound**2 else _infeasible(solved, error)
     low = _Point.of(problem, _least_squares(moments, error), 0.0)
     if low.fit > (bound * (1 + 1e-9)) ** 2:
         return _infeasible(low.solution(problem, bound, tolerance, name, 0), error)
@@ -105,15 +105,15 @@ def solve_tolerance(
             break
         start = high.coefficients if low.penalty == 0 or high.fit - bound**2 < bound**2 - low.fit else low.coefficients
         inner = _inner_tolerance(high if low.penalty == 0 else low, tolerance, best.gap)
-        found = solve(
+        solved = solve(
             MultitaskLasso(moments, guess, unit_costs),
             solver,
             tolerance=inner,
             start=start,
             time_limit=deadline - time.monotonic(),
         )
-        iterations += found.iterations
-        point = _Point.of(problem, found.coefficients, guess)
+        iterations += solved.iterations
+        point = _Point.of(problem, solved.coefficients, guess)
         before = _log_width(low, high)
         if point.fit <= bound**2:
             low = point
@@ -191,9 +191,9 @@ class _Point:
         )
 
 
-def _infeasible(found: Solution, error: float) -> Solution:
-    text = f"the smallest relative error that any V reaches is {found.error:.3e}, {error:.3e} was asked for"
-    return replace(found, status=Status.INFEASIBLE, reason=text, gap=math.inf)
+def _infeasible(solution: Solution, error: float) -> Solution:
+    text = f"the smallest relative error that any V reaches is {solution.error:.3e}, {error:.3e} was asked for"
+    return replace(solution, status=Status.INFEASIBLE, reason=text, gap=math.inf)
 
 
 def _least_squares(moments: Moments, error: float) -> Tensor:

@@ -51,18 +51,18 @@ class NormalEquations:
 
 def normal_equations(moments: Moments, *, ridge: float = RIDGE, intercept: bool = True) -> NormalEquations:
     """The scaled, ridged normal equations of min ‖Ψ − ΦV − 1bᵀ‖²."""
-    own = moments.centred() if intercept else moments
-    diagonal = own.gram.diagonal()
+    fitted = moments.centred() if intercept else moments
+    diagonal = fitted.gram.diagonal()
     alive = diagonal > 0
     scale = torch.where(alive, diagonal.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
-    gram = own.gram * scale[:, None]
+    gram = fitted.gram * scale[:, None]
     gram.mul_(scale)
     gram.diagonal().fill_(1.0 + ridge)
     return NormalEquations(
         gram=gram,
-        cross=own.cross * scale[:, None],
+        cross=fitted.cross * scale[:, None],
         scale=scale,
-        energy=own.energy,
+        energy=fitted.energy,
         group_size=moments.group_size,
         ridge=ridge,
     )
@@ -97,17 +97,17 @@ def refit(
 
     The ridge is relative to every column's own second moment, so rescaling a unit changes no output.
     """
-    own = _ordinary(moments, units)
-    own = own.centred() if intercept else own
-    if own.unit_count == 0:
-        empty = own.covariance.new_zeros(0, own.output_count)
-        bias = own.intercept(empty)
-        return Refit(empty, bias, relative_error(own, None, empty, bias, intercept=intercept), ridge)
-    equations = normal_equations(own, ridge=ridge, intercept=False)
+    kept = _ordinary(moments, units)
+    kept = kept.centred() if intercept else kept
+    if kept.unit_count == 0:
+        empty = kept.covariance.new_zeros(0, kept.output_count)
+        bias = kept.intercept(empty)
+        return Refit(empty, bias, relative_error(kept, None, empty, bias, intercept=intercept), ridge)
+    equations = normal_equations(kept, ridge=ridge, intercept=False)
     factor, used = factored(equations)
     coefficients = equations.scale[:, None] * torch.cholesky_solve(equations.cross, factor)
-    bias = own.intercept(coefficients)
-    error = relative_error(own, None, coefficients, bias, intercept=intercept)
+    bias = kept.intercept(coefficients)
+    error = relative_error(kept, None, coefficients, bias, intercept=intercept)
     return Refit(coefficients, bias, error, used)
 
 
@@ -126,19 +126,19 @@ def relative_error(
         intercept_values: b (D,); None: no bias, or for `centred()` moments the best one.
         intercept: the denominator is centred; else it is ‖Ψ‖_F.
     """
-    own = _ordinary(moments, units)
-    if tuple(coefficients.shape) != tuple(own.cross_covariance.shape):
+    kept = _ordinary(moments, units)
+    if tuple(coefficients.shape) != tuple(kept.cross_covariance.shape):
         raise ValueError(
-            f"`coefficients` must have shape {tuple(own.cross_covariance.shape)}, got {tuple(coefficients.shape)}."
+            f"`coefficients` must have shape {tuple(kept.cross_covariance.shape)}, got {tuple(coefficients.shape)}."
         )
-    v = coefficients.to(own.covariance)
-    left = own.residual(v)  # residual energy = centred residual energy + ‖mean residual − b‖²
+    v = coefficients.to(kept.covariance)
+    left = kept.residual(v)  # residual energy = centred residual energy + ‖mean residual − b‖²
     if intercept_values is not None:
         bias = intercept_values.to(v)
     else:
-        bias = left.output_mean if own.is_centred else torch.zeros_like(own.output_mean)
+        bias = left.output_mean if kept.is_centred else torch.zeros_like(kept.output_mean)
     residual = left.centred_energy + float((left.output_mean - bias).square().sum())
-    total = own.centred_energy if intercept else own.energy
+    total = kept.centred_energy if intercept else kept.energy
     if total <= 0:
         return 0.0 if residual <= 0 else math.inf
     return math.sqrt(residual / total)

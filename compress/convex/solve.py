@@ -123,23 +123,23 @@ def certified_point(
     problem: MultitaskLasso, coefficients: Tensor, outcome: Outcome, solver: str, tolerance: float
 ) -> Solution:
     """The solution at this point, with the certificate recomputed on the whole problem."""
-    found = certificate(problem, coefficients)
+    recomputed = certificate(problem, coefficients)
     reason = outcome.reason or "the solver's own estimate was met, the recomputed certificate was not"
-    if found.rounding > tolerance and found.gap <= 3 * found.rounding:
-        reason = f"rounding in the moments hides gaps below {found.rounding:.0e}"
+    if recomputed.rounding > tolerance and recomputed.gap <= 3 * recomputed.rounding:
+        reason = f"rounding in the moments hides gaps below {recomputed.rounding:.0e}"
     energy = problem.moments.energy
     return Solution(
         coefficients=coefficients,
         intercept=problem.moments.intercept(coefficients),
         penalty=problem.penalty,
-        objective=found.objective,
-        gap=found.gap,
+        objective=recomputed.objective,
+        gap=recomputed.gap,
         active=(unit_norms(coefficients, problem.moments.group_size) > 0).nonzero()[:, 0],
-        status=Status.CERTIFIED if found.gap <= tolerance else Status.STOPPED,
-        reason="" if found.gap <= tolerance else reason,
+        status=Status.CERTIFIED if recomputed.gap <= tolerance else Status.STOPPED,
+        reason="" if recomputed.gap <= tolerance else reason,
         tolerance=tolerance,
         iterations=outcome.iterations,
         solver=solver,
-        error=math.sqrt(found.residual / energy) if energy > 0 else 0.0,
-        rounding=found.rounding,
+        error=math.sqrt(recomputed.residual / energy) if energy > 0 else 0.0,
+        rounding=recomputed.rounding,
     )

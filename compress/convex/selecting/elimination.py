@@ -158,16 +158,16 @@ def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, larg
             unit = int(scores.argmax() if largest else scores.argmin())
             gone[unit] = True
             rows, done = slice(unit * s, unit * s + s), slice(0, step * s)
-            here = pending[rows, done]
-            root = _root(inverse[rows, rows] - here @ here.T)
-            own = weights[rows] - here @ shifts[done]  # (s, d) B_r
-            shift = torch.linalg.solve_triangular(root, own, upper=False)
+            pending_rows = pending[rows, done]
+            root = _root(inverse[rows, rows] - pending_rows @ pending_rows.T)
+            row_weights = weights[rows] - pending_rows @ shifts[done]  # (s, d) B_r
+            shift = torch.linalg.solve_triangular(root, row_weights, upper=False)
             had[len(order)] = shift.square().sum()
             order.append(int(names[unit]))
             if len(order) == count:
                 return torch.tensor(order), had
             # B_k B_kᵀ after B_k ← B_k − half_k·shift needs only shift·B_kᵀ, the B before this step
-            late = torch.cat([here, shift @ shifts[done].T]) @ pending[:, done].T  # (2s, k·s)
+            late = torch.cat([pending_rows, shift @ shifts[done].T]) @ pending[:, done].T  # (2s, k·s)
             half = torch.linalg.solve_triangular(root, _rows(inverse, rows) - late[:s], upper=False)  # P_rr^(−½)P_r:
             mixed = torch.mm(shift, weights.T).sub_(late[s:])  # (s, k·s)
             half_blocks = half.T.reshape(k, s, s)

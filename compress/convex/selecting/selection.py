@@ -66,53 +66,53 @@ def lasso_order(
     Args:
         reweightings: solve again so many times at every λ with costs c_k/(‖v_k‖/max‖v‖ + 0.01), the adaptive lasso.
     """
-    own = moments.centred() if intercept else moments
-    grid = penalty_grid(own, count, smallest, unit_costs)
+    fitted = moments.centred() if intercept else moments
+    grid = penalty_grid(fitted, count, smallest, unit_costs)
     entered = torch.full((moments.unit_count,), float(count), dtype=torch.float64)
     strength = torch.zeros_like(entered)
-    scale = own.gram.diagonal().reshape(-1, own.group_size).mean(1).clamp_min(0).sqrt()
+    scale = fitted.gram.diagonal().reshape(-1, fitted.group_size).mean(1).clamp_min(0).sqrt()
     start: Tensor | None = None
     if reweightings == 0:
-        solutions = solve_path(own, grid, unit_costs, tolerance=1e-5)
+        solutions = solve_path(fitted, grid, unit_costs, tolerance=1e-5)
         supports = [solution.coefficients for solution in solutions]
     else:
         supports = []
         for penalty in grid:
-            costs = MultitaskLasso(own, penalty, unit_costs).costs
+            costs = MultitaskLasso(fitted, penalty, unit_costs).costs
             for _ in range(reweightings + 1):
-                solution = solve(MultitaskLasso(own, penalty, costs), tolerance=1e-4, start=start)
+                solution = solve(MultitaskLasso(fitted, penalty, costs), tolerance=1e-4, start=start)
                 start = solution.coefficients
-                norms = unit_norms(start, own.group_size) * scale
+                norms = unit_norms(start, fitted.group_size) * scale
                 if float(norms.max()) <= 0:
                     break
-                base = MultitaskLasso(own, penalty, unit_costs).costs
+                base = MultitaskLasso(fitted, penalty, unit_costs).costs
                 costs = base / (norms / norms.max() + 0.01)
             supports.append(solution.coefficients)
     for position, coefficients in enumerate(supports):
-        norms = unit_norms(coefficients, own.group_size) * scale
+        norms = unit_norms(coefficients, fitted.group_size) * scale
         new = (norms > 0) & (entered == count)
         entered[new.cpu()] = position
         strength = torch.where(new.cpu(), norms.cpu(), strength)
     equations = normal_equations(moments, ridge=ridge, intercept=intercept)
-    strength = torch.where(entered == count, unit_norms(equations.cross, own.group_size).cpu() * 1e-9, strength)
+    strength = torch.where(entered == count, unit_norms(equations.cross, fitted.group_size).cpu() * 1e-9, strength)
     by_strength = strength.argsort(descending=True, stable=True)
     return by_strength[entered[by_strength].argsort(stable=True)]
 
 
 def magnitude_order(moments: Moments, *, intercept: bool = True) -> Tensor:
     """Units (K,) by their share of the features' energy, largest first: the baseline, not a recommendation."""
-    own = moments.centred() if intercept else moments
-    return own.gram.diagonal().reshape(-1, own.group_size).sum(1).argsort(descending=True, stable=True).cpu()
+    fitted = moments.centred() if intercept else moments
+    return fitted.gram.diagonal().reshape(-1, fitted.group_size).sum(1).argsort(descending=True, stable=True).cpu()
 
 
 def pivoted_order(moments: Moments, *, intercept: bool = True) -> Tensor:
     """Units (K,) by pivoted QR of Φ (interpolative decomposition): each the farthest from the span of those before."""
-    own = moments.centred() if intercept else moments
-    s = own.group_size
-    residual = own.gram.clone()
+    fitted = moments.centred() if intercept else moments
+    s = fitted.group_size
+    residual = fitted.gram.clone()
     order: list[int] = []
-    left = torch.ones(own.unit_count, dtype=torch.bool)
-    for _ in range(own.unit_count):
+    left = torch.ones(fitted.unit_count, dtype=torch.bool)
+    for _ in range(fitted.unit_count):
         energies = residual.diagonal().reshape(-1, s).sum(1).clone()
         energies[~left] = -1.0
         unit = int(energies.argmax())
@@ -206,7 +206,7 @@ def select_units(
 def _polished(
     curve: SelectionCurve, polisher: Polisher, widths: Sequence[int], errors: Sequence[float]
 ) -> SelectionCurve:
-    found: dict[int, tuple[Tensor, float]] = {}
+    improved: dict[int, tuple[Tensor, float]] = {}
     count = polisher.unit_count
     small = polisher.equations.gram.shape[0] <= _SHAKEN
 
@@ -214,10 +214,10 @@ def _polished(
         if not 0 < width < count:
             return float(curve.errors[width])
         starts = [order[:width] for order in curve.orders.values()]
-        starts += [found[width][0]] if width in found else []
-        starts += [polisher.without_cheapest(found[width + 1][0])] if width + 1 in found else []
-        found[width] = polisher.polish(starts, effort=effort if small else 0.0)
-        return found[width][1]
+        starts += [improved[width][0]] if width in improved else []
+        starts += [polisher.without_cheapest(improved[width + 1][0])] if width + 1 in improved else []
+        improved[width] = polisher.polish(starts, effort=effort if small else 0.0)
+        return improved[width][1]
 
     for width in widths:
         improve(width, 1.0)
@@ -230,7 +230,7 @@ def _polished(
             else:
                 step = step // 2 if small else 0
     polished, values, methods = {}, curve.errors.clone(), list(curve.methods)
-    for width, (units, error) in found.items():
+    for width, (units, error) in improved.items():
         if error < float(values[width]):
             polished[width], values[width], methods[width] = units, error, "swaps"
     for width in range(1, count):  # a polished selection and one unit more is no worse than itself
@@ -245,10 +245,10 @@ def _polished(
 def _spread(inner: SelectionCurve, kept: Tensor, count: int) -> SelectionCurve:
     """A curve over the shortlisted units as one over all `count`; the others come last and change no error."""
     listed = set(kept.tolist())
-    rest = torch.tensor([k for k in range(count) if k not in listed], dtype=torch.long)
+    unlisted = torch.tensor([k for k in range(count) if k not in listed], dtype=torch.long)
 
     def whole(order: Tensor) -> Tensor:
-        return torch.cat([kept[order], rest])
+        return torch.cat([kept[order], unlisted])
 
     extra = count - kept.numel()
     return SelectionCurve(

@@ -209,11 +209,11 @@ class _Tableau:
     def scores(self) -> Tensor:
         """What each unit explains (K,), coming in from outside or lost from inside."""
         k, s = self.inside.shape[0], self.s
-        own = self.weights.reshape(k, s, -1)
+        weights = self.weights.reshape(k, s, -1)
         blocks = self._blocks()
         if s == 1:
-            return own.square().sum((1, 2)) / blocks[:, 0, 0].clamp_min(1e-300)
-        return _explained(blocks, own @ own.mT)
+            return weights.square().sum((1, 2)) / blocks[:, 0, 0].clamp_min(1e-300)
+        return _explained(blocks, weights @ weights.mT)
 
     def cheapest(self) -> int:
         """The unit inside that explains least."""
@@ -277,15 +277,15 @@ class _Tableau:
         c = self.weights[columns]  # (o·s, d)
         rows = []
         for unit in part.tolist():
-            own = slice(unit * s, unit * s + s)
-            inverse = torch.linalg.inv(-self.table[own, own])  # P_ii⁻¹
+            span = slice(unit * s, unit * s + s)
+            inverse = torch.linalg.inv(-self.table[span, span])  # P_ii⁻¹
             inverse = (inverse + inverse.T) / 2
-            bridge = self.table[own][:, columns]  # (s, o·s) B_i
-            shift = inverse @ self.weights[own]  # (s, d)
+            bridge = self.table[span][:, columns]  # (s, o·s) B_i
+            shift = inverse @ self.weights[span]  # (s, d)
             moved = torch.addmm(c, bridge.T, shift).reshape(-1, s, d)  # C_j + B_ijᵀP_ii⁻¹V_i
             blocks = bridge.T.reshape(-1, s, s)  # B_ijᵀ
             grown = left + blocks @ inverse @ blocks.mT
-            lost = float((self.weights[own] * shift).sum())
+            lost = float((self.weights[span] * shift).sum())
             rows.append(_explained(grown, moved @ moved.mT) - lost)
         return torch.stack(rows)
 
@@ -305,14 +305,14 @@ class _Tableau:
         column = self.table[:, rows].clone()  # (n, s)
         inverse = torch.linalg.inv(block)
         scaled = column @ inverse
-        own = self.weights[rows].clone()
-        self.explained += float((own * (inverse @ own)).sum())  # the block is −P_kk for a unit that leaves
+        weights = self.weights[rows].clone()
+        self.explained += float((weights * (inverse @ weights)).sum())  # the block is −P_kk for a unit that leaves
         self.table.addmm_(scaled, column.T, alpha=-1)
-        self.weights.addmm_(scaled, own, alpha=-1)
+        self.weights.addmm_(scaled, weights, alpha=-1)
         self.table[:, rows] = sign * scaled
         self.table[rows, :] = sign * scaled.T
         self.table[rows, rows] = -(inverse + inverse.T) / 2
-        self.weights[rows] = sign * (inverse @ own)
+        self.weights[rows] = sign * (inverse @ weights)
         self.inside[unit] = not leaves
         self.sweeps += 1
         self.work += _OVERHEAD / 4 + 4.0 * self.table.numel() * s + 4.0 * self.weights.numel() * s
@@ -322,5 +322,5 @@ def _explained(blocks: Tensor, energies: Tensor) -> Tensor:
     """tr Σ_k⁻¹E_k (k,) for blocks Σ and E (k, s, s); 0 where Σ_k is not positive definite."""
     factor, info = torch.linalg.cholesky_ex(blocks)
     solved: Tensor = torch.cholesky_solve(energies, factor)
-    found = solved.diagonal(dim1=1, dim2=2).sum(1)
-    return torch.where((info == 0) & torch.isfinite(found), found, 0.0)
+    explained = solved.diagonal(dim1=1, dim2=2).sum(1)
+    return torch.where((info == 0) & torch.isfinite(explained), explained, 0.0)

@@ -138,11 +138,11 @@ class Chains:
         square σ_j + t²P_ii; i itself explained ‖v_i‖²/P_ii.
         """
         pivots = self.inverse.diagonal(dim1=1, dim2=2)[:, :, None]  # P_ii
-        own = self.weights.square().sum(2)[:, :, None]
+        energies = self.weights.square().sum(2)[:, :, None]
         share = self.bridge / pivots  # t
-        gains = torch.addcmul(self.mixed, share, own).mul_(share).add_(self.squares[:, None, :])
+        gains = torch.addcmul(self.mixed, share, energies).mul_(share).add_(self.squares[:, None, :])
         share.square_().mul_(pivots).add_(self.schur.clamp_min(self.floor)[:, None, :])
-        gains.div_(share).sub_(own / pivots)
+        gains.div_(share).sub_(energies / pivots)
         return gains.masked_fill_(self.inside[:, None, :], -torch.inf)
 
     def exchange(self, out: Tensor, into: Tensor) -> None:
@@ -152,11 +152,11 @@ class Chains:
         pivot = self.inverse[r, out, out][:, None]
         column = self.inverse[r, :, out] / pivot  # (R, m)
         gone, weight, mixed = self.bridge[r, out], self.weights[r, out], self.mixed[r, out] / 2
-        own = weight.square().sum(1, keepdim=True)
-        along = torch.bmm(self.weights, weight[:, :, None])[:, :, 0] / pivot - column * (own / pivot)  # (R, m)
+        energy = weight.square().sum(1, keepdim=True)
+        along = torch.bmm(self.weights, weight[:, :, None])[:, :, 0] / pivot - column * (energy / pivot)  # (R, m)
         back = gone / pivot  # (R, K)
-        self.explained = self.explained - (own / pivot)[:, 0]
-        self.squares.add_(back * (2 * mixed + back * own))
+        self.explained = self.explained - (energy / pivot)[:, 0]
+        self.squares.add_(back * (2 * mixed + back * energy))
         self.schur.add_(back * gone)
         # with unit j in that place: e = (−B_j/σ_j, 1/σ_j), P ← P + σ_j·eeᵀ, B ← B + e·gᵀ, C ← C − g·c_jᵀ/σ_j, …
         beta = self.bridge[r, :, into] - column * gone[r, into][:, None]

@@ -49,9 +49,9 @@ class Conic:
             return Outcome(zero, 0, f"{n * d} unknowns are more than the {LARGEST} the conic solver takes")
         reasons = []
         for name in ("clarabel", "scs") if self.backend == "auto" else (self.backend,):
-            found, iterations, reason = _cone_solve(problem, name, tolerance, max_iterations, deadline)
-            if found is not None:
-                return Outcome(_thresholded(problem, found), iterations, reason)
+            point, iterations, reason = _cone_solve(problem, name, tolerance, max_iterations, deadline)
+            if point is not None:
+                return Outcome(_thresholded(problem, point), iterations, reason)
             reasons.append(reason)
         return Outcome(torch.zeros_like(problem.cross), 0, "; ".join(reasons))
 

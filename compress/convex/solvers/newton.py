@@ -72,15 +72,15 @@ def _dual_steps(problem: ScaledProblem, tolerance: float, max_iterations: int, d
             cross=(1 + mu * a) * problem.cross - mu * image,
             energy=(1 + mu * a) ** 2 * problem.energy - 2 * mu * (1 + mu * a) * linear + mu**2 * square,
         )
-        found = _attempt(inner, 1e-3 * tolerance, point, _DIRECT, deadline)
-        iterations += max(1, found.iterations)
-        point = found.coefficients
+        outcome = _attempt(inner, 1e-3 * tolerance, point, _DIRECT, deadline)
+        iterations += max(1, outcome.iterations)
+        point = outcome.coefficients
         gap = problem.gap_at(point)
         if gap < best_gap:
             best, best_gap = point, gap
         if gap <= tolerance:
             return Outcome(point, iterations, "")
-        if found.reason:
+        if outcome.reason:
             mu *= 10
             continue
         a, shift = (1 + mu * a) / (1 + mu), (mu * shift + point) / (1 + mu)

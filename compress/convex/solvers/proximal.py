@@ -72,8 +72,8 @@ class Proximal:
                     outcomes[i] = Outcome(point, 0, "the time limit was reached")
                 continue
             batch = _Batch([problems[i] for i in part], [starts[i] for i in part], self.device, self.dtype)
-            found = batch.run(tolerance, max_iterations, deadline, self.algorithm, spectra)
-            outcomes.update(zip(part, found, strict=True))
+            batch_outcomes = batch.run(tolerance, max_iterations, deadline, self.algorithm, spectra)
+            outcomes.update(zip(part, batch_outcomes, strict=True))
             spectra = {key: spectra[key] for key in list(spectra)[-1:]}  # a layer may go on in the next batch
         return [outcomes[i] for i in range(len(problems))]
 
@@ -186,15 +186,15 @@ class _Batch:
         units = max(problem.unit_count for problem in self.problems)
         outputs = max(problem.cross.shape[1] for problem in self.problems)
         n = units * s
-        here, dtype = self.device, self.dtype
+        device, dtype = self.device, self.dtype
         shared = all(self.problems[i].cross is self.problems[layer[0]].cross for layer in self.layers for i in layer)
-        gram = torch.zeros(layers, n, n, dtype=dtype, device=here)
-        cross = torch.zeros(layers, n, 1 if shared else width, outputs, dtype=dtype, device=here)
-        point = torch.zeros(layers, n, width, outputs, dtype=dtype, device=here)
-        weights = torch.ones(layers, units, width, dtype=dtype, device=here)
+        gram = torch.zeros(layers, n, n, dtype=dtype, device=device)
+        cross = torch.zeros(layers, n, 1 if shared else width, outputs, dtype=dtype, device=device)
+        point = torch.zeros(layers, n, width, outputs, dtype=dtype, device=device)
+        weights = torch.ones(layers, units, width, dtype=dtype, device=device)
         energies = torch.ones(layers, width, dtype=torch.float64)
-        values = torch.ones(layers, n if spectra is not None else 1, dtype=dtype, device=here)
-        vectors = torch.zeros(layers, n, n if spectra is not None else 0, dtype=dtype, device=here)
+        values = torch.ones(layers, n if spectra is not None else 1, dtype=dtype, device=device)
+        vectors = torch.zeros(layers, n, n if spectra is not None else 0, dtype=dtype, device=device)
         for row, layer in enumerate(self.layers):
             first = self.problems[layer[0]]
             rows, d = first.cross.shape
@@ -206,7 +206,7 @@ class _Batch:
                 energies[row, column] = problem.energy
                 if start is not None:
                     point[row, :rows, column, :d] = start
-            block = first.block(torch.arange(first.unit_count, device=first.cross.device)).to(here)
+            block = first.block(torch.arange(first.unit_count, device=first.cross.device)).to(device)
             gram[row, :rows, :rows] = block
             if spectra is None:
                 values[row] = eigen_values(block)[-1].clamp_min(1e-12)
@@ -224,11 +224,11 @@ class _Batch:
             items=[list(layer) for layer in self.layers],
             cross=cross,
             weights=weights,
-            energies=energies.to(here),
+            energies=energies.to(device),
             point=point,
             other=other,
             best=point,
-            best_gap=torch.full((layers, width), torch.inf, dtype=torch.float64, device=here),
+            best_gap=torch.full((layers, width), torch.inf, dtype=torch.float64, device=device),
             rho=rho,
             momentum=torch.ones_like(rho),
             gram=gram,

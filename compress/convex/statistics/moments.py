@@ -301,15 +301,18 @@ def stack_consumers(
     cross, feature_mean, output_mean = gram.new_zeros(k * s, d), gram.new_zeros(k * s), gram.new_zeros(d)
     energy, first_tap, first_output = 0.0, 0, 0
     for part, weight in zip(parts, weights, strict=True):
-        own = part.centred() if intercept else part
+        fitted = part.centred() if intercept else part
         taps = torch.arange(part.group_size, device=gram.device) + first_tap
         index = (torch.arange(k, device=gram.device)[:, None] * s + taps).reshape(-1)  # (K·s_j,)
-        gram[index[:, None], index] = weight * own.gram
+        gram[index[:, None], index] = weight * fitted.gram
         outputs = slice(first_output, first_output + part.output_count)
-        cross[index, outputs] = weight * own.cross
-        if own.is_centred:
-            feature_mean[index], output_mean[outputs] = weight**0.5 * own.feature_mean, weight**0.5 * own.output_mean
-        energy += weight * own.energy
+        cross[index, outputs] = weight * fitted.cross
+        if fitted.is_centred:
+            feature_mean[index], output_mean[outputs] = (
+                weight**0.5 * fitted.feature_mean,
+                weight**0.5 * fitted.output_mean,
+            )
+        energy += weight * fitted.energy
         first_tap += part.group_size
         first_output += part.output_count
     return Moments(

@@ -110,8 +110,8 @@ class CentredSums:
             return
         if self._sums:
             device = self._sums["covariance"].device
-        own = [self._sums["covariance"].shape[0], self._sums["cross"].shape[1]] if self._sums else [0, 0]
-        facts = torch.tensor([*own, *self._rounding], dtype=torch.float64, device=device)
+        extents = [self._sums["covariance"].shape[0], self._sums["cross"].shape[1]] if self._sums else [0, 0]
+        facts = torch.tensor([*extents, *self._rounding], dtype=torch.float64, device=device)
         torch.distributed.all_reduce(facts, torch.distributed.ReduceOp.MAX)
         features, outputs = int(facts[0]), int(facts[1])
         self._rounding = [float(facts[2]), float(facts[3])]
@@ -157,28 +157,28 @@ class _RunningMean:
     def centre(self, rows: Tensor, root: Tensor | None, before: float, count: float) -> Tensor:
         """Rows (n, m) about their own mean, times `root` (n,), and, if there were rows before, one row more."""
         n, m = rows.shape
-        own = rows.sum(0, dtype=torch.float64) if root is None else rows.to(torch.float64).T @ root.square()
-        own /= count
+        mean = rows.sum(0, dtype=torch.float64) if root is None else rows.to(torch.float64).T @ root.square()
+        mean /= count
         centred = torch.empty(n + (before > 0), m, dtype=torch.float64, device=rows.device)
-        torch.sub(rows, own, out=centred[:n])
+        torch.sub(rows, mean, out=centred[:n])
         if root is not None:
             centred[:n].mul_(root[:, None])
         if before > 0:
             total = before + count
-            shift = (own - self.origin) - self.drift
+            shift = (mean - self.origin) - self.drift
             torch.mul(shift, (before * count / total) ** 0.5, out=centred[n])
             self.drift.add_(shift, alpha=count / total)
         else:
-            self.origin.copy_(own)
+            self.origin.copy_(mean)
         return centred
 
     def all_reduce(self, count: float, total: float) -> Tensor:
         """Become the mean over all ranks; how far this rank's own mean was from it (m,)."""
         common = _sum_over_ranks(self.mean * (count / total))
-        own = (self.origin - common) + self.drift
-        drift = _sum_over_ranks(own * (count / total))
+        offset = (self.origin - common) + self.drift
+        drift = _sum_over_ranks(offset * (count / total))
         self.origin, self.drift = common, drift
-        return own - drift
+        return offset - drift
 
 
 def _sum_over_ranks(value: Tensor) -> Tensor:
