@@ -25,7 +25,12 @@ MIXES = {ATEN.copy_.default, ATEN._to_copy.default, ATEN.index.Tensor, ATEN.inde
          ATEN._index_put_impl_.default, ATEN.set_.source_Tensor}  # fmt: skip
 
 
-class Backend(backend_registration._DummyBackendModule):  # type: ignore[misc]
+DUMMY: Any = getattr(
+    backend_registration, "_DummyBackendModule", object
+)  # older torch has none: nothing is pretended there
+
+
+class Backend(DUMMY):  # type: ignore[misc]
     """What torch asks a device's module for."""
 
     def get_rng_state(self, device: Any = None) -> Tensor:
