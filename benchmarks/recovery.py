@@ -28,6 +28,7 @@ from benchmarks.reporting import Run, start
 from compress.api.steps.cutting import cut_network
 from compress.api.steps.tuning import recover_module
 from compress.api.steps.widths import make_problem
+from compress.arithmetic import reproducible
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.problem import Problem, SampleStream
 from compress.compression.searching.curves import prepare_search
@@ -99,6 +100,7 @@ def main() -> int:
     return found.finish()
 
 
+@reproducible()
 def run_cell(found: Run, images: int, seed: int) -> dict[str, Any]:
     """One cut and its recovery, scored."""
     given, test = found.options, 1000 if found.quick else 10_000

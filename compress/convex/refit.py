@@ -99,16 +99,19 @@ def refit(
     """
     kept = _ordinary(moments, units)
     kept = kept.centred() if intercept else kept
-    if kept.unit_count == 0:
-        empty = kept.covariance.new_zeros(0, kept.output_count)
-        bias = kept.intercept(empty)
-        return Refit(empty, bias, relative_error(kept, None, empty, bias, intercept=intercept), ridge)
-    equations = normal_equations(kept, ridge=ridge, intercept=False)
-    factor, used = factored(equations)
-    coefficients = equations.scale[:, None] * torch.cholesky_solve(equations.cross, factor)
+    coefficients, used = solve_ridged(kept, ridge)
     bias = kept.intercept(coefficients)
     error = relative_error(kept, None, coefficients, bias, intercept=intercept)
     return Refit(coefficients, bias, error, used)
+
+
+def solve_ridged(moments: Moments, ridge: float) -> tuple[Tensor, float]:
+    """V (K·s, D) of the ridged normal equations as the moments stand, centred or not, and the ridge that it took."""
+    if not moments.unit_count:
+        return moments.covariance.new_zeros(0, moments.output_count), ridge
+    equations = normal_equations(moments, ridge=ridge, intercept=False)
+    factor, used = factored(equations)
+    return equations.scale[:, None] * torch.cholesky_solve(equations.cross, factor), used
 
 
 def relative_error(

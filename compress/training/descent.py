@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,11 +111,10 @@ class Descent:
     def run(self, rates: Sequence[float], progress: Progress) -> bool:
         """One step for each rate; whether every loss was finite. The device is waited for at the end alone."""
         sound: Tensor | None = None
-        with repeatable():
-            for rate in rates:
-                finite = torch.isfinite(self.step(rate))
-                sound = finite if sound is None else sound & finite
-                progress.advance()
+        for rate in rates:
+            finite = torch.isfinite(self.step(rate))
+            sound = finite if sound is None else sound & finite
+            progress.advance()
         return sound is None or bool(sound)
 
     def step(self, rate: float) -> Tensor:
@@ -141,13 +139,6 @@ class Descent:
     def averaged(self) -> dict[str, Tensor]:
         """The running mean of the weights: where they are, less the noise of single steps."""
         return self.weights.at(self._means)
-
-
-@contextmanager
-def repeatable() -> Iterator[None]:
-    """Convolutions by methods that give the same bits each time, in whole float32."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
 
 
 def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

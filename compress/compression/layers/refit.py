@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.convex import Moments, relative_error
-from compress.convex.refit import factored, normal_equations
+from compress.convex.refit import solve_ridged
 from compress.convex.statistics.moments import unit_columns
 from compress.recording.layer_moments import ROWS_PER_COLUMN, LayerMoments, root_mean_square
 from compress.recording.readings import constant_of
@@ -104,10 +104,6 @@ class ReadingRefit:
     error: float
     held_back_error: float
 
-    def constant(self, free: bool) -> Tensor | None:
-        """The constant where one is free; else None."""
-        return self.intercept if free else None
-
 
 def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *, intercept: bool) -> ReadingRefit:
     """min ‖Ψ − Φ(V + Δ) − 1bᵀ‖² + ridge·Σ_i G_ii‖δ_i‖² over Δ and b: the ridge pulls to the weights as they are.
@@ -120,11 +116,12 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
         part, check: fitting and held-back moments of the kept units alone.
         before: V (|S|·s, D).
     """
-    residual = part.residual(before)
+    residual = part.residual(before).centred() if intercept else part.residual(before)
     scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
     best: ReadingRefit | None = None
     for strength in (ridge, *(stronger for stronger in STRONGER_RIDGES if stronger > ridge)):
-        change, constant = solve_change(residual, strength, intercept=intercept)
+        change, _ = solve_ridged(residual, strength)
+        constant = residual.intercept(change)
         coefficients = change.add_(before)
         bias = constant if intercept else None
         held_back = reading_error(check, coefficients, bias)
@@ -135,18 +132,9 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
         if not scarce and held_back <= OVERFIT * error:
             break
     assert best is not None, "at least one ridge is tried"
-    return best if not scarce else replace(best, error=reading_error(part, best.coefficients, best.constant(intercept)))
-
-
-def solve_change(residual: Moments, ridge: float, *, intercept: bool) -> tuple[Tensor, Tensor]:
-    """Δ (|S|·s, D) and b (D,) that fit what is left to fit, as `refit` does, without the error of the fit."""
-    left = residual.centred() if intercept else residual
-    if not left.unit_count:
-        change = left.covariance.new_zeros(0, left.output_count)
-    else:
-        equations = normal_equations(left, ridge=ridge, intercept=False)
-        change = equations.scale[:, None] * torch.cholesky_solve(equations.cross, factored(equations)[0])
-    return change, left.intercept(change)
+    if not scarce:
+        return best
+    return replace(best, error=reading_error(part, best.coefficients, best.intercept if intercept else None))
 
 
 def reading_error(moments: Moments, coefficients: Tensor, bias: Tensor | None) -> float:
