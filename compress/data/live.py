@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from compress.data.arrays import check_label_array, check_target_array
 from compress.data.calls import CallShape, parameters_of
@@ -16,6 +17,7 @@ from compress.data.source import DataSource
 from compress.errors import CompressError, DataError
 
 ANSWERS = ("labels", "label", "targets", "target", "y")
+_BATCH = 64  # samples of a data set that are read at a time
 PLAIN = (str, bytes, bool, int, float, type(None))
 
 
@@ -59,13 +61,16 @@ def collect_batches(batches: Any, module: nn.Module, *, limit: int, name: str = 
     """The first `limit` samples of an iterable of batches, in its order.
 
     A batch is what the network takes (a tensor, a tuple of tensors, a mapping of its parameters, nested as it likes),
-    or a pair of that and labels or targets; in a mapping those are found by name (`labels`, `targets`, …).
+    or a pair of that and labels or targets; in a mapping those are found by name (`labels`, `targets`, …). A torch data
+    set is one of single samples, which are put into batches.
 
     Raises:
         DataError: nothing came, or what came cannot be what the network takes; one line that says what came.
     """
     if isinstance(batches, (Tensor, np.ndarray)):
         batches = (batches,)
+    if isinstance(batches, Dataset):  # of single samples
+        batches = DataLoader(batches, batch_size=_BATCH)
     if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
         raise DataError(
             f"`{name}`: an iterable of batches was expected (a DataLoader, a list), got {kind_of(batches)}."

@@ -17,6 +17,7 @@ from compress.graph.ops import LinearMap, Meaning, Normalisation, Rule, operatio
 from compress.graph.trace import NetworkGraph, module_path
 
 _BATCH = 1009  # stands for the symbolic batch: a prime, so that no channel count is mistaken for a multiple of it
+_UNREAD_FORM = (TypeError, ValueError, IndexError, KeyError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,15 +130,17 @@ class ChannelFlow:
 
     def _apply(self, node: fx.Node) -> Any:
         rule = self.rules.get(operation_name(node))
+        lack = "which has no rule"
         if rule is not None:
-            return rule.channels(self, node)
+            try:
+                return rule.channels(self, node)
+            except _UNREAD_FORM:
+                lack = "in a form that its rule does not know"
         if isinstance(node.meta.get("val"), (torch.SymInt, int, bool, float)) and not self.tracked_inputs(node):
             return ()
-        if not operation_name(node).startswith(("sym_", "_assert", "eq", "ge", "le", "lt", "gt")):
+        if rule is not None or not operation_name(node).startswith(("sym_", "_assert", "eq", "ge", "le", "lt", "gt")):
             for source in node.all_input_nodes:
-                self.pin_value(
-                    self.values.get(source), f"reaches the operation {operation_name(node)}, which has no rule"
-                )
+                self.pin_value(self.values.get(source), f"reaches the operation {operation_name(node)}, {lack}")
         return self.unknown_output(node)
 
     # ---- what the rules use

@@ -22,7 +22,8 @@ def find_units(graph: NetworkGraph, module: nn.Module, *, couple: bool = False) 
 
     With `couple`, residual streams (units that several layers add into) are prunable too. Groups whose shapes may be
     written down in Python are tried on a copy with random weights, and refused when it does not compute what the masked
-    network computes. No two prunable groups share a position of a tensor.
+    network computes; then all together on the network itself, since forward() may compute with a size. No two prunable
+    groups share a position of a tensor.
     """
     norms = {norm.variance: norm for norm in batch_norms(graph) if norm.variance is not None}
     groups = choose_prunable(graph, module, draft_groups(ChannelFlow(graph, RULES), module, couple=couple))
@@ -75,32 +76,37 @@ def choose_prunable(graph: NetworkGraph, module: nn.Module, drafts: Sequence[Dra
     groups = [draft.group for draft in drafts]
     rejected: set[int] = set()
     accepted: dict[int, UnitGroup] = {}
+    counted: set[int] = set()
     trial: Trial | None = None
     while True:
         chosen = _choose_apart(drafts, groups, rejected)
         waiting = [index for index in chosen if drafts[index].suspicious and index not in accepted]
-        if not waiting:
-            if len(drafts) > untied:
-                break
+        if not waiting and len(drafts) == untied:
             for draft in tie_drafts(drafts, rejected):
                 for index in draft.siblings:
                     drafts[index].siblings.add(len(drafts))
                 drafts.append(draft)
                 groups.append(draft.group)
-            if len(drafts) == untied:
-                break
-            continue
+            if len(drafts) > untied:
+                continue
         trial = trial or Trial(graph, module, drafts)
-        accepted.update(trial.search(waiting))
-        rejected.update(index for index in waiting if index not in accepted)
+        if waiting:
+            accepted.update(trial.search(waiting))
+            rejected.update(index for index in waiting if index not in accepted)
+            continue
+        refused = trial.refuse({index: accepted.get(index, groups[index]) for index in chosen})
+        if not refused:
+            break
+        rejected |= refused
+        counted |= {index for index in refused if not drafts[index].suspicious}
     judged: dict[int, UnitGroup] = {}
     final = set(chosen)
     for index, group in enumerate(groups):
         if not group.prunable or index in final:
             judged[index] = accepted.get(index, group)
         elif index < untied and index in rejected:
-            message = SkipKind.BAKED.value + _stream_hint(drafts[:untied], index)
-            judged[index] = group.skipped(Skip(SkipKind.BAKED, message))
+            kind = SkipKind.COUNTED if index in counted else SkipKind.BAKED
+            judged[index] = group.skipped(Skip(kind, kind.value + _stream_hint(drafts[:untied], index)))
         elif index < untied:
             taken = next(other for other in sorted(drafts[index].siblings) if other in final)
             name = groups[taken].name.partition("#")[0]
@@ -134,7 +140,7 @@ def _rank(group: UnitGroup) -> int:
     """Prunable groups first, then those that failed their trial, then the rest."""
     if group.skip is None:
         return 0
-    return 1 if group.skip.kind is SkipKind.BAKED else 2
+    return 1 if group.skip.kind in (SkipKind.BAKED, SkipKind.COUNTED) else 2
 
 
 def _stream_hint(drafts: Sequence[Draft], index: int) -> str:

@@ -18,6 +18,7 @@ class SkipKind(Enum):
     UNREAD = "no weight of the network reads it"
     STREAM = "residual stream shared by several producers; use --couple"
     BAKED = "a size in forward() is fixed in Python and no attribute changes it"
+    COUNTED = "what forward() computes would change with their number, as where it multiplies by a size"
     TAKEN = "its weights are cut as part of another group"
 
 

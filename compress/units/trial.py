@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from compress.units.surgery import copy_with, masked_outputs, module_outputs, na
 _FAULTS = (CompressError, RuntimeError, ValueError, TypeError, AssertionError, IndexError, ArithmeticError)
 _PERIOD = 65537
 _TOLERANCE = 5e-4  # float32, random weights: a wrong view is wrong by its whole size
+_REFUSED = 1e-2  # the network's own weights: rounding may be amplified where a random half of all units is gone
 _GAIN = 2.0  # of random matrices: small ones leave attention nearly uniform, and mixing up heads changes little then
 
 
@@ -85,6 +87,21 @@ class Trial:
         """The groups among `indices` that can be cut together, with the attributes that make it work."""
         return self._search(list(indices), {})
 
+    def refuse(self, groups: Mapping[int, UnitGroup]) -> set[int]:
+        """Those whose cut changes what the rest computes, with the network's own weights.
+
+        A number of units that forward() reads off a shape and computes with stands in the graph as a plain number.
+        """
+        if not groups or self._same(list(groups.values())):
+            return set()
+        indices = list(groups)
+        if len(indices) == 1:
+            return set(indices)
+        middle = len(indices) // 2
+        halves = [{index: groups[index] for index in part} for part in (indices[:middle], indices[middle:])]
+        refused = [self.refuse(half) for half in halves]
+        return set().union(*refused) or set(halves[1])  # either half can go, both cannot
+
     def _search(self, indices: list[int], accepted: dict[int, UnitGroup]) -> dict[int, UnitGroup]:
         if not indices:
             return {}
@@ -143,25 +160,39 @@ class Trial:
         return True
 
     def _equal(self, groups: list[UnitGroup]) -> bool:
-        generator = torch.Generator().manual_seed(1)
-        kept: dict[str, Tensor] = {}
-        for group in groups:  # equal shares of all would hide groups that must go alike: streams keep more than others
-            units = group.unit_count
-            low, high = (units // 2 + 1, 2 * units // 3 + 1) if group.coupled else (units // 3, units // 2)
-            low, high = (min(max(1, units - 1), max(1, count)) for count in (low, high))
-            count = int(torch.randint(low, high + 1, (), generator=generator))
-            kept[group.name] = torch.randperm(units, generator=generator)[:count].sort().values
+        kept = _draw(groups)
         if not self._fits(kept, groups):
             return False
         if not self.state:
             self._randomise()
+        return self._deviation(self.module, self.state, kept, groups) <= _TOLERANCE
+
+    def _same(self, groups: list[UnitGroup]) -> bool:
+        state = {name: tensor.detach() for name, tensor in named_tensors(self.original).items()}
+        return self._deviation(self.original, state, _draw(groups), groups) <= _REFUSED
+
+    def _deviation(
+        self, module: nn.Module, state: Mapping[str, Tensor], kept: Mapping[str, Tensor], groups: list[UnitGroup]
+    ) -> float:
+        """Of the narrowed network from the masked one; infinite where it does not run."""
         try:
-            narrowed = narrow(self.module, kept, groups)
-            got = module_outputs(narrowed.module, self.graph.examples)
+            got = module_outputs(narrow(module, kept, groups).module, self.graph.examples)
         except _FAULTS:
-            return False
-        wanted = masked_outputs(self.program, self.state, kept, groups, self.graph.examples)
-        return relative_deviation(wanted, got) <= _TOLERANCE
+            return math.inf
+        return relative_deviation(masked_outputs(self.program, state, kept, groups, self.graph.examples), got)
+
+
+def _draw(groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
+    """Seeded units to keep; streams keep more than others, since equal shares would hide groups that must go alike."""
+    generator = torch.Generator().manual_seed(1)
+    kept: dict[str, Tensor] = {}
+    for group in groups:
+        units = group.unit_count
+        low, high = (units // 2 + 1, 2 * units // 3 + 1) if group.coupled else (units // 3, units // 2)
+        low, high = (min(max(1, units - 1), max(1, count)) for count in (low, high))
+        count = int(torch.randint(low, high + 1, (), generator=generator))
+        kept[group.name] = torch.randperm(units, generator=generator)[:count].sort().values
+    return kept
 
 
 def _copy_of(module: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:

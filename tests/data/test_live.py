@@ -43,6 +43,14 @@ def test_a_loader_of_pairs_gives_inputs_and_labels() -> None:
     assert torch.equal(batch.inputs, ROWS[[7, 1, 1]])
 
 
+def test_a_data_set_of_single_samples_is_put_into_batches() -> None:
+    pairs = TensorDataset(torch.randn(70, 5), torch.arange(70) % 3)
+    source = collect_batches(pairs, nn.Linear(5, 3), limit=66)
+    assert source.tensors[0].shape == (66, 5)
+    assert source.labels is not None
+    assert source.labels.tolist() == [number % 3 for number in range(66)]
+
+
 def test_a_generator_is_read_no_further_than_the_limit() -> None:
     given: list[int] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress.graph.ops import Layout
+from compress.graph.rules import RULES
 from compress.graph.trace import trace_network
 from compress.models.resnet import resnet_cifar10
 from compress.units.find import find_units
+from compress.units.groups import SkipKind
 from compress.units.surgery import narrow
 from tests.networks import Function, analyse
 
@@ -44,6 +47,9 @@ def chain(middle: Any, channels: int = 8, read: int | None = None) -> Function:
         (lambda x: functional.pad(functional.relu6(x), (1, 1, 0, 0)), "relu6", False),
         (lambda x: x.roll(1, 2).flip(3) * 2, None, True),
         (lambda x: x + 1, None, False),
+        (lambda x: 2**x, "pow", False),
+        (lambda x: torch.max(x, -x), None, False),
+        (lambda x: torch.fmin(x, x.mT.mT), None, False),
         (lambda x: torch.where(x > 0, x, torch.zeros_like(x)), None, False),
     ],
 )
@@ -97,6 +103,34 @@ def test_rearranged_channels_are_followed(middle: Any, units: int, read: int) ->
 def test_a_unit_that_matters_elsewhere_is_refused_with_the_operation_named(middle: Any, reason: str) -> None:
     group = analyse(chain(middle), IMAGE)["layers.a"]
     assert reason in (group.skip_reason or "")
+
+
+def test_a_rule_that_cannot_read_a_form_of_its_operation_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(flow: object, node: object) -> None:
+        raise TypeError("of a form")
+
+    monkeypatch.setitem(RULES, "tanh", dataclasses.replace(RULES["tanh"], channels=fail))
+    group = analyse(chain(torch.tanh), IMAGE)["layers.a"]
+    assert group.skip_reason == "it reaches the operation tanh, in a form that its rule does not know"
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [lambda x: x / x.shape[1], lambda x: x + x.size(1) ** 0.5, lambda x: x * x.numel() / x.shape[0]],
+)
+def test_units_whose_number_is_computed_with_are_refused_and_no_others(middle: Any) -> None:
+    net = Function(
+        lambda m, x: m["c"](torch.relu(m["b"](middle(m["a"](x))))), a=conv(3, 8), b=conv(8, 6), c=conv(6, 2, 1)
+    )
+    groups = analyse(net, IMAGE)
+    assert groups["layers.a"].skip_reason == SkipKind.COUNTED.value
+    assert groups["layers.b"].prunable
+
+
+@pytest.mark.parametrize("norm", [lambda x: functional.group_norm(x, 2), functional.instance_norm])
+def test_channels_that_a_normalisation_takes_for_positions_are_refused(norm: Any) -> None:
+    net = Function(lambda m, x: m["b"](norm(m["a"](x))), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert "is averaged over by" in str(analyse(net, TOKENS)["layers.a"].skip_reason)
 
 
 def test_channels_between_zeros_of_a_fixed_width_go_with_the_positions_behind_the_padding() -> None:

@@ -40,7 +40,17 @@ OTHER_ACTIVATIONS = (
         "clip",
         "pow",
     ),
-    *("sign", "floor", "ceil", "round", "zero", "fill"),
+    *("sign", "floor", "ceil", "round", "zero", "fill", "trunc", "fix", "frac", "sgn", "logit", "sinc", "deg2rad"),
+    *("log2", "log10", "exp2", "sinh", "cosh", "asin", "acos", "asinh", "acosh", "atanh", "erfc", "erfinv"),
+    *(
+        "special_erf",
+        "special_erfc",
+        "special_exp2",
+        "special_expm1",
+        "special_expit",
+        "special_log1p",
+        "special_logit",
+    ),
     *("threshold", "hardshrink", "softshrink", "tanhshrink", "expm1", "nan_to_num"),
 )
 IDENTITY = (
@@ -52,7 +62,24 @@ SHAPED = (
     *("neg", "native_dropout", "logical_not", "bitwise_not", "isnan", "isinf", "real", "_assert_tensor_metadata"),
 )  # other values of the same shape
 BINARY = (
-    *("rsub", "maximum", "minimum", "fmod", "remainder", "floor_divide", "atan2", "lerp", "where"),
+    *(
+        "rsub",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "logaddexp",
+        "logaddexp2",
+        "hypot",
+        "heaviside",
+        "xlogy",
+        "fmod",
+        "remainder",
+        "floor_divide",
+        "atan2",
+        "lerp",
+        "where",
+    ),
     *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or"),
     *("masked_fill", "addcmul", "addcdiv"),
 )
@@ -70,7 +97,7 @@ def map_activation(flow: ChannelFlow, node: fx.Node) -> Flow:
     name = operation_name(node)
     if len(node.all_input_nodes) > 1:
         return map_binary(flow, node)
-    source = flow.of(node.args[0])
+    source = flow.of(node.all_input_nodes[0])  # of pow the exponent alone may be a tensor
     flow.touch_flow(node, source, Touch.Kind.ACTIVATION, name, name in HOMOGENEOUS)
     return source
 

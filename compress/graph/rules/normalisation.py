@@ -7,6 +7,7 @@ from torch import fx
 from compress.graph.atoms import Dimension, Factor, Flow, dimension_size, is_tracked
 from compress.graph.flow import ChannelFlow, Statistic, Touch
 from compress.graph.ops import BatchNorm, Normalisation, argument, arguments_of, operation_name, rules, state_name
+from compress.graph.rules.elementwise import map_binary
 from compress.graph.rules.spatial import read_pooling
 from compress.graph.trace import NetworkGraph
 
@@ -30,12 +31,15 @@ def _join_affine(flow: ChannelFlow, node: fx.Node, dimension: Dimension, values:
     return dimension
 
 
+def _pin_averaged(flow: ChannelFlow, node: fx.Node, dimensions: Flow) -> None:
+    flow.pin_flow(dimensions, f"is averaged over by {flow.where(node)}")
+
+
 def map_batch_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Scale, shift and running statistics belong to the channels of dimension 1."""
     x = flow.of(node.args[0])
     if not isinstance(flow.meaning(node), BatchNorm):
-        for dim in (0, *range(2, len(x))):
-            flow.pin(x[dim], f"is averaged over by {flow.where(node)}")
+        _pin_averaged(flow, node, (x[0], *x[2:]))
         flow.touch(node, x[1], Touch.Kind.OTHER, "batch_norm in training mode", False)
     channels = _join_affine(flow, node, x[1], list(node.args[1:5]))
     return (x[0], channels, *x[2:])
@@ -75,6 +79,7 @@ def map_group_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     x = flow.of(node.args[0])
     groups = int(node.args[1])  # type: ignore[arg-type]
     channels = x[1]
+    _pin_averaged(flow, node, x[2:])
     halves = flow.atoms.split_dimension(channels, groups)
     if halves is None:
         flow.pin(channels, f"does not divide into the groups of {flow.where(node)}")
@@ -104,6 +109,7 @@ def read_group_norm(network: NetworkGraph, node: fx.Node) -> Normalisation:
 def map_instance_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Every channel of dimension 1 is normalised alone."""
     x = flow.of(node.args[0])
+    _pin_averaged(flow, node, x[2:])
     channels = _join_affine(flow, node, x[1], list(node.args[1:5]))
     flow.touch(node, channels, Touch.Kind.OTHER, "instance_norm", False)
     return (x[0], channels, *x[2:])
@@ -145,6 +151,8 @@ def map_mean(flow: ChannelFlow, node: fx.Node) -> object:
 
 def map_reduction(flow: ChannelFlow, node: fx.Node) -> object:
     """Sums, extrema and orderings: units must not be among what is reduced."""
+    if isinstance(argument(node, 1, "other"), fx.Node):  # the greater or smaller of two values
+        return map_binary(flow, node)
     x = flow.of(node.args[0])
     dims, keep = _reduced_dims(node, len(x))
     for dim in dims:

@@ -94,6 +94,12 @@ def map_matrix_transpose(flow: ChannelFlow, node: fx.Node) -> Flow:
     return tuple(reversed(flow.of(node.args[0])))
 
 
+def map_last_transpose(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """mT: the last two dimensions change places."""
+    *outer, rows, columns = flow.of(node.args[0])
+    return (*outer, columns, rows)
+
+
 def map_movedim(flow: ChannelFlow, node: fx.Node) -> Flow:
     """movedim."""
     x = flow.of(node.args[0])
@@ -204,6 +210,7 @@ RULES = {
     **rules("permute", channels=map_permute, meaning=read_permutation),
     **rules("transpose", "swapaxes", "swapdims", channels=map_transpose, meaning=read_rearrangement),
     **rules("t", "numpy_T", channels=map_matrix_transpose, meaning=read_rearrangement),
+    **rules("mT", channels=map_last_transpose, meaning=read_rearrangement),
     **rules("movedim", "moveaxis", channels=map_movedim, meaning=read_rearrangement),
     **rules("squeeze", channels=map_squeeze, meaning=read_rearrangement),
     **rules("unsqueeze", channels=map_unsqueeze, meaning=read_rearrangement),
