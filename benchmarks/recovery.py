@@ -5,9 +5,9 @@
 
 FOLDER of the data holds cifar10-{train,test}.npz; a tenth of the images is held back; nothing learns labels; those
 of that tenth say only whether accuracy fell. The cut is fitted to the first 10 000 at most, the recovery to all. Scored
-are all test images. Each row is printed to stderr as soon as it is there. `--cuts` keeps the cut networks for another
-run. Where the search fails on the device it is done on the processor, and said. `--quick`: 300 images, 40 steps, one
-seed, 1 000 test images.
+are all test images. Seconds are of the processor's time, on a GPU of the wall's. Each row is printed to stderr as soon
+as it is there. `--cuts` keeps the cut networks for another run. Where the search fails on the device it is done on the
+processor, and said. `--quick`: 300 images, 40 steps, one seed, 1 000 test images.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Bench:
     """One network on a number of images.
 
     Attributes:
-        forward: wall seconds of one plain pass over the images.
+        forward: seconds of one plain pass over the images, as `clock` counts them.
     """
 
     recipe: Recipe
@@ -62,7 +62,7 @@ class Cut:
     """What stays of a network and its weights in the original shapes.
 
     Attributes:
-        seconds: of wall time that it took; passes: as many plain passes over its images took as long.
+        seconds: that it took, as `clock` counts them; passes: as many plain passes over its images took as long.
     """
 
     kept: dict[str, Tensor]
@@ -114,11 +114,9 @@ def run_cell(found: Run, images: int, seed: int) -> dict[str, Any]:
             raise
         found.say(f"narrowing failed on {given.device} ({first_line(fault)}) and is done on the processor")
         module = narrowed(make_bench(given, images, seed, "cpu"), cut).to(device)
-    waited(device)
-    began, progress = time.perf_counter(), SilentProgress()
+    began, progress = clock(device), SilentProgress()
     recovered = recover_module(bench.prepared, bench.problem, module, list(cut.kept.values()), bench.recipe, progress)
-    waited(device)
-    spent = time.perf_counter() - began
+    spent = clock(device) - began
     tuning = None if recovered is None else recovered[1].report(None)
     row = {
         "images": images,
@@ -179,7 +177,8 @@ def made_cut(found: Run, images: int, seed: int) -> Cut:
 
 def make_cut(bench: Bench, share: float) -> Cut:
     """Search widths at a share of the MACs."""
-    began = time.perf_counter()
+    device = bench.problem.device
+    began = clock(device)
     layers, progress = plain(LayerOptions.of(bench.recipe)), SilentProgress()
     search = prepare_search(bench.problem, layers, progress)
     compressed = search_widths(
@@ -188,12 +187,12 @@ def make_cut(bench: Bench, share: float) -> Cut:
     kept = {result.name: result.kept.cpu() for result in compressed.results if result.is_cut}
     original = bench.prepared.network.state
     weights = {name: value.cpu() for name, value in compressed.state.items() if value is not original[name]}
-    seconds = time.perf_counter() - began
+    seconds = clock(device) - began
     return Cut(kept, weights, seconds, seconds / bench.forward)
 
 
 def forward_seconds(prepared: Prepared, problem: Problem) -> float:
-    """Wall seconds of one plain pass over the calibration images, read included."""
+    """Seconds of one plain pass over the calibration images, read included."""
     device = problem.device
 
     def run(stream: SampleStream, number: int) -> None:
@@ -201,19 +200,19 @@ def forward_seconds(prepared: Prepared, problem: Problem) -> float:
 
     with torch.inference_mode():
         run(problem.fitting, 0)
-        waited(device)
-        began = time.perf_counter()
+        began = clock(device)
         for stream in (problem.fitting, problem.held_back):
             for number in range(len(stream.sizes())):
                 run(stream, number)
-        waited(device)
-    return time.perf_counter() - began
+        return clock(device) - began
 
 
-def waited(device: torch.device | str) -> None:
-    """Once the device is done."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+def clock(device: torch.device) -> float:
+    """Seconds of this process on processors, which other jobs do not stretch; of wall time once a GPU is done."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def top1(module: nn.Module, prepared: Prepared, test: int) -> float:

@@ -1,4 +1,4 @@
-"""Batches for gradient steps: samples in a new order each epoch, on an accelerator once, images moved and mixed."""
+"""Batches for gradient steps: samples in a new order each epoch, on an accelerator once, images moved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compress.compression.problem import SampleStream
 
-SHIFT = 16  # an image is shifted by up to this part of its side
+SHIFT = 8  # an image is shifted by up to this part of its side: 4 of 32 pixels, as is common
 SMALLEST_IMAGE = 16  # pixels a side
 STEP_VALUES = 2**27  # numbers that a batch of more than the fewest makes in the network, at most: gradients need them
 ON_CPU = 16, 64, 200  # fewest and most samples in a batch, and steps of an epoch where these let
@@ -25,29 +25,26 @@ class Moves:
     Attributes:
         flips: (B,) whether it is mirrored.
         shifts: (2, B) pixels down and to the right, counted from the largest shift the other way.
-        shares: (B,) of its own in the image that it is mixed into; empty: none is mixed.
     """
 
     flips: Tensor
     shifts: Tensor
-    shares: Tensor
 
     @classmethod
-    def draw(cls, count: int, sides: Sequence[int], mixed: bool, generator: torch.Generator) -> Moves:
+    def draw(cls, count: int, sides: Sequence[int], generator: torch.Generator) -> Moves:
         """Of so many images with these sides (height, width)."""
         flips = torch.rand(count, generator=generator) < 0.5
         shifts = [torch.randint(0, 2 * reach(side) + 1, (count,), generator=generator) for side in sides]
-        shares = torch.rand(count if mixed else 0, generator=generator)
-        return cls(flips, torch.stack(shifts), shares)
+        return cls(flips, torch.stack(shifts))
 
     def to(self, device: torch.device) -> Moves:
         """On a device."""
-        return Moves(self.flips.to(device), self.shifts.to(device), self.shares.to(device))
+        return Moves(self.flips.to(device), self.shifts.to(device))
 
     def part(self, first: int, count: int) -> Moves:
         """Of some of the images."""
         last = first + count
-        return Moves(self.flips[first:last], self.shifts[:, first:last], self.shares[first:last])
+        return Moves(self.flips[first:last], self.shifts[:, first:last])
 
 
 @dataclass(eq=False)
@@ -57,7 +54,7 @@ class Drawn:
     What is random in an epoch goes to the device at its start, so that no step waits for a copy.
 
     Attributes:
-        images: flip and shift the samples; `mixed`: and lay each over another.
+        images: flip and shift the samples.
         inputs: all of the stream's, where they are on an accelerator; else they are read batch by batch.
     """
 
@@ -65,7 +62,6 @@ class Drawn:
     device: torch.device
     images: bool
     seed: int
-    mixed: bool = False
     inputs: tuple[Tensor, ...] | None = None
     _order: Tensor | None = None
     _moves: Moves | None = None
@@ -87,7 +83,7 @@ class Drawn:
             batch = [tensor.index_select(0, numbers) for tensor in self.inputs]
         if self.images:
             if self._moves is None:
-                drawn = Moves.draw(self.stream.count, batch[0].shape[2:], self.mixed, self._generator)
+                drawn = Moves.draw(self.stream.count, batch[0].shape[2:], self._generator)
                 self._moves = drawn.to(self.device)
             batch[0] = moved(batch[0], self._moves.part(self._done, len(numbers)))
         self._done += len(numbers)
@@ -128,9 +124,9 @@ class Placed:
         size = self.stream.batch_size
         return tuple(tensor[number * size : (number + 1) * size] for tensor in self.inputs)
 
-    def drawn(self, *, images: bool, seed: int, mixed: bool = False) -> Drawn:
+    def drawn(self, *, images: bool, seed: int) -> Drawn:
         """Its batches in random order."""
-        return Drawn(self.stream, self.device, images, seed, mixed, self.inputs)
+        return Drawn(self.stream, self.device, images, seed, self.inputs)
 
 
 def placed(stream: SampleStream, device: torch.device) -> Placed:
@@ -177,7 +173,7 @@ def reach(side: int) -> int:
 
 
 def moved(images: Tensor, moves: Moves) -> Tensor:
-    """Images (B, C, H, W), each flipped or not and shifted; the border is mirrored in. Then mixed with one another."""
+    """Images (B, C, H, W), each flipped or not and shifted; the border is mirrored in."""
     flipped = torch.where(moves.flips[:, None, None, None], images.flip(3), images)
     high, wide = images.shape[2:]
     padded = nn.functional.pad(flipped, (reach(wide), reach(wide), reach(high), reach(high)), mode="reflect")
@@ -186,8 +182,4 @@ def moved(images: Tensor, moves: Moves) -> Tensor:
         for side, shift in zip((high, wide), moves.shifts, strict=True)
     )  # (B, H), (B, W)
     image = torch.arange(len(images), device=images.device)[:, None, None]
-    shifted = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
-    if not len(moves.shares):
-        return shifted
-    share = moves.shares[:, None, None, None].to(shifted.dtype)
-    return share * shifted + (1 - share) * shifted.flip(0)
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -2,9 +2,10 @@
 
 The original is asked on the calibration samples (images also flipped and shifted a little): its outputs, and
 its features in front of the last pooling. Steps are relative to the size of each output's own weights: one rate suits
-every layer, with a normalisation or with it folded away. Several rates are tried briefly, statistics of batch norms
-taken again where that helps; what held-back samples like best is kept, and where they like nothing better the network
-stays as it is.
+every layer, with a normalisation or with it folded away. The largest rate that does no harm in a brief trial is taken:
+in the whole run large ones get farther, and a few steps do not tell by how much; where it gains nothing by half of the
+run, the next smaller one begins anew. Statistics of batch norms are taken again where that helps. What held-back
+samples like best is kept, and where they like nothing better the network stays as it is.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from compress.training.forecast import FURTHER, Point, forecast
 from compress.training.mimic import Answer, Mimic, compare, tensors_of
 from compress.training.nearness import Check, check_held_back, measure_scales, outputs_of
 
-AUTO_EPOCHS = 4  # epochs over the fitting samples unless told otherwise
-PARTS = (0.08, 0.25)  # of the fitting samples, that a recovery is repeated on for a forecast
-RATES = (3e-4, 1e-3, 3e-3)  # of Adam, relative to the weights
-TRIAL = 0.08  # share of the steps that each rate is tried for
-ALIKE = 1.02  # trials whose loss is so near the lowest are as good; the largest of their rates gets farther
-CHECKS = 8  # times that held-back samples are looked at
+AUTO_EPOCHS = 6  # epochs over the fitting samples unless told otherwise
+PARTS = (0.05, 0.15)  # of the fitting samples, that a recovery is repeated on for a forecast
+RATES = (6e-3, 2e-3, 6e-4)  # of Adam, relative to the weights; tried in this order
+TRIAL = 0.06  # share of the steps that a rate is tried for
+HARM = 1.1  # held-back loss after a trial, relative to that before, above which a rate is too large
+CHECKS = 4  # times that held-back samples are looked at
+STATISTICS_SAMPLES = 1024  # that statistics of batch norms are taken on, at most
 REMEMBERED = 2**28  # bytes of the original's outputs and features on held-back samples that are kept
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -47,7 +49,7 @@ class Recovery:
 
     Attributes:
         steps: taken after the trials.
-        rates: (rate, held-back loss after its trial).
+        rates: (rate, held-back loss after its trial), of those that were tried.
         divergences: (step, held-back loss), from step 0 on; the cut network's own outputs and features count 1 each.
         kept_step: the step whose weights were kept; 0 where none were better.
         checks: held-back figures at the same steps.
@@ -227,6 +229,7 @@ def recover(
         outputs: those that count; whole numbers have no gradient and are only looked at.
         answered: the one that labels or targets are answers to.
         steps: after the trials; None: `AUTO_EPOCHS` epochs, and a forecast of what more samples would bring.
+        rates: from the largest to the smallest; one alone is not tried before.
         kept: the units that stay, of each group that was cut: among them those of the features, where these were cut.
 
     Raises:
@@ -254,9 +257,16 @@ def recover(
     if refreshed is not None and not helped:
         best.losses.pop(), best.checks.pop()
     runs = Runs(judge, seen, takes_images(examples), seed, copy.deepcopy(best.module), progress)
-    tried = [(rate, runs.loss_after(rate, trial)) for rate in rates] if trial else []
-    rate = chosen_rate(tried) if tried else rates[0]
-    steps_taken = runs.descend(best, rate, planned) if planned else 0
+    tried = runs.harmless(rates, trial, HARM * best.loss) if trial else []
+    rate, steps_taken = rates[max(0, len(tried) - 1)], 0
+    smaller = rates[len(tried) :] if tried else ()
+    if planned:
+        start = len(best.losses)
+        steps_taken = runs.descend(best, rate, planned)
+        if not best.step and smaller:
+            rate = smaller[0]
+            del best.losses[start:], best.checks[start:]
+            steps_taken = runs.descend(best, rate, planned)
     outlook = runs.forecast(best, rate, planned) if steps is None and best.step else None
     return best.module, Recovery(
         steps_taken,
@@ -268,12 +278,6 @@ def recover(
         takes_images(examples),
         outlook,
     )
-
-
-def chosen_rate(tried: Sequence[tuple[float, float]]) -> float:
-    """The largest rate whose trial (rate, loss) did about as well as the best one."""
-    lowest = min(loss for _, loss in tried)
-    return max(rate for rate, loss in tried if loss <= ALIKE * lowest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,6 +312,15 @@ class Runs:
         """Held-back loss after so many steps; infinite where one was not finite."""
         module = self.after(rate, steps)
         return math.inf if module is None else self.judge.loss(module)
+
+    def harmless(self, rates: Sequence[float], steps: int, most: float) -> list[tuple[float, float]]:
+        """Rates in their order, each with the held-back loss after so many steps, up to the first of at most `most`."""
+        tried: list[tuple[float, float]] = []
+        for rate in rates:
+            tried.append((rate, self.loss_after(rate, steps)))
+            if tried[-1][1] <= most:
+                break
+        return tried
 
     def descend(self, best: Best, rate: float, steps: int) -> int:
         """So many steps, held-back samples asked `CHECKS` times; how many were taken. Half without a gain end it."""
@@ -349,13 +362,14 @@ class Runs:
 
 
 def with_statistics(module: nn.Module, fitting: Placed) -> nn.Module | None:
-    """A copy whose batch norms have the statistics of the fitting samples; None without batch norms.
+    """A copy whose batch norms have the statistics of the first fitting samples; None without batch norms.
 
     Batches of one sample are left out: they have no variance.
     """
     refreshed = copy.deepcopy(module)
     norms = [each for each in refreshed.modules() if isinstance(each, BATCH_NORMS) and each.running_mean is not None]
-    numbers = [number for number, size in enumerate(fitting.sizes()) if size > 1]
+    sizes = fitting.first(STATISTICS_SAMPLES).sizes()
+    numbers = [number for number, size in enumerate(sizes) if size > 1]
     if not norms or not numbers:
         return None
     momenta = [norm.momentum for norm in norms]
