@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from compress.compression.problem import Problem, gather_moments
+from compress.compression.known import KnownOriginal
+from compress.compression.problem import KeptPair, Problem, gather_moments
 from compress.compression.scoring import CalibrationScore, score_samples
-from compress.compression.turns import Filter, Turn, changed_tensors
+from compress.compression.turns import Choose, Filter, Refit, Turn, changed_tensors
 from compress.progress import Progress
 from compress.recording.filters import FilterMoments, FilterRecorder
 from compress.recording.layer_moments import LayerMoments
@@ -36,6 +38,7 @@ class Frontier:
     Attributes:
         rectified: whether targets count errors behind the next ReLU alone.
         stores: of the fitting and of the held-back samples, the values that the next turn starts from.
+        known: what the original network gives, so that the other runs alone; None: both run.
         following: where the turn that is recorded leaves those of the one behind it.
         waited: turns that the frontier has stayed for.
     """
@@ -44,15 +47,18 @@ class Frontier:
     progress: Progress
     rectified: bool
     stores: Sequence[ActivationStore]
+    known: KnownOriginal | None = None
     following: Sequence[ActivationStore] = ()
     waited: int = 0
 
     @classmethod
     @contextmanager
-    def open(cls, problem: Problem, progress: Progress, *, rectified: bool) -> Iterator[Frontier]:
+    def open(
+        cls, problem: Problem, progress: Progress, *, rectified: bool, known: KnownOriginal | None = None
+    ) -> Iterator[Frontier]:
         """At the networks' inputs; what it kept on disk goes at the end."""
         stores: list[ActivationStore] = []
-        frontier = cls(problem, progress, rectified, stores)
+        frontier = cls(problem, progress, rectified, stores, known)
         try:
             stores.extend(ActivationStore.open(CACHE_BYTES // 2) for _ in range(2))
             yield frontier
@@ -82,26 +88,33 @@ class Frontier:
         return sum(math.prod(program.shape(name)) for name in tensors)
 
     def record(
-        self, read: ReadUnits, current: Mapping[str, Tensor], units: Tensor | None
+        self, turn: Choose | Refit, current: Mapping[str, Tensor], units: Tensor | None, *, single: bool
     ) -> tuple[LayerMoments, dict[str, float]]:
         """Moments of units in the network compressed so far, and the wall seconds that took by stage.
 
         Args:
             units: unit numbers (m,), sorted, to record; None: all.
+            single: they are for a refit alone.
         """
-        problem = self.problem
+        problem, read = self.problem, turn.read
         changed = any(current[name] is not tensor for name, tensor in problem.state.items())
         if units is not None and len(units) in (0, read.unit_count):
             units = None
-        recorders = problem.recorders(read, targets=changed, units=units, rectified=self.rectified)
+        recorders = problem.recorders(
+            read, targets=changed, units=units, rectified=self.rectified, kept=self._kept(turn), single=single
+        )
         seconds = self._record(read, recorders, current)
         return gather_moments(problem, read, recorders), seconds
 
     def record_filters(self, turn: Filter, current: Mapping[str, Tensor]) -> tuple[FilterMoments, FilterMoments]:
         """Moments of a depthwise convolution on the fitting and on the held-back samples."""
-        fitting, checking = self.problem.filter_recorders(turn.read, rectified=self.rectified)
+        kept = self._kept(turn)
+        fitting, checking = self.problem.filter_recorders(turn.read, rectified=self.rectified, kept=kept)
         self._record(turn.read, (fitting, checking), current)
         return fitting.moments(), checking.moments()
+
+    def _kept(self, turn: Turn) -> KeptPair | None:
+        return None if self.known is None else self.known.rows(turn, rectified=self.rectified)
 
     def _record(
         self, read: ReadUnits, recorders: Sequence[GroupRecorder | FilterRecorder], current: Mapping[str, Tensor]
@@ -121,6 +134,7 @@ class Frontier:
                 store=store,
                 keep=keep,
                 advance=progress.advance,
+                alone=self.known is not None,
             )
             seconds.update(spent)
         return dict(seconds)
@@ -146,6 +160,7 @@ class Frontier:
                     problem.calibration.answered,
                     judged=problem.calibration.judged,
                     store=store,
+                    known=None if self.known is None else partial(self.known.outputs, which),
                     advance=progress.advance,
                 )
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,10 +22,12 @@ from compress.measures.outputs import Output
 from compress.progress import Progress
 from compress.recording.filters import FilterRecorder, filter_reading
 from compress.recording.layer_moments import LayerMoments, make_layer_moments
+from compress.recording.originals import KeptRows, OriginalRecorder
 from compress.recording.readings import Reading, find_readings, output_positions
 from compress.recording.record import (
     FEWEST_SAMPLES,
     GroupRecorder,
+    Recorder,
     SamplePlan,
     plan_samples,
     record_moments,
@@ -36,7 +39,10 @@ from compress.units.branches import Branch
 from compress.units.groups import Consumer, ReadUnits, UnitGroup
 from compress.units.network import Network
 
+KeptPair = tuple[KeptRows, KeptRows]  # of the fitting and of the held-back samples
+
 FILTER_ROWS = 5_000  # of each channel of a depthwise convolution: its few taps need no more
+FILTER_SAMPLES = 128  # that these rows are spread over, where each has positions enough
 FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against
 
 
@@ -196,34 +202,47 @@ class Problem:
         fewest = min(self.held_back.count, 256)
         return fitting, SamplePlan(max(fewest, round(share * self.held_back.count)), fitting.positions)
 
-    def filter_recorders(self, read: ReadUnits, *, rectified: bool = False) -> tuple[FilterRecorder, FilterRecorder]:
+    def filter_recorders(
+        self, read: ReadUnits, *, rectified: bool = False, kept: KeptPair | None = None
+    ) -> tuple[FilterRecorder, FilterRecorder]:
         """Empty recorders of one depthwise convolution, for the fitting and for the held-back samples."""
         (consumer,) = read.consumers
         reading = filter_reading(consumer, self.state[consumer.weight])
         available = output_positions(reading, self.program)
-        samples = min(self.fitting.count, FEWEST_SAMPLES)
-        count = min(available, max(1, -(-FILTER_ROWS // samples)))
+        count = min(available, math.ceil(FILTER_ROWS / min(self.fitting.count, FILTER_SAMPLES)))
+        samples = min(self.fitting.count, FEWEST_SAMPLES, max(FILTER_SAMPLES, math.ceil(FILTER_ROWS / count)))
         rectifier = self.rectifiers(read).get(consumer.node) if rectified else None
         plans = (SamplePlan(samples, (count,)), SamplePlan(min(self.held_back.count, FEWEST_SAMPLES), (count,)))
         first, second = (
-            FilterRecorder(consumer, plan, seed=self.seed + shift, rectifier=rectifier)
-            for shift, plan in enumerate(plans)
+            FilterRecorder(consumer, plan, seed=self.seed + shift, rectifier=rectifier, kept=rows)
+            for shift, (plan, rows) in enumerate(zip(plans, kept or (None, None), strict=True))
         )
         return first, second
 
     def recorders(
-        self, group: ReadUnits, targets: bool, units: Tensor | None = None, *, rectified: bool = False
+        self,
+        group: ReadUnits,
+        targets: bool,
+        units: Tensor | None = None,
+        *,
+        rectified: bool = False,
+        kept: KeptPair | None = None,
+        single: bool = False,
     ) -> tuple[GroupRecorder, GroupRecorder]:
         """Empty recorders of one group, or of some of its units, for the fitting and for the held-back samples.
 
         Args:
             rectified: targets that count errors behind the next ReLU alone.
+            kept: what the original network gives there, where it does not run.
+            single: moments are for a refit alone.
         """
-        readings = self.readings(group)
+        plans = self.plans(group, units)
+        if kept is not None and not all(rows.covers(plan) for rows, plan in zip(kept, plans, strict=True)):
+            plans = kept[0].plan, kept[1].plan
         fitting, checking = (
             GroupRecorder(
                 group,
-                readings,
+                self.readings(group),
                 plan,
                 seed=self.seed + shift,
                 memory=self.memory,
@@ -232,8 +251,10 @@ class Problem:
                 rectifiers=self.rectifiers(group) if rectified else None,
                 share=self.share,
                 units=units,
+                kept=rows,
+                single=single,
             )
-            for shift, plan in enumerate(self.plans(group, units))
+            for shift, (plan, rows) in enumerate(zip(plans, kept or (None, None), strict=True))
         )
         return fitting, checking
 
@@ -261,11 +282,17 @@ class Recorded:
     skipped: dict[str, str]
 
 
-def record_all(problem: Problem, progress: Progress) -> Recorded:
-    """Moments of every group in one pass over the original network, Ψ being its own outputs."""
+def record_all(
+    problem: Problem, progress: Progress, keepers: Sequence[Sequence[OriginalRecorder]] = ((), ())
+) -> Recorded:
+    """Moments of every group in one pass over the original network, Ψ being its own outputs.
+
+    Args:
+        keepers: of the fitting and of the held-back samples, what keeps rows of the original network on the way.
+    """
     recorder_pairs = {group.name: problem.recorders(group, targets=False) for group in problem.groups}
     for which, stream in enumerate((problem.fitting, problem.held_back)):
-        recorders = [pair[which] for pair in recorder_pairs.values()]
+        recorders: list[Recorder] = [*(pair[which] for pair in recorder_pairs.values()), *keepers[which]]
         progress.stage("recording all layers" if not which else "recording held-back samples", stream.count)
         record_moments(problem.program, recorders, stream.read, stream.sizes(), problem.state, advance=progress.advance)
     recorded = Recorded({}, {})

@@ -102,6 +102,7 @@ def score_samples(
     *,
     judged: Sequence[str] = GATED,
     store: ActivationStore | None = None,
+    known: Callable[[int], Sequence[Tensor]] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> CalibrationScore:
     """Run the original and the masked compressed network over batches.
@@ -112,9 +113,11 @@ def score_samples(
         answered: the one of them that labels or targets are answers to.
         judged: keys of the figures that say whether much was lost.
         store: values from which a batch can start; used up.
+        known: batch number -> what the original network gives at the outputs' nodes, each node once; it does not run.
     """
     device = next(iter(original.values())).device
-    nodes = [output.node for output in outputs if output.node is not None]
+    nodes = list(dict.fromkeys(output.node for output in outputs if output.node is not None))
+    states = (original, current) if known is None else (current,)
     sums = Distances(outputs)
     agreeing = next((output for output in outputs if output.kind in ("classes", "binary")), None)
     skipped = [key for key in LEFT_OUT if key not in judged]
@@ -124,9 +127,11 @@ def score_samples(
         for number, size in enumerate(sizes):
             start = store.get(number, device) if store is not None else None
             samples = batch(number)
-            pairs = run(
-                program, (original, current), tuple(part.to(device) for part in samples.tensors), nodes, start=start
-            )
+            if start is not None:
+                start = {name: pair[-len(states) :] for name, pair in start.items()}
+            pairs = run(program, states, tuple(part.to(device) for part in samples.tensors), nodes, start=start)
+            if known is not None:
+                pairs = {node: (first, *pairs[node]) for node, first in zip(nodes, known(number), strict=True)}
             if store is not None:
                 store.drop(number)
             first, second = (

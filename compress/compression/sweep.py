@@ -15,8 +15,9 @@ from torch import Tensor
 
 from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.frontier import Frontier
+from compress.compression.known import KnownOriginal, keep_original
 from compress.compression.layers.decisions import Given, Leave, Plan, Width
-from compress.compression.layers.layer import LayerFacts, LayerOptions, adjust_layer, solve_layer, unread
+from compress.compression.layers.layer import SHAKING, LayerFacts, LayerOptions, adjust_layer, solve_layer, unread
 from compress.compression.layers.result import LayerResult, Settled
 from compress.compression.problem import Problem
 from compress.compression.resume import RunState
@@ -28,6 +29,10 @@ from compress.recording.filters import refit_filters
 from compress.recording.layer_moments import LayerMoments
 from compress.units.branches import Branch, removed_branches
 
+POLISHING_PASSES = 0.3  # that looking for better units may take in all layers together
+POLISHING_LEAST = 2.0  # effort that all layers together may take in any case: a few seconds
+PER_EFFORT = 4e9  # multiplications of that search at effort 1
+SLOWER = 10.0  # times that a multiplication of that search takes as long as one of a pass
 RIDGE = 1e-3  # of a depthwise filter's refit: on its change, relative to each tap's second moment
 
 
@@ -65,6 +70,7 @@ def sweep(
     *,
     facts: Mapping[str, LayerFacts] | None = None,
     curves: Mapping[str, SelectionCurve] | None = None,
+    known: KnownOriginal | None = None,
     kept_state: RunState | None = None,
 ) -> Compressed:
     """Settle what the plan decides for every group, front to back, and score the result on calibration samples.
@@ -75,6 +81,7 @@ def sweep(
         facts: group name -> what moments of all units say; units that a decision leaves out are not recorded then.
         curves: group name -> how its units were selected in the original network. Blocks of whose layers the plan keeps
             no unit go as a whole; both are needed for these.
+        known: what was kept of the original network; None: it is run now, and kept.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
 
@@ -104,12 +111,14 @@ def sweep(
             facts=None if facts is None else facts.get(group.name),
             known=None if curves is None else curves.get(group.name),
             swaps=problem.ingredients.swaps,
+            effort=polishing_effort(problem),
         )
         return Settled.of(layer)
 
     state = None if kept_state is None else kept_state.of_sweep("first", plan)
     left = {name: decision.reason for name, decision in plan.items() if isinstance(decision, Leave)}
     removed = removed_branches(problem.branches, planned_widths(plan))
+    exact = facts is None or options.certify
     compressed = run_turns(
         problem,
         problem.state,
@@ -120,6 +129,8 @@ def sweep(
         stage="solving",
         left=left,
         removed=removed,
+        exact=exact,
+        known=known or keep_original(problem, progress),
         kept_state=state,
     )
     return (
@@ -127,6 +138,12 @@ def sweep(
         if facts is None or curves is None
         else with_inner_layers(compressed, problem, removed, facts, curves)
     )
+
+
+def polishing_effort(problem: Problem) -> float:
+    """Effort for each layer, so that all of them take a small part of a pass over the data, or a few seconds."""
+    passes = problem.forward_macs * problem.fitting.count * POLISHING_PASSES / SLOWER
+    return min(SHAKING, max(POLISHING_LEAST, passes / PER_EFFORT) / max(1, len(problem.groups)))
 
 
 def with_inner_layers(
@@ -160,6 +177,7 @@ def refine(
     progress: Progress,
     *,
     sweeps: int,
+    known: KnownOriginal | None = None,
     kept_state: RunState | None = None,
 ) -> Compressed:
     """The compressed network after so many further sweeps; units and widths stay.
@@ -168,6 +186,7 @@ def refine(
     the two networks.
 
     Args:
+        known: what was kept of the original network; None: it runs again.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
     kept = before.kept
@@ -195,6 +214,7 @@ def refine(
             left=compressed.skipped,
             rectified=problem.ingredients.rectified,
             removed=removed,
+            known=known,
             kept_state=state,
         )
         compressed = replace(after, results=before.results, skipped=before.skipped)
@@ -213,6 +233,8 @@ def run_turns(
     left: Mapping[str, str],
     rectified: bool = False,
     removed: Sequence[Branch] = (),
+    exact: bool = False,
+    known: KnownOriginal | None = None,
     kept_state: RunState | None = None,
 ) -> Compressed:
     """Record and settle every turn of a sweep in its order, then score the network.
@@ -226,17 +248,21 @@ def run_turns(
         left: group name -> why its units are not asked about.
         rectified: record targets that count errors behind the next ReLU alone.
         removed: blocks that go as a whole.
+        exact: more than a refit is asked of the moments of a group whose units are chosen: certificates, ranks.
+        known: what was kept of the original network.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
     current, kept, skipped = dict(start), dict(kept), dict(left)
     results: list[LayerResult] = []
     turns = [turn for turn in problem.turns(removed) if not (isinstance(turn, Choose) and turn.group.name in left)]
-    with Frontier.open(problem, progress, rectified=rectified) as frontier:
+    if known is not None and not known.serves(turns, rectified=rectified):
+        known = None
+    with Frontier.open(problem, progress, rectified=rectified, known=known) as frontier:
         for number, turn in enumerate(turns):
             settled = None if kept_state is None else kept_state.read_turn(number)
             if settled is None:
                 with frontier.turn(turns[number:]):
-                    settled = settle_turn(frontier, turn, current, kept, wanted, settle, stage)
+                    settled = settle_turn(frontier, turn, current, kept, wanted, settle, stage, exact=exact)
                 if kept_state is not None:
                     kept_state.write_turn(number, settled)
             else:
@@ -262,6 +288,8 @@ def settle_turn(
     wanted: Callable[[Choose], Tensor | None],
     settle: Settle,
     stage: str,
+    *,
+    exact: bool,
 ) -> Settled:
     """Record one turn and settle it; arguments as of `run_turns`. Moments that are no good become its fault."""
     problem = frontier.problem
@@ -270,7 +298,8 @@ def settle_turn(
             moments_of_filter = frontier.record_filters(turn, current)
             return Settled(refit_filters(turn.consumer, *moments_of_filter, RIDGE, problem.state, current))
         units = wanted(turn) if isinstance(turn, Choose) else left_channels(turn, kept, problem.groups)
-        moments, seconds = frontier.record(turn.read, current, units)
+        single = isinstance(turn, Refit) or not exact
+        moments, seconds = frontier.record(turn, current, units, single=single)
         frontier.progress.stage(f"{stage} {turn.read.name}")
         settled = settle(turn, units, moments, current)
     except LAYER_FAULTS as fault:

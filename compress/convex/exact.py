@@ -106,6 +106,7 @@ class _Form:
             output_mean=torch.zeros_like(moments.output_mean),
             count=moments.count,
             group_size=moments.group_size,
+            rounding=moments.rounding,
         )
         energy = float((half.square() / values[:, None]).sum())
         return cls(MultitaskLasso(moments, 0.0, unit_costs), basis, values, weights, projected, energy)

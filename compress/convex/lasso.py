@@ -142,7 +142,7 @@ def shrink_factor(norms: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def rounding_of_gap(problem: MultitaskLasso, coefficients: Tensor) -> float:
-    """How far float64 may have moved the gap of V, in units of the objective.
+    """How far rounding, of float64 or of products in less, may have moved the gap of V, in units of the objective.
 
     Errors of sums grow with the root of their length (Higham and Mary 2019): C_k is off by a few eps times
     g_k(‖Ψ‖ + ‖(g_j‖v_j‖)_j‖), g_k the root mean square of unit k's features, and by what the rows lost when their
@@ -163,7 +163,7 @@ def rounding_of_gap(problem: MultitaskLasso, coefficients: Tensor) -> float:
     moved = reach**2 + float(torch.linalg.vector_norm(norms * off))
     if penalised > 0:
         moved += penalised * float((off / problem.costs).max()) / problem.penalty
-    return 4 * torch.finfo(torch.float64).eps * moved
+    return 4 * moments.rounding * moved
 
 
 def _unit_sizes(squares: Tensor, group_size: int) -> Tensor:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compress.errors import NonFiniteError
+from compress.errors import MomentsError, NonFiniteError
 from compress.graph.program import Program
-from compress.recording.readings import Reading, constant_of, read_rows, sample_positions
-from compress.recording.record import SamplePlan
+from compress.recording.readings import Reading, channel_windows, constant_of, sample_positions
+from compress.recording.record import OriginalRows, SamplePlan
 from compress.recording.residuals import Rectifier
 from compress.recording.sharing import Share
 from compress.units.groups import Consumer
@@ -28,7 +28,7 @@ TINY = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class FilterMoments:
-    """Second moments of each channel's patches x (with a one, where a constant is free) and its wanted output y.
+    """Moments of each channel's patches x (with a one, where a constant is free), and of what its output lacks, y.
 
     Attributes:
         gram: E xxᵀ (C, T, T); `cross`: E xy (C, T); `energy`: E y² (C,).
@@ -38,26 +38,37 @@ class FilterMoments:
     cross: Tensor
     energy: Tensor
 
-    def errors(self, filters: Tensor) -> Tensor:
-        """Squared error (C,) of filters (C, T)."""
-        fitted = torch.einsum("ct,ctu,cu->c", filters, self.gram, filters)
-        return (self.energy - 2 * (filters * self.cross).sum(1) + fitted).clamp_min(0)
+    def errors(self, changes: Tensor) -> Tensor:
+        """Squared error (C,) that changes (C, T) of the filters leave."""
+        fitted = torch.einsum("ct,ctu,cu->c", changes, self.gram, changes)
+        return (self.energy - 2 * (changes * self.cross).sum(1) + fitted).clamp_min(0)
 
 
 class FilterRecorder:
-    """Accumulates the moments of one depthwise convolution over batches; float64, streamed.
+    """Accumulates the moments of one depthwise convolution over batches, each one's in its own precision, in float64.
 
     Args:
         rectifier: the ReLU behind it. The targets then are what the channels give now, moved so that the rectified
             values become the original's.
+        kept: what the original network gave at these rows, where it does not run.
     """
 
-    def __init__(self, consumer: Consumer, plan: SamplePlan, *, seed: int, rectifier: Rectifier | None = None) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        plan: SamplePlan,
+        *,
+        seed: int,
+        rectifier: Rectifier | None = None,
+        kept: OriginalRows | None = None,
+    ) -> None:
         self.consumer, self.plan, self.rectifier = consumer, plan, rectifier
+        self._kept = kept
+        self._added = 0  # batches
         self.share = Share()  # the matrices are small: every process adds all batches
         self.fault: NonFiniteError | None = None
         self._generator = torch.Generator().manual_seed(seed)
-        self._sums: list[Tensor] = []
+        self._sums: Tensor | None = None  # (C, T + 1, T + 1)
         self._count = 0
 
     @property
@@ -79,42 +90,77 @@ class FilterRecorder:
         consumer = self.consumer
         reading = filter_reading(consumer, original[consumer.weight])
         (site,) = reading.sites
-        first, second = values[consumer.input]
-        index = sample_positions(reading, site, first, self.plan.positions[0], self._generator)
-        channels = reading.positions.shape[0]
-        rows = read_rows(reading, site, second, index).double().reshape(-1, channels, reading.group_size)  # (n, C, T)
-        if not bool(torch.isfinite(rows.sum())):
-            raise NonFiniteError(
-                f"NaN or Inf in the activations that `{consumer.input}` hands on; check the weights up to there and "
-                "the preprocessing."
-            )
-        if self.rectifier is None:
-            source = rows if second is first else read_rows(reading, site, first, index).double().reshape(rows.shape)
-            targets = torch.einsum("nct,ct->nc", source, filters_of(consumer, original))
+        second = values[consumer.input][1]
+        index = sample_positions(reading, site, second, self.plan.positions[0], self._generator)
+        windows = _windows(reading, second, index)  # (C, n, T)
+        if self._kept is None:
+            rows = self._given(reading, index, {name: values[name][0] for name in self.wanted}, original)
         else:
-            targets = torch.einsum("nct,ct->nc", rows, filters_of(consumer, current))
-            targets += constants_of(consumer, original, current)
-            wanted, now = values[self.rectifier.source]
-            targets += self.rectifier.correction(wanted, now, current, index, linear=False)
+            ((rows,),) = self._kept.read(self._added)
+        self._added += 1
+        rows = rows.to(windows.device)
+        if self.rectifier is None:
+            missing = rows - _filtered(windows, consumer, current)
+            missing -= constants_of(consumer, original, current)[:, None].to(missing)
+        else:
+            now = values[self.rectifier.source][1]
+            missing = self.rectifier.correction(rows, now, current, index, linear=False).T.to(windows)
+        parts = [windows, missing[:, :, None]]
         if takes_constant(consumer):
-            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
-        by_channel = rows.transpose(0, 1)  # (C, n, T)
-        parts = [
-            by_channel.mT @ by_channel,
-            (by_channel.mT @ targets.T[:, :, None])[:, :, 0],
-            targets.square().sum(0),
-        ]
-        self._sums = [total + part for total, part in zip(self._sums, parts, strict=True)] if self._sums else parts
-        self._count += len(rows)
+            parts.insert(1, windows.new_ones(*windows.shape[:2], 1))
+        columns = torch.cat(parts, 2)
+        products = (columns.mT @ columns).double()
+        if not bool(torch.isfinite(products.sum())):
+            products = columns.double().mT @ columns.double()
+            if not bool(torch.isfinite(products.sum())):
+                raise NonFiniteError(
+                    f"NaN or Inf in the activations that `{consumer.input}` hands on; check the weights up to there "
+                    "and the preprocessing."
+                )
+        self._sums = products if self._sums is None else self._sums.add_(products)
+        self._count += windows.shape[1]
+
+    def original_rows(self, values: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        """Of one batch, what `add` reads of the original network's `values`."""
+        reading = filter_reading(self.consumer, original[self.consumer.weight])
+        inputs = values[self.consumer.input]
+        index = sample_positions(reading, reading.sites[0], inputs, self.plan.positions[0], self._generator)
+        return [[self._given(reading, index, values, original)]]
+
+    def bytes_of_rows(self, program: Program, state: Mapping[str, Tensor]) -> float:
+        """What the original network's rows of all samples take, at four bytes a number."""
+        return 4.0 * self.plan.samples * self.plan.positions[0] * len(state[self.consumer.weight])
+
+    def _given(
+        self, reading: Reading, index: Tensor | None, values: Mapping[str, Tensor], original: Mapping[str, Tensor]
+    ) -> Tensor:
+        """What the original's channels give (C, n), or what the ReLU sees (n, C)."""
+        if self.rectifier is not None:
+            return self.rectifier.path.rows(values[self.rectifier.source], index, linear=False)
+        return _filtered(_windows(reading, values[self.consumer.input], index), self.consumer, original)
 
     def skip(self, size: int, program: Program) -> None:
         """Never asked: every process adds all batches."""
 
     def moments(self) -> FilterMoments:
-        """What was added. Raises NonFiniteError: an activation was NaN or Inf."""
+        """What was added. Raises NonFiniteError: an activation was NaN or Inf. MomentsError: nothing was added."""
         if self.fault is not None:
             raise self.fault
-        return FilterMoments(*(total / max(self._count, 1) for total in self._sums))
+        if self._sums is None:
+            raise MomentsError("no samples were added, so there are no moments.")
+        means = self._sums / max(self._count, 1)
+        return FilterMoments(means[:, :-1, :-1], means[:, :-1, -1], means[:, -1, -1])
+
+
+def _windows(reading: Reading, inputs: Tensor, index: Tensor | None) -> Tensor:
+    """Patches (C, n, T) in the input's precision, in float32 at least."""
+    windows = channel_windows(reading, reading.sites[0], inputs, index)
+    return windows.to(torch.promote_types(windows.dtype, torch.float32))
+
+
+def _filtered(windows: Tensor, consumer: Consumer, state: Mapping[str, Tensor]) -> Tensor:
+    """Each channel's output (C, n) of windows (C, n, T)."""
+    return (windows @ filters_of(consumer, state)[:, :, None].to(windows))[:, :, 0]
 
 
 def filter_reading(consumer: Consumer, weight: Tensor) -> Reading:
@@ -160,9 +206,8 @@ def refit_filters(
         before = torch.cat([before, constants_of(consumer, original, current)[:, None]], 1)
     taps = fitting.gram.diagonal(dim1=1, dim2=2)
     weighted = fitting.gram + torch.diag_embed(ridge * taps + RIDGE_FLOOR * taps.mean(1, keepdim=True).clamp_min(TINY))
-    residual = fitting.cross - (fitting.gram @ before[:, :, None])[:, :, 0]
-    change = torch.linalg.solve(weighted, residual)
-    gains = held_back.errors(before + change) < held_back.errors(before)
+    change = torch.linalg.solve(weighted, fitting.cross)
+    gains = held_back.errors(change) < held_back.energy
     gains &= torch.isfinite(change).all(1)
     if not bool(gains.any()):
         return {}

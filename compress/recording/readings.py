@@ -88,6 +88,10 @@ class Reading:
         view = self._view(consumer, weight)
         return self._mirrored(view).reshape(view.shape[0], -1).T.to(torch.float64)
 
+    def whole_columns(self, consumer: Consumer, state: Mapping[str, Tensor]) -> int:
+        """I·taps: rows of `whole_matrix`."""
+        return math.prod(self._view(consumer, state[consumer.weight]).shape[1:])
+
     def with_matrix(self, consumer: Consumer, weight: Tensor, coefficients: Tensor) -> Tensor:
         """A copy of the weight with V (K·s, D) put where `matrix` took it from, in the weight's dtype."""
         changed = weight.clone()
@@ -249,6 +253,14 @@ def read_rows(reading: Reading, site: Consumer, inputs: Tensor, index: Tensor | 
 
 def drawn_rows(reading: Reading, site: Consumer, inputs: Tensor, places: tuple[Tensor, ...], *, own: bool) -> Tensor:
     """As `read_rows`, of output positions `places`, a (B, P) for each dimension, without a padded copy of inputs."""
+    picked = drawn_windows(reading, site, inputs, places)  # (B, C, P, taps)
+    if own and not takes_all(reading, picked.shape[1]):
+        picked = picked.index_select(1, reading.positions.flatten().to(picked.device))
+    return picked.transpose(1, 2).reshape(-1, picked.shape[1] * picked.shape[3])
+
+
+def drawn_windows(reading: Reading, site: Consumer, inputs: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """What the window sees (B, C, P, taps) at output positions `places`, a (B, P) for each dimension; step 1 inside."""
     if site.groups > 1:
         size = inputs.shape[1] // site.groups
         inputs = inputs.narrow(1, reading.block * size, size)
@@ -268,9 +280,18 @@ def drawn_rows(reading: Reading, site: Consumer, inputs: Tensor, places: tuple[T
     picked = inputs.flatten(2).gather(2, flat.reshape(batch, 1, -1).expand(-1, channels, -1))  # (B, C, P·taps)
     if bool(outside.any()):
         picked.masked_fill_(outside.reshape(batch, 1, -1), 0.0)
-    if own and not takes_all(reading, channels):
-        picked = picked.index_select(1, reading.positions.flatten().to(picked.device))
-    return picked.reshape(batch, picked.shape[1], -1, count).transpose(1, 2).reshape(-1, picked.shape[1] * count)
+    return picked.reshape(batch, channels, -1, count)
+
+
+def channel_windows(reading: Reading, site: Consumer, inputs: Tensor, index: Tensor | None) -> Tensor:
+    """Each channel's rows (C, n, taps) of a reading that takes every channel through a window; `index` as ever."""
+    channels = reading.positions.shape[0]
+    if index is not None and all(step == 1 for step in steps(site)[0]):
+        places = torch.unravel_index(index, output_extent(reading, site, inputs.shape))
+        windows = drawn_windows(reading, site, inputs, places)
+        return windows.transpose(0, 1).reshape(channels, -1, windows.shape[3])
+    rows = read_rows(reading, site, inputs, index)
+    return rows.reshape(len(rows), channels, -1).transpose(0, 1)
 
 
 def windowed_input(reading: Reading, site: Consumer, inputs: Tensor) -> Tensor:

@@ -82,12 +82,12 @@ SQUARE_COPIES = 6  # matrices of the size of one square moment matrix that recor
 
 
 def make_accumulators(
-    readings: Sequence[Reading], memory: int, seed: int
+    readings: Sequence[Reading], memory: int, seed: int, *, single: bool = False
 ) -> list[MomentAccumulator | FactorAccumulator]:
     """Square moments where all readings' columns side by side fit `memory`, else thin factors of as many rows."""
     columns = sum(reading.columns for reading in readings)
     if SQUARE_COPIES * 8 * columns**2 <= memory:
-        return [MomentAccumulator(reading.group_size) for reading in readings]
+        return [MomentAccumulator(reading.group_size, single=single) for reading in readings]
     rows = max(256, memory // 3 // (8 * columns))
     side = math.isqrt(memory // (2 * SQUARE_COPIES * 8))  # columns whose square matrices fit half of the memory
     units = max(1, side // sum(reading.group_size for reading in readings))
@@ -107,6 +107,8 @@ class GroupRecorder:
             every process adds all batches.
         units: unit numbers (m,), sorted, whose features alone are recorded; the outputs are still those of all units.
             None: all.
+        kept: what the original network gave at these rows or more, where it does not run.
+        single: moments are for a refit alone: products of each batch in single precision, where the features are.
     """
 
     def __init__(
@@ -122,6 +124,8 @@ class GroupRecorder:
         rectifiers: Mapping[str, Rectifier] | None = None,
         share: Share | None = None,
         units: Tensor | None = None,
+        kept: OriginalRows | None = None,
+        single: bool = False,
     ) -> None:
         self.group = group
         self.whole = tuple(readings)
@@ -135,7 +139,9 @@ class GroupRecorder:
         self.rows = 0
         self.fault: NonFiniteError | None = None
         self._generator = torch.Generator().manual_seed(seed)
-        self._sums = make_accumulators(self.readings, memory, seed)
+        self._sums = make_accumulators(self.readings, memory, seed, single=single)
+        self._kept = kept
+        self._added = 0  # batches
         self._moments: tuple[Moments | FactoredMoments, ...] | None = None
         dense = all(isinstance(sums, MomentAccumulator) for sums in self._sums)
         self.share = share if share is not None and dense else Share()
@@ -158,24 +164,54 @@ class GroupRecorder:
         Raises:
             NonFiniteError: an activation is NaN or Inf.
         """
+        kept = None if self._kept is None else iter(self._kept.read(self._added))
+        self._added += 1
         parts = zip(self.readings, self.whole, self.plan.positions, self._sums, strict=True)
-        for reading, whole, count, sums in parts:
+        for number, (reading, whole, count, sums) in enumerate(parts):
             for place, site in enumerate(reading.sites):
-                first, second = values[site.input]
-                index = sample_positions(reading, site, first, count, self._generator)
+                second = values[site.input][1]
+                index = sample_positions(reading, site, second, count, self._generator)
                 features = read_rows(reading, site, second, index, own=True)  # (n, K·s)
                 if not bool(torch.isfinite(features.sum())):
                     raise NonFiniteError(
                         f"NaN or Inf in the activations that `{self.group.name}` hands on; "
                         "check the weights up to there and the preprocessing."
                     )
+                rows = None if kept is None else next(kept)
                 if self.targets or isinstance(sums, FactorAccumulator):
-                    seen = _Seen(values, index, original, current, (first, second), features)
-                    outputs = self._outputs(reading, whole, place, seen)
+                    if rows is None:
+                        given = {name: pair[0] for name, pair in values.items() if name in self.wanted}
+                        rows = self._given(reading, whole, place, index, given, original)
+                    elif self._kept is not None:
+                        rows = first_rows(rows, len(second), self._kept.plan.positions[number], count)
+                    outputs = self._outputs(
+                        reading, whole, place, _Seen(values, index, rows, original, current, features)
+                    )
                 else:
                     outputs = features.new_zeros(features.shape[0], 0)
                 sums.add(features, outputs)
             self.rows = max(self.rows, int(sums.count))
+
+    def original_rows(self, values: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        """Of one batch, for each reading and place, what `add` reads of the original network's `values`."""
+        rows = []
+        for reading, whole, count in zip(self.readings, self.whole, self.plan.positions, strict=True):
+            for place, site in enumerate(reading.sites):
+                index = sample_positions(reading, site, values[site.input], count, self._generator)
+                rows.append(self._given(reading, whole, place, index, values, original))
+        return rows
+
+    def bytes_of_rows(self, program: Program, state: Mapping[str, Tensor]) -> float:
+        """What the original network's rows of all samples take, from the traced shapes and at four bytes a number."""
+        traced, total = program.network.examples[0].shape[0], 0.0
+        for reading, count in zip(self.readings, self.plan.positions, strict=True):
+            for place, site in enumerate(reading.sites):
+                rows = count or math.prod(program.shape(site.input)[:-1]) / traced
+                for applied in reading.places:
+                    part = reading.outputs(applied[place], state)
+                    kinds = 2 if applied[place].node in self.residuals else 1
+                    total += 4 * kinds * self.plan.samples * rows * (part.stop - part.start)
+        return total
 
     def skip(self, size: int, program: Program) -> None:
         """Leave a batch of `size` samples to another process; the positions drawn for the next one stay the same."""
@@ -212,32 +248,80 @@ class GroupRecorder:
             return part.with_outputs(reading.weights(original))
         return part
 
+    def _given(
+        self,
+        reading: Reading,
+        whole: Reading,
+        place: int,
+        index: Tensor | None,
+        values: Mapping[str, Tensor],
+        original: Mapping[str, Tensor],
+    ) -> list[Tensor]:
+        """Rows of the original: for each consumer what it gives and the shortcut beside it, or what a ReLU sees."""
+        rows: list[Tensor] = []
+        source: Tensor | None = None  # rows of all input channels (n, I·taps)
+        linear = not reading.kernel
+        for applied in reading.places:
+            consumer = applied[place]
+            part = reading.outputs(consumer, original)
+            rectifier = self.rectifiers.get(consumer.node)
+            if rectifier is not None:
+                rows.append(rectifier.path.rows(values[rectifier.source], index, linear=linear, part=part))
+                continue
+            if source is None:
+                source = read_rows(reading, reading.sites[place], values[reading.sites[place].input], index)
+            rows.append(_product(source, whole.whole_matrix(consumer, original[consumer.weight])))
+            residual = self.residuals.get(consumer.node)
+            if residual is not None:
+                rows.append(residual.rows(values[residual.other], index, linear=linear, part=part))
+        return rows
+
     def _outputs(self, reading: Reading, whole: Reading, place: int, seen: _Seen) -> Tensor:
         """Targets (n, D) of all the reading's consumers side by side, in the precision the network computes in."""
         blocks: list[Tensor] = []
-        site = reading.sites[place]
-        source: Tensor | None = None  # rows of all input channels (n, I·taps) in the original network
+        patches: Tensor | None = None
+        given = iter(seen.given)
+        linear = not reading.kernel
         for applied in reading.places:
             consumer = applied[place]
+            wanted = next(given).to(seen.features.device)
             rectifier = self.rectifiers.get(consumer.node)
             if rectifier is not None:
-                blocks.append(_rectified(reading, consumer, rectifier, seen))
+                blocks.append(_rectified(reading, consumer, rectifier, wanted, seen))
                 continue
-            if source is None:
-                source = read_rows(reading, site, seen.inputs[0], seen.index)
-            wanted = _product(source, whole.whole_matrix(consumer, seen.original[consumer.weight]))
-            if whole.columns < source.shape[1]:  # what other channels give now is not the units' to give
+            site = reading.sites[place]
+            if whole.columns < whole.whole_columns(
+                consumer, seen.current
+            ):  # others' outputs are not the units' to give
+                if patches is None:
+                    patches = read_rows(reading, site, seen.values[site.input][1], seen.index)
                 now = seen.current[consumer.weight]
-                patches = read_rows(reading, site, seen.inputs[1], seen.index)
-                wanted -= _product(patches, whole.whole_matrix(consumer, now))
+                wanted = wanted - _product(patches, whole.whole_matrix(consumer, now))
                 wanted += _product(own_columns(whole, patches), whole.matrix(consumer, now))
             residual = self.residuals.get(consumer.node)
-            if residual is not None and seen.values[residual.other][0] is not seen.values[residual.other][1]:
-                pair = seen.values[residual.other]
-                missing = residual.correction(*pair, seen.current, seen.index, linear=not reading.kernel)
-                wanted = wanted.double() + missing[:, reading.outputs(consumer, seen.current)]
+            if residual is not None:
+                part, shortcut = reading.outputs(consumer, seen.current), next(given).to(wanted.device)
+                second = seen.values[residual.other][1]
+                missing = residual.correction(shortcut, second, seen.current, seen.index, linear=linear, part=part)
+                wanted = wanted.double() + missing
             blocks.append(wanted)
         return torch.cat(blocks, 1)
+
+
+def first_rows(rows: Sequence[Tensor], samples: int, kept: int, count: int) -> list[Tensor]:
+    """Of rows (samples·kept, …) those of each sample's first `count` positions; all where every position is read."""
+    if count == kept:
+        return list(rows)
+    return [each.reshape(samples, -1, each.shape[-1])[:, :count].reshape(-1, each.shape[-1]) for each in rows]
+
+
+class OriginalRows(Protocol):
+    """What the original network gave at rows of a plan."""
+
+    plan: SamplePlan
+
+    def read(self, batch: int) -> list[list[Tensor]]:
+        """Rows of a batch: for each reading and place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,28 +331,28 @@ class _Seen:
     Attributes:
         values: of the recorder's nodes, in the original and the current network.
         index: output positions that are read; None: all.
-        inputs: the place's input activations in both networks.
+        given: rows of the original network.
         features: Φ (n, K·s), from the current one.
     """
 
     values: Mapping[str, tuple[Tensor, Tensor]]
     index: Tensor | None
+    given: Sequence[Tensor]
     original: Mapping[str, Tensor]
     current: Mapping[str, Tensor]
-    inputs: tuple[Tensor, Tensor]
     features: Tensor
 
 
-def _rectified(reading: Reading, consumer: Consumer, rectifier: Rectifier, seen: _Seen) -> Tensor:
+def _rectified(reading: Reading, consumer: Consumer, rectifier: Rectifier, wanted: Tensor, seen: _Seen) -> Tensor:
     """Targets (n, D) of one consumer in front of a ReLU: what changes least of what the units give now."""
     part = reading.outputs(consumer, seen.current)
-    pair = seen.values[rectifier.source]
-    change = rectifier.correction(*pair, seen.current, seen.index, linear=not reading.kernel)
+    second = seen.values[rectifier.source][1]
+    change = rectifier.correction(wanted, second, seen.current, seen.index, linear=not reading.kernel, part=part)
     now = _product(seen.features, reading.matrix(consumer, seen.current[consumer.weight])).double()
     if reading.takes_constant:
         name, sign = constant_of(consumer)
         now += sign * (seen.current[name][part].double() - seen.original[name][part].double())
-    return now + change[:, part]
+    return now + change
 
 
 def _product(rows: Tensor, weights: Tensor) -> Tensor:
@@ -350,6 +434,7 @@ def record_moments(
     store: ActivationStore | None = None,
     keep: ActivationStore | None = None,
     advance: Callable[[int], None] | None = None,
+    alone: bool = False,
 ) -> dict[str, float]:
     """One pass over the batches for all `recorders`, in one or two networks at once.
 
@@ -364,8 +449,10 @@ def record_moments(
         keep: where to leave the values from which the next pass can start. What was not read, or found no room, is
             left there at the frontier of `store`. `store` itself: the next pass starts where this one does.
         advance: told the samples of each finished batch.
+        alone: only the current network runs, and its values stand for both: all recorders know what the original gave.
     """
     other = original if current is None else current
+    states = (other,) if alone else (original, other)
     device = next(iter(original.values())).device
     seen = 0
     forward, started = 0.0, time.perf_counter()
@@ -387,12 +474,14 @@ def record_moments(
             wanted = dict.fromkeys([*sorted(set().union(*(each.wanted for each in open_recorders))), *further])
             starts = () if start is None else start  # a shortcut from the very input needs that too
             inputs = [each.to(device) for each in read(number)] if program.reads_input(wanted, starts) else []
-            arriving = iterate(program, (original, other), inputs, wanted, start=start)
+            if start is not None:
+                start = {name: pair[-len(states) :] for name, pair in start.items()}
+            arriving = iterate(program, states, inputs, wanted, start=start)
             del start, starts, inputs
             left = _Arrivals(open_recorders, further)
-            for name, (first, second) in arriving:
-                ready = left.take(name, (first, second))
-                del first, second
+            for name, pair in arriving:
+                ready = left.take(name, (pair[0], pair[-1]))
+                del pair
                 forward += time.perf_counter() - running
                 for recorder in ready:
                     if recorder.fault is None:

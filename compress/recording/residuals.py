@@ -20,6 +20,7 @@ from compress.graph.ops import BatchNorm, Identity, Layout, Meaning, Product, Re
 from compress.graph.program import Program, Read
 from compress.units.groups import Consumer
 
+WHOLE = slice(None)
 SMALLEST_FACTOR = 1e-2  # relative to the largest channel's; a channel below takes no correction
 
 
@@ -37,10 +38,10 @@ class Residual:
     factors: tuple[tuple[str | None, str | None, float], ...] = ()
     order: tuple[int, ...] = ()
 
-    def factor(self, state: Mapping[str, Tensor], channels: int) -> Tensor:
-        """What a change of the consumer's output is multiplied by on its way to the sum (D,), float64."""
+    def factor(self, state: Mapping[str, Tensor]) -> Tensor:
+        """What a change of the consumer's output is multiplied by on its way to the sum (D,), float64; some factor."""
         device = next(iter(state.values())).device
-        product = torch.ones(channels, dtype=torch.float64, device=device)
+        product = torch.ones((), dtype=torch.float64, device=device)
         for scale, variance, eps in self.factors:
             if scale is not None:
                 product = product * state[scale].double().flatten()
@@ -49,32 +50,44 @@ class Residual:
         return product
 
     def correction(
-        self, first: Tensor, second: Tensor, state: Mapping[str, Tensor], index: Tensor | None, *, linear: bool
+        self,
+        wanted: Tensor,
+        now: Tensor,
+        state: Mapping[str, Tensor],
+        index: Tensor | None,
+        *,
+        linear: bool,
+        part: slice = WHOLE,
     ) -> Tensor:
-        """What must be added to the consumer's outputs (n, D) to make up for another shortcut.
+        """What must be added to the consumer's outputs (n, d) to make up for another shortcut.
 
         Args:
-            first, second: the shortcut in the original and in the current network.
+            wanted: `rows` (n, d) of the shortcut in the original network.
+            now: the shortcut in the current one.
             index: output positions (B, P) that are read of a convolution; None for all.
+            part: which d of the D channels.
         """
-        rows = self.rows(first, index, linear=linear) - self.rows(second, index, linear=linear)
-        return self.undone(rows, state)
+        rows = wanted.double() - self.rows(now, index, linear=linear, part=part).double()
+        return self.undone(rows, state, part)
 
-    def rows(self, value: Tensor, index: Tensor | None, *, linear: bool) -> Tensor:
-        """The sum's values (n, D) at the consumer's output positions `index` (None: all), in float64."""
+    def rows(self, value: Tensor, index: Tensor | None, *, linear: bool, part: slice = WHOLE) -> Tensor:
+        """The sum's values (n, d) at the consumer's output positions `index` (None: all), in their own precision."""
         if self.order:
             value = value.permute(sorted(range(len(self.order)), key=self.order.__getitem__))
-        if not linear:
-            value = value.flatten(2).transpose(1, 2)  # (B, positions, D)
-            if index is not None:
-                value = value.gather(1, index[:, :, None].expand(-1, -1, value.shape[2]))
-        return value.reshape(-1, value.shape[-1]).double()
+        if linear:
+            return value.reshape(-1, value.shape[-1])[:, part]
+        value = value[:, part].flatten(2)  # (B, d, positions)
+        if index is not None:
+            value = value.gather(2, index[:, None].expand(-1, value.shape[1], -1))
+        return value.transpose(1, 2).reshape(-1, value.shape[1])
 
-    def undone(self, rows: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Changes of the sum (n, D) as changes of the consumer's outputs; 0 where a factor is tiny."""
-        factor = self.factor(state, rows.shape[1])
-        usable = factor.abs() > SMALLEST_FACTOR * factor.abs().max()
-        return torch.where(usable, rows / torch.where(usable, factor, 1.0), 0.0)
+    def undone(self, rows: Tensor, state: Mapping[str, Tensor], part: slice = WHOLE) -> Tensor:
+        """Changes of the sum (n, d) as changes of the consumer's outputs; 0 where a factor is tiny."""
+        if not self.factors:
+            return rows
+        factor = self.factor(state)
+        usable = (factor.abs() > SMALLEST_FACTOR * factor.abs().max())[part]
+        return torch.where(usable, rows / torch.where(usable, factor[part], 1.0), 0.0)
 
 
 def find_residual(program: Program, consumer: Consumer) -> Residual | None:
@@ -165,21 +178,28 @@ class Rectifier:
     high: float = math.inf
 
     def correction(
-        self, first: Tensor, second: Tensor, state: Mapping[str, Tensor], index: Tensor | None, *, linear: bool
+        self,
+        wanted: Tensor,
+        now: Tensor,
+        state: Mapping[str, Tensor],
+        index: Tensor | None,
+        *,
+        linear: bool,
+        part: slice = WHOLE,
     ) -> Tensor:
-        """What must be added to the consumer's outputs (n, D) so that the rectified values become the original's.
+        """What must be added to the consumer's outputs (n, d) so that the rectified values become the original's.
 
         The least change: nothing where both are cut off, up to the bound where only the original is (Zhang, Zou, He and
         Sun 2015 alternate this step with least squares).
 
         Args:
-            first, second: the rectifier's input in the original and in the current network.
-            index: as for `Residual.correction`.
+            wanted: rows (n, d) of the rectifier's input in the original network, as `path.rows` gives them.
+            now: the rectifier's input in the current one; the others as for `Residual.correction`.
         """
-        wanted, now = (self.path.rows(value, index, linear=linear) for value in (first, second))
-        nearest = torch.where(wanted >= self.high, now.clamp_min(self.high), wanted)
-        nearest = torch.where(wanted <= self.low, now.clamp_max(self.low), nearest)
-        return self.path.undone(nearest - now, state)
+        current = self.path.rows(now, index, linear=linear, part=part)
+        nearest = torch.where(wanted >= self.high, current.clamp_min(self.high), wanted)
+        nearest = torch.where(wanted <= self.low, current.clamp_max(self.low), nearest)
+        return self.path.undone((nearest - current).double(), state, part)
 
 
 def find_rectifier(program: Program, consumer: Consumer) -> Rectifier | None:

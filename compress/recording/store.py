@@ -23,7 +23,7 @@ _SPARE = 2  # files of no batch that wait to be written again: over pages that t
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     """Where a tensor lies in a file: its dimensions from the slowest to the fastest, and their order."""
 
     start: int
@@ -44,7 +44,7 @@ class _Kept:
 
     path: Path
     generation: int
-    tensors: dict[str, tuple[_Stored, _Stored]]
+    tensors: dict[str, tuple[Stored, Stored]]
     size: int
 
 
@@ -91,17 +91,17 @@ class ActivationStore:
         if not all(isinstance(value, Tensor) for name in self.nodes for value in values.get(name, (None,))):
             return False
         parts: list[Tensor] = []
-        tensors: dict[str, tuple[_Stored, _Stored]] = {}
+        tensors: dict[str, tuple[Stored, Stored]] = {}
         size = 0
         for name in self.nodes:
-            places: list[_Stored] = []
+            places: list[Stored] = []
             for which, value in enumerate(values[name]):
                 if which and value is values[name][0]:
                     places.append(places[0])
                     continue
-                order = _slowest_first(value)
+                order = contiguous_order(value)
                 part = value.detach().permute(order).contiguous().cpu()
-                places.append(_Stored(size, tuple(part.shape), order, part.dtype))
+                places.append(Stored(size, tuple(part.shape), order, part.dtype))
                 parts.append(part)
                 size += part.numel() * part.element_size()
             tensors[name] = places[0], places[-1]
@@ -112,7 +112,7 @@ class ActivationStore:
             path = self.spare.pop() if self.spare else _new_file(self.folder)
             with open(path, "r+b", buffering=0) as file:
                 for part in parts:
-                    _write(file, _bytes_of(part))
+                    write_tensor(file, part)
                 file.truncate(size)
         except OSError:  # a full disk only means that this batch is recomputed
             if path is not None:
@@ -126,11 +126,11 @@ class ActivationStore:
         kept = self.batches.get(batch)
         if kept is None:
             return None
-        read: dict[_Stored, Tensor] = {}
+        read: dict[Stored, Tensor] = {}
         with open(kept.path, "rb", buffering=0) as file:
             for place in (place for places in kept.tensors.values() for place in places):
                 if place not in read:
-                    read[place] = _read(file, place).to(device)
+                    read[place] = read_tensor(file, place).to(device)
         return {name: tuple(read[place] for place in places) for name, places in kept.tensors.items()}
 
     def reaches(self, batch: int) -> bool:
@@ -166,7 +166,7 @@ def _new_file(folder: Path) -> Path:
     return Path(path)
 
 
-def _slowest_first(tensor: Tensor) -> tuple[int, ...]:
+def contiguous_order(tensor: Tensor) -> tuple[int, ...]:
     """The dimensions from the one with the largest step in memory to the one with the smallest."""
     steps = tensor.stride()
     return tuple(sorted(range(tensor.ndim), key=lambda dim: -steps[dim]))
@@ -178,12 +178,15 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(flat)
 
 
-def _write(file: Any, content: memoryview) -> None:
+def write_tensor(file: Any, tensor: Tensor) -> None:
+    """Write a contiguous tensor where an unbuffered file stands."""
+    content = _bytes_of(tensor)
     while len(content):  # one call writes 2 GiB at most
         content = content[file.write(content) :]
 
 
-def _read(file: Any, place: _Stored) -> Tensor:
+def read_tensor(file: Any, place: Stored) -> Tensor:
+    """A tensor of an unbuffered file, in the memory layout that it had."""
     tensor = torch.empty(place.shape, dtype=place.dtype)
     content = _bytes_of(tensor)
     file.seek(place.start)

@@ -35,7 +35,8 @@ def test_the_corrected_output_is_the_originals_behind_the_relu(module: nn.Module
     generator = torch.Generator().manual_seed(3)
     old, new = (torch.randn(4, 8, 5, 5, generator=generator) for _ in range(2))
     index = torch.arange(25).expand(4, -1)
-    found = rectifier.correction(old, new, problem.state, index, linear=False).reshape(4, 5, 5, 8)
+    wanted = rectifier.path.rows(old, index, linear=False)
+    found = rectifier.correction(wanted, new, problem.state, index, linear=False).reshape(4, 5, 5, 8)
     norm = module.blocks[1].norm
     factor = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double()
     after = new.double() + (factor * found).permute(0, 3, 1, 2)

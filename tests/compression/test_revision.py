@@ -58,6 +58,13 @@ def test_what_all_layers_err_more_moves_no_width(search: Search) -> None:
     assert revised_allocation(search, tried, swept(search, (1.5, 1.5, 1.5)), BUDGETS) is None
 
 
+def test_widths_stand_where_the_layers_damages_add_up_to_what_was_measured(search: Search) -> None:
+    tried, compressed = allocate(search.choices, BUDGETS), swept(search, (0.6, 0.6, 2.5))
+    for factor, stands in ((1.1, True), (1.5, False)):
+        measured = replace(compressed, held_back=scored(factor * tried.damage).held_back)
+        assert (revised_allocation(search, tried, measured, BUDGETS) is None) is stands
+
+
 def test_a_layer_that_erred_more_than_the_others_gets_more_units(search: Search) -> None:
     tried = allocate(search.choices, BUDGETS)
     found = revised_allocation(search, tried, swept(search, (0.6, 0.6, 2.5)), BUDGETS)

@@ -121,7 +121,8 @@ def test_a_residual_correction_restores_the_original_sum(module: nn.Module) -> N
     generator = torch.Generator().manual_seed(3)
     old, new = (torch.randn(4, 8, 5, 5, generator=generator) for _ in range(2))
     index = torch.tensor([[0, 7], [3, 3], [24, 1], [2, 9]])
-    found = residual.correction(old, new, problem.state, index, linear=False).reshape(4, 2, 8)
+    shortcut = residual.rows(old, index, linear=False)
+    found = residual.correction(shortcut, new, problem.state, index, linear=False).reshape(4, 2, 8)
     norm = module.blocks[1].norm
     factor = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double()
     for sample in range(4):
@@ -149,7 +150,8 @@ def test_a_layer_scale_and_a_permutation_before_the_sum_are_undone() -> None:
     assert residual is not None
     generator = torch.Generator().manual_seed(3)
     old, new = (torch.randn(2, 6, 4, 3, generator=generator) for _ in range(2))
-    found = residual.correction(old, new, problem.state, None, linear=True)
+    shortcut = residual.rows(old, None, linear=True)
+    found = residual.correction(shortcut, new, problem.state, None, linear=True)
     expected = ((old - new).double() / module.scale.detach().double()).permute(0, 2, 3, 1).reshape(-1, 6)
     torch.testing.assert_close(found, expected)
 

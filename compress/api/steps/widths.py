@@ -57,7 +57,14 @@ def choose_widths(
         plan = same_for_all(problem.groups, width_rule(recipe))
         return sweep(problem, plan, options, progress, kept_state=state), None
     before, after = Portion(progress, 0, 0.6), Portion(progress, 0.6, 1)
-    search = prepare_search(problem, options, before, timed="latency" in recipe.budgets, kept_state=state)
+    search = prepare_search(
+        problem,
+        options,
+        before,
+        timed="latency" in recipe.budgets,
+        refining=recipe.refine > 0,
+        kept_state=state,
+    )
     wanted = metric_bound if recipe.own_metric or recipe.bound is None else held_back_bound(recipe.bound)
     searched = search_widths(
         search,

@@ -51,7 +51,7 @@ from compress.report.model import Facts, Fit, LayerReport
 from compress.units.groups import UnitGroup
 
 POLISHABLE = 1024  # columns K·s up to which swaps polish the chosen units
-SHAKING = 0.3  # effort of polishing, about a third of a second a layer on one core
+SHAKING = 0.3  # most effort of polishing, about a second a layer on one core
 
 
 def default_of(option: str) -> Any:
@@ -171,6 +171,7 @@ def solve_layer(
     facts: LayerFacts | None = None,
     known: SelectionCurve | None = None,
     swaps: bool = True,
+    effort: float = SHAKING,
 ) -> LayerResult:
     """Choose a width as decided, choose its units, refit the consumers, certify.
 
@@ -179,6 +180,7 @@ def solve_layer(
         facts: known from moments of all units; None: found from these.
         known: how the units were selected in the original network. Exchanges on these moments start from there.
         swaps: whether chosen units may be exchanged for others.
+        effort: of looking for better ones than exchanges lead to.
 
     Raises:
         SolverError: the convex problem could not be solved at all.
@@ -198,7 +200,7 @@ def solve_layer(
     clock.lap("width")
     if width is None:
         return leave_whole(group, moments, facts, curve, clock.laps)
-    kept = take_units(group, weighing, curve, width, decision, certified, options, swaps=swaps)
+    kept = take_units(group, weighing, curve, width, decision, certified, options, swaps=swaps, effort=effort)
     clock.lap("selection")
     refit = refit_layer(moments, kept, options.ridge, original, current)
     clock.lap("refit")
@@ -365,6 +367,7 @@ def take_units(
     options: LayerOptions,
     *,
     swaps: bool,
+    effort: float,
 ) -> Tensor:
     """Places (width,) of the units that stay, among those that the moments hold."""
     if isinstance(decision, Given) or not width:
@@ -378,7 +381,7 @@ def take_units(
     if swaps and small and options.selection == "best" and group.blocks == 1:
         starts = [order[:width] for order in curve.orders.values()]
         return polish_units(
-            weighing.selecting, kept, others=starts, ridge=options.ridge, intercept=False, effort=SHAKING
+            weighing.selecting, kept, others=starts, ridge=options.ridge, intercept=False, effort=effort
         )
     return kept
 

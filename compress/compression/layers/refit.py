@@ -17,6 +17,7 @@ from compress.recording.readings import constant_of
 
 CONSTANT = 1e-20  # squared spread, relative to the second moment, that is rounding
 STRONGER_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # tried in turn where the given one fits noise
+SAFE = 8.0  # times the moments' own rounding, below which no ridge is of use
 OVERFIT = 1.02  # held-back over fitting error, above which it does
 
 
@@ -119,6 +120,7 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
     residual = part.residual(before).centred() if intercept else part.residual(before)
     scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
     best: ReadingRefit | None = None
+    ridge = max(ridge, SAFE * part.rounding)
     for strength in (ridge, *(stronger for stronger in STRONGER_RIDGES if stronger > ridge)):
         change, _ = solve_ridged(residual, strength)
         constant = residual.intercept(change)

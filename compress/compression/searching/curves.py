@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.compression.faults import LAYER_FAULTS, describe_fault
+from compress.compression.known import KnownOriginal, know_original
 from compress.compression.layers.layer import LayerFacts, LayerOptions, layer_unit_costs, select_along
 from compress.compression.pricing.allocate import Choices, DamageCurve, Removal, damage_curve, legal_widths
 from compress.compression.pricing.costs import CostModel, cost_model
@@ -38,6 +39,7 @@ class Search:
         facts: what the moments of all units say, per group.
         skipped: group name -> why it stays as it is; such a group has no moments, curve or facts.
         removals: the blocks that may go as a whole, with what that does.
+        known: what was kept of the original network, for sweeps.
         kept_state: where what is found is kept for a run that goes on from here.
     """
 
@@ -49,6 +51,7 @@ class Search:
     facts: dict[str, LayerFacts]
     skipped: dict[str, str] = field(default_factory=dict)
     removals: tuple[Removal, ...] = ()
+    known: KnownOriginal | None = None
     kept_state: RunState | None = None
 
     @property
@@ -63,19 +66,23 @@ def prepare_search(
     progress: Progress,
     *,
     timed: bool = False,
+    refining: bool = False,
     kept_state: RunState | None = None,
 ) -> Search:
     """Record all layers once, select along all widths, measure what errors do to the output.
 
     Args:
         timed: measure what the layers take at several widths, so that latency can be predicted.
+        refining: sweeps behind the next ReLU will follow.
         kept_state: where curves and sensitivities are kept for a later run, and taken from.
     """
     known = None if kept_state is None else kept_state.read_curves()
     legal = {group.name: legal_widths(group.unit_count, group.blocks, options.round_to) for group in problem.groups}
     moments: dict[str, LayerMoments] = {}
+    original: KnownOriginal | None = None
     if known is None or {*known.curves, *known.skipped} != set(legal):
-        recorded = record_all(problem, progress)
+        original = know_original(problem, rectified=refining)
+        recorded = record_all(problem, progress, ((), ()) if original is None else original.keepers)
         moments = recorded.moments
         known = find_curves(problem, recorded, options, legal, progress)
         if kept_state is not None:
@@ -101,7 +108,9 @@ def prepare_search(
             lambda: measure_latency_model(problem.network, problem.groups, model.tensors, problem.timing)
         )
         model = replace(model, latency=latency)
-    return Search(problem, model, moments, known.curves, damages, known.facts, known.skipped, removals, kept_state)
+    return Search(
+        problem, model, moments, known.curves, damages, known.facts, known.skipped, removals, original, kept_state
+    )
 
 
 def find_curves(

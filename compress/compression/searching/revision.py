@@ -20,6 +20,7 @@ from compress.compression.sweep import Compressed
 from compress.errors import GateError
 
 LARGEST_CORRECTION = 3.0  # factor of a layer's error
+ADDED_UP = 1.2  # measured damage over the predicted one, up to which layers do not interact and the widths stand
 SMALLEST_ERROR = 1e-6  # relative, below which a width cuts nothing off
 
 
@@ -28,10 +29,12 @@ def revised_allocation(
 ) -> Allocation | None:
     """Other widths within the budgets that promise less damage now; None where the same ones do, or none is known.
 
+    Where the layers' damages add up to what was measured, nothing is revised: it costs a sweep and gains nothing.
+
     Args:
         tried: the widths of the sweep that gave `compressed`.
     """
-    factors = error_factors(search, compressed)
+    factors = {} if adds_up(tried, compressed) else error_factors(search, compressed)
     if not factors:
         return None
     curves = {
@@ -43,6 +46,11 @@ def revised_allocation(
     except GateError:
         return None
     return None if revised.widths == tried.widths or revised.damage >= choices.damage(tried.widths) else revised
+
+
+def adds_up(tried: Allocation, compressed: Compressed) -> bool:
+    """Whether held-back samples lose about what the layers alone were said to."""
+    return compressed.held_back is not None and compressed.held_back.distance <= ADDED_UP * tried.damage
 
 
 def error_factors(search: Search, compressed: Compressed) -> dict[str, float]:

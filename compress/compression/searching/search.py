@@ -240,6 +240,7 @@ def _run_trial(
         progress,
         facts=search.facts,
         curves=search.curves,
+        known=search.known,
         kept_state=search.kept_state,
     )
     note_trial(trials, allocation, compressed)
@@ -276,7 +277,13 @@ def refined(searched: SearchResult, options: LayerOptions, progress: Progress, s
     search, allocation = searched.search, searched.allocation
     portion = Portion(progress, 1 / (1 + sweeps), 1)
     compressed = refine(
-        search.problem, searched.compressed, options, portion, sweeps=sweeps, kept_state=search.kept_state
+        search.problem,
+        searched.compressed,
+        options,
+        portion,
+        sweeps=sweeps,
+        known=search.known,
+        kept_state=search.kept_state,
     )
     note_trial(searched.trials, allocation, compressed, refined=sweeps)
     return replace(searched, compressed=compressed)

@@ -40,6 +40,7 @@ class Moments:
         group_size: s, columns per unit.
         output_covariance: (Ψ − 1ψ̄ᵀ)ᵀ(Ψ − 1ψ̄ᵀ)/N (D, D) when it was recorded; else None.
         is_centred: the intercept is free: `gram`, `cross`, `energy` and `output_gram` are about the mean.
+        rounding: relative rounding of the products that were summed.
     """
 
     covariance: Tensor
@@ -51,6 +52,7 @@ class Moments:
     group_size: int = 1
     output_covariance: Tensor | None = None
     is_centred: bool = False
+    rounding: float = torch.finfo(torch.float64).eps
 
     def __post_init__(self) -> None:
         n = self.covariance.shape[0]
@@ -177,6 +179,7 @@ class Moments:
             group_size=self.group_size,
             output_covariance=output_covariance,
             is_centred=self.is_centred,
+            rounding=max(self.rounding, other.rounding),
         )
 
     def centred(self) -> Moments:
@@ -324,6 +327,7 @@ def stack_consumers(
         count=max(part.count for part in parts),
         group_size=s,
         is_centred=True,
+        rounding=max(part.rounding for part in parts),
     )
 
 

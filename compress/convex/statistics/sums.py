@@ -25,17 +25,26 @@ class CentredSums:
         group_size: s, columns of Φ per unit.
         output_gram: record ΨᵀΨ (D, D) as well, so that D can be replaced by rank(Ψ).
         device: where the sums live; default: where the first batch is.
+        single: take the products of a batch in float32 where its Φ is no more exact; sums over batches are in float64.
+            Twice as fast; what that rounds off is told in `Moments.rounding`.
     """
 
     def __init__(
-        self, group_size: int = 1, output_gram: bool = False, device: torch.device | str | None = None
+        self,
+        group_size: int = 1,
+        output_gram: bool = False,
+        device: torch.device | str | None = None,
+        *,
+        single: bool = False,
     ) -> None:
         if group_size < 1:
             raise ValueError(f"`group_size` must be at least 1, got {group_size}.")
         self.group_size = group_size
         self.records_output_gram = output_gram
         self.device = device
+        self.single = single
         self.count = 0.0
+        self._product_rounding = torch.finfo(torch.float64).eps
         self._sums: dict[str, Tensor] = {}
         self._features, self._outputs = _RunningMean(), _RunningMean()
         self._rounding = [torch.finfo(torch.float64).eps] * 2  # relative, of Φ and Ψ as they came
@@ -72,13 +81,17 @@ class CentredSums:
         for place, value in enumerate((phi, psi)):
             self._rounding[place] = max(self._rounding[place], rounding_of(value.dtype))
         before, self.count = self.count, self.count + count
-        phi = self._features.centre(phi, root, before, count)  # (n or n + 1, K·s)
-        psi = self._outputs.centre(psi, root, before, count)
+        dtype = torch.float64
+        if self.single and phi.dtype.is_floating_point and phi.dtype.itemsize <= 4:
+            dtype = torch.float32
+            self._product_rounding = torch.finfo(dtype).eps
+        phi = self._features.centre(phi, root, before, count, dtype)  # (n or n + 1, K·s)
+        psi = self._outputs.centre(psi, root, before, count, dtype)
         _add_upper(sums["covariance"], phi)
-        sums["cross"].addmm_(phi.T, psi)
+        _add_product(sums["cross"], phi, psi)
         if self.records_output_gram:
             _add_upper(sums["output_covariance"], psi)
-        sums["output_squares"].add_(psi.square().sum(0))
+        sums["output_squares"].add_(psi.square().sum(0, dtype=torch.float64))
 
     def parts(self) -> dict[str, Any]:
         """The fields of `Moments` of everything added so far.
@@ -99,7 +112,7 @@ class CentredSums:
             group_size=self.group_size,
             output_covariance=_symmetric(sums["output_covariance"]).div_(n) if self.records_output_gram else None,
             rounding=(self._rounding[0], self._rounding[1]),
-        )
+        ) | {"rounding": self._product_rounding}
 
     def all_reduce(self, device: torch.device | str = "cpu") -> None:
         """Take in what the other ranks of the default torch.distributed group added; without a group, nothing.
@@ -111,10 +124,10 @@ class CentredSums:
         if self._sums:
             device = self._sums["covariance"].device
         extents = [self._sums["covariance"].shape[0], self._sums["cross"].shape[1]] if self._sums else [0, 0]
-        facts = torch.tensor([*extents, *self._rounding], dtype=torch.float64, device=device)
+        facts = torch.tensor([*extents, *self._rounding, self._product_rounding], dtype=torch.float64, device=device)
         torch.distributed.all_reduce(facts, torch.distributed.ReduceOp.MAX)
         features, outputs = int(facts[0]), int(facts[1])
-        self._rounding = [float(facts[2]), float(facts[3])]
+        self._rounding, self._product_rounding = [float(facts[2]), float(facts[3])], float(facts[4])
         if not features:
             return
         if not self._sums:
@@ -154,19 +167,19 @@ class _RunningMean:
     def mean(self) -> Tensor:
         return self.origin + self.drift
 
-    def centre(self, rows: Tensor, root: Tensor | None, before: float, count: float) -> Tensor:
+    def centre(self, rows: Tensor, root: Tensor | None, before: float, count: float, dtype: torch.dtype) -> Tensor:
         """Rows (n, m) about their own mean, times `root` (n,), and, if there were rows before, one row more."""
         n, m = rows.shape
         mean = rows.sum(0, dtype=torch.float64) if root is None else rows.to(torch.float64).T @ root.square()
         mean /= count
-        centred = torch.empty(n + (before > 0), m, dtype=torch.float64, device=rows.device)
-        torch.sub(rows, mean, out=centred[:n])
+        centred = torch.empty(n + (before > 0), m, dtype=dtype, device=rows.device)
+        torch.sub(rows, mean.to(dtype), out=centred[:n])
         if root is not None:
             centred[:n].mul_(root[:, None])
         if before > 0:
             total = before + count
             shift = (mean - self.origin) - self.drift
-            torch.mul(shift, (before * count / total) ** 0.5, out=centred[n])
+            centred[n].copy_(shift * (before * count / total) ** 0.5)
             self.drift.add_(shift, alpha=count / total)
         else:
             self.origin.copy_(mean)
@@ -265,7 +278,15 @@ def _add_upper(total: Tensor, rows: Tensor) -> None:
     """total += rowsᵀ rows on and above the block diagonal only; the rest is mirrored at the end."""
     for first in range(0, total.shape[0], _BLOCK):
         last = first + _BLOCK
-        total[first:last, first:].addmm_(rows[:, first:last].T, rows[:, first:])
+        _add_product(total[first:last, first:], rows[:, first:last], rows[:, first:])
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += leftᵀ right, where a product in less than total's precision is made first."""
+    if left.dtype == total.dtype:
+        total.addmm_(left.T, right)
+    else:
+        total.add_(left.T @ right)
 
 
 def _symmetric(upper: Tensor) -> Tensor:
