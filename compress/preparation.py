@@ -23,7 +23,7 @@ from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
 from compress.data.calls import CallShape, call_of, gather, parameters_of, spread
 from compress.errors import CheckpointError, DataError, RecipeError, TraceError, first_line
 from compress.graph.meaning import last_operation
-from compress.graph.program import Program, output_values, run
+from compress.graph.program import Program, output_values, run, sample_dim
 from compress.graph.trace import trace_network
 from compress.measures.kinds import Hints, describe_outputs, find_place, need_place, read_class_counts
 from compress.measures.outputs import Output, check_finite, largest_deviation, named_outputs
@@ -574,6 +574,9 @@ def judge_outputs(
         class_counts=read_class_counts(opened.module),
         last={name: last_operation(program, node) for name, node in nodes.items() if node is not None},
         known=opened.outputs,
+        sample_dims={name: sample_dim(program, node) for name, node in nodes.items() if node is not None}
+        if program.network.batch_size is None
+        else None,
     )
     tensors = named_outputs(returned)
     outputs = describe_outputs(tensors, samples, sources, hints, recipe.output_weight)

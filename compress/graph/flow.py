@@ -13,11 +13,10 @@ import torch
 from torch import fx
 
 from compress.graph.atoms import Atoms, Dimension, Factor, Flow, dimension_size, is_tracked
-from compress.graph.ops import LinearMap, Meaning, Normalisation, Rule, operation_name, state_name
+from compress.graph.ops import UNREAD_FORM, LinearMap, Meaning, Normalisation, Rule, operation_name, state_name
 from compress.graph.trace import NetworkGraph, module_path
 
 _BATCH = 1009  # stands for the symbolic batch: a prime, so that no channel count is mistaken for a multiple of it
-_UNREAD_FORM = (TypeError, ValueError, IndexError, KeyError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +133,7 @@ class ChannelFlow:
         if rule is not None:
             try:
                 return rule.channels(self, node)
-            except _UNREAD_FORM:
+            except UNREAD_FORM:
                 lack = "in a form that its rule does not know"
         if isinstance(node.meta.get("val"), (torch.SymInt, int, bool, float)) and not self.tracked_inputs(node):
             return ()
@@ -148,7 +147,7 @@ class ChannelFlow:
     def meaning(self, node: fx.Node) -> Meaning | None:
         """What the node computes; None where no rule says it."""
         rule = self.rules.get(operation_name(node)) if node.op == "call_function" else None
-        return None if rule is None else rule.meaning(self.graph, node)
+        return None if rule is None else rule.read(self.graph, node)
 
     def of(self, value: Any) -> Flow:
         """The flow of an argument; numbers have no dimensions."""

@@ -13,7 +13,7 @@ from compress.graph.trace import NetworkGraph
 def meaning_of(network: NetworkGraph, node: fx.Node) -> Meaning | None:
     """What the node computes; None where no rule says it."""
     rule = RULES.get(operation_name(node)) if node.op == "call_function" else None
-    return None if rule is None else rule.meaning(network, node)
+    return None if rule is None else rule.read(network, node)
 
 
 def meaning_of_step(program: Program, name: str) -> Meaning | None:

@@ -59,6 +59,9 @@ class Window:
 NO_WINDOW = Window()
 
 
+UNREAD_FORM = (TypeError, ValueError, IndexError, KeyError, AttributeError, ArithmeticError)
+
+
 @dataclass(frozen=True, eq=False)
 class LinearMap:
     """A linear map, with a bias or without.
@@ -199,6 +202,13 @@ class Rule:
 
     channels: Callable[..., Any]
     meaning: Callable[[NetworkGraph, fx.Node], Meaning | None] = mean_nothing
+
+    def read(self, network: NetworkGraph, node: fx.Node) -> Meaning | None:
+        """The meaning; None too where the operation stands in a form that the rule cannot read."""
+        try:
+            return self.meaning(network, node)
+        except UNREAD_FORM:
+            return None
 
 
 def rules(*names: str, channels: Callable[..., Any], meaning: Callable[..., Any] = mean_nothing) -> dict[str, Rule]:

@@ -271,6 +271,15 @@ def output_values(program: Program, returned: object) -> dict[str, str | None]:
     return value_of
 
 
+def sample_dim(program: Program, name: str) -> int:
+    """The dimension of a value that is the batch, in a graph that holds for every batch size; 0 where none is."""
+    node = program.nodes.get(name)
+    value = None if node is None else node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return 0
+    return next((dim for dim, size in enumerate(value.shape) if isinstance(size, torch.SymInt)), 0)
+
+
 def run_outputs(
     program: Program,
     state: Mapping[str, Tensor],

@@ -62,7 +62,7 @@ def sample_figures(output: Output, scores: Tensor, answers: Tensor, asked: Seque
 
     Args:
         asked: which of `ASKED` are wanted of class scores.
-        scores: the network's output (B, …).
+        scores: the network's output (B, …), samples first.
         answers: labels (B, …), or targets (B, D).
     """
     samples = len(answers)
@@ -228,7 +228,8 @@ class FigureSums:
     parts: dict[str, list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]] = field(default_factory=dict)
 
     def add(self, first: Tensor, second: Tensor, answers: Tensor) -> None:
-        """A batch of the two networks' outputs and what they are held against."""
+        """A batch of the two networks' outputs, as they return them, and what they are held against."""
+        first, second = self.output.by_sample(first), self.output.by_sample(second)
         before, after = (
             sample_figures(self.output, scores, answers.to(scores.device), self.asked) for scores in (first, second)
         )
@@ -242,6 +243,7 @@ class FigureSums:
 
     def add_agreement(self, first: Tensor, second: Tensor, samples: int) -> None:
         """A batch of the two networks' outputs, of class or binary scores: where both say the same."""
+        first, second = self.output.by_sample(first), self.output.by_sample(second)
         same = sample_rows(decisions(self.output, first) == decisions(self.output, second), samples)
         all_of_them = _parts(torch.ones(same.shape, dtype=torch.float64), torch.ones(same.shape))
         agreeing = _parts(same.double(), torch.ones(same.shape))

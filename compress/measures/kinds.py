@@ -37,12 +37,14 @@ class Hints:
         class_counts: what its own attributes say.
         last: output name -> the last operation, `sigmoid` for one.
         known: output name -> how a manifest describes it.
+        sample_dims: output name -> the dimension of its samples, as the graph has it.
     """
 
     architecture: str = ""
     class_counts: tuple[int, ...] = ()
     last: Mapping[str, str] | None = None
     known: Mapping[str, Mapping[str, Any]] | None = None
+    sample_dims: Mapping[str, int] | None = None
 
 
 def read_class_counts(module: nn.Module) -> tuple[int, ...]:
@@ -70,11 +72,13 @@ def describe_outputs(
         DataError: labels or targets of the first source fit no output.
     """
     weights = dict(weights or {})
+    places = {name: _sample_dim(name, tensor, samples, hints) for name, tensor in tensors.items()}
+    tensors = {name: tensor.movedim(places[name], 0) if places[name] else tensor for name, tensor in tensors.items()}
     unknown = [name for name in weights if name not in tensors]
     if unknown:
         raise RecipeError(f"output_weight: {unknown[0]!r} is no output; there are {', '.join(tensors)}.")
     described = {
-        name: _evident(name, tensor, samples, hints, lone=len(tensors) == 1)
+        name: replace(_evident(name, tensor, samples, hints, lone=len(tensors) == 1), sample_dim=places[name])
         for name, tensor in tensors.items()
         if weights.get(name, 1.0) > 0
     }
@@ -86,6 +90,16 @@ def describe_outputs(
             if place is not None:
                 described[place.name] = replace(place, probabilities=_probabilities(place, tensors[place.name], hints))
     return tuple(replace(output, weight=weights.get(name, 1.0)) for name, output in described.items())
+
+
+def _sample_dim(name: str, tensor: Tensor, samples: int, hints: Hints) -> int:
+    """What the graph says or was recorded; else the only dimension of so many samples, the first by default."""
+    recorded = (hints.known or {}).get(name, {}).get("sample_dim", 0)
+    if hints.sample_dims is not None or recorded:
+        place = (hints.sample_dims or {}).get(name, recorded)
+        return int(place) if place < tensor.ndim else 0
+    fitting = [dim for dim, size in enumerate(tensor.shape) if size == samples]
+    return fitting[0] if len(fitting) == 1 else 0
 
 
 def find_place(outputs: Sequence[Output], source: DataSource) -> Output | None:

@@ -67,6 +67,7 @@ class Output:
         kind: `classes`: scores, one a class along `class_dim`, at each of the other positions; `binary`: scores of
             yes or no; `real`: numbers; `whole`: whole numbers or truth values.
         weight: its share among the outputs.
+        sample_dim: the dimension of the samples in the tensor that the network returns: 1 for (time, batch, classes).
         class_dim: for `classes`, the dimension of the classes, the batch being dimension 0.
         probabilities: whether scores are probabilities already, not logits.
         reason: what said so, in words.
@@ -77,6 +78,7 @@ class Output:
     shape: tuple[int, ...]
     kind: Kind
     weight: float = 1.0
+    sample_dim: int = 0
     class_dim: int | None = None
     probabilities: bool = False
     reason: str = ""
@@ -99,8 +101,12 @@ class Output:
             return ("KL", "KL a token", "KL a pixel")[min(self.positions, 2)]
         return {"binary": "KL of yes or no", "real": "relative squares", "whole": "share that differs"}[self.kind]
 
+    def by_sample(self, tensor: Tensor) -> Tensor:
+        """The returned tensor with the samples along dimension 0."""
+        return tensor.movedim(self.sample_dim, 0) if self.sample_dim else tensor
+
     def logs(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logarithms of class probabilities, float64, along `class_dim`."""
+        """Logarithms of class probabilities, float64, along `class_dim`; samples along dimension 0."""
         assert self.class_dim is not None, "only for class scores"
         values = scores.double()
         if self.probabilities:
@@ -119,8 +125,10 @@ class Output:
         for every sample.
 
         Args:
+            before, after: as the networks return them.
             temperature: of class distributions; the divergence is scaled back by its square.
         """
+        before, after = self.by_sample(before), self.by_sample(after)
         if self.kind == "classes":
             first, second = self.logs(before, temperature), self.logs(after, temperature)
             moved = (first.exp() * (first - second)).sum(self.class_dim).clamp_min(0) * temperature**2
@@ -143,6 +151,7 @@ class Output:
             "kind": self.kind,
             "weight": self.weight,
             "class_dim": self.class_dim,
+            **({"sample_dim": self.sample_dim} if self.sample_dim else {}),
             "probabilities": self.probabilities,
         }
 
@@ -154,8 +163,11 @@ def read_described(rows: object) -> dict[str, dict[str, Any]]:
         if not isinstance(row, dict) or not isinstance(row.get("name"), str) or row.get("kind") not in get_args(Kind):
             raise ValueError("`outputs` does not describe outputs")
         shape, dim, weight = row.get("shape"), row.get("class_dim"), row.get("weight", 1.0)
+        place = row.get("sample_dim", 0)
         if not isinstance(shape, list) or not all(type(size) is int for size in shape):
             raise ValueError(f"`outputs` does not say what shape `{row['name']}` has")
+        if type(place) is not int or not 0 <= place <= len(shape):
+            raise ValueError(f"`outputs` does not say where `{row['name']}` has its samples")
         classes = dim is None or (type(dim) is int and 1 <= dim <= len(shape))
         if not classes or (row["kind"] == "classes") != (dim is not None):
             raise ValueError(f"`outputs` does not say what `{row['name']}` is")
@@ -216,7 +228,7 @@ class Distances:
         self.samples += samples
         for output in self.outputs:
             if output.kind == "real":
-                self.spreads[output.name].add(before[output.name], samples)
+                self.spreads[output.name].add(output.by_sample(before[output.name]), samples)
 
     def add(self, network: int, before: Mapping[str, Tensor], after: Mapping[str, Tensor], samples: int) -> None:
         """One network's outputs on that batch."""

@@ -306,7 +306,8 @@ class _Totals:
         shown = self.shown
         if shown is not None and shown.kind == "classes" and not shown.positions:
             labels = batch.labels if shown is self.judged else None
-            self.differences.add(shown, inputs, labels, first[shown.name], second[shown.name])
+            pair = (shown.by_sample(tensors[shown.name]) for tensors in (first, second))
+            self.differences.add(shown, inputs, labels, *pair)
         wanted = batch.labels if batch.labels is not None else batch.targets
         if self.judged is not None and self.answers is not None and wanted is not None:
             if self.judged.kind == "classes" and not self.judged.positions:
@@ -392,7 +393,12 @@ def network_outputs(network: nn.Module, inputs: Sequence[Tensor], only_batch: in
     check_finite(outputs, type(network).__name__)
     if size == count:
         return outputs
-    return {name: tensor[:count] if tensor.ndim and len(tensor) == size else tensor for name, tensor in outputs.items()}
+    return {name: _without_filling(tensor, count, size) for name, tensor in outputs.items()}
+
+
+def _without_filling(tensor: Tensor, count: int, size: int) -> Tensor:
+    dim = next((dim for dim, extent in enumerate(tensor.shape) if extent == size), None)
+    return tensor if dim is None else tensor.narrow(dim, 0, count)
 
 
 def check_labels(labels: Tensor, classes: int) -> Tensor:

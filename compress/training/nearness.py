@@ -106,7 +106,7 @@ def measure_scales(outputs: Sequence[Output], batches: Sequence[Tensors], sizes:
     for tensors, size in zip(batches, sizes, strict=True):
         for output in outputs:
             if output.kind == "real":
-                spreads[output.name].add(tensors[output.name], size)
+                spreads[output.name].add(output.by_sample(tensors[output.name]), size)
     return {name: spread.scale for name, spread in spreads.items()}
 
 

@@ -95,6 +95,36 @@ def test_a_module_with_computed_weights_works_after_it_was_pruned(normed: Any) -
     assert nn.utils.parametrize.is_parametrized(module[0])
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_forward_left_in_the_module_do_not_keep_it_from_being_copied() -> None:
+    net = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 12)), nn.ReLU(), nn.Linear(12, 2))
+    with torch.enable_grad():
+        net(torch.randn(2, 6))
+    assert compress.prune(net, [torch.randn(50, 6)], keep="50%").report.layers[0].kept == 6
+
+
+class TimeFirst(nn.Module):
+    """(B, T, 6) to scores (T, B, 4), as losses of sequences take them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.out(torch.relu(self.hidden(x))).transpose(0, 1)
+        return scores
+
+
+def test_an_output_with_the_samples_second_is_compared_sample_by_sample(tmp_path: Path) -> None:
+    batches = [torch.randn(size, 5, 6) for size in (16, 16, 7)]
+    result = compress.prune(TimeFirst(), batches, test=[torch.randn(30, 5, 6)], macs=0.6)
+    assert result.report.evaluation is not None
+    assert 0 < result.report.evaluation.relative_output_change < 1
+    result.save(tmp_path / "out")
+    again = compress.load(tmp_path / "out", model=TimeFirst())
+    torch.testing.assert_close(again(batches[0]), result.model(batches[0]))
+
+
 class Mixed(nn.Module):
     """Computes its first layer in float64 and the rest in float32."""
 

@@ -133,6 +133,26 @@ def test_channels_that_a_normalisation_takes_for_positions_are_refused(norm: Any
     assert "is averaged over by" in str(analyse(net, TOKENS)["layers.a"].skip_reason)
 
 
+class PerSample(nn.Module):
+    """A convolution whose weight is made for each sample: as many groups as samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.out = nn.Parameter(torch.randn(4, 3, 3, 3)), conv(4, 6, 1)
+        self.last = conv(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples = x.shape[0]
+        weight = (self.weight * x.mean((2, 3))[:, None, :, None, None]).flatten(0, 1)
+        x = functional.conv2d(x.flatten(0, 1)[None], weight, padding=1, groups=samples)
+        return self.last(torch.relu(self.out(x.unflatten(1, (samples, 4))[0])))
+
+
+def test_a_convolution_with_a_group_for_each_sample_stays_whole_and_the_rest_is_cut() -> None:
+    groups = analyse(PerSample(), IMAGE)
+    assert [name for name, group in groups.items() if group.prunable] == ["out"]
+
+
 def test_channels_between_zeros_of_a_fixed_width_go_with_the_positions_behind_the_padding() -> None:
     network = Function(
         lambda m, x: m["c"](functional.pad(m["a"](x).relu(), (0, 0, 0, 0, 1, 3)) + m["b"](x)),

@@ -118,6 +118,18 @@ def test_a_spread_is_the_variance_of_everything_that_was_added() -> None:
     assert spread.scale == pytest.approx(float(values.var(0, unbiased=False).sum()))
 
 
+def test_samples_along_another_dimension_are_told_apart() -> None:
+    before, after = noise(5, 4, 3), noise(5, 4, 3)  # (time, batch, classes)
+    hints = Hints(sample_dims={"logits": 1})
+    (behind,) = describe_outputs({"logits": before}, 4, (), hints)
+    (first,) = describe_outputs({"logits": before.movedim(1, 0)}, 4, (), Hints())
+    assert (behind.shape, behind.kind, behind.sample_dim, first.sample_dim) == ((5, 3), "classes", 1, 0)
+    moved = behind.distances(before, after, 4)
+    torch.testing.assert_close(moved, first.distances(before.movedim(1, 0), after.movedim(1, 0), 4))
+    again = read_described([behind.as_report()])
+    assert describe_outputs({"logits": before}, 4, (), Hints(known=again))[0].sample_dim == 1
+
+
 def test_the_share_of_whole_numbers_that_differ_is_their_distance() -> None:
     output = Output("ids", (4,), "whole")
     before = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4]])
