@@ -1,8 +1,9 @@
 """Other solvers of the multitask lasso, each in a process of its own so that a time limit can be kept.
 
 `python -m benchmarks.peers NAME` reads one job a line from stdin (JSON: path of an .npz with X, Y, penalty and the
-limit in seconds) and answers with one JSON line for every tolerance it finishes: seconds of that call, coefficients in
-an .npz. X (r, K), Y (r, D) is the compressed design, XᵀX = G and XᵀY = H, which is kinder than the raw samples.
+limit in seconds) and answers with one JSON line for every tolerance it finishes: seconds of that call (the best of
+three short ones), coefficients in an .npz. X (r, K), Y (r, D) is the compressed design, XᵀX = G and XᵀY = H, which is
+kinder than the raw samples, where nothing else is said.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy
 
 PEERS = ("celer", "scikit-learn", "skglm", "adelie", "cvxpy+SCS", "cvxpy+Clarabel")
 _TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12)
+_WORTH_REPEATING = 0.1  # seconds
 Solver = Callable[[numpy.ndarray, numpy.ndarray, float, float], numpy.ndarray]
 
 
@@ -187,12 +189,16 @@ def serve(name: str) -> None:
         for number, tolerance in enumerate(_TOLERANCES):
             if time.perf_counter() - begin > limit:
                 break
-            start = time.perf_counter()
+            seconds = float("inf")
             try:
-                v = solver(x, y, penalty, tolerance)
+                for _ in range(3):  # as many as ours gets
+                    start = time.perf_counter()
+                    v = solver(x, y, penalty, tolerance)
+                    seconds = min(seconds, time.perf_counter() - start)
+                    if seconds > _WORTH_REPEATING:
+                        break
             except Exception:
                 break
-            seconds = time.perf_counter() - start
             file = f"{path}.{number}.npz"
             try:
                 numpy.savez(file, v=v)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.convex.statistics.moments import Moments, unit_columns
 from compress.convex.statistics.sums import as_tensor
+
+_TINY = torch.finfo(torch.float64).tiny
+_WORTH_LOOKING = 1e6  # multiplications of a product from which on its zero rows are looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +48,7 @@ class MultitaskLasso:
             if not bool((costs > 0).all()) or not bool(torch.isfinite(costs).all()):
                 raise ValueError("`unit_costs` must be finite and strictly positive.")
 
-    @property
+    @cached_property
     def costs(self) -> Tensor:
         """c (K,) in float64, ones by default."""
         if self.unit_costs is None:
@@ -65,12 +71,14 @@ class MultitaskLasso:
         return float((self.costs * unit_norms(coefficients, self.moments.group_size)).sum())
 
     def correlation(self, coefficients: Tensor) -> Tensor:
-        """ΦᵀR/N = H − GV (K·s, D), from the active rows of V alone."""
-        active = active_columns(coefficients, self.moments.group_size)
-        if 2 * active.numel() > coefficients.shape[0]:
-            return self.moments.cross - self.moments.gram @ coefficients
-        rows = self.moments.gram.index_select(0, active)  # G is symmetric, and its rows lie side by side
-        return torch.addmm(self.moments.cross, rows.T, coefficients.index_select(0, active), alpha=-1)
+        """ΦᵀR/N = H − GV (K·s, D), from the active rows of V alone where that is less work."""
+        n, d = coefficients.shape
+        if n * n * d > _WORTH_LOOKING:
+            active = active_columns(coefficients, self.moments.group_size)
+            if 2 * active.numel() <= n:
+                rows = self.moments.gram.index_select(0, active)  # G is symmetric, and its rows lie side by side
+                return torch.addmm(self.moments.cross, rows.T, coefficients.index_select(0, active), alpha=-1)
+        return torch.addmm(self.moments.cross, self.moments.gram, coefficients, alpha=-1)
 
     def duality_gap(self, coefficients: Tensor) -> float:
         """Relative duality gap (P(V) − D(θ))/P(V) ≥ (P(V) − min P)/P(V), for any V; see `certificate`."""
@@ -78,7 +86,8 @@ class MultitaskLasso:
 
     def residual_energy(self, coefficients: Tensor, correlation: Tensor) -> float:
         """‖Ψ − ΦV‖²_F/N, never negative, from V and its `correlation`."""
-        fit = self.moments.energy - float((coefficients * (self.moments.cross + correlation)).sum())
+        fit = self.moments.energy - inner_product(coefficients, self.moments.cross)
+        fit -= inner_product(coefficients, correlation)
         return 0.0 if fit < 0 else fit  # NaN stays NaN
 
 
@@ -91,12 +100,14 @@ class Certificate:
         gap: relative duality gap, `rounding` counted in.
         rounding: the part of it that rounding in the moments may hide; no point is certified below it.
         residual: ‖Ψ − ΦV‖²_F/N.
+        active: units (n,) with v_k ≠ 0, sorted.
     """
 
     objective: float
     gap: float
     rounding: float
     residual: float
+    active: Tensor
 
 
 def certificate(problem: MultitaskLasso, coefficients: Tensor) -> Certificate:
@@ -106,34 +117,39 @@ def certificate(problem: MultitaskLasso, coefficients: Tensor) -> Certificate:
     P(V) − D(θ) = ½(1 − t)²‖R‖²/N + λΣc_k‖v_k‖ − t⟨V, C⟩, which has no cancellation of large terms.
     Relative to P(V); 0 where P(V) = 0.
     """
-    s = problem.moments.group_size
+    s, costs = problem.moments.group_size, on_host(problem.costs)
     correlation = problem.correlation(coefficients)
-    fit = problem.residual_energy(coefficients, correlation)
-    norms = unit_norms(coefficients, s)
-    penalised = problem.penalty * float((problem.costs * norms).sum())
+    inner = inner_product(coefficients, correlation)
+    fit = problem.moments.energy - inner_product(coefficients, problem.moments.cross) - inner
+    fit = 0.0 if fit < 0 else fit  # NaN stays NaN
+    norms, correlated = norms_on_host(coefficients, s), norms_on_host(correlation, s)
+    with numpy.errstate(all="ignore"):
+        penalised = problem.penalty * float(costs @ norms)
+        ratios = correlated / numpy.maximum(problem.penalty * costs, _TINY)
+        largest = float(ratios.max(initial=0.0))  # NaN stays NaN
     objective = fit / 2 + penalised
-    ratios = unit_norms(correlation, s) / (problem.penalty * problem.costs).clamp_min(torch.finfo(torch.float64).tiny)
-    inner = (coefficients * correlation).sum()
-    largest = ratios.max() if ratios.numel() else torch.zeros_like(inner)
-    gap = float(dual_gap(inner.new_tensor(fit), inner.new_tensor(penalised), inner, largest))
-    rounding = rounding_of_gap(problem, coefficients)
+    gap = dual_gap(fit, penalised, inner, 1 / largest if not largest <= 1 else 1.0)
+    rounding = _rounding(problem, norms)
     return Certificate(
         objective=objective,
         gap=relative_gap(max(0.0, gap) + rounding if gap == gap else math.nan, objective),
         rounding=relative_gap(rounding, objective),
         residual=fit,
+        active=torch.from_numpy(numpy.flatnonzero(norms > 0)).to(coefficients.device),
     )
 
 
-def dual_gap(fit: Tensor, penalised: Tensor, inner: Tensor, largest: Tensor) -> Tensor:
-    """P(V) − D(θ) = ½(1 − t)²‖R‖²/N + λΣc_k‖v_k‖ − t⟨V, C⟩ at θ = tR, t = min(1, 1/largest); see `certificate`.
+Number = TypeVar("Number", float, Tensor)
+
+
+def dual_gap(fit: Number, penalised: Number, inner: Number, t: Number) -> Number:
+    """P(V) − D(θ) = ½(1 − t)²‖R‖²/N + λΣc_k‖v_k‖ − t⟨V, C⟩ at θ = tR; see `certificate`.
 
     Args:
         fit, penalised, inner: ‖R‖²/N, λΣc_k‖v_k‖, ⟨V, C⟩; of one problem or of many.
-        largest: max_k ‖C_k‖/(λc_k).
+        t: min(1, 1/max_k(‖C_k‖/(λc_k))).
     """
-    t = 1 / largest.clamp_min(1)
-    return (1 - t).square() * fit / 2 + penalised - t * inner
+    return (1 - t) ** 2 * fit / 2 + penalised - t * inner
 
 
 def shrink_factor(norms: Tensor, thresholds: Tensor) -> Tensor:
@@ -149,25 +165,26 @@ def rounding_of_gap(problem: MultitaskLasso, coefficients: Tensor) -> float:
     means were taken away, eps times a mean for each of N rows. That moves ⟨V, C⟩, and the dual point by as much as
     the constraint it breaks.
     """
-    moments = problem.moments
-    norms = unit_norms(coefficients, moments.group_size)
-    penalised = problem.penalty * float((problem.costs * norms).sum())
-    sizes = _unit_sizes(moments.gram.diagonal(), moments.group_size)
-    recorded = _unit_sizes(moments.recorded_energy, moments.group_size)
-    recorded = torch.where(sizes > 0, torch.maximum(sizes, recorded), 0.0)  # constant units have no part in anything
-    output = math.sqrt(max(0.0, moments.energy))
-    reach = output + float(torch.linalg.vector_norm(sizes * norms))
-    lost = min(1.0, 4 / math.sqrt(max(1.0, moments.count)))
-    shift = float(torch.linalg.vector_norm(recorded * norms))
-    off = sizes * reach + lost * (recorded * output + sizes * shift)  # (K,)
-    moved = reach**2 + float(torch.linalg.vector_norm(norms * off))
-    if penalised > 0:
-        moved += penalised * float((off / problem.costs).max()) / problem.penalty
+    return _rounding(problem, norms_on_host(coefficients, problem.moments.group_size))
+
+
+def _rounding(problem: MultitaskLasso, norms: NDArray[numpy.float64]) -> float:
+    moments, costs = problem.moments, on_host(problem.costs)
+    sizes, recorded = moments.unit_sizes
+    with numpy.errstate(all="ignore"):
+        penalised = problem.penalty * float(costs @ norms)
+        output = math.sqrt(max(0.0, moments.energy))
+        reach = output + _length(sizes * norms)
+        lost = min(1.0, 4 / math.sqrt(max(1.0, moments.count)))
+        off = sizes * (reach + lost * _length(recorded * norms)) + recorded * (lost * output)  # (K,)
+        moved = reach**2 + _length(norms * off)
+        if penalised > 0:
+            moved += penalised * float((off / costs).max()) / problem.penalty
     return 4 * moments.rounding * moved
 
 
-def _unit_sizes(squares: Tensor, group_size: int) -> Tensor:
-    return squares.reshape(-1, group_size).sum(1).clamp_min(0).sqrt()
+def _length(vector: NDArray[numpy.float64]) -> float:
+    return math.sqrt(float(vector @ vector))
 
 
 def relative_gap(gap: float, objective: float) -> float:
@@ -182,6 +199,28 @@ def unit_norms(matrix: Tensor, group_size: int) -> Tensor:
     rows = matrix if group_size == 1 else matrix.reshape(matrix.shape[0] // group_size, -1)
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return norms
+
+
+def on_host(values: Tensor) -> NDArray[numpy.float64]:
+    """A tensor as a NumPy array, whose calls cost less than those of torch; shares memory on the CPU."""
+    array: NDArray[numpy.float64] = values.detach().cpu().numpy()
+    return array
+
+
+def norms_on_host(matrix: Tensor, group_size: int) -> NDArray[numpy.float64]:
+    """`unit_norms` as a NumPy array."""
+    if not matrix.is_cpu:
+        return on_host(unit_norms(matrix, group_size))
+    rows = on_host(matrix).reshape(matrix.shape[0] // group_size, group_size * matrix.shape[1])
+    norms: NDArray[numpy.float64] = numpy.sqrt(numpy.einsum("ij,ij->i", rows, rows))
+    return norms
+
+
+def inner_product(left: Tensor, right: Tensor) -> float:
+    """⟨left, right⟩ of two matrices of one shape."""
+    if not left.is_cpu:
+        return float((left * right).sum())
+    return float(numpy.vdot(on_host(left), on_host(right)))
 
 
 def active_columns(coefficients: Tensor, group_size: int) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
-from compress.convex.lasso import MultitaskLasso, unit_norms
+from compress.convex.lasso import MultitaskLasso, norms_on_host, on_host, unit_norms
 from compress.convex.statistics.eigen import eigen_decomposition
-from compress.convex.statistics.moments import unit_columns
+from compress.convex.statistics.moments import Moments, unit_columns
 
 _TWIN = 1e-13  # squared relative distance below which two units are multiples of each other
 _FEW_OUTPUTS, _MANY_OUTPUTS = 32, 1024  # outside of these a rotation saves nothing, or costs more than it saves
@@ -32,11 +33,6 @@ class Reduction:
     rotation: Tensor | None
     dead: int
     merged: int
-
-    @property
-    def trivial(self) -> bool:
-        """Whether nothing was reduced."""
-        return self.units is None and self.rotation is None
 
     def shrink(self, coefficients: Tensor, whole: MultitaskLasso) -> Tensor:
         """V of the whole problem as a starting point of the reduced one."""
@@ -62,39 +58,39 @@ def reduce_problem(problem: MultitaskLasso) -> Reduction:
     and projecting V on the row space of H = ΦᵀΨ/N raises no term of the objective.
     """
     moments = problem.moments
-    s = moments.group_size
-    energies = moments.gram.diagonal().reshape(-1, s).sum(1)
+    energies = on_host(moments.unit_energies)
     alive = energies > 0
-    keep = alive.clone()
-    for i, j in _twins(problem, energies, alive):
+    keep = alive.copy()
+    for i, j in _twins(problem):
         if keep[i] and keep[j]:
-            price = problem.costs[[i, j]] / energies[[i, j]].sqrt()
-            keep[j if float(price[0]) <= float(price[1]) else i] = False
-    everything = bool(keep.all()) or not bool(keep.any())
-    units = None if everything else keep.nonzero()[:, 0]
+            prices = on_host(problem.costs)[[i, j]] / numpy.sqrt(energies[[i, j]])
+            keep[j if prices[0] <= prices[1] else i] = False
+    everything = bool(keep.all()) or not keep.any()
+    units = None if everything else torch.from_numpy(keep.nonzero()[0]).to(moments.covariance.device)
     reduced = moments if units is None else moments.subset(units)
     costs = problem.costs if units is None else problem.costs[units]
-    rotation = _row_space(reduced.cross, problem.penalty * costs, s)
+    rotation = _row_space(reduced, problem.penalty, costs)
     if rotation is not None:
         reduced = reduced.rotated(rotation)
-    dead = int((~alive).sum())
+    dead = alive.size - int(alive.sum())
     merged = 0 if units is None else moments.unit_count - units.numel() - dead
     small = problem if units is None and rotation is None else MultitaskLasso(reduced, problem.penalty, costs)
     return Reduction(small, units, rotation, dead, merged)
 
 
-def _twins(problem: MultitaskLasso, energies: Tensor, alive: Tensor) -> list[tuple[int, int]]:
+def _twins(problem: MultitaskLasso) -> list[tuple[int, int]]:
     """Pairs of units with φ_j = aφ_i: candidates are neighbours in ‖H_k‖/‖φ_k‖, then checked on the gram."""
     moments, s = problem.moments, problem.moments.group_size
     if moments.unit_count < 2:
         return []
-    keys = unit_norms(moments.cross, s) / energies.clamp_min(1e-300).sqrt()
-    keys = torch.where(alive, keys, -1.0)
-    order = keys.argsort(stable=True)
+    energies = on_host(moments.unit_energies)
+    keys = norms_on_host(moments.cross, s) / numpy.sqrt(numpy.maximum(energies, 1e-300))
+    keys = numpy.where(energies > 0, keys, -1.0)
+    order = keys.argsort(kind="stable")
     ordered = keys[order]
-    close = ((ordered[1:] - ordered[:-1]) <= 1e-9 * ordered[1:]) & (ordered[1:] > 0)
+    close = (ordered[1:] - ordered[:-1] <= 1e-9 * ordered[1:]) & (ordered[1:] > 0)
     pairs = []
-    for position in close.nonzero()[:, 0].tolist():
+    for position in close.nonzero()[0].tolist():
         i, j = int(order[position]), int(order[position + 1])
         rows = moments.gram[i * s : i * s + s]
         mixed = float(rows[:, j * s : j * s + s].diagonal().sum())
@@ -105,8 +101,9 @@ def _twins(problem: MultitaskLasso, energies: Tensor, alive: Tensor) -> list[tup
     return pairs
 
 
-def _row_space(cross: Tensor, thresholds: Tensor, s: int) -> Tensor | None:
+def _row_space(moments: Moments, penalty: float, costs: Tensor) -> Tensor | None:
     """Q (D, d), d ≤ 0.7·D, such that what H loses is below 1e-4 of every unit's threshold; None if there is none."""
+    cross = moments.cross
     n, d = cross.shape
     if not _FEW_OUTPUTS <= d <= _MANY_OUTPUTS or not bool(cross.any()):
         return None
@@ -129,5 +126,5 @@ def _row_space(cross: Tensor, thresholds: Tensor, s: int) -> Tensor | None:
     if int(kept.sum()) > 0.7 * d or not bool(kept.any()):
         return None
     rotation = vectors[:, kept]
-    lost = unit_norms(cross - (cross @ rotation) @ rotation.T, s)
-    return rotation if bool((lost <= 1e-4 * thresholds).all()) else None
+    lost = unit_norms(cross - (cross @ rotation) @ rotation.T, moments.group_size)
+    return rotation if bool((lost <= 1e-4 * penalty * costs).all()) else None

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from compress.convex.lasso import MultitaskLasso, certificate, unit_norms
+from compress.convex.lasso import MultitaskLasso, certificate
 from compress.convex.reductions import reduce_problem
 from compress.convex.solution import Solution, Status
 from compress.convex.solvers.conic import Conic
@@ -50,13 +50,14 @@ def solve(
         )
     deadline = time.monotonic() + time_limit
     reduction = reduce_problem(problem)
-    first = None if start is None else reduction.shrink(start.to(problem.moments.covariance), problem)
+    first = None if start is None else reduction.shrink(start.detach().to(problem.moments.covariance), problem)
     outcome = _run(reduction.problem, chosen, tolerance, first, max_iterations, deadline)
     coefficients = reduction.restore(outcome.coefficients, problem)
     solution = certified_point(problem, coefficients, outcome, chosen.name, tolerance)
-    if not (reduction.trivial or outcome.reason or solution.certified or solution.rounding > tolerance):
-        # rounding in a reduction showed in the certificate of the whole problem: go on without it
-        outcome = _run(problem, chosen, tolerance, coefficients, max_iterations, deadline)
+    if not (outcome.reason or solution.certified or solution.rounding >= tolerance):
+        # rounding, in a reduction or in the moments, showed in the certificate of the whole problem: go on below it
+        below = (tolerance - solution.rounding) / 2
+        outcome = _run(problem, chosen, below, coefficients, max_iterations, deadline)
         solution = certified_point(problem, outcome.coefficients, outcome, chosen.name, tolerance)
     return solution
 
@@ -134,7 +135,7 @@ def certified_point(
         penalty=problem.penalty,
         objective=recomputed.objective,
         gap=recomputed.gap,
-        active=(unit_norms(coefficients, problem.moments.group_size) > 0).nonzero()[:, 0],
+        active=recomputed.active,
         status=Status.CERTIFIED if recomputed.gap <= tolerance else Status.STOPPED,
         reason="" if recomputed.gap <= tolerance else reason,
         tolerance=tolerance,

@@ -8,12 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
-from compress.convex import SOLVERS, Conic, Moments, MultitaskLasso, Proximal, reduce_problem, solve, solve_batch
+from compress.convex import (
+    SOLVERS,
+    Conic,
+    Moments,
+    MultitaskLasso,
+    Newton,
+    Proximal,
+    reduce_problem,
+    solve,
+    solve_batch,
+)
+from compress.convex.solvers.scaled import ScaledProblem
+from compress.convex.solvers.small import is_small, minimise_small
 from tests.convex.problems import KINDS, independent_certificate, normal, problem_of_kind
+
+EVERY = SOLVERS | {"newton in torch alone": Newton(small=0)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", EVERY.values(), ids=EVERY.keys())
 def test_every_solver_is_certified_by_an_independent_computation(solver, kind):
     problem = problem_of_kind(kind)
     solution = solve(problem, solver, tolerance=1e-6)
@@ -26,8 +40,43 @@ def test_every_solver_is_certified_by_an_independent_computation(solver, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_solvers_agree_in_objective(kind):
     problem = problem_of_kind(kind, seed=5)
-    objectives = [solve(problem, solver).objective for solver in SOLVERS]
+    objectives = [solve(problem, solver).objective for solver in EVERY.values()]
     assert max(objectives) - min(objectives) <= 2e-6 * min(objectives)
+
+
+@pytest.mark.parametrize(("units", "size", "outputs"), [(60, 1, 10), (12, 3, 5), (10, 2, 60), (30, 1, 1)])
+def test_nearly_all_small_problems_are_solved_in_numpy_alone(units, size, outputs):
+    reasons = []
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        features = (normal(generator, 200, 8) @ normal(generator, 8, units * size)).relu()
+        moments = Moments.of(features, features @ normal(generator, units * size, outputs), group_size=size)
+        moments = moments.centred() if seed % 2 else moments
+        for fraction in (0.7, 0.3, 0.1, 0.01):
+            problem = MultitaskLasso(moments, fraction * MultitaskLasso(moments, 0.0).lambda_max)
+            scaled = ScaledProblem.of(problem)
+            assert is_small(scaled.cross, Newton().small)
+            outcome = minimise_small(scaled, 1e-6, None, 1000, math.inf)
+            reasons.append(outcome.reason)
+            primal, dual = independent_certificate(problem, scaled.from_scaled(outcome.coefficients))
+            assert outcome.reason or primal - dual <= 1.01e-6 * primal + 1e-13 * moments.energy
+            assert outcome.reason or primal == pytest.approx(solve(problem, Newton(small=0)).objective, rel=2e-6)
+    assert sum(map(bool, reasons)) <= 1, reasons
+
+
+def test_a_small_problem_that_runs_out_says_so():
+    problem = problem_of_kind("rank-deficient")
+    problem = MultitaskLasso(problem.moments, 1e-6 * problem.lambda_max, problem.unit_costs)
+    short = solve(problem, max_iterations=1, tolerance=1e-9)
+    assert "1 iterations were not enough" in short.message
+    assert "time limit" in solve(problem, time_limit=0.0).message
+
+
+def test_large_problems_are_not_small():
+    assert not is_small(torch.zeros(300, 10), Newton().small)
+    assert not is_small(torch.zeros(4, 4000), Newton().small)
+    assert not is_small(torch.zeros(0, 3), Newton().small)
+    assert not is_small(torch.zeros(20, 10), 0)
 
 
 def test_one_output_is_the_lasso_of_scikit_learn():
@@ -61,7 +110,7 @@ def test_one_unit_has_a_closed_form():
     torch.testing.assert_close(solve(problem, tolerance=1e-12).coefficients, expected, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", EVERY.values(), ids=EVERY.keys())
 def test_a_penalty_above_the_silencing_one_keeps_no_unit(solver):
     problem = problem_of_kind("well-posed")
     above = MultitaskLasso(problem.moments, 1.001 * problem.lambda_max, problem.unit_costs)
@@ -268,3 +317,14 @@ def test_misuse_is_a_value_error():
         MultitaskLasso(problem.moments, 1.0, torch.zeros(12))
     with pytest.raises(ValueError, match="start"):
         solve(problem, start=torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tolerance_just_above_rounding_is_met(seed):
+    generator = torch.Generator().manual_seed(seed)
+    features = normal(generator, 60, 20) + 1e5
+    moments = Moments.of(features, features @ normal(generator, 20, 3)).centred()
+    problem = MultitaskLasso(moments, 0.05 * MultitaskLasso(moments, 0.0).lambda_max)
+    rounding = solve(problem).rounding
+    solution = solve(problem, tolerance=1.5 * rounding)
+    assert solution.certified, solution.message

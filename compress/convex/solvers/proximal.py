@@ -252,7 +252,7 @@ def _note_gaps(state: _State, s: int) -> list[list[float]]:
     penalised = (weights * _norms(point, s)).sum(1)
     largest = (_norms(correlation, s) / weights.clamp_min(1e-300)).amax(1)
     objective = fit / 2 + penalised
-    gap = dual_gap(fit, penalised, inner, largest).clamp_min(0) / objective.clamp_min(1e-300)
+    gap = dual_gap(fit, penalised, inner, 1 / largest.clamp_min(1)).clamp_min(0) / objective.clamp_min(1e-300)
     gap = torch.where(torch.isfinite(gap), gap, torch.inf)
     better = gap < state.best_gap
     state.best = torch.where(better[:, None, :, None], state.point, state.best)

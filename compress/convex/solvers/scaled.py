@@ -58,9 +58,9 @@ class ScaledProblem:
         """The scaled form of a problem."""
         moments = problem.moments
         s = moments.group_size
-        unit_scale = moments.gram.diagonal().reshape(-1, s).mean(1).clamp_min(0).sqrt()  # (K,)
-        dead = ~(unit_scale > 0)
-        unit_scale = torch.where(dead, 1.0, unit_scale)
+        unit_scale = (moments.unit_energies / s).clamp_min(0).sqrt()  # (K,)
+        dead = unit_scale <= 0
+        unit_scale = unit_scale.masked_fill(dead, 1.0)
         scale = expand(unit_scale, s)
         root_energy = math.sqrt(moments.energy) if moments.energy > 0 else 1.0
         return cls(
@@ -145,7 +145,9 @@ def scaled_gap(
     penalised = (thresholds * unit_norms(coefficients, group_size)).sum()
     ratios = unit_norms(correlation, group_size) / thresholds.clamp_min(_TINY)
     largest = ratios.max() if ratios.numel() else fit.new_zeros(())
-    gap, objective = torch.stack([dual_gap(fit, penalised, inner, largest), fit / 2 + penalised]).tolist()
+    gap, objective = torch.stack(
+        [dual_gap(fit, penalised, inner, 1 / largest.clamp_min(1)), fit / 2 + penalised]
+    ).tolist()
     return objective, relative_gap(gap, objective), ratios
 
 

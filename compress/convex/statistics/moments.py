@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.convex.statistics.sums import CentredSums, as_tensor
@@ -121,15 +123,28 @@ class Moments:
             return None
         return self._about(self.output_covariance, self.output_mean, self.output_mean)
 
-    @property
+    @cached_property
     def energy(self) -> float:
         """‖Ψ‖²_F/N."""
         return self.centred_energy + (0.0 if self.is_centred else float(self.output_mean @ self.output_mean))
 
-    @property
-    def recorded_energy(self) -> Tensor:
-        """Mean square (K·s,) of every column as it came, its mean counted in: rounding is relative to that."""
-        return self.covariance.diagonal() + self.feature_mean.square()
+    @cached_property
+    def unit_energies(self) -> Tensor:
+        """‖Φ_k‖²_F/N (K,) of every unit's columns."""
+        return self._by_unit(self.gram.diagonal())
+
+    @cached_property
+    def unit_sizes(self) -> tuple[NDArray[numpy.float64], NDArray[numpy.float64]]:
+        """‖Φ_k‖_F/√N (K,), and the same of the columns as they came, their means counted in; zeros of constant units.
+
+        Rounding is relative to the second.
+        """
+        sizes = numpy.sqrt(numpy.maximum(self.unit_energies.cpu().numpy(), 0))
+        recorded = self._by_unit(self.covariance.diagonal() + self.feature_mean.square()).cpu().numpy()
+        return sizes, numpy.where(sizes > 0, numpy.maximum(sizes, numpy.sqrt(recorded)), 0.0)
+
+    def _by_unit(self, per_column: Tensor) -> Tensor:
+        return per_column if self.group_size == 1 else per_column.reshape(-1, self.group_size).sum(1)
 
     def _about(self, covariance: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """covariance + left·rightᵀ; the same tensor where the mean is taken away or zero."""
