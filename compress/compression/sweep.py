@@ -8,6 +8,7 @@ least-squares step a sweep.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -33,6 +34,7 @@ POLISHING_PASSES = 0.3  # that looking for better units may take in all layers t
 POLISHING_LEAST = 2.0  # effort that all layers together may take in any case: a few seconds
 PER_EFFORT = 4e9  # multiplications of that search at effort 1
 SLOWER = 10.0  # times that a multiplication of that search takes as long as one of a pass
+WORTH = 0.02  # of the damage, that a further sweep must have taken away for another one to follow
 RIDGE = 1e-3  # of a depthwise filter's refit: on its change, relative to each tap's second moment
 
 
@@ -180,10 +182,10 @@ def refine(
     known: KnownOriginal | None = None,
     kept_state: RunState | None = None,
 ) -> Compressed:
-    """The compressed network after so many further sweeps; units and widths stay.
+    """The compressed network after so many further sweeps, or fewer where the last one gained little.
 
-    A consumer keeps its weights where held-back samples do not gain. Each sweep costs about one pass through each of
-    the two networks.
+    Units and widths stay. A consumer keeps its weights where held-back samples do not gain. Each sweep costs about one
+    pass through the compressed network, and one through the original where nothing is known of that.
 
     Args:
         known: what was kept of the original network; None: it runs again.
@@ -217,8 +219,27 @@ def refine(
             known=known,
             kept_state=state,
         )
+        left = damage_ratio(compressed, after)
         compressed = replace(after, results=before.results, skipped=before.skipped)
+        if 1 - WORTH < left < math.inf:
+            break
     return compressed
+
+
+def damage_ratio(first: Compressed, second: Compressed) -> float:
+    """Outputs' distance of the second network over that of the first, on the samples that both were scored on.
+
+    Held-back samples and, where both were scored on them, those that were fitted to: each network was fitted to the
+    same ones, and held-back samples alone are few. Infinite where nothing was scored.
+    """
+    kinds = ("held_back", "fitting") if first.fitting is not None and second.fitting is not None else ("held_back",)
+    sums = []
+    for compressed in (first, second):
+        scores = [score for kind in kinds if (score := getattr(compressed, kind)) is not None]
+        if len(scores) < len(kinds):
+            return math.inf
+        sums.append(sum(score.distance * score.samples for score in scores))
+    return sums[1] / sums[0] if sums[0] > 0 else math.inf
 
 
 def run_turns(

@@ -17,7 +17,7 @@ from compress.convex.solvers.conic import Conic
 from compress.convex.solvers.newton import Newton
 from compress.convex.solvers.proximal import Proximal
 from compress.convex.statistics.factored import FactorAccumulator, FactoredMoments
-from compress.convex.statistics.moments import MomentAccumulator, Moments, stack_consumers
+from compress.convex.statistics.moments import MomentAccumulator, Moments, contributions, stack_consumers
 from compress.convex.statistics.shrinkage import shrink_moments, shrinkage_intensity
 from compress.convex.width_bound import WidthBound, reduce_width, width_bound
 
@@ -41,6 +41,7 @@ __all__ = [
     "Status",
     "WidthBound",
     "backward_order",
+    "contributions",
     "forward_order",
     "lasso_order",
     "nested_errors",

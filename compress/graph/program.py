@@ -138,6 +138,10 @@ class Program:
         """Elements of all tensors that the traced batch computes, views counted in."""
         return sum(math.prod(shape) for name, shape in self._shapes.items() if name not in self.leaves)
 
+    def largest(self) -> int:
+        """Elements of the largest tensor that the traced batch computes."""
+        return max((math.prod(shape) for name, shape in self._shapes.items() if name not in self.leaves), default=0)
+
     def tensor(self, name: str) -> str | None:
         """State name of the tensor that a leaf holds; None for any other value."""
         leaf = self.leaves.get(name)

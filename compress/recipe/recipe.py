@@ -190,7 +190,7 @@ class Recipe(BaseModel):
         1e-3, "Relative singular value that counts towards a rank.", Section.SOLVING, "NUMBER", gt=0, lt=1
     )
     refine: int = option(
-        2, "Sweeps after a cut under a budget that refit what comes through the next ReLU.",
+        1, "Sweeps after a cut under a budget that refit what comes through the next ReLU, as long as they gain.",
         Section.RECOVERY, "COUNT", ge=0, le=20,
     )  # fmt: skip
     recover: Steps = option(

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.convex import FactoredMoments, Moments, relative_error, shrink_moments, stack_consumers
+from compress.convex import FactoredMoments, Moments, contributions, relative_error, shrink_moments, stack_consumers
 from compress.convex.statistics.moments import unit_columns
 from compress.recording.readings import Reading
 from compress.units.groups import ReadUnits
 
 ROWS_PER_COLUMN = 8  # rows of Φ wanted for each of its K·s columns, so that a refit does not fit noise
+WIDE = 2048  # columns of a reading, above which units of many columns are chosen by what they give to the outputs
 DEAD = 1e-12  # second moment, relative to the layer's largest, below which a unit never fires
 
 
@@ -58,19 +59,32 @@ class LayerMoments:
     def for_selection(self, original: Mapping[str, Tensor]) -> Moments:
         """As `joint`, from which units are chosen: readings of few rows are shrunk towards uncorrelated features.
 
+        Where a reading has many columns, of more taps than outputs, each unit stands there by its contributions.
+
         Args:
             original: state of the original network.
         """
         parts = []
         for reading, part in zip(self.readings, self._centred(), strict=True):
-            if part.count < ROWS_PER_COLUMN * part.covariance.shape[0]:
+            scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
+            reducible = part.covariance.shape[0] > WIDE and 2 * part.output_count <= part.group_size
+            if scarce or reducible:
                 rows = unit_columns(self.units.to(part.covariance.device), reading.group_size)
-                part = shrink_moments(part, reading.weights(original).to(part.covariance)[rows])
+                weights = reading.weights(original).to(part.covariance)[rows]
+                if reducible:
+                    part, weights = contributions(part, weights), unit_identities(part.unit_count, weights)
+                if part.count < ROWS_PER_COLUMN * part.covariance.shape[0]:
+                    part = shrink_moments(part, weights)
             parts.append(part)
         return stacked(parts)
 
     def _centred(self) -> list[Moments]:
         return [part.centred() if own else part for part, own in zip(self.fitting, self.intercepts, strict=True)]
+
+
+def unit_identities(units: int, weights: Tensor) -> Tensor:
+    """V (K·D, D) of contributions: each unit's own, as they are."""
+    return torch.eye(weights.shape[1], dtype=weights.dtype, device=weights.device).repeat(units, 1)
 
 
 def stacked(parts: Sequence[Moments]) -> Moments:

@@ -27,6 +27,7 @@ from compress.units.groups import Consumer, ReadUnits
 
 FEWEST_ROWS = 20_000
 FEWEST_SAMPLES = 1024  # over which rows are spread where there are so many: rows of one sample are much alike
+RECORDING_PASSES = 4.0  # over all samples, beyond which more rows than columns are not read
 COST_SHARE = 0.02  # of a forward pass, what one layer's moments may cost before positions are sampled
 
 
@@ -54,7 +55,8 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
     """How many samples, and positions per sample, a group's moments take.
 
     Every linear row is taken. A conv reading takes as many positions as cost at most `COST_SHARE` of a forward pass,
-    but at least those that give `ROWS_PER_COLUMN`·K·s rows; no more samples than `FEWEST_SAMPLES` and that many rows
+    but at least those that give `ROWS_PER_COLUMN`·K·s rows (fewer, down to K·s, where their products would take longer
+    than `RECORDING_PASSES` over the samples); no more samples than `FEWEST_SAMPLES` and that many rows
     need, and of those no more positions: more of the same samples say little.
 
     Args:
@@ -69,7 +71,8 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
             needed = samples
             drawn.append(0)
             continue
-        rows = max(ROWS_PER_COLUMN * reading.columns, FEWEST_ROWS)
+        bounded = int(RECORDING_PASSES * forward_macs * samples / reading.columns**2)
+        rows = min(max(ROWS_PER_COLUMN * reading.columns, FEWEST_ROWS), max(reading.columns, bounded))
         affordable = int(COST_SHARE * forward_macs / reading.columns**2)
         count = min(available, max(1, affordable, math.ceil(rows / samples)))
         spread = min(samples, max(FEWEST_SAMPLES, math.ceil(rows / count)))
@@ -82,12 +85,12 @@ SQUARE_COPIES = 6  # matrices of the size of one square moment matrix that recor
 
 
 def make_accumulators(
-    readings: Sequence[Reading], memory: int, seed: int, *, single: bool = False
+    readings: Sequence[Reading], memory: int, seed: int, *, single: bool = False, output_gram: bool = False
 ) -> list[MomentAccumulator | FactorAccumulator]:
     """Square moments where all readings' columns side by side fit `memory`, else thin factors of as many rows."""
     columns = sum(reading.columns for reading in readings)
     if SQUARE_COPIES * 8 * columns**2 <= memory:
-        return [MomentAccumulator(reading.group_size, single=single) for reading in readings]
+        return [MomentAccumulator(reading.group_size, output_gram, single=single) for reading in readings]
     rows = max(256, memory // 3 // (8 * columns))
     side = math.isqrt(memory // (2 * SQUARE_COPIES * 8))  # columns whose square matrices fit half of the memory
     units = max(1, side // sum(reading.group_size for reading in readings))
@@ -139,7 +142,8 @@ class GroupRecorder:
         self.rows = 0
         self.fault: NonFiniteError | None = None
         self._generator = torch.Generator().manual_seed(seed)
-        self._sums = make_accumulators(self.readings, memory, seed, single=single)
+        ranked = targets and not single
+        self._sums = make_accumulators(self.readings, memory, seed, single=single, output_gram=ranked)
         self._kept = kept
         self._added = 0  # batches
         self._moments: tuple[Moments | FactoredMoments, ...] | None = None

@@ -12,6 +12,9 @@ from compress.graph.trace import NetworkGraph
 from compress.measures.outputs import Output
 from compress.units.groups import Consumer, UnitGroup
 
+LARGEST = 2**27  # bytes of one computed tensor: a dozen of them may live at once
+FEWEST = 4  # samples of a batch that is made smaller
+
 
 @dataclass(frozen=True, eq=False)
 class Network:
@@ -58,6 +61,18 @@ class Network:
     def batch_size(self) -> int | None:
         """The one batch size that it runs on; None where any will do."""
         return self.graph.batch_size
+
+    def batch_within(self, most: int) -> int:
+        """Samples of a batch, at most so many: on a processor no computed tensor takes more than `LARGEST` bytes.
+
+        A halved `most` is halved again until that holds. A network that runs on one batch size gets that.
+        """
+        if self.batch_size is not None or self.device.type != "cpu":
+            return self.batch_size or most
+        each = 4 * self.program.largest() / len(self.examples[0])
+        while most > FEWEST and most * each > LARGEST:
+            most //= 2
+        return most
 
     @property
     def aliases(self) -> dict[str, str]:

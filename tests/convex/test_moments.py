@@ -11,6 +11,7 @@ from compress.convex import (
     MomentAccumulator,
     Moments,
     MultitaskLasso,
+    contributions,
     refit,
     solve,
     solve_path,
@@ -245,3 +246,64 @@ def test_arrays_of_numpy_and_masks_are_taken():
 def test_units_that_are_none_are_refused(units):
     with pytest.raises(ValueError, match="units"):
         Moments.of(*sample()).subset(units)
+
+
+def test_contributions_are_the_moments_of_what_each_unit_gives():
+    features, outputs = sample()
+    weights = normal(torch.Generator().manual_seed(3), 12, 2)
+    given = torch.cat([features[:, 4 * k : 4 * k + 4] @ weights[4 * k : 4 * k + 4] for k in range(3)], 1)
+    expected = Moments.of(given, outputs, group_size=2)
+    assert_same(contributions(Moments.of(features, outputs, group_size=4), weights), expected)
+
+
+def test_no_refit_on_contributions_is_better_than_one_on_the_features():
+    features, _ = sample()
+    weights = normal(torch.Generator().manual_seed(3), 12, 2)
+    moments = Moments.of(features, features @ weights, group_size=4)
+    for units in ([0], [1, 2]):
+        reduced = refit(contributions(moments, weights), torch.tensor(units)).error
+        assert reduced >= refit(moments, torch.tensor(units)).error - 1e-9
+    assert refit(contributions(moments, weights)).error < 1e-3
+
+
+def test_single_precision_products_are_near_and_say_what_they_round():
+    features, outputs = sample(rows=400)
+    accumulator = MomentAccumulator(output_gram=True, single=True)
+    for rows in torch.arange(400).split(77):
+        accumulator.add(features[rows].float(), outputs[rows].float())
+    moments, exact = accumulator.moments(), Moments.of(features.float(), outputs.float())
+    torch.testing.assert_close(moments.gram, exact.gram, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moments.cross, exact.cross, rtol=1e-5, atol=1e-6)
+    assert moments.rounding == torch.finfo(torch.float32).eps
+    assert exact.rounding == torch.finfo(torch.float64).eps
+    assert moments.merge(exact).rounding == moments.subset(torch.tensor([1])).rounding == moments.rounding
+
+
+def test_rows_in_double_precision_are_never_multiplied_in_less():
+    features, outputs = sample()
+    accumulator = MomentAccumulator(single=True)
+    accumulator.add(features, outputs)
+    torch.testing.assert_close(accumulator.moments().gram, Moments.of(features, outputs).gram, rtol=1e-12, atol=1e-12)
+    assert accumulator.moments().rounding == torch.finfo(torch.float64).eps
+
+
+def test_a_certificate_knows_how_the_moments_were_rounded():
+    features, outputs = sample(rows=400)
+    accumulator = MomentAccumulator(single=True)
+    accumulator.add(features.float(), outputs.float())
+    rough, exact = accumulator.moments(), Moments.of(features.float(), outputs.float())
+    solutions = [solve(MultitaskLasso(moments, 0.1), tolerance=1e-9) for moments in (rough, exact)]
+    assert solutions[0].rounding > 1e8 * solutions[1].rounding
+    assert solutions[0].gap >= solutions[0].rounding
+    assert solutions[1].certified
+    assert not solutions[0].certified
+
+
+def test_stacked_consumers_keep_the_rank_of_their_outputs():
+    features, outputs = sample()
+    twice = torch.cat([outputs, outputs[:, :1]], 1)
+    parts = [Moments.of(features, twice).centred(), Moments.of(features, outputs).centred()]
+    stacked = stack_consumers(parts)
+    assert stacked.output_gram is not None
+    assert width_bound(stacked).rank_outputs == 6
+    assert float(stacked.output_gram.trace()) == pytest.approx(stacked.energy)

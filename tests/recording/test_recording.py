@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -221,6 +223,18 @@ def test_rows_are_spread_over_many_samples_however_many_positions_each_has(netwo
     assert few.samples == 500
     assert max(few.positions) < 1000
     assert plan_samples(readings, [10_000, 10_000], 50_000, 10**9).samples == 1024
+
+
+def test_a_reading_of_many_columns_takes_no_more_rows_than_columns_where_the_network_is_small(
+    network: tuple,  # type: ignore[type-arg]
+) -> None:
+    _, _, state, groups = network
+    (reading, *_) = find_readings(groups["first"], state)
+    wide = replace(reading, positions=torch.arange(4096)[:, None])
+    columns = wide.columns
+    small, large = (plan_samples([wide], [10**6], 1000, macs) for macs in (10**6, 10**12))
+    assert columns <= small.samples * small.positions[0] < 1.1 * columns
+    assert large.samples * large.positions[0] >= 8 * columns
 
 
 @pytest.mark.parametrize(("width", "dilation"), [(4, 1), (2, 3), (3, 1)])

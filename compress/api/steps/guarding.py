@@ -70,7 +70,7 @@ def check_guards(prepared: Prepared, network: nn.Module, recipe: Recipe, progres
         evaluation = evaluate_networks(
             prepared.network.module,
             network,
-            guard.source.batches(only_batch or recipe.batch_size),
+            guard.source.batches(prepared.network.batch_within(recipe.batch_size)),
             prepared.network.outputs,
             guard.answered if answered else "",
             device=recipe.device,

@@ -35,7 +35,7 @@ def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, pro
     return evaluate_networks(
         prepared.network.module,
         compressed,
-        source.batches(only_batch or recipe.batch_size),
+        source.batches(prepared.network.batch_within(recipe.batch_size)),
         prepared.network.outputs,
         prepared.network.answered if source.labels is not None or source.targets is not None else "",
         device=recipe.device,

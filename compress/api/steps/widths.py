@@ -119,7 +119,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         prepared.calibration,
         recipe.calibration_samples,
         recipe.held_back,
-        only_batch or recipe.batch_size,
+        prepared.network.batch_within(recipe.batch_size),
         recipe.seed,
         whole_batches=only_batch is not None,
     )

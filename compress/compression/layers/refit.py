@@ -18,6 +18,8 @@ from compress.recording.readings import constant_of
 CONSTANT = 1e-20  # squared spread, relative to the second moment, that is rounding
 STRONGER_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # tried in turn where the given one fits noise
 SAFE = 8.0  # times the moments' own rounding, below which no ridge is of use
+FEW_RIDGES = (1e-2, 1.0, 100.0)  # where columns are so many that each takes seconds
+WIDE = 4096  # columns
 OVERFIT = 1.02  # held-back over fitting error, above which it does
 
 
@@ -121,7 +123,8 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
     scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
     best: ReadingRefit | None = None
     ridge = max(ridge, SAFE * part.rounding)
-    for strength in (ridge, *(stronger for stronger in STRONGER_RIDGES if stronger > ridge)):
+    stronger_ridges = STRONGER_RIDGES if part.covariance.shape[0] <= WIDE else FEW_RIDGES
+    for strength in (ridge, *(stronger for stronger in stronger_ridges if stronger > ridge)):
         change, _ = solve_ridged(residual, strength)
         constant = residual.intercept(change)
         coefficients = change.add_(before)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compress.compression.pricing.allocate import Allocation, DamageCurve, allocate
 from compress.compression.searching.curves import Search
-from compress.compression.sweep import Compressed
+from compress.compression.sweep import Compressed, damage_ratio
 from compress.errors import GateError
 
 LARGEST_CORRECTION = 3.0  # factor of a layer's error
@@ -97,18 +97,5 @@ def between(xs: Tensor, ys: Tensor, at: Tensor) -> Tensor:
 
 
 def with_less_damage(first: Compressed, second: Compressed) -> bool:
-    """Whether calibration samples say that the second network moved its outputs less.
-
-    Held-back ones and, where both were scored on them, those that were fitted to: each network was fitted to the same
-    ones, and held-back samples alone are few.
-    """
-    sums = []
-    for compressed in (first, second):
-        scores = [compressed.held_back]
-        if first.fitting is not None and second.fitting is not None:
-            scores.append(compressed.fitting)
-        if any(score is None for score in scores):
-            return False
-        known = [score for score in scores if score is not None]
-        sums.append(sum(score.distance * score.samples for score in known))
-    return sums[1] < sums[0]
+    """Whether calibration samples say that the second network moved its outputs less."""
+    return damage_ratio(first, second) < 1
