@@ -47,6 +47,7 @@ class Compressed:
         fitting: score on the fitting samples, where it came for free; else None.
         held_back: score on the held-back samples; None where nothing was scored.
         skipped: group name -> why it has no result and stays as it is.
+        refined: further sweeps that were made.
     """
 
     results: list[LayerResult]
@@ -54,6 +55,7 @@ class Compressed:
     fitting: CalibrationScore | None
     held_back: CalibrationScore | None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    refined: int = 0
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -220,7 +222,7 @@ def refine(
             kept_state=state,
         )
         left = damage_ratio(compressed, after)
-        compressed = replace(after, results=before.results, skipped=before.skipped)
+        compressed = replace(after, results=before.results, skipped=before.skipped, refined=number + 1)
         if 1 - WORTH < left < math.inf:
             break
     return compressed

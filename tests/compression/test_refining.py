@@ -106,3 +106,11 @@ def test_a_network_that_is_not_cut_is_not_changed(module: nn.Module) -> None:
     found = refine(problem, whole, options, progress, sweeps=1)
     for name, tensor in problem.state.items():
         torch.testing.assert_close(found.state[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_no_sweep_follows_one_that_gained_nothing(module: nn.Module) -> None:
+    problem = make_problem(module, 3, 8, 8)
+    options, progress = LayerOptions(certify=False), SilentProgress()
+    whole = sweep(problem, same_for_all(problem.groups, Keep(4)), options, progress)
+    swept = refine(problem, whole, options, progress, sweeps=20)
+    assert 1 <= swept.refined < 20

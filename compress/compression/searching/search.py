@@ -285,17 +285,17 @@ def refined(searched: SearchResult, options: LayerOptions, progress: Progress, s
         known=search.known,
         kept_state=search.kept_state,
     )
-    note_trial(searched.trials, allocation, compressed, refined=sweeps)
+    note_trial(searched.trials, allocation, compressed)
     return replace(searched, compressed=compressed)
 
 
-def note_trial(trials: list[Trial], allocation: Allocation, compressed: Compressed, refined: int = 0) -> None:
+def note_trial(trials: list[Trial], allocation: Allocation, compressed: Compressed) -> None:
     """What the held-back samples say of a compressed network, for the report."""
     trials.append(
         Trial(
             allocation.damage,
             allocation.costs,
-            refined,
+            compressed.refined,
             None if compressed.held_back is None else compressed.held_back.report(),
         )
     )
