@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,11 +89,12 @@ class DataEntry(BaseModel):
 
 
 class RemovedEntry(BaseModel):
-    """What a manifest says of a module that was taken out."""
+    """What a manifest says of a module that was taken out. `rank`: of the two layers in its place."""
 
     model_config = ConfigDict(frozen=True)
     along: tuple[Annotated[int, Field(strict=True, ge=0, le=7)], ...] = Field((), max_length=8)
     outputs: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
+    rank: Annotated[int, Field(strict=True, ge=1, le=1 << 24)] | None = None
 
 
 class Manifest(BaseModel):
@@ -303,15 +304,24 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _nearest(name: str, like: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """Tensors of floating point beside a name that the checkpoint does not have, or in the modules around it."""
+    path = name.rpartition(".")[0]
+    while True:
+        beside = f"{path}." if path else ""
+        yield from (each for key, each in like.items() if key.startswith(beside) and each.is_floating_point())
+        if not path:
+            return
+        path = path.rpartition(".")[0]
+
+
 def stored_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state in the dtypes of the original checkpoint. A value that overflows half precision raises OutputError."""
     stored = {}
     for name, tensor in state.items():
         dtype = like[name].dtype if name in like else tensor.dtype
         if name not in like and tensor.is_floating_point():  # an added bias, a weight that was computed
-            beside = f"{name.rpartition('.')[0]}.".lstrip(".")
-            near = (each for key, each in like.items() if key.startswith(beside) and each.is_floating_point())
-            dtype = next(near, tensor).dtype
+            dtype = next(_nearest(name, like), tensor).dtype
         cast = tensor.detach().cpu().to(dtype).contiguous()
         if cast.is_floating_point() and not bool(torch.isfinite(cast).all()):
             raise OutputError(

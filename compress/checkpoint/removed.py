@@ -1,4 +1,4 @@
-"""What stands in a network where layers were removed: a constant, or zeros that only carry a shape."""
+"""What stands in a network where layers were taken out: a constant, zeros that only carry a shape, or two layers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.checkpoint.pairs import checked_rank, make_pair
 from compress.errors import SurgeryError
 
 
@@ -62,32 +63,45 @@ class Removed(nn.Module):
 
 
 def remove_modules(module: nn.Module, removed: Mapping[str, Mapping[str, Any]], values: Mapping[str, Tensor]) -> None:
-    """Put `Removed` into a freshly built network (changed in place), as a manifest says.
+    """Put `Removed`, or two layers of a low rank, into a freshly built network (changed in place), as a manifest says.
 
     Args:
-        removed: module path -> as `Replacement.as_dict` gives it.
+        removed: module path -> as `Replacement.as_dict` gives it, or `rank` of the pair of layers in its place.
         values: the file's tensors by state name; `PATH.value` is the constant of a module that has one.
 
     Raises:
-        SurgeryError: there is no such module.
+        SurgeryError: there is no such module, or no two layers can stand for it.
     """
     for path, entry in removed.items():
+        old = taken_out(module, path)
+        if entry.get("rank") is not None:
+            put_in_place(module, old, make_pair(old, checked_rank(old, path, entry["rank"])))
+            continue
         value = values.get(f"{path}.value")
         if value is not None and not value.is_floating_point():
             raise SurgeryError(f"The constant in the place of `{path}` must be of floating point, got {value.dtype}.")
         empty = None if value is None else torch.empty_like(value, dtype=torch.float32)
-        replacement = Replacement(empty, tuple(entry["along"]), int(entry["outputs"]))
-        try:
-            old = module.get_submodule(path)
-        except AttributeError as fault:
-            raise SurgeryError(f"The network has no module `{path}`, which should be removed.") from fault
-        if old is module:
-            raise SurgeryError("The whole network cannot be removed.")
-        fresh = Removed(replacement)
-        for owner in list(module.modules()):
-            for name, part in owner._modules.items():
-                if part is old:
-                    owner._modules[name] = fresh
+        replacement = Replacement(empty, tuple(entry.get("along", ())), int(entry.get("outputs", 0)))
+        put_in_place(module, old, Removed(replacement))
+
+
+def taken_out(module: nn.Module, path: str) -> nn.Module:
+    """The part of the network at a path. Raises SurgeryError where there is none, or it is all of the network."""
+    try:
+        part = module.get_submodule(path)
+    except AttributeError as fault:
+        raise SurgeryError(f"The network has no module `{path}`, which should be removed.") from fault
+    if part is module:
+        raise SurgeryError("The whole network cannot be removed.")
+    return part
+
+
+def put_in_place(module: nn.Module, old: nn.Module, fresh: nn.Module) -> None:
+    """Let `fresh` stand wherever `old` does in a network, which is changed in place."""
+    for owner in list(module.modules()):
+        for name, part in owner._modules.items():
+            if part is old:
+                owner._modules[name] = fresh
 
 
 def outside(entries: Mapping[str, Any], removed: Mapping[str, Any]) -> dict[str, Any]:

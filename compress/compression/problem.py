@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -37,6 +37,7 @@ from compress.recording.residuals import Rectifier, Residual, find_rectifier, fi
 from compress.recording.sharing import Share
 from compress.units.branches import Branch
 from compress.units.groups import Consumer, ReadUnits, UnitGroup
+from compress.units.low_rank import Factorables
 from compress.units.network import Network
 
 KeptPair = tuple[KeptRows, KeptRows]  # of the fitting and of the held-back samples
@@ -114,6 +115,7 @@ class Problem:
         share: this process's part of the batches to record.
         ingredients: what a sweep makes use of.
         branches: blocks that may go as a whole.
+        factorables: layers that two of a low rank may stand for.
         timing: on what latency is measured.
     """
 
@@ -128,6 +130,7 @@ class Problem:
     share: Share = field(default_factory=Share)
     ingredients: Ingredients = field(default_factory=Ingredients)
     branches: tuple[Branch, ...] = ()
+    factorables: Factorables = field(default_factory=Factorables)
     timing: Timing = field(default_factory=Timing)
 
     @property
@@ -165,8 +168,12 @@ class Problem:
         """Nodes of the outputs, each once."""
         return tuple(dict.fromkeys(output.node for output in self.outputs if output.node is not None))
 
-    def turns(self, removed: Sequence[Branch] = ()) -> tuple[Turn, ...]:
-        """The turns of a sweep, front to back; of the blocks that go only the one that settles their constant."""
+    def turns(self, removed: Sequence[Branch] = (), lowered: Iterable[str] = ()) -> tuple[Turn, ...]:
+        """The turns of a sweep, front to back; of the blocks that go only the one that settles their constant.
+
+        Args:
+            lowered: weights that are given a low rank.
+        """
         again = self.ingredients.readers
         gone = {name for branch in removed for name in branch.groups if name != branch.end}
         nodes = {name for branch in removed for name in branch.nodes}
@@ -175,7 +182,9 @@ class Problem:
             for consumers in (self.readers, self.filters)
         )
         cut = [group for group in self.groups if group.name not in gone]
-        return make_turns(self.program, self.state, cut, readers, filters)
+        low = [each.consumer for each in self.factorables.layers if each.weight in set(lowered)]
+        low = [consumer for consumer in low if consumer.node not in nodes]
+        return make_turns(self.program, self.state, cut, readers, filters, low)
 
     def readings(self, group: ReadUnits) -> tuple[Reading, ...]:
         """Which weights multiply the units, and where."""
@@ -267,11 +276,21 @@ def select_groups(groups: Sequence[UnitGroup], layers: Sequence[str], excluded: 
     """
 
     def matches(group: UnitGroup, patterns: Sequence[str]) -> bool:
-        forms = [form for pattern in patterns for form in (pattern, f"{pattern}.*")]
-        together = any(pattern in group.producers for pattern in patterns)
-        return together or any(fnmatch.fnmatchcase(group.name, form) for form in forms)
+        return any(pattern in group.producers for pattern in patterns) or matches_name(group.name, patterns)
 
     return tuple(group for group in groups if (not layers or matches(group, layers)) and not matches(group, excluded))
+
+
+def select_names(paths: Iterable[str], layers: Sequence[str], excluded: Sequence[str]) -> tuple[str, ...]:
+    """Module paths that a glob of `layers` selects (all, if there is none) and none of `excluded`."""
+    return tuple(
+        path for path in paths if (not layers or matches_name(path, layers)) and not matches_name(path, excluded)
+    )
+
+
+def matches_name(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name matches one of the globs, or lies below a module that does."""
+    return any(fnmatch.fnmatchcase(name, form) for pattern in patterns for form in (pattern, f"{pattern}.*"))
 
 
 @dataclass(frozen=True, eq=False)

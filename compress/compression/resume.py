@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from compress.compression.layers.decisions import Plan
 from compress.compression.layers.layer import LayerFacts
 from compress.compression.layers.result import Settled
+from compress.compression.pricing.allocate import Lowering
 from compress.convex import SelectionCurve, WidthBound
 from compress.digests import hash_tensors
 from compress.errors import OutputError, RecipeError
@@ -93,9 +94,10 @@ class RunState:
             raise OutputError(f"The state in {str(folder)!r} cannot be used: {error}. Remove that folder.") from None
         return cls(folder)
 
-    def of_sweep(self, name: str, plan: Plan) -> RunState:
-        """The state of one sweep of the run, of several under the same name the one with this plan."""
-        text = json.dumps([name, sorted((group, str(decision)) for group, decision in plan.items())])
+    def of_sweep(self, name: str, plan: Plan, ranks: Mapping[str, int] | None = None) -> RunState:
+        """The state of one sweep of the run, of several under the same name the one with this plan and these ranks."""
+        decided = sorted((group, str(decision)) for group, decision in {**plan, **(ranks or {})}.items())
+        text = json.dumps([name, decided])
         return RunState(self.folder, f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
 
     def read_turn(self, number: int) -> Settled | None:
@@ -163,6 +165,18 @@ class RunState:
             }
         self._write("curves", tensors, {"layers": about, "skipped": known.skipped})
 
+    def read_lowerings(self) -> tuple[tuple[Lowering, ...], dict[str, str]] | None:
+        """The weights that may be given a low rank, and why others may not, of an earlier run; or None."""
+        stored = self._read("lowerings")
+        try:
+            return None if stored is None else _known_lowerings(stored[1])
+        except (KeyError, TypeError, ValueError):
+            return None  # a damaged file is recomputed
+
+    def write_lowerings(self, usable: Sequence[Lowering], refused: Mapping[str, str]) -> None:
+        """Keep the weights that may be given a low rank, and why others may not."""
+        self._write("lowerings", {}, {"usable": [asdict(each) for each in usable], "refused": dict(refused)})
+
     def remove(self) -> None:
         """Delete the state."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -192,3 +206,15 @@ class RunState:
         except (OSError, SafetensorError) as error:
             draft.unlink(missing_ok=True)
             raise OutputError(f"Cannot keep the run's state in {str(self.folder)!r}: {error}.") from None
+
+
+def _known_lowerings(about: Mapping[str, Any]) -> tuple[tuple[Lowering, ...], dict[str, str]]:
+    usable = tuple(
+        Lowering(
+            str(each["weight"]),
+            tuple(int(rank) for rank in each["ranks"]),
+            *(tuple(float(value) for value in each[name]) for name in ("damages", "shares")),
+        )
+        for each in about["usable"]
+    )
+    return usable, {str(path): str(reason) for path, reason in about["refused"].items()}

@@ -19,6 +19,7 @@ from compress.compression.frontier import Frontier
 from compress.compression.known import KnownOriginal, keep_original
 from compress.compression.layers.decisions import Given, Leave, Plan, Width
 from compress.compression.layers.layer import SHAKING, LayerFacts, LayerOptions, adjust_layer, solve_layer, unread
+from compress.compression.layers.lowering import channels_left, lower_layer
 from compress.compression.layers.result import LayerResult, Settled
 from compress.compression.problem import Problem
 from compress.compression.resume import RunState
@@ -48,6 +49,7 @@ class Compressed:
         held_back: score on the held-back samples; None where nothing was scored.
         skipped: group name -> why it has no result and stays as it is.
         refined: further sweeps that were made.
+        ranks: weights that have a low rank -> that rank; `wholes`: what they and their constants were before.
     """
 
     results: list[LayerResult]
@@ -56,6 +58,8 @@ class Compressed:
     held_back: CalibrationScore | None
     skipped: Mapping[str, str] = field(default_factory=dict)
     refined: int = 0
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    wholes: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -182,6 +186,8 @@ def refine(
     *,
     sweeps: int,
     known: KnownOriginal | None = None,
+    ranks: Mapping[str, int] | None = None,
+    stage: str = "refining",
     kept_state: RunState | None = None,
 ) -> Compressed:
     """The compressed network after so many further sweeps, or fewer where the last one gained little.
@@ -191,22 +197,29 @@ def refine(
 
     Args:
         known: what was kept of the original network; None: it runs again.
+        ranks: weights that are given a low rank -> that rank; None: those that have one already keep it.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
     kept = before.kept
     removed = removed_branches(problem.branches, {name: len(units) for name, units in kept.items()})
     plan = {name: Given(units) for name, units in kept.items()}
+    ranks = before.ranks if ranks is None else ranks
 
     def settle(
         turn: Choose | Refit, units: Tensor | None, moments: LayerMoments, current: Mapping[str, Tensor]
     ) -> Settled:
         kept_units = kept[turn.group.name] if isinstance(turn, Choose) else units
         assert kept_units is not None, "a refit names its channels"
-        return Settled(adjust_layer(moments, kept_units, options, problem.state, current))
+        rank = ranks.get(turn.consumer.weight) if isinstance(turn, Refit) else None
+        if not isinstance(turn, Refit) or rank is None or not len(kept_units):
+            return Settled(adjust_layer(moments, kept_units, options, problem.state, current))
+        weight, dim = turn.consumer.weight, turn.consumer.layout.output_dim
+        outputs = channels_left(weight, dim, problem.state[weight].shape[dim], kept, problem.groups)
+        return lower_layer(moments, kept_units, outputs, rank, options.ridge, problem.state, current)
 
     compressed = before
     for number in range(sweeps):
-        state = None if kept_state is None else kept_state.of_sweep(f"refining {number}", plan)
+        state = None if kept_state is None else kept_state.of_sweep(f"{stage} {number}", plan, ranks)
         after = run_turns(
             problem,
             compressed.state,
@@ -219,6 +232,7 @@ def refine(
             rectified=problem.ingredients.rectified,
             removed=removed,
             known=known,
+            ranks=ranks,
             kept_state=state,
         )
         left = damage_ratio(compressed, after)
@@ -258,6 +272,7 @@ def run_turns(
     removed: Sequence[Branch] = (),
     exact: bool = False,
     known: KnownOriginal | None = None,
+    ranks: Mapping[str, int] | None = None,
     kept_state: RunState | None = None,
 ) -> Compressed:
     """Record and settle every turn of a sweep in its order, then score the network.
@@ -273,11 +288,15 @@ def run_turns(
         removed: blocks that go as a whole.
         exact: more than a refit is asked of the moments of a group whose units are chosen: certificates, ranks.
         known: what was kept of the original network.
+        ranks: weights that are given a low rank -> that rank.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
-    current, kept, skipped = dict(start), dict(kept), dict(left)
+    current, kept, skipped, ranks = dict(start), dict(kept), dict(left), ranks or {}
     results: list[LayerResult] = []
-    turns = [turn for turn in problem.turns(removed) if not (isinstance(turn, Choose) and turn.group.name in left)]
+    wholes: dict[str, Mapping[str, Tensor]] = {}
+    turns = [
+        turn for turn in problem.turns(removed, ranks) if not (isinstance(turn, Choose) and turn.group.name in left)
+    ]
     if known is not None and not known.serves(turns, rectified=rectified):
         known = None
     with Frontier.open(problem, progress, rectified=rectified, known=known) as frontier:
@@ -291,6 +310,7 @@ def run_turns(
             else:
                 settled = settled.to(problem.device)
             current.update(settled.weights)
+            wholes |= {name: settled.whole for name in settled.whole if name in ranks}
             if settled.fault is not None and isinstance(turn, Choose):
                 skipped[turn.group.name] = settled.fault
             elif settled.fault is not None:
@@ -300,7 +320,8 @@ def run_turns(
                 results.append(settled.layer)
             progress.reach((number + 1) / len(turns))
         scores = frontier.score(current)
-    return Compressed(results, current, *scores, skipped)
+    lowered = {name: ranks[name] for name in wholes}
+    return Compressed(results, current, *scores, skipped, ranks=lowered, wholes=wholes)
 
 
 def settle_turn(

@@ -64,6 +64,7 @@ def make_turns(
     cut: Sequence[UnitGroup],
     readers: Sequence[Consumer] = (),
     filters: Sequence[Consumer] = (),
+    lowered: Sequence[Consumer] = (),
 ) -> tuple[Turn, ...]:
     """Turns of a front-to-back sweep.
 
@@ -71,6 +72,7 @@ def make_turns(
         cut: groups whose units are chosen, front to back.
         readers: consumers that may be refitted once something in front of them changed; others stay as they are.
         filters: depthwise convolutions that may be refitted likewise.
+        lowered: readers whose weights are given a low rank: each has a turn, behind those of the groups that it reads.
     """
     order = {step.name: place for place, step in enumerate(program.steps)}
     events: list[tuple[float, int, Turn]] = []
@@ -83,11 +85,16 @@ def make_turns(
     for consumer in [*readers, *(consumer for group in cut for consumer in group.consumers)]:
         sites.setdefault(consumer.weight, set()).add(consumer.node)
     depends: dict[str, set[str]] = {}
-    for consumer in {consumer.node: consumer for consumer in readers}.values():
-        whole = whole_input(consumer, state) if len(sites[consumer.weight]) == 1 else None
+    last: dict[str, float] = {}  # consumer's node -> place of the last group that it reads
+    for place, number, _ in events:
+        last.update({consumer.node: place for consumer in cut[number].consumers})
+    always = {consumer.node for consumer in lowered}
+    for consumer in {consumer.node: consumer for consumer in [*readers, *lowered]}.values():
+        whole = whole_input(consumer, state) if len(sites.get(consumer.weight, ())) <= 1 else None
         if whole is not None:
             depends[consumer.node] = leaves(program, consumer.input)
-            events.append((order[consumer.node], len(cut), Refit(whole)))
+            behind = last.get(consumer.node, 0) if consumer.node in always else 0
+            events.append((max(order[consumer.node], behind), len(cut), Refit(whole)))
     for consumer in filters:
         depends[consumer.node] = leaves(program, consumer.input)
         events.append((order[consumer.node], len(cut), Filter(consumer)))
@@ -95,7 +102,7 @@ def make_turns(
     moved: dict[str, int] = {}  # state name -> number of the turn that last changed it
     fitted: dict[str, list[int]] = {}  # consumer's node -> numbers of the turns that refitted it
     for _, _, turn in sorted(events, key=lambda event: event[:2]):
-        if not isinstance(turn, Choose):
+        if not isinstance(turn, Choose) and turn.consumer.node not in always:
             before = fitted.get(turn.consumer.node, [])
             since = before[0] if before else -1
             changed = changed_tensors(turn.consumer)

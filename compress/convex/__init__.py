@@ -5,6 +5,7 @@ Tensors in, tensors out; no network in sight. `from compress.convex import Momen
 
 from compress.convex.exact import solve_exact
 from compress.convex.lasso import MultitaskLasso
+from compress.convex.low_rank import ReducedRank, reduced_rank
 from compress.convex.path import penalty_grid, solve_path, solve_tolerance, solve_unit_count
 from compress.convex.reductions import Reduction, reduce_problem
 from compress.convex.refit import RIDGE, Refit, refit, relative_error
@@ -33,6 +34,7 @@ __all__ = [
     "MultitaskLasso",
     "Newton",
     "Proximal",
+    "ReducedRank",
     "Reduction",
     "Refit",
     "SelectionCurve",
@@ -49,6 +51,7 @@ __all__ = [
     "polish_units",
     "reduce_problem",
     "reduce_width",
+    "reduced_rank",
     "refit",
     "relative_error",
     "select_units",

@@ -98,6 +98,12 @@ class Recipe(BaseModel):
     depth: bool = option(
         True, "Under a budget blocks of residual networks may go as a whole, where that does less harm.", Section.LAYERS
     )
+    low_rank: bool = option(
+        False,
+        "Under a budget layers whose channels cannot all be cut may become two layers of a low rank, where these are "
+        "faster.",
+        Section.LAYERS,
+    )
     keep: int | float | None = option(
         None, "Units to keep in every layer: a count, or a fraction below 1 such as 0.5 or 50%.",
         Section.WIDTHS, "COUNT|SHARE", everyday=True, gt=0,
@@ -308,6 +314,8 @@ class Recipe(BaseModel):
         unknown = [name for name in self.guard_drop if name and name not in names]
         if unknown:
             faults.append(f"`guard_drop` names no guard: {unknown[0]}; there are {', '.join(names) or 'none'}")
+        if self.low_rank and (rules or not budgets or self.merge_aligned):
+            faults.append("`low_rank` is chosen under `macs`, `params`, `latency` or `max_drop`, without a width rule")
         if self.relative_drop and self.max_drop is None:
             faults.append("`relative_drop` is of a bound: give `max_drop`")
         if self.own_metric and self.confidence is not None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from compress.report.escaping import code, escaped
 from compress.report.model import LayerReport, RunReport
-from compress.report.rows import decimals, export_rows, forecast_text, headline, summary_rows, time_rows
+from compress.report.rows import (
+    LOW_RANK,
+    decimals,
+    export_rows,
+    forecast_text,
+    headline,
+    low_rank_rows,
+    summary_rows,
+    time_rows,
+)
 
 
 def markdown_report(report: RunReport) -> str:
@@ -43,6 +52,12 @@ def markdown_report(report: RunReport) -> str:
         lines += ["", "| milliseconds by itself | whole | predicted | measured |", "|---|---:|---:|---:|"]
         lines += [
             f"| {code(name, cell=True)} | {' | '.join(cells)} |" for name, *cells in time_rows(report.search.times)
+        ]
+    if report.search is not None and report.search.low_rank:
+        lines += ["", f"| {' | '.join(LOW_RANK)} |", "|---|---|---:|---:|---:|---:|---:|"]
+        lines += [
+            f"| {code(name, cell=True)} | {' | '.join(escaped(cell) for cell in cells)} |"
+            for name, *cells in low_rank_rows(report.search.low_rank)
         ]
     lines += [
         "",

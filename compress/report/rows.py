@@ -10,6 +10,7 @@ from compress.report.model import (
     ExportReport,
     FigureReport,
     GuardReport,
+    LowRankLayer,
     MapTime,
     OutputReport,
     RunReport,
@@ -93,6 +94,9 @@ def summary_rows(report: RunReport) -> list[tuple[str, str, str, str]]:
     ]
     if report.removed:
         rows.append(("blocks removed", "", str(len(report.removed)), "; ".join(report.removed)))
+    if report.search is not None and report.search.low_rank:
+        names = [layer.name for layer in report.search.low_rank]
+        rows.append(("layers of a low rank", "", str(len(names)), "; ".join(names)))
     for latency in cost.latency:
         where = latency.device if latency.device != "cpu" else f"{latency.threads} thread{'s' * (latency.threads > 1)}"
         rows.append(
@@ -166,6 +170,25 @@ def time_rows(times: Sequence[MapTime]) -> list[tuple[str, ...]]:
     return [
         (time.name, *(f"{value:.3f}" for value in (time.whole_ms, time.predicted_ms, time.measured_ms)))
         for time in times
+    ]
+
+
+LOW_RANK = ("layer", "kind", "rank", "predicted damage", "measured", "MACs", "milliseconds")
+
+
+def low_rank_rows(layers: Sequence[LowRankLayer]) -> list[tuple[str, ...]]:
+    """Rows, as `LOW_RANK` heads them, of the layers that became two."""
+    return [
+        (
+            layer.name,
+            layer.kind,
+            str(layer.rank),
+            f"{layer.predicted_damage:.3g}",
+            f"{layer.measured_damage:.3g}",
+            f"{layer.macs.before:,} → {layer.macs.after:,}",
+            f"{layer.milliseconds.before:.3f} → {layer.milliseconds.after:.3f}",
+        )
+        for layer in layers
     ]
 
 

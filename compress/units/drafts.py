@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -346,6 +347,23 @@ def depthwise_consumers(flow: ChannelFlow) -> tuple[Consumer, ...]:
         if once and shape[0] == linear.groups and shape[1] == 1:
             consumers.append(_make_consumer(flow, linear, linear.weight, torch.arange(linear.groups)[:, None]))
     return tuple(consumers)
+
+
+def whole_consumers(flow: ChannelFlow) -> tuple[Consumer, ...]:
+    """The linear maps and convolutions of one block whose weight is applied once, each reading all its input channels.
+
+    Front to back; without transposed ones.
+    """
+    maps = [contraction.map for contraction in flow.contractions]
+    uses = Counter(linear.weight for linear in maps)
+    return tuple(
+        _make_consumer(flow, linear, linear.weight, torch.arange(traced_shape(linear.matrix)[1])[:, None])
+        for linear in maps
+        if linear.weight is not None
+        and uses[linear.weight] == 1
+        and linear.groups == 1
+        and linear.layout in (Layout.LINEAR, Layout.CONVOLUTION)
+    )
 
 
 def _make_consumer(flow: ChannelFlow, linear: LinearMap, weight: str, positions: torch.Tensor) -> Consumer:

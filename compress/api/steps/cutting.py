@@ -11,6 +11,7 @@ from compress.api.steps.measuring import evaluate_pair
 from compress.api.steps.tuning import Tuning, finetune_module, recover_module
 from compress.checkpoint.fitting import with_versions
 from compress.checkpoint.manifest import computed_state, stored_state
+from compress.checkpoint.removed import outside
 from compress.compression.problem import Problem
 from compress.compression.sweep import Compressed
 from compress.errors import NothingToCompressError
@@ -20,6 +21,7 @@ from compress.recipe import Recipe
 from compress.report.evaluation import Evaluation
 from compress.units.biases import without_idle_biases
 from compress.units.branches import Branch, removed_branches, replacements
+from compress.units.low_rank import factored
 from compress.units.surgery import Narrowed, narrow, verify_narrowed
 
 
@@ -56,12 +58,11 @@ def make_cut(
         SurgeryError: the narrowed network differs from the masked one by more than rounding.
     """
     kept = {result.name: result.kept for result in compressed.results if result.is_cut}
-    if not kept:
+    if not kept and not compressed.ranks:
         raise NothingToCompressError(explain_whole(compressed, recipe))
     with clock("cut"):
         progress.stage("cutting and verifying")
-        narrowed, deviation = cut_network(prepared, problem, kept, compressed.state)
-        narrowed = without_idle_biases(narrowed, prepared.network.biases)
+        narrowed, deviation = cut_network(prepared, problem, kept, compressed.state, compressed.ranks)
         stored = round_to_stored(narrowed.module, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
@@ -118,9 +119,16 @@ def going(problem: Problem, kept: Mapping[str, Tensor]) -> tuple[Branch, ...]:
 
 
 def cut_network(
-    prepared: Prepared, problem: Problem, kept: Mapping[str, Tensor], current: Mapping[str, Tensor]
+    prepared: Prepared,
+    problem: Problem,
+    kept: Mapping[str, Tensor],
+    current: Mapping[str, Tensor],
+    ranks: Mapping[str, int] | None = None,
 ) -> tuple[Narrowed, float]:
     """The narrowed network and its largest relative deviation from the masked one.
+
+    Args:
+        ranks: weights that have a low rank, for which two layers stand -> that rank.
 
     Raises:
         SurgeryError: the two differ by more than rounding.
@@ -131,6 +139,9 @@ def cut_network(
     groups = problem.groups
     replaced = replacements(prepared.network, going(problem, kept), kept, changed)
     narrowed = narrow(prepared.network.module, kept, groups, weights=changed, replaced=replaced)
+    narrowed = without_idle_biases(narrowed, prepared.network.biases)
+    paths = {name.rpartition(".")[0]: rank for name, rank in (ranks or {}).items()}
+    narrowed = factored(narrowed, outside(paths, replaced))
     deviation = verify_narrowed(
         prepared.network.graph,
         prepared.network.module,

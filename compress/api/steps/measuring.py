@@ -71,9 +71,18 @@ def measure_modules(prepared: Prepared, compressed: nn.Module) -> tuple[ModuleCo
         count_by_module(module, prepared.network.examples) for module in (prepared.opened.module, compressed)
     )
     return tuple(
-        ModuleCost(name, *(Counts(*pair) for pair in zip(costs, after.get(name, (0, 0)), strict=True)))
+        ModuleCost(name, *(Counts(*pair) for pair in zip(costs, costs_after(name, before, after), strict=True)))
         for name, costs in before.items()
     )
+
+
+def costs_after(
+    name: str, before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]]
+) -> tuple[int, ...]:
+    """Parameters and multiply-accumulates of a module, or of the two new ones in its place."""
+    inside = [part for part in after if part.startswith(f"{name}.") and part not in before]
+    parts = [after[part] for part in (name, *inside) if part in after]
+    return tuple(sum(counts) for counts in zip(*parts, strict=True)) or (0, 0)
 
 
 def tensor_bytes(state: Mapping[str, Tensor]) -> int:

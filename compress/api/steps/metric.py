@@ -138,9 +138,9 @@ def own_bound(metric: OwnMetric, bound: Bound, prepared: Prepared, problem: Prob
 
     def judge(compressed: Compressed) -> Judgement:
         kept = {result.name: result.kept for result in compressed.results if result.is_cut}
-        if not kept:
+        if not kept and not compressed.ranks:
             return Judgement(True, "nothing")
-        narrowed, _ = cut_network(prepared, problem, kept, compressed.state)
+        narrowed, _ = cut_network(prepared, problem, kept, compressed.state, compressed.ranks)
         after = measure.of(narrowed.module, "a compressed network")
         check = check_own(measure, bound, before, after)
         return Judgement(bool(check.passed), f"{measure.loss(before, after):.4g}")

@@ -108,6 +108,9 @@ def note_outcome(work: Work, recipe: Recipe, progress: Progress) -> None:
         progress.note(caution)
     if cut.blocks:
         progress.note(f"removed as a whole: {listed(cut.blocks)}")
+    lowered = [name.rpartition(".")[0] for name in work.compressed.ranks]
+    if lowered:
+        progress.note(f"two layers of a low rank in the place of: {listed(lowered)}")
     added = added_biases(work)
     if added:
         progress.note(f"got a bias: {', '.join(name.rpartition('.')[0] for name in added)}")
@@ -119,7 +122,9 @@ def note_outcome(work: Work, recipe: Recipe, progress: Progress) -> None:
 
 def added_biases(work: Work) -> tuple[str, ...]:
     """Names of the biases that the network had not before."""
-    return tuple(name for name in work.prepared.network.biases if name in work.cut.narrowed.shapes)
+    shapes = work.cut.narrowed.shapes
+    own = {name: f"{name.removesuffix('bias')}1.bias" for name in work.prepared.network.biases}
+    return tuple(name for name, of_pair in own.items() if name in shapes or of_pair in shapes)
 
 
 def fill_report(work: Work, recipe: Recipe, cost: CostReport, certified: Mapping[str, Certificate]) -> RunReport:

@@ -16,7 +16,7 @@ from compress.compression.layers.decisions import (
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.merging import merge_layers
 from compress.compression.pricing.latency import Timing
-from compress.compression.problem import Calibration, Problem, fit_samples, select_groups
+from compress.compression.problem import Calibration, Problem, fit_samples, select_groups, select_names
 from compress.compression.resume import RunState
 from compress.compression.searching.curves import prepare_search
 from compress.compression.searching.search import SearchResult, Wanted, held_back_bound, search_widths
@@ -31,6 +31,7 @@ from compress.recipe import Recipe
 from compress.report.checks import gated_keys
 from compress.units.branches import find_branches
 from compress.units.groups import UnitGroup
+from compress.units.low_rank import Factorables, find_factorable
 
 
 def choose_widths(
@@ -108,9 +109,12 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
     check_patterns(groups, recipe.layer)
     selected = select_groups(groups, recipe.layer, recipe.exclude)
     usable = tuple(group for group in selected if group.prunable)
-    if not usable:
+    factorables = selected_factorables(prepared, recipe, usable)
+    if not usable and not factorables.layers:
         reasons = "; ".join(f"{group.name}: {group.skip_reason}" for group in selected) or "no layers were found"
-        raise NothingToCompressError(f"No selected layer can be compressed. {reasons}.")
+        refused = "; ".join(f"{path}: {reason}" for path, reason in factorables.refused.items())
+        low_rank = f" Of no low rank can be: {refused}." if refused else ""
+        raise NothingToCompressError(f"No selected layer can be compressed. {reasons}.{low_rank}")
     assert prepared.calibration is not None, "a run needs data"
     if prepared.calibration.sample_count < 8:
         raise DataError(f"At least 8 calibration samples are needed, got {prepared.calibration.sample_count}.")
@@ -135,8 +139,21 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         else tuple(consumer for group in groups for consumer in group.consumers),
         filters=() if recipe.layer or recipe.exclude else prepared.network.filters,
         branches=find_branches(prepared.network, usable) if recipe.depth and searches_widths(recipe) else (),
+        factorables=factorables,
         timing=Timing(recipe.latency_batch, recipe.latency_threads),
     )
+
+
+def selected_factorables(prepared: Prepared, recipe: Recipe, usable: Sequence[UnitGroup]) -> Factorables:
+    """The layers that two of a low rank may stand for, of the recipe's; none where it asks for none.
+
+    Args:
+        usable: groups that may lose units.
+    """
+    if not recipe.low_rank:
+        return Factorables()
+    paths = [path for path, _ in prepared.network.module.named_modules()]
+    return find_factorable(prepared.network, usable, select_names(paths, recipe.layer, recipe.exclude))
 
 
 def calibration_answers(prepared: Prepared) -> Output | None:
@@ -151,6 +168,8 @@ def calibration_answers(prepared: Prepared) -> Output | None:
 
 def check_widths(groups: Sequence[UnitGroup], recipe: Recipe) -> None:
     """Refuse, before any work, options that leave every layer whole. Raises NothingToCompressError."""
+    if not groups:
+        return
     widest = max(groups, key=lambda group: group.unit_count)
     if recipe.keep is not None and all(
         count_to_keep(recipe.keep, group.unit_count) >= group.unit_count for group in groups

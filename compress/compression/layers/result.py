@@ -27,7 +27,7 @@ from compress.report.model import (
 
 CURVE_POINTS = 200  # of a curve or spectrum, in the report
 NEEDS_MEMORY = "left as it is: a width above that needs more --memory"
-WEIGHT = "weight:"  # in front of a state name, in the file of a turn
+WEIGHT, WHOLE = "weight:", "whole:"  # in front of a state name, in the file of a turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +74,13 @@ class Settled:
         weights: state name -> new tensor.
         layer: the result where units were chosen.
         fault: why it comes to nothing, where its moments or the problem on them are no good.
+        whole: what the weights were before they were given a low rank; empty where they were not.
     """
 
     weights: Mapping[str, Tensor]
     layer: LayerResult | None = None
     fault: str | None = None
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, layer: LayerResult) -> Settled:
@@ -89,11 +91,12 @@ class Settled:
         """The same with its weights on a device."""
         weights = {name: tensor.to(device) for name, tensor in self.weights.items()}
         layer = None if self.layer is None else replace(self.layer, weights=weights)
-        return Settled(weights, layer, self.fault)
+        return Settled(weights, layer, self.fault, {name: tensor.to(device) for name, tensor in self.whole.items()})
 
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain data that hold it."""
         tensors = {f"{WEIGHT}{name}": tensor for name, tensor in self.weights.items()}
+        tensors |= {f"{WHOLE}{name}": tensor for name, tensor in self.whole.items()}
         about: dict[str, Any] = {} if self.fault is None else {"fault": self.fault}
         if self.layer is not None:
             tensors["kept"] = self.layer.kept
@@ -103,9 +106,12 @@ class Settled:
     @classmethod
     def from_file(cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Settled | None:
         """What `to_file` gave; None for what another version wrote."""
-        weights = {name.removeprefix(WEIGHT): tensor for name, tensor in tensors.items() if name.startswith(WEIGHT)}
+        weights, whole = (
+            {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
+            for kind in (WEIGHT, WHOLE)
+        )
         if "kept" not in tensors:
-            return cls(weights, fault=about.get("fault"))
+            return cls(weights, fault=about.get("fault"), whole=whole)
         try:
             report = adapter(LayerReport).validate_python(about["layer"])
         except (KeyError, ValidationError):

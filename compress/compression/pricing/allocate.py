@@ -8,7 +8,7 @@ budget, then the slack is spent greedily.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,7 +87,7 @@ class Allocation:
     """Widths with what they are predicted to cost and to do.
 
     Attributes:
-        widths: group name -> units kept.
+        widths: group name -> units kept; and weight's name -> rank, 0 for none, of those that may have a low one.
         damage: summed predicted divergence, nats.
         costs: cost name -> fraction of the original that stays.
         price: of one unit of relative cost, nats.
@@ -111,25 +111,65 @@ class Removal:
     damage: float
 
 
+@dataclass(frozen=True)
+class Lowering:
+    """A weight that may be given a low rank, at one of a few ranks.
+
+    Attributes:
+        ranks: descending; all of them save time.
+        damages: measured divergence (nats) at each, nothing else refitted.
+        shares: time of two layers of each rank, as a fraction of the layer's own.
+    """
+
+    weight: str
+    ranks: tuple[int, ...]
+    damages: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    def damage(self, rank: int) -> float:
+        """Predicted divergence (nats): never less at a smaller rank; none without one."""
+        return max(self.damages[: self.ranks.index(rank) + 1]) if rank else 0.0
+
+    def wider(self, rank: int) -> tuple[int, ...]:
+        """The next larger rank, and the whole weight; nothing above that."""
+        larger = self.ranks[: self.ranks.index(rank)] if rank else ()
+        return tuple(dict.fromkeys([*larger[-1:], 0])) if rank else ()
+
+    def without(self, rank: int) -> Lowering:
+        """The same but for one rank."""
+        left = [place for place, each in enumerate(self.ranks) if each != rank]
+        fields = (self.ranks, self.damages, self.shares)
+        return Lowering(self.weight, *(tuple(values[place] for place in left) for values in fields))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """What may be chosen: widths of layers, blocks that may go, and what they cost."""
+    """What may be chosen: widths of layers, blocks that may go, weights of a low rank, and what they cost.
+
+    Attributes:
+        refused: why other layers may not have a low rank, in words.
+    """
 
     model: CostModel
     curves: Mapping[str, DamageCurve]
     removals: tuple[Removal, ...] = ()
+    lowerings: tuple[Lowering, ...] = ()
+    refused: str = ""
 
     def narrowest(self) -> dict[str, int]:
-        """The smallest widths, without every block that may go."""
+        """The smallest widths and ranks, without every block that may go."""
         gone = {name: 0 for removal in self.removals for name in removal.groups}
-        return {**{name: curve.legal[0] for name, curve in self.curves.items()}, **gone}
+        lowest = {lowering.weight: lowering.ranks[-1] for lowering in self.lowerings}
+        return {**{name: curve.legal[0] for name, curve in self.curves.items()}, **lowest, **gone}
 
     def damage(self, widths: Mapping[str, int]) -> float:
         """Summed predicted divergence (nats)."""
         gone = [removal for removal in self.removals if is_gone(removal, widths)]
         inside = {name for removal in gone for name in removal.groups}
         damages = (float(curve.damage[widths[name]]) for name, curve in self.curves.items() if name not in inside)
-        return sum(damages) + sum(removal.damage for removal in gone)
+        ranks = self.model.ranks(widths)
+        lowered = (each.damage(ranks.get(each.weight, 0)) for each in self.lowerings)
+        return sum(damages) + sum(removal.damage for removal in gone) + sum(lowered)
 
 
 def is_gone(removal: Removal, widths: Mapping[str, int]) -> bool:
@@ -157,6 +197,7 @@ def allocate(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
         raise GateError(
             f"The budget cannot be met: {asked} was asked for, {best} is the least the layers allow; "
             "allow more, or see by `compress inspect` what is skipped and why."
+            + (f" Of no low rank can be: {choices.refused}." if choices.refused else "")
         )
     allocation = search_prices(choices, budgets)
     waiting = list(choices.removals)
@@ -215,7 +256,10 @@ def priced_widths(choices: Choices, prices: Mapping[str, float]) -> dict[str, in
         prices: cost name -> nats for the whole original cost.
     """
     model, curves = choices.model, choices.curves
-    whole = {name: curve.legal[-1] for name, curve in curves.items()}
+    whole = {
+        **{name: curve.legal[-1] for name, curve in curves.items()},
+        **{lowering.weight: 0 for lowering in choices.lowerings},
+    }
     scaled = {cost: price / model.total(cost, whole) for cost, price in prices.items()}
     block_of = {name: removal for removal in choices.removals for name in removal.groups}
     staying = dict(whole)  # widths of all layers, those of blocks that go as they would be
@@ -238,9 +282,25 @@ def priced_widths(choices: Choices, prices: Mapping[str, float]) -> dict[str, in
             narrowed = sum(float(curves[name].damage[staying[name]]) for name in removal.groups)
             goes = removal.damage - narrowed < saved
             widths.update({name: 0 if goes else staying[name] for name in removal.groups})
+        for lowering in choices.lowerings:
+            widths[lowering.weight] = priced_rank(model, lowering, widths, scaled)
         if widths == before:
             break
     return widths
+
+
+def priced_rank(model: CostModel, lowering: Lowering, widths: Mapping[str, int], prices: Mapping[str, float]) -> int:
+    """The rank of one weight that minimises damage + Σ price·cost while all widths stay; 0: none.
+
+    Args:
+        prices: cost name -> nats for a unit of it.
+    """
+
+    def paid(rank: int) -> float:
+        costs = (price * model.of_weight(cost, widths, lowering.weight, rank) for cost, price in prices.items())
+        return lowering.damage(rank) + sum(costs)
+
+    return min((0, *lowering.ranks), key=paid)
 
 
 def saved_cost(model: CostModel, cost: str, widths: Mapping[str, int], groups: Sequence[str]) -> float:
@@ -257,29 +317,38 @@ def spend_slack(choices: Choices, budgets: Mapping[str, float], widths: Mapping[
     """Widen layers while the budgets allow it, each time where damage falls most per relative cost.
 
     Where the damage is flat (at some width no more was measured than at a smaller one) the next width that lowers it
-    counts too, and of widths that lower no damage those that lower the layer's own error most.
+    counts too, and of widths that lower no damage those that lower the layer's own error most. Ranks rise likewise.
     """
-    model, curves = choices.model, choices.curves
+    model = choices.model
     current = dict(widths)
     costs = relative_costs(model, current, budgets)
     while True:
         best, best_rate = None, 0.0
-        for name, curve in curves.items():
-            for width in wider_widths(curve, current[name]) if current[name] else ():
-                wider = {**current, name: width}
-                wider_costs = relative_costs(model, wider, budgets)
-                if any(wider_costs[cost] > limit for cost, limit in budgets.items()):
-                    continue
-                narrow_error, wide_error = (float(curve.errors[at]) ** 2 for at in (current[name], width))
-                saved = float(curve.damage[current[name]] - curve.damage[width])
-                saved += FLAT * max(0.0, narrow_error - wide_error)
-                spent = max(sum(wider_costs[cost] - costs[cost] for cost in budgets), 1e-12)
-                if saved / spent > best_rate:
-                    best, best_rate = wider, saved / spent
+        for name, width, saved in widenings(choices, current):
+            wider = {**current, name: width}
+            wider_costs = relative_costs(model, wider, budgets)
+            if any(wider_costs[cost] > limit for cost, limit in budgets.items()):
+                continue
+            spent = max(sum(wider_costs[cost] - costs[cost] for cost in budgets), 1e-12)
+            if saved / spent > best_rate:
+                best, best_rate = wider, saved / spent
         if best is None:
             break
         current, costs = best, relative_costs(model, best, budgets)
     return Allocation(current, choices.damage(current), relative_costs(model, current), price)
+
+
+def widenings(choices: Choices, current: Mapping[str, int]) -> Iterator[tuple[str, int, float]]:
+    """Wider layers and larger ranks, one step from the present ones: name, width or rank, and the damage it saves."""
+    for name, curve in choices.curves.items():
+        for width in wider_widths(curve, current[name]) if current[name] else ():
+            narrow_error, wide_error = (float(curve.errors[at]) ** 2 for at in (current[name], width))
+            saved = float(curve.damage[current[name]] - curve.damage[width])
+            yield name, width, saved + FLAT * max(0.0, narrow_error - wide_error)
+    for lowering in choices.lowerings:
+        rank = current.get(lowering.weight, 0)
+        for larger in lowering.wider(rank):
+            yield lowering.weight, larger, lowering.damage(rank) - lowering.damage(larger) + FLAT
 
 
 def wider_widths(curve: DamageCurve, width: int) -> list[int]:

@@ -7,8 +7,9 @@ is multilinear in the widths, and exact for parameters and for the multiply-accu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -23,11 +24,20 @@ from compress.units.groups import UnitGroup
 class Latencies(Protocol):
     """Predicts latency."""
 
-    def milliseconds(self, removed: Mapping[str, int]) -> float:
-        """Time when so many units of each group are removed."""
+    def milliseconds(self, removed: Mapping[str, int], ranks: Mapping[str, int] | None = None) -> float:
+        """Time when so many units of each group are removed, and weights by their names have such ranks."""
 
-    def profile(self, removed: Mapping[str, int], group: str, counts: Sequence[int]) -> Tensor:
+    def profile(
+        self,
+        removed: Mapping[str, int],
+        group: str,
+        counts: Sequence[int],
+        ranks: Mapping[str, int] | None = None,
+    ) -> Tensor:
         """Times (n,) of what a group has a part in when `counts` of its units are removed."""
+
+    def of_map(self, removed: Mapping[str, int], weight: str, rank: int) -> float:
+        """Time of the map of one weight at a rank."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,18 @@ class SizedTensor:
     cuts: tuple[tuple[tuple[str, int], ...], ...]
     uses: int
 
-    def elements(self, removed: Mapping[str, int]) -> float:
-        """Elements left when so many units of each group are removed."""
-        return math.prod(
+    def elements(self, removed: Mapping[str, int], rank: int = 0) -> float:
+        """Elements left when so many units of each group are removed.
+
+        Args:
+            rank: of the two weights in its place, which are taken where they have fewer elements; 0: there are none.
+        """
+        extents = [
             extent - sum(each * removed.get(group, 0) for group, each in cuts)
             for extent, cuts in zip(self.shape, self.cuts, strict=True)
-        )
+        ]
+        whole = math.prod(extents)
+        return min(whole, rank * (extents[0] + whole / extents[0])) if rank and whole else whole
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,8 @@ class CostModel:
         latency: predicts milliseconds from the units removed per group; None where latency was not measured.
         blocks: for each block that may go as a whole the group that has no unit then, and the names of the parameters
             that go with it.
+        lowerable: names of the weights that may be given a low rank, which stands among the widths by the weight's name
+            (0: none).
     """
 
     units: dict[str, int]
@@ -73,6 +91,7 @@ class CostModel:
     gained: int = 0
     latency: Latencies | None = None
     blocks: tuple[tuple[str, frozenset[str]], ...] = ()
+    lowerable: frozenset[str] = frozenset()
 
     @property
     def costs(self) -> tuple[str, ...]:
@@ -83,7 +102,7 @@ class CostModel:
         """One cost at the given widths."""
         if cost == "latency":
             assert self.latency is not None, "asked for only where it was measured"
-            return self.latency.milliseconds(self.removed(widths))
+            return self.latency.milliseconds(self.removed(widths), self.ranks(widths))
         return self.macs(widths) if cost == "macs" else self.parameters(widths)
 
     def original(self, cost: str) -> float:
@@ -97,7 +116,28 @@ class CostModel:
             return self.slope(cost, widths, group) * places
         assert self.latency is not None, "asked for only where it was measured"
         counts = [self.units[group] - width for width in legal]
-        return self.latency.profile(self.removed(widths), group, counts)
+        return self.latency.profile(self.removed(widths), group, counts, self.ranks(widths))
+
+    def of_weight(self, cost: str, widths: Mapping[str, int], weight: str, rank: int) -> float:
+        """One cost of one weight alone, or of the two in its place, at a rank (0: whole)."""
+        removed = self.removed(widths)
+        if cost == "latency":
+            assert self.latency is not None, "asked for only where it was measured"
+            return self.latency.of_map(removed, weight, rank)
+        tensor = self._by_name[weight]
+        return (1 if cost == "params" else tensor.uses) * tensor.elements(removed, rank)
+
+    @cached_property
+    def _by_name(self) -> dict[str, SizedTensor]:
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    def ranks(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """The weights that have a low rank, and that rank."""
+        return {name: widths[name] for name in self.lowerable if widths.get(name) and name not in self.gone(widths)}
+
+    def gone(self, widths: Mapping[str, int]) -> set[str]:
+        """Names of the parameters that go with their blocks."""
+        return set().union(*(names for group, names in self.blocks if widths.get(group, 1) == 0))
 
     def removed(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Units removed per group; a group that is not named keeps all."""
@@ -105,25 +145,29 @@ class CostModel:
 
     def parameters(self, widths: Mapping[str, int]) -> float:
         """Scalars in parameters."""
-        removed = self.removed(widths)
-        gone: set[str] = set().union(*(names for group, names in self.blocks if widths.get(group, 1) == 0))
-        return sum(tensor.elements(removed) for tensor in self.tensors if tensor.name not in gone)
+        removed, gone, ranks = self.removed(widths), self.gone(widths), self.ranks(widths)
+        return sum(
+            tensor.elements(removed, ranks.get(tensor.name, 0)) for tensor in self.tensors if tensor.name not in gone
+        )
 
     def macs(self, widths: Mapping[str, int]) -> float:
         """Multiply-accumulates of one sample."""
-        removed = self.removed(widths)
-        return self.fixed_macs + sum(tensor.uses * tensor.elements(removed) for tensor in self.tensors if tensor.uses)
+        removed, ranks = self.removed(widths), self.ranks(widths)
+        return self.fixed_macs + sum(
+            tensor.uses * tensor.elements(removed, ranks.get(tensor.name, 0)) for tensor in self.tensors if tensor.uses
+        )
 
     def slope(self, cost: str, widths: Mapping[str, int], group: str) -> float:
         """What one unit of `group` costs while the other widths stay: exact where no tensor is cut twice by it."""
-        removed = self.removed(widths)
+        removed, ranks = self.removed(widths), self.ranks(widths)
         more = {**removed, group: removed[group] + 1}
         total = 0.0
         for tensor in self.tensors:
             if any(name == group for cuts in tensor.cuts for name, _ in cuts):
                 factor = 1 if cost == "params" else tensor.uses
                 if factor:
-                    total += factor * (tensor.elements(removed) - tensor.elements(more))
+                    rank = ranks.get(tensor.name, 0)
+                    total += factor * (tensor.elements(removed, rank) - tensor.elements(more, rank))
         return total
 
 
@@ -134,6 +178,7 @@ def cost_model(
     forward_macs: int,
     biases: Sequence[str] = (),
     branches: Sequence[Branch] = (),
+    lowerable: Iterable[str] = (),
 ) -> CostModel:
     """The cost model of a traced network.
 
@@ -142,6 +187,7 @@ def cost_model(
         forward_macs: multiply-accumulates of one sample, as measured; what the maps found here do not explain is fixed.
         biases: names of the parameters that the original does not have.
         branches: blocks that may go as a whole; the constant that is left of one counts as nothing.
+        lowerable: names of the weights that may be given a low rank.
     """
     cuts: dict[tuple[str, int], list[tuple[str, int]]] = {}
     for group in groups:
@@ -164,6 +210,7 @@ def cost_model(
         max(0, forward_macs - explained),
         sum(parameters[name].numel() for name in biases),
         blocks=tuple((each.end, frozenset(name for name in parameters if each.holds(name))) for each in branches),
+        lowerable=frozenset(lowerable),
     )
 
 

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -78,6 +78,7 @@ class TimedMap:
             outputs; at 0 nothing is left. A map cut on both sides takes their product over the whole time.
         shrinking: milliseconds of what follows it, at full width, that shrink with the output channels.
         fixed: milliseconds of what follows it that it takes at any width.
+        pairs: rank -> time of two layers of that rank in its place, as a fraction of its own.
     """
 
     name: str
@@ -86,6 +87,12 @@ class TimedMap:
     inputs: Tensor
     shrinking: float = 0.0
     fixed: float = 0.0
+    pairs: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def weight(self) -> str:
+        """State name of its weight."""
+        return f"{self.name}.weight"
 
     def depends_on(self, group: str) -> bool:
         """Whether the group cuts the map."""
@@ -96,16 +103,16 @@ class TimedMap:
         """The times as plain numbers, for one width at a time."""
         return self.outputs.tolist(), self.inputs.tolist()
 
-    def milliseconds(self, removed: Mapping[str, int]) -> float:
+    def milliseconds(self, removed: Mapping[str, int], rank: int = 0) -> float:
         """Time when so many units of each group are removed; without channels its block is gone, and all of it."""
         out, into = (extent - sum(each * removed.get(name, 0) for name, each in cuts) for extent, cuts in self.sides)
         if out <= 0 or into <= 0:
             return 0.0
         outputs, inputs = self._numbers
-        map_time = outputs[out] * inputs[into] / max(outputs[-1], 1e-12)
+        map_time = self.pairs.get(rank, 1.0) * outputs[out] * inputs[into] / max(outputs[-1], 1e-12)
         return map_time + self.shrinking * out / self.sides[0][0] + self.fixed
 
-    def profile(self, removed: Mapping[str, int], group: str, counts: Sequence[int]) -> Tensor:
+    def profile(self, removed: Mapping[str, int], group: str, counts: Sequence[int], rank: int = 0) -> Tensor:
         """Times (n,) when so many units of each group are removed, of `group` each of `counts`."""
         varied = torch.tensor(counts, dtype=torch.int64)
         out, into = (
@@ -114,7 +121,8 @@ class TimedMap:
         )
         out, into = (torch.as_tensor(side).clamp_min(0).expand(len(varied)) for side in (out, into))
         whole = max(float(self.outputs[-1]), 1e-12)
-        times = self.outputs[out] * self.inputs[into] / whole + self.shrinking * out / self.sides[0][0] + self.fixed
+        map_times = self.pairs.get(rank, 1.0) * self.outputs[out] * self.inputs[into] / whole
+        times = map_times + self.shrinking * out / self.sides[0][0] + self.fixed
         return torch.where((out > 0) & (into > 0), times, 0.0)
 
 
@@ -131,15 +139,35 @@ class LatencyModel:
     fixed: float
     scale: float = 1.0
 
-    def milliseconds(self, removed: Mapping[str, int]) -> float:
-        """Time when so many units of each group are removed."""
-        total = self.fixed + sum(each.milliseconds(removed) for each in self.maps)
-        return total * (self.scale if any(removed.values()) else 1.0)
+    def milliseconds(self, removed: Mapping[str, int], ranks: Mapping[str, int] | None = None) -> float:
+        """Time when so many units of each group are removed, and weights by their names have such ranks."""
+        known = ranks or {}
+        total = self.fixed + sum(each.milliseconds(removed, known.get(each.weight, 0)) for each in self.maps)
+        return total * (self.scale if ranks or any(removed.values()) else 1.0)
 
-    def profile(self, removed: Mapping[str, int], group: str, counts: Sequence[int]) -> Tensor:
+    def profile(
+        self,
+        removed: Mapping[str, int],
+        group: str,
+        counts: Sequence[int],
+        ranks: Mapping[str, int] | None = None,
+    ) -> Tensor:
         """Times (n,) of the maps that a group cuts when `counts` of its units are removed."""
-        profiles = [each.profile(removed, group, counts) for each in self.maps if each.depends_on(group)]
+        known = ranks or {}
+        profiles = [
+            each.profile(removed, group, counts, known.get(each.weight, 0))
+            for each in self.maps
+            if each.depends_on(group)
+        ]
         return self.scale * torch.stack(profiles).sum(0) if profiles else torch.zeros(len(counts), dtype=torch.float64)
+
+    def of_map(self, removed: Mapping[str, int], weight: str, rank: int) -> float:
+        """Time of the map of one weight at a rank (0: whole)."""
+        return self.scale * sum(each.milliseconds(removed, rank) for each in self.maps if each.weight == weight)
+
+    def with_pairs(self, pairs: Mapping[str, Mapping[int, float]]) -> LatencyModel:
+        """The model that knows of two layers in the place of maps: weight -> rank -> fraction of the map's time."""
+        return replace(self, maps=tuple(replace(each, pairs=pairs.get(each.weight, {})) for each in self.maps))
 
 
 def measure_latency_model(
@@ -242,14 +270,19 @@ def input_shape(program: Program, linear: LinearMap, batch: int) -> tuple[int, .
     return max(1, first * batch // len(program.network.examples[0])), *others
 
 
-def time_chosen(network: Network, model: LatencyModel, removed: Mapping[str, int], timing: Timing) -> list[MapTime]:
-    """Each map by itself at the widths that were chosen: predicted, and measured again; without grouped ones."""
+def time_chosen(
+    network: Network, model: LatencyModel, removed: Mapping[str, int], ranks: Mapping[str, int], timing: Timing
+) -> list[MapTime]:
+    """Each map by itself at the widths that were chosen: predicted, and measured again.
+
+    Grouped ones are left out, and those whose weights have a low rank, which two layers compute.
+    """
     maps = {each.name: each for each in model.maps}
     times: list[MapTime] = []
     batch = len(timing.inputs(network)[0])
     for linear in linear_maps(network.graph):
         name = "" if linear.weight is None else linear.weight.rpartition(".")[0]
-        if linear.weight is None or name not in maps or linear.groups > 1:
+        if linear.weight is None or name not in maps or linear.groups > 1 or linear.weight in ranks:
             continue
         timed, weight, layout = maps[name], network.state[linear.weight], linear.layout
         out, into = (extent - sum(own * removed.get(key, 0) for key, own in cuts) for extent, cuts in timed.sides)

@@ -18,6 +18,7 @@ from compress.compression.pricing.latency import measure_latency_model
 from compress.compression.problem import Problem, Recorded, record_all
 from compress.compression.resume import KnownCurves, RunState
 from compress.compression.searching.damage import measure_divergences, probe_widths
+from compress.compression.searching.lowerings import LEVELS, SLOWER, Lowerings, find_lowerings
 from compress.convex import SelectionCurve
 from compress.progress import Progress
 from compress.recording.layer_moments import LayerMoments
@@ -39,6 +40,7 @@ class Search:
         facts: what the moments of all units say, per group.
         skipped: group name -> why it stays as it is; such a group has no moments, curve or facts.
         removals: the blocks that may go as a whole, with what that does.
+        lowerings: the weights that may be given a low rank, likewise, and why others may not.
         known: what was kept of the original network, for sweeps.
         kept_state: where what is found is kept for a run that goes on from here.
     """
@@ -51,13 +53,30 @@ class Search:
     facts: dict[str, LayerFacts]
     skipped: dict[str, str] = field(default_factory=dict)
     removals: tuple[Removal, ...] = ()
+    lowerings: Lowerings = field(default_factory=Lowerings)
     known: KnownOriginal | None = None
     kept_state: RunState | None = None
 
     @property
     def choices(self) -> Choices:
         """What the widths are chosen from."""
-        return Choices(self.model, self.damages, self.removals)
+        refused = "; ".join(f"{path}: {reason}" for path, reason in self.lowerings.refused.items())
+        return Choices(self.model, self.damages, self.removals, self.lowerings.usable, refused)
+
+    def ranks(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """The weights that have a low rank at these widths, and that rank."""
+        return self.model.ranks(widths)
+
+    def without_ranks(self, ranks: Mapping[str, int]) -> Search:
+        """The search without these ranks of weights, whose two layers are no faster at the widths in question."""
+        usable, refused = [], dict(self.lowerings.refused)
+        for lowering in self.lowerings.usable:
+            left = lowering.without(ranks[lowering.weight]) if lowering.weight in ranks else lowering
+            if left.ranks:
+                usable.append(left)
+            else:
+                refused[lowering.weight.rpartition(".")[0]] = SLOWER
+        return replace(self, lowerings=Lowerings(tuple(usable), refused))
 
 
 def prepare_search(
@@ -94,8 +113,15 @@ def prepare_search(
         for name, widths in legal.items()
     }
     parameters = dict(problem.network.module.named_parameters())
+    lowerings = find_all_lowerings(problem, options, progress, kept_state)
     model = cost_model(
-        problem.program, problem.groups, parameters, problem.forward_macs, problem.network.biases, problem.branches
+        problem.program,
+        problem.groups,
+        parameters,
+        problem.forward_macs,
+        problem.network.biases,
+        problem.branches,
+        [lowering.weight for lowering in lowerings.usable],
     )
     removals = tuple(
         Removal(branch.groups, dict(known.measured[branch.end]).get(0, math.inf))
@@ -107,10 +133,37 @@ def prepare_search(
         latency = problem.share.from_first(
             lambda: measure_latency_model(problem.network, problem.groups, model.tensors, problem.timing)
         )
-        model = replace(model, latency=latency)
+        pairs = {each.weight: dict(zip(each.ranks, each.shares, strict=True)) for each in lowerings.usable}
+        model = replace(model, latency=latency.with_pairs(pairs))
     return Search(
-        problem, model, moments, known.curves, damages, known.facts, known.skipped, removals, original, kept_state
+        problem,
+        model,
+        moments,
+        known.curves,
+        damages,
+        known.facts,
+        known.skipped,
+        removals,
+        lowerings,
+        original,
+        kept_state,
     )
+
+
+def find_all_lowerings(
+    problem: Problem, options: LayerOptions, progress: Progress, kept_state: RunState | None
+) -> Lowerings:
+    """The weights that may be given a low rank, from an earlier run's state where it has them."""
+    if not problem.factorables.layers:
+        return Lowerings(refused=problem.factorables.refused)
+    known = None if kept_state is None else kept_state.read_lowerings()
+    if known is not None:
+        return Lowerings(*known)
+    samples = affordable_samples(problem, len(LEVELS) * len(problem.factorables.layers))
+    found = find_lowerings(problem, options, samples, progress)
+    if kept_state is not None:
+        kept_state.write_lowerings(found.usable, found.refused)
+    return found
 
 
 def find_curves(

@@ -57,6 +57,27 @@ def measure_divergences(
         Group name -> (width, mean divergence per sample).
     """
     cuts = solvable_cuts(problem, moments, curves, widths, options)
+    distances = measure_cuts(problem, cuts, samples=samples, advance=advance)
+    measured: dict[str, list[tuple[int, float]]] = {group.name: [] for group in problem.groups}
+    for cut, distance in zip(cuts, distances, strict=True):
+        measured[cut.name].append((cut.width, distance))
+    return measured
+
+
+def measure_cuts(
+    problem: Problem,
+    cuts: Sequence[Cut],
+    *,
+    samples: int,
+    advance: Callable[[int], None] | None = None,
+    base: Mapping[str, Tensor] | None = None,
+) -> list[float]:
+    """Divergence of the outputs from the original's for every cut, by itself, on held-back samples.
+
+    Args:
+        samples: how many of the held-back samples.
+        base: state of the network that is cut; None: the original's.
+    """
     sums = Distances(problem.outputs, len(cuts))
     stream = problem.held_back
     with torch.inference_mode():
@@ -64,21 +85,18 @@ def measure_divergences(
             if sums.samples >= samples or not cuts:
                 break
             inputs = [tensor.to(problem.device) for tensor in stream.read(number)]
-            add_batch(problem, cuts, inputs, size, sums)
+            add_batch(problem, cuts, inputs, size, sums, base)
             if advance is not None:
                 advance(size)
-    measured: dict[str, list[tuple[int, float]]] = {group.name: [] for group in problem.groups}
-    for cut, distance in zip(cuts, sums.weighted(), strict=True):
-        measured[cut.name].append((cut.width, distance))
-    return measured
+    return list(sums.weighted())
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """One layer cut to one width and refitted on the original's features.
+    """One layer cut to one width, or to one rank, and refitted on the original's features.
 
     Attributes:
-        name: of the group of units.
+        name: of the group of units, or of the weight that has the rank.
         weights: state name -> what its consumers have then.
         start: nodes from whose values a pass through the network with these weights can start.
     """
@@ -111,17 +129,25 @@ def solvable_cuts(
     return cuts
 
 
-def add_batch(problem: Problem, cuts: Sequence[Cut], inputs: Sequence[Tensor], size: int, sums: Distances) -> None:
+def add_batch(
+    problem: Problem,
+    cuts: Sequence[Cut],
+    inputs: Sequence[Tensor],
+    size: int,
+    sums: Distances,
+    base: Mapping[str, Tensor] | None = None,
+) -> None:
     """Add the distances of every cut network's outputs on one batch.
 
     Of the original's values no more are held at once than the cuts in front of which the pass stands start from.
     """
-    program, state, nodes = problem.program, problem.state, list(problem.output_nodes)
+    program, nodes = problem.program, list(problem.output_nodes)
+    state = problem.state if base is None else base
 
     def outputs_of(values: Mapping[str, tuple[Any, ...]]) -> dict[str, Tensor]:
         return {output.name: values[str(output.node)][0] for output in problem.outputs}
 
-    before = outputs_of(run(program, (state,), inputs, nodes))
+    before = outputs_of(run(program, (problem.state,), inputs, nodes))
     sums.start(before, size)
     waiting = dict(enumerate(cuts))
     known: dict[str, tuple[Any, ...]] = {}

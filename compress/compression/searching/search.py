@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from compress.compression.layers.layer import POLISHABLE, LayerOptions, layer_un
 from compress.compression.layers.result import rounded
 from compress.compression.pricing.allocate import Allocation, allocate, priced_widths, relative_costs
 from compress.compression.pricing.latency import MOST_PASSES, LatencyModel, time_chosen
+from compress.compression.pricing.pairs import extents_left
 from compress.compression.problem import Problem, record_all
 from compress.compression.searching.curves import Search
+from compress.compression.searching.lowerings import describe_lowered, faster_ranks
 from compress.compression.searching.revision import revised_allocation, with_less_damage
 from compress.compression.sweep import Compressed, refine, sweep
 from compress.convex import MultitaskLasso
@@ -27,6 +30,7 @@ from compress.progress import Portion, Progress
 from compress.recipe import Bound
 from compress.report.model import Certificate, LayerSearch, SearchReport, Step, Trial
 from compress.units.branches import removed_branches, replacements
+from compress.units.low_rank import factored
 from compress.units.surgery import narrow
 
 LATENCY_CHECKS = 5  # cut networks that are timed before the sweep, each correcting the predicted latency
@@ -53,8 +57,8 @@ class SearchResult:
 
     @property
     def whole(self) -> bool:
-        """Whether no layer lost a unit."""
-        return not any(result.is_cut for result in self.compressed.results)
+        """Whether no layer lost a unit or its rank."""
+        return not any(result.is_cut for result in self.compressed.results) and not self.compressed.ranks
 
 
 @dataclass(frozen=True)
@@ -123,15 +127,17 @@ def search_widths(
     """
     trials: list[Trial] = []
 
-    def attempt(allocation: Allocation) -> SearchResult:
+    def attempt(search: Search, allocation: Allocation) -> SearchResult:
         return _run_trial(search, allocation, options, Portion(progress, 0, 1 / (1 + sweeps)), trials)
 
     if budgets:
         if "latency" in budgets:
-            search, allocation = timed_search(search, budgets, progress)
+            search, allocation = with_faster_pairs(search, lambda each: timed_search(each, budgets, progress))
         else:
-            allocation = allocate(search.choices, budgets)
-        searched = refined(revised(attempt(allocation), budgets, attempt), options, progress, sweeps)
+            search, allocation = with_faster_pairs(search, lambda each: (each, allocate(each.choices, budgets)))
+        searched = refined(
+            revised(attempt(search, allocation), budgets, partial(attempt, search)), options, progress, sweeps
+        )
         judgement = None if wanted is None else wanted.judge(searched.compressed)
         if wanted is not None and judgement is not None and not judgement.passed:
             raise GateError(
@@ -148,7 +154,7 @@ def revised(
 ) -> SearchResult:
     """A sweep's result, or that of another at widths revised by what the first measured, where less damage is done."""
     allocation = revised_allocation(first.search, first.allocation, first.compressed, budgets)
-    if allocation is None:
+    if allocation is None or slower_pairs(first.search, allocation.widths):
         return first
     if "latency" in budgets and time_allocation(first.search, allocation.widths) > budgets["latency"]:
         return first
@@ -196,6 +202,34 @@ def timed_search(search: Search, budgets: Mapping[str, float], progress: Progres
     return search, min(fast, key=lambda each: each.damage) if fast else allocation
 
 
+def with_faster_pairs(
+    search: Search, allot: Callable[[Search], tuple[Search, Allocation]]
+) -> tuple[Search, Allocation]:
+    """The allocation all of whose ranks save time at its widths; the search without the ranks that did not.
+
+    Args:
+        allot: gives an allocation from what a search knows, and that search.
+    """
+    while True:
+        search, allocation = allot(search)
+        slow = slower_pairs(search, allocation.widths)
+        if not slow:
+            return search, allocation
+        search = search.without_ranks(slow)
+
+
+def slower_pairs(search: Search, widths: Mapping[str, int]) -> dict[str, int]:
+    """The weights of a low rank, and that rank, for which two layers are no faster than one at these widths."""
+    problem, ranks = search.problem, search.ranks(widths)
+    slow: dict[str, int] = {}
+    for layer in problem.factorables.layers:
+        rank = ranks.get(layer.weight, 0)
+        extents = extents_left(layer, problem.groups, widths)
+        if rank and not faster_ranks(problem, layer, [rank], extents):
+            slow[layer.weight] = rank
+    return slow
+
+
 def corrected_search(search: Search, factor: float) -> Search:
     """The search whose predicted latency of every cut network is multiplied by `factor`."""
     latency = search.model.latency
@@ -211,17 +245,22 @@ def time_allocation(search: Search, widths: Mapping[str, int]) -> float:
         else torch.arange(group.unit_count)  # where memory was short the curve does not know them all
         for group in search.problem.groups
     }
-    return time_cut(search.problem, kept)
+    return time_cut(search.problem, kept, search.ranks(widths))
 
 
-def time_cut(problem: Problem, kept: Mapping[str, Tensor]) -> float:
-    """Measured latency of the network with these units as a fraction of the original's; the first process measures."""
+def time_cut(problem: Problem, kept: Mapping[str, Tensor], ranks: Mapping[str, int] | None = None) -> float:
+    """Measured latency of the network with these units as a fraction of the original's; the first process measures.
+
+    Args:
+        ranks: weights that have a low rank -> that rank.
+    """
     module, sample = problem.network.module, problem.timing.inputs(problem.network)
     going = removed_branches(problem.branches, {name: len(units) for name, units in kept.items()})
 
     def measure() -> float:
         replaced = replacements(problem.network, going, kept, {})
-        cut = narrow(module, kept, problem.groups, replaced=replaced).module
+        narrowed = narrow(module, kept, problem.groups, replaced=replaced)
+        cut = factored(narrowed, {name.rpartition(".")[0]: rank for name, rank in (ranks or {}).items()}).module
         with problem.timing.running():
             before, after = measure_latency((module, cut), sample, most=MOST_PASSES)
         return after.least / before.least
@@ -243,8 +282,34 @@ def _run_trial(
         known=search.known,
         kept_state=search.kept_state,
     )
+    compressed = lowered(search, search.ranks(allocation.widths), compressed, options, progress)
     note_trial(trials, allocation, compressed)
     return SearchResult(search, compressed, allocation, trials)
+
+
+def lowered(
+    search: Search, ranks: Mapping[str, int], compressed: Compressed, options: LayerOptions, progress: Progress
+) -> Compressed:
+    """The compressed network after a sweep that gives weights their ranks. Raises GateError where one gets none."""
+    if not ranks:
+        return compressed
+    after = refine(
+        search.problem,
+        compressed,
+        options,
+        progress,
+        sweeps=1,
+        ranks=ranks,
+        stage="lowering",
+        known=search.known,
+        kept_state=search.kept_state,
+    )
+    missing = [name.rpartition(".")[0] for name in ranks if name not in after.ranks]
+    if missing:
+        raise GateError(
+            f"The budget cannot be met: {', '.join(missing)} cannot be given a low rank in the cut network."
+        )
+    return after
 
 
 def plan_widths(search: Search, widths: Mapping[str, int]) -> Plan:
@@ -305,15 +370,13 @@ def milder_search(
     searched: SearchResult, options: LayerOptions, progress: Progress, *, sweeps: int = 0
 ) -> SearchResult:
     """The same search at a third of the predicted damage."""
-    allocation = at_damage(searched.search, searched.allocation.damage / 3)
-    return refined(
-        _run_trial(searched.search, allocation, options, progress, searched.trials), options, progress, sweeps
-    )
+    search, allocation = faster_at_damage(searched.search, searched.allocation.damage / 3)
+    return refined(_run_trial(search, allocation, options, progress, searched.trials), options, progress, sweeps)
 
 
 def _largest_cut(
     search: Search,
-    attempt: Callable[[Allocation], SearchResult],
+    attempt: Callable[[Search, Allocation], SearchResult],
     wanted: Wanted,
 ) -> SearchResult:
     """Raise and lower the predicted damage until the accuracy just stays within the bound."""
@@ -323,12 +386,12 @@ def _largest_cut(
     target = wanted.first
     seen: set[tuple[int, ...]] = set()
     for _ in range(ACCURACY_SWEEPS):
-        allocation = at_damage(search, target)
+        search, allocation = faster_at_damage(search, target)
         key = tuple(allocation.widths.values())
         if key in seen:
             break
         seen.add(key)
-        searched = attempt(allocation)
+        searched = attempt(search, allocation)
         judgement = wanted.judge(searched.compressed)
         lost = lost if judgement.passed else judgement.lost
         if judgement.passed:
@@ -348,6 +411,11 @@ def _largest_cut(
             f"No cut stayed within the {wanted.bound} that may be lost; the last one lost {lost}. Nothing was written."
         )
     return best
+
+
+def faster_at_damage(search: Search, target: float) -> tuple[Search, Allocation]:
+    """As `at_damage`, of ranks that save time alone; and the search without those that did not."""
+    return with_faster_pairs(search, lambda each: (each, at_damage(each, target)))
 
 
 def at_damage(search: Search, target: float) -> Allocation:
@@ -396,7 +464,13 @@ def search_report(searched: SearchResult) -> SearchReport:
     """How the widths were found: trials, per layer the measured and the predicted damage, and times."""
     problem, model = searched.search.problem, searched.search.model
     times = (
-        time_chosen(problem.network, model.latency, model.removed(searched.allocation.widths), problem.timing)
+        time_chosen(
+            problem.network,
+            model.latency,
+            model.removed(searched.allocation.widths),
+            searched.compressed.ranks,
+            problem.timing,
+        )
         if isinstance(model.latency, LatencyModel)
         else []
     )
@@ -404,6 +478,8 @@ def search_report(searched: SearchResult) -> SearchReport:
         trials=tuple(searched.trials),
         predicted_costs=searched.allocation.costs,
         times=tuple(times),
+        low_rank=describe_lowered(problem, searched.search.lowerings, searched.compressed, searched.allocation.widths),
+        full_rank=dict(searched.search.lowerings.refused),
         layers={
             name: LayerSearch(
                 width=searched.allocation.widths[name],

@@ -24,7 +24,16 @@ from compress.report.html.charts import (
 from compress.report.html.glossary import GLOSSARY
 from compress.report.html.overview import damage_chart, search_chart, search_rows, strip_chart
 from compress.report.model import Check, ClassScore, EvaluationReport, LayerReport, ModuleCost, RunReport
-from compress.report.rows import decimals, export_rows, forecast_text, headline, summary_rows, time_rows
+from compress.report.rows import (
+    LOW_RANK,
+    decimals,
+    export_rows,
+    forecast_text,
+    headline,
+    low_rank_rows,
+    summary_rows,
+    time_rows,
+)
 
 MOST_CLASSES = 40
 MOST_CHANGES = 12
@@ -189,6 +198,9 @@ def search_view(report: RunReport) -> dict[str, Any] | None:
         "damage": damage_chart(report),
         "rows": search_rows(report.search.trials),
         "times": time_rows(report.search.times),
+        "low_rank": low_rank_rows(report.search.low_rank),
+        "low_rank_columns": LOW_RANK,
+        "full_rank": report.search.full_rank,
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from compress.report.model.numbers import Count, Measured, Point, Real, Share, Step
+from compress.report.model.numbers import Count, Counts, Measured, Point, Real, Share, Step
 
 
 @dataclass(frozen=True)
@@ -171,13 +171,41 @@ class MapTime:
 
 
 @dataclass(frozen=True)
+class LowRankLayer:
+    """A layer in whose place two layers of a low rank stand.
+
+    Attributes:
+        kind: what it was, in words.
+        tried: damage (nats) at each rank that was measured, in the original network.
+        predicted_damage, measured_damage: that at `rank`, and what the rank adds in the cut network; on held-back
+            samples.
+        macs: of it alone, a sample; milliseconds: of it alone, at the widths that are left.
+    """
+
+    name: str
+    kind: str
+    rank: Count
+    tried: tuple[Step, ...]
+    predicted_damage: Real
+    measured_damage: Real
+    macs: Counts
+    milliseconds: Measured
+
+
+@dataclass(frozen=True)
 class SearchReport:
-    """How the widths were found; `times` where they were chosen under a budget of time."""
+    """How the widths were found; `times` where they were chosen under a budget of time.
+
+    Attributes:
+        low_rank: layers that became two; `full_rank`: of the others that were in question, name -> why not.
+    """
 
     trials: tuple[Trial, ...]
     predicted_costs: dict[str, Real]
     layers: dict[str, LayerSearch]
     times: tuple[MapTime, ...] = ()
+    low_rank: tuple[LowRankLayer, ...] = ()
+    full_rank: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
