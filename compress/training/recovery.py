@@ -2,10 +2,10 @@
 
 The original is asked on the calibration samples (images also flipped and shifted a little): its outputs, and
 its features in front of the last pooling. Steps are relative to the size of each output's own weights: one rate suits
-every layer, with a normalisation or with it folded away. The largest rate that does no harm in a brief trial is taken:
-in the whole run large ones get farther, and a few steps do not tell by how much; where it gains nothing by half of the
-run, the next smaller one begins anew. Statistics of batch norms are taken again where that helps. What held-back
-samples like best is kept, and where they like nothing better, or every rate does harm, the network stays as it is.
+every layer, with a normalisation or with it folded away. The largest rate that does no harm in a brief trial is taken,
+else the smallest: in the whole run large ones get farther, and a few steps do not tell by how much. Where it gains
+nothing by half of the run, the next smaller one begins anew. Statistics of batch norms are taken again where that
+helps. What held-back samples like best is kept, and where they like nothing better the network stays as it is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from compress.training.nearness import Check, check_held_back, measure_scales, o
 
 AUTO_EPOCHS = 6  # epochs over the fitting samples unless told otherwise
 PARTS = (0.05, 0.15)  # of the fitting samples, that a recovery is repeated on for a forecast
-RATES = (6e-3, 2e-3, 6e-4, 2e-4)  # of Adam, relative to the weights; tried in this order
+RATES = (6e-3, 2e-3, 6e-4)  # of Adam, relative to the weights; tried in this order
 TRIAL = 0.06  # share of the steps that a rate is tried for
 HARM = 1.1  # held-back loss after a trial, relative to that before, above which a rate is too large
 CHECKS = 4  # times that held-back samples are looked at
@@ -257,11 +257,10 @@ def recover(
     if refreshed is not None and not helped:
         best.losses.pop(), best.checks.pop()
     runs = Runs(judge, seen, takes_images(examples), seed, copy.deepcopy(best.module), progress)
-    most = HARM * best.loss
-    tried = runs.harmless(rates, trial, most) if trial else []
+    tried = runs.harmless(rates, trial, HARM * best.loss) if trial else []
     rate, steps_taken = rates[max(0, len(tried) - 1)], 0
     smaller = rates[len(tried) :] if tried else ()
-    if planned and (not tried or tried[-1][1] <= most):
+    if planned:
         start = len(best.losses)
         steps_taken = runs.descend(best, rate, planned)
         if not best.step and smaller:

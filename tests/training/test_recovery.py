@@ -118,10 +118,13 @@ def test_the_largest_rate_that_does_no_harm_in_a_trial_is_taken(pair: tuple[nn.M
     assert found.divergences[-1][1] < found.rates[1][1]
 
 
-def test_where_every_rate_does_harm_all_are_tried_and_nothing_is_kept(pair: tuple[nn.Module, nn.Module]) -> None:
-    _, found = recovered(*pair, steps=20, rates=(50.0, 20.0))
-    assert [rate for rate, _ in found.rates] == [50.0, 20.0]
-    assert found.steps == found.kept_step == 0
+def test_where_every_rate_does_harm_the_smallest_is_taken(
+    pair: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "HARM", 0.0)
+    _, found = recovered(*pair, steps=20, rates=(50.0, 3e-3))
+    assert [rate for rate, _ in found.rates] == [50.0, 3e-3]
+    assert found.kept_step
 
 
 def test_a_rate_that_gains_nothing_by_half_gives_way_to_the_next_smaller_one(
