@@ -83,9 +83,9 @@ def _twins(problem: MultitaskLasso) -> list[tuple[int, int]]:
     moments, s = problem.moments, problem.moments.group_size
     if moments.unit_count < 2:
         return []
-    energies = on_host(moments.unit_energies)
-    keys = norms_on_host(moments.cross, s) / numpy.sqrt(numpy.maximum(energies, 1e-300))
-    keys = numpy.where(energies > 0, keys, -1.0)
+    energies, sizes = on_host(moments.unit_energies), moments.unit_sizes[0]
+    keys = norms_on_host(moments.cross, s) / numpy.maximum(sizes, 1e-150)
+    keys[energies <= 0] = -1.0
     order = keys.argsort(kind="stable")
     ordered = keys[order]
     close = (ordered[1:] - ordered[:-1] <= 1e-9 * ordered[1:]) & (ordered[1:] > 0)

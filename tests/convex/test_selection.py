@@ -18,6 +18,7 @@ from compress.convex import (
     relative_error,
     select_units,
 )
+from compress.convex.selecting import elimination
 from compress.convex.selecting.tabu import Chains
 from tests.convex.problems import normal
 
@@ -51,6 +52,28 @@ def test_backward_elimination_removes_what_costs_least_each_time(units, size, ou
 def test_forward_selection_adds_what_explains_most_each_time(units, size, outputs):
     moments = layer(units, size, outputs)
     assert forward_order(moments).tolist()[:-1] == greedy(moments, backward=False)[:-1]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_products_taken_for_many_units_at_once_change_no_order(size, monkeypatch):
+    moments = layer(150 // size, size, 140)
+    together = [backward_order(moments).tolist(), forward_order(moments).tolist()]
+    monkeypatch.setattr(elimination, "_MANY_OUTPUTS", 10**6)
+    assert together == [backward_order(moments).tolist(), forward_order(moments).tolist()]
+
+
+@pytest.mark.parametrize(("outputs", "rank", "left"), [(80, 4, 7), (40, 40, 40), (120, 120, 60)])
+def test_turning_the_outputs_of_a_large_problem_changes_no_order(outputs, rank, left, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    features = normal(generator, 400, 60).relu()
+    targets = features @ normal(generator, 60, rank) @ normal(generator, rank, outputs)
+    moments = Moments.of(features, targets)
+    usual = elimination.Factorised.of(moments)
+    monkeypatch.setattr(elimination, "_REDUCED", 16)
+    turned = elimination.Factorised.of(moments)
+    assert turned.targets.shape == (60, left)
+    assert turned.backward().tolist() == usual.backward().tolist()
+    torch.testing.assert_close(turned.forward()[1], usual.forward()[1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("delay", [1, 5, 200])

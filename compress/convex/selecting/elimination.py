@@ -15,6 +15,9 @@ from compress.errors import SolverError
 
 _DELAY = 48  # columns of updates that are collected, at least
 _BLOCK = 512  # columns of one block row of a triangle
+_MANY_OUTPUTS = 128  # from which on products with the weights are taken for several units at once
+_AT_ONCE = 8  # units
+_REDUCED = 1024  # columns up to which outputs are turned by eigenvectors, which cost more than they save beyond
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +100,16 @@ def _error_curve(explained: Tensor, energy: float) -> Tensor:
 def reduced_outputs(equations: NormalEquations, factor: Tensor) -> Tensor:
     """`cross` (n, D) turned to the d ≤ min(n, D) orthogonal outputs that Φ explains, most first; changes no error.
 
-    Directions that carry less than 1e-15 of the explained energy are dropped. Up to 16 outputs stay as they are.
+    Directions that carry less than 1e-15 of the explained energy are dropped. Up to 16 outputs stay as they are; so do
+    those of large problems, unless an eighth of the directions carries all.
     """
     cross = equations.cross
     n, d = cross.shape
     if d <= 16:
         return cross
     whitened = torch.linalg.solve_triangular(factor, cross, upper=False)  # (n, D), the projection of Ψ on range(Φ)
+    if min(n, d) > _REDUCED:
+        return _few_outputs(cross, factor, whitened)
     if d <= n:
         values, vectors = eigen_decomposition(whitened.T @ whitened)
         kept = values > 1e-15 * values.clamp_min(0).sum()
@@ -111,6 +117,25 @@ def reduced_outputs(equations: NormalEquations, factor: Tensor) -> Tensor:
     values, vectors = eigen_decomposition(whitened @ whitened.T)
     kept = values > 1e-15 * values.clamp_min(0).sum()
     return torch.mm(factor, (vectors[:, kept] * values[kept].sqrt()).flip(1))
+
+
+def _few_outputs(cross: Tensor, factor: Tensor, whitened: Tensor) -> Tensor:
+    """`cross` turned to fewer outputs where an eighth of them do, or there are more than columns; else as it is.
+
+    A random product finds the range of few (Halko, Martinsson and Tropp 2011).
+    """
+    n, d = cross.shape
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(n, min(n, d) // 8, generator=generator, dtype=cross.dtype).to(cross.device)
+    basis = torch.linalg.qr(whitened.T @ probe)[0]  # (D, d′)
+    turned = whitened @ basis
+    if float(turned.square().sum()) >= (1 - 1e-13) * float(whitened.square().sum()):
+        return torch.mm(cross, basis)
+    if d > 1.5 * n:
+        root, info = torch.linalg.cholesky_ex(whitened @ whitened.T)
+        if not int(info):
+            return torch.mm(factor, root)
+    return cross
 
 
 def backward_order(moments: Moments, *, ridge: float = RIDGE, intercept: bool = True, delay: int = _DELAY) -> Tensor:
@@ -152,6 +177,8 @@ def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, larg
         steps = min(count - len(order), max(1, wait // s))
         pending = inverse.new_empty(k * s, steps * s)  # P = inverse − pending·pendingᵀ
         shifts = inverse.new_empty(steps * s, weights.shape[1])  # B = weights − pending·shifts
+        images = inverse.new_empty(steps * s, k * s)  # shifts·weightsᵀ
+        products = _Products(weights, s, steps, largest=largest) if weights.shape[1] >= _MANY_OUTPUTS else None
         for step in range(steps):
             scores = _removal_costs(blocks, energies)
             scores[gone] = -math.inf if largest else math.inf
@@ -167,16 +194,21 @@ def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, larg
             if len(order) == count:
                 return torch.tensor(order), had
             # B_k B_kᵀ after B_k ← B_k − half_k·shift needs only shift·B_kᵀ, the B before this step
+            new = slice(step * s, step * s + s)
+            if products is None:
+                torch.mm(shift, weights.T, out=images[new])
+            else:
+                image = torch.addmm(products.of(unit, scores), pending_rows, images[done], alpha=-1)
+                images[new] = torch.linalg.solve_triangular(root, image, upper=False)
             late = torch.cat([pending_rows, shift @ shifts[done].T]) @ pending[:, done].T  # (2s, k·s)
             half = torch.linalg.solve_triangular(root, _rows(inverse, rows) - late[:s], upper=False)  # P_rr^(−½)P_r:
-            mixed = torch.mm(shift, weights.T).sub_(late[s:])  # (s, k·s)
+            mixed = images[new] - late[s:]  # (s, k·s)
             half_blocks = half.T.reshape(k, s, s)
             mixed_blocks = mixed.T.reshape(k, s, s)  # B_k·shiftᵀ
             crossed = half_blocks @ mixed_blocks.mT
             energies = energies - crossed - crossed.mT + half_blocks @ (shift @ shift.T) @ half_blocks.mT
             blocks = blocks - half_blocks @ half_blocks.mT
             blocks[gone], energies[gone] = torch.eye(s, dtype=blocks.dtype, device=blocks.device), 0.0
-            new = slice(step * s, step * s + s)
             pending[:, new], shifts[new] = half.T, shift
         for rows in _block_rows(inverse.shape[0], s):
             inverse[rows, : rows.stop].addmm_(pending[rows], pending[: rows.stop].T, alpha=-1)
@@ -191,6 +223,29 @@ def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, larg
             weights, names = weights[index], names[kept]
             gone = gone[kept]
     return torch.tensor(order), had
+
+
+class _Products:
+    """Rows weights_r·weightsᵀ (s, K·s) of units, computed for many at once: a product of matrices, not of each row.
+
+    Units are taken in advance by their score: what will be asked for soon.
+    """
+
+    def __init__(self, weights: Tensor, s: int, steps: int, *, largest: bool) -> None:
+        self.weights, self.s, self.largest = weights, s, largest
+        self.wanted = steps
+        self.rows: dict[int, Tensor] = {}
+
+    def of(self, unit: int, scores: Tensor) -> Tensor:
+        """The rows of this unit, the one with the best of the `scores` (K,)."""
+        if unit not in self.rows:
+            best = scores.topk(min(self.wanted, scores.shape[0]), largest=self.largest).indices.tolist()
+            units = [unit, *(other for other in best if other != unit and other not in self.rows)]
+            index = unit_columns(torch.tensor(units, device=self.weights.device), self.s)
+            products = torch.split(torch.mm(self.weights[index], self.weights.T), self.s)
+            self.rows |= dict(zip(units, products, strict=True))
+            self.wanted = min(self.wanted, _AT_ONCE)
+        return self.rows[unit]
 
 
 def _block_rows(n: int, s: int) -> list[slice]:

@@ -143,6 +143,7 @@ METHODS: dict[str, Callable[[Moments, Tensor | None, float, bool], Tensor]] = {
 
 _BEST = ("backward", "forward")
 _SHAKEN = 1024  # columns K·s up to which polishing goes on from shaken selections
+_WIDE = 2560  # columns from which on it starts from the better order alone
 
 
 def select_units(
@@ -208,12 +209,15 @@ def _polished(
 ) -> SelectionCurve:
     improved: dict[int, tuple[Tensor, float]] = {}
     count = polisher.unit_count
-    small = polisher.equations.gram.shape[0] <= _SHAKEN
+    columns = polisher.equations.gram.shape[0]
+    small, wide = columns <= _SHAKEN, columns > _WIDE
 
     def improve(width: int, effort: float) -> float:
         if not 0 < width < count:
             return float(curve.errors[width])
         starts = [order[:width] for order in curve.orders.values()]
+        if wide:
+            starts = [curve.units(width)]
         starts += [improved[width][0]] if width in improved else []
         starts += [polisher.without_cheapest(improved[width + 1][0])] if width + 1 in improved else []
         improved[width] = polisher.polish(starts, effort=effort if small else 0.0)

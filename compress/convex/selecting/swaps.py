@@ -65,7 +65,10 @@ class Polisher:
 
     def error(self, units: Tensor) -> float:
         """Relative error of the refit on these units (ridge counted in)."""
-        return self._relative(_Tableau.of(self.equations, self.targets, units).explained)
+        inside = unit_columns(units.to(self.targets.device), self.equations.group_size)
+        factor = torch.linalg.cholesky(self.equations.gram[inside[:, None], inside])
+        whitened = torch.linalg.solve_triangular(factor, self.targets[inside], upper=False)
+        return self._relative(float(whitened.square().sum()))
 
     def without_cheapest(self, units: Tensor) -> Tensor:
         """These units without the one whose removal raises the error least."""
@@ -95,7 +98,7 @@ class Polisher:
         elif movable > 0 and effort > 0:
             best = self._shake(best, least, effort * _EFFORT, torch.Generator().manual_seed(seed))
         units = best.kept()
-        return units.sort().values.cpu(), self._relative(_Tableau.of(self.equations, self.targets, units).explained)
+        return units.sort().values.cpu(), self.error(units)
 
     def _descend(self, tableau: _Tableau, least: float) -> _Tableau:
         """Exchanges until none gains: the tableau at a selection that no single swap improves."""

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from compress.convex.lasso import MultitaskLasso, dual_gap, relative_gap, unit_norms
+from compress.convex.lasso import MultitaskLasso, dual_gap, on_host, relative_gap, unit_norms
 from compress.convex.statistics.moments import unit_columns
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -58,18 +58,19 @@ class ScaledProblem:
         """The scaled form of a problem."""
         moments = problem.moments
         s = moments.group_size
-        unit_scale = (moments.unit_energies / s).clamp_min(0).sqrt()  # (K,)
-        dead = unit_scale <= 0
-        unit_scale = unit_scale.masked_fill(dead, 1.0)
-        scale = expand(unit_scale, s)
+        sizes = moments.unit_sizes[0] / math.sqrt(s)  # (K,)
+        dead = sizes <= 0
+        sizes[dead] = 1.0
         root_energy = math.sqrt(moments.energy) if moments.energy > 0 else 1.0
+        device = moments.gram.device
+        scale = expand(torch.from_numpy(sizes).to(device), s)
         return cls(
             raw_gram=moments.gram,
             scale=scale,
             root_energy=root_energy,
             cross=moments.cross / (scale[:, None] * root_energy),
-            thresholds=problem.penalty * problem.costs / (unit_scale * root_energy),
-            dead=dead,
+            thresholds=torch.from_numpy(problem.penalty * on_host(problem.costs) / (sizes * root_energy)).to(device),
+            dead=torch.from_numpy(dead).to(device),
             energy=1.0 if moments.energy > 0 else 0.0,
             group_size=s,
         )
