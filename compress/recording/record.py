@@ -81,7 +81,7 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
     return SamplePlan(needed, tuple(drawn))
 
 
-SQUARE_COPIES = 6  # matrices of the size of one square moment matrix that recording and solving hold at once
+SQUARE_COPIES = 8  # matrices of the size of one square moment matrix that recording and solving hold at once
 
 
 def make_accumulators(
