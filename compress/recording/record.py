@@ -28,6 +28,7 @@ from compress.units.groups import Consumer, ReadUnits
 FEWEST_ROWS = 20_000
 FEWEST_SAMPLES = 1024  # over which rows are spread where there are so many: rows of one sample are much alike
 RECORDING_PASSES = 4.0  # over all samples, beyond which more rows than columns are not read
+RECORDING_LEAST = 1e11  # multiplications, some seconds, that one reading may take in any case
 COST_SHARE = 0.02  # of a forward pass, what one layer's moments may cost before positions are sampled
 
 
@@ -71,7 +72,7 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
             needed = samples
             drawn.append(0)
             continue
-        bounded = int(RECORDING_PASSES * forward_macs * samples / reading.columns**2)
+        bounded = int(max(RECORDING_LEAST, RECORDING_PASSES * forward_macs * samples) / reading.columns**2)
         rows = min(max(ROWS_PER_COLUMN * reading.columns, FEWEST_ROWS), max(reading.columns, bounded))
         affordable = int(COST_SHARE * forward_macs / reading.columns**2)
         count = min(available, max(1, affordable, math.ceil(rows / samples)))
