@@ -123,8 +123,9 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
     scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
     best: ReadingRefit | None = None
     ridge = max(ridge, SAFE * part.rounding)
-    stronger_ridges = STRONGER_RIDGES if part.covariance.shape[0] <= WIDE else FEW_RIDGES
-    for strength in (ridge, *(stronger for stronger in stronger_ridges if stronger > ridge)):
+    wide = part.covariance.shape[0] > WIDE
+    strengths = [each for each in (FEW_RIDGES if wide else STRONGER_RIDGES) if each > ridge]
+    for strength in strengths if wide and scarce and strengths else (ridge, *strengths):
         change, _ = solve_ridged(residual, strength)
         constant = residual.intercept(change)
         coefficients = change.add_(before)
