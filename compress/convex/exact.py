@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compress.convex.lasso import MultitaskLasso, relative_gap, unit_norms
 from compress.convex.solution import Solution, Status
-from compress.convex.solve import Solver, check_tolerance, find_solver, solve
+from compress.convex.solve import Solver, check_tolerance, deadline_after, find_solver, solve
 from compress.convex.statistics.eigen import eigen_decomposition
 from compress.convex.statistics.moments import Moments, unit_columns
 from compress.convex.width_bound import remove_dependent_units
@@ -54,7 +54,9 @@ def solve_exact(
     check_tolerance(tolerance)
     if not 0 <= range_tolerance < 1:
         raise ValueError(f"`range_tolerance` must be in [0, 1), got {range_tolerance}.")
-    deadline = time.monotonic() + time_limit
+    if max_rounds < 1:
+        raise ValueError(f"`max_rounds` must be at least 1, got {max_rounds}.")
+    deadline = deadline_after(time_limit)
     name = find_solver(solver).name
     form = _Form.of(moments, unit_costs, range_tolerance)
     if not form.energy > 0:

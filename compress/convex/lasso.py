@@ -36,6 +36,10 @@ class MultitaskLasso:
     unit_costs: Any = None
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "penalty", float(self.penalty))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`penalty` must be a number, got {self.penalty!r}.") from error
         if not self.penalty >= 0 or self.penalty == float("inf"):
             raise ValueError(f"`penalty` must be finite and not negative, got {self.penalty}.")
         if self.unit_costs is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from compress.convex.lasso import MultitaskLasso, relative_gap, rounding_of_gap, unit_norms
 from compress.convex.refit import refit
 from compress.convex.solution import Solution, Status
-from compress.convex.solve import Solver, certified_point, check_tolerance, find_solver, solve
+from compress.convex.solve import Solver, certified_point, check_tolerance, deadline_after, find_solver, solve
 from compress.convex.solvers.scaled import Outcome
 from compress.convex.statistics.eigen import eigen_decomposition
 from compress.convex.statistics.moments import Moments
@@ -38,7 +38,7 @@ def solve_path(
     Args:
         time_limit: seconds for the whole path; solves after it return where they start.
     """
-    deadline = time.monotonic() + time_limit
+    deadline = deadline_after(time_limit)
     solutions: list[Solution] = []
     start: Tensor | None = None
     for penalty in penalties:
@@ -85,7 +85,7 @@ def solve_tolerance(
     if not 0 <= error < math.inf:
         raise ValueError(f"`error` must be finite and not negative, got {error}.")
     check_tolerance(tolerance)
-    deadline = time.monotonic() + time_limit
+    deadline = deadline_after(time_limit)
     name = find_solver(solver).name
     problem = MultitaskLasso(moments, 0.0, unit_costs)
     top, bound = problem.lambda_max, error * math.sqrt(moments.energy)
@@ -265,10 +265,11 @@ def solve_unit_count(
     group of units enters at one λ the solution with the most units below `units` comes back, as STOPPED.
     """
     count = moments.unit_count
-    if not 0 <= units <= count:
-        raise ValueError(f"`units` must be between 0 and {count}, got {units}.")
+    if not 0 <= units <= count or units != int(units):
+        raise ValueError(f"`units` must be a whole number between 0 and {count}, got {units}.")
+    units = int(units)
     check_tolerance(tolerance)
-    deadline = time.monotonic() + time_limit
+    deadline = deadline_after(time_limit)
     top = MultitaskLasso(moments, 0.0, unit_costs).lambda_max
     settled = min(1e-9, tolerance)  # the support settles later than the objective
     problem = MultitaskLasso(moments, top, unit_costs)

@@ -84,7 +84,8 @@ def _twins(problem: MultitaskLasso) -> list[tuple[int, int]]:
     if moments.unit_count < 2:
         return []
     energies, sizes = on_host(moments.unit_energies), moments.unit_sizes[0]
-    keys = norms_on_host(moments.cross, s) / numpy.maximum(sizes, 1e-150)
+    with numpy.errstate(all="ignore"):
+        keys = norms_on_host(moments.cross, s) / numpy.maximum(sizes, 1e-150)
     keys[energies <= 0] = -1.0
     order = keys.argsort(kind="stable")
     ordered = keys[order]

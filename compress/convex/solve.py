@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from compress.convex.solvers.conic import Conic
 from compress.convex.solvers.newton import Newton
 from compress.convex.solvers.proximal import Proximal
 from compress.convex.solvers.scaled import Outcome, ScaledProblem, scale_problems
+from compress.convex.statistics.sums import as_tensor
 
 Solver = Newton | Proximal | Conic
 
@@ -27,7 +29,7 @@ def solve(
     solver: Solver | str = "newton",
     *,
     tolerance: float = 1e-6,
-    start: Tensor | None = None,
+    start: Any = None,
     max_iterations: int = 20_000,
     time_limit: float = math.inf,
 ) -> Solution:
@@ -37,20 +39,21 @@ def solve(
 
     Args:
         solver: `Newton()`, `Proximal(…)`, `Conic(…)`, or a name in `SOLVERS`.
-        start: V (K·s, D) to start from.
+        start: V (K·s, D) to start from, a tensor or an array.
         time_limit: seconds after which the solver stops; with a limit the result may depend on the machine.
     """
     chosen = find_solver(solver)
     check_tolerance(tolerance)
     if problem.penalty == 0 and problem.lambda_max > 0:
         raise ValueError("`penalty` must be positive here; without one use `refit` (least squares) or `solve_exact`.")
-    if start is not None and start.shape != problem.moments.cross_covariance.shape:
+    begun = None if start is None else as_tensor(start, "start").detach()
+    if begun is not None and begun.shape != problem.moments.cross_covariance.shape:
         raise ValueError(
-            f"`start` must have shape {tuple(problem.moments.cross_covariance.shape)}, got {tuple(start.shape)}."
+            f"`start` must have shape {tuple(problem.moments.cross_covariance.shape)}, got {tuple(begun.shape)}."
         )
-    deadline = time.monotonic() + time_limit
+    deadline = deadline_after(time_limit)
     reduction = reduce_problem(problem)
-    first = None if start is None else reduction.shrink(start.detach().to(problem.moments.covariance), problem)
+    first = None if begun is None else reduction.shrink(begun.to(problem.moments.covariance), problem)
     outcome = _run(reduction.problem, chosen, tolerance, first, max_iterations, deadline)
     coefficients = reduction.restore(outcome.coefficients, problem)
     solution = certified_point(problem, coefficients, outcome, chosen.name, tolerance)
@@ -78,7 +81,7 @@ def solve_batch(
     solver = Proximal() if solver is None else solver
     check_tolerance(tolerance)
     scaled = scale_problems(problems)
-    deadline = time.monotonic() + time_limit
+    deadline = deadline_after(time_limit)
     outcomes = solver.minimise_all(scaled, tolerance, [None] * len(scaled), max_iterations, deadline)
     return [
         certified_point(problem, own.from_scaled(outcome.coefficients), outcome, solver.name, tolerance)
@@ -93,6 +96,13 @@ def find_solver(solver: Solver | str) -> Solver:
     if solver not in SOLVERS:
         raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {solver!r}.")
     return SOLVERS[solver]
+
+
+def deadline_after(time_limit: float) -> float:
+    """When `time_limit` seconds from now are over. Raises ValueError where that is no number."""
+    if time_limit != time_limit:
+        raise ValueError(f"`time_limit` must be a number of seconds, got {time_limit}.")
+    return time.monotonic() + time_limit
 
 
 def check_tolerance(tolerance: float) -> None:

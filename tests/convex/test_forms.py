@@ -1,5 +1,7 @@
 """Path, tolerance, exact form, unit count, width bound."""
 
+import math
+
 import pytest
 import torch
 
@@ -261,3 +263,14 @@ def test_the_rank_is_of_the_features_not_of_the_gram():
     assert [width_bound(moments, tolerance=each).rank_features for each in (1e-3, 1e-5)] == [2, 3]
     with pytest.raises(ValueError, match="tolerance"):
         width_bound(moments, tolerance=1e-12)
+
+
+def test_misuse_of_the_forms_is_a_value_error():
+    features, targets = relu_problem(0, 30, 10, 2, 8)
+    moments = Moments.of(features, targets)
+    with pytest.raises(ValueError, match="units"):
+        solve_unit_count(moments, 3.5)
+    with pytest.raises(ValueError, match="max_rounds"):
+        solve_exact(moments, max_rounds=0)
+    with pytest.raises(ValueError, match="time_limit"):
+        solve_tolerance(moments, 0.1, time_limit=math.nan)

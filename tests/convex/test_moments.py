@@ -307,3 +307,9 @@ def test_stacked_consumers_keep_the_rank_of_their_outputs():
     assert stacked.output_gram is not None
     assert width_bound(stacked).rank_outputs == 6
     assert float(stacked.output_gram.trace()) == pytest.approx(stacked.energy)
+
+
+def test_what_overflows_is_not_taken_for_constant():
+    features = normal(torch.Generator().manual_seed(0), 20, 3) * 1e200
+    with pytest.raises(NonFiniteError):
+        Moments.of(features, features[:, :1] * 1e-200)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -317,6 +318,27 @@ def test_misuse_is_a_value_error():
         MultitaskLasso(problem.moments, 1.0, torch.zeros(12))
     with pytest.raises(ValueError, match="start"):
         solve(problem, start=torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="penalty"):
+        MultitaskLasso(problem.moments, "small")
+    with pytest.raises(ValueError, match="time_limit"):
+        solve(problem, time_limit=math.nan)
+
+
+def test_arrays_and_numbers_of_any_kind_are_taken():
+    problem = problem_of_kind("well-posed")
+    plain = solve(problem, tolerance=1e-9)
+    for penalty in (torch.tensor(problem.penalty, dtype=torch.float64), numpy.float64(problem.penalty)):
+        other = MultitaskLasso(problem.moments, penalty, problem.unit_costs.numpy())
+        again = solve(other, tolerance=1e-9, start=plain.coefficients.numpy())
+        assert again.objective == pytest.approx(plain.objective, rel=1e-8)
+    switches = normal(torch.Generator().manual_seed(0), 30, 4) > 0
+    assert torch.equal(Moments.of(switches, switches).gram, Moments.of(switches.double(), switches.double()).gram)
+
+
+@pytest.mark.parametrize("solver", EVERY.values(), ids=EVERY.keys())
+def test_no_solver_starts_past_its_time_limit(solver):
+    problem = problem_of_kind("well-posed")
+    assert "time limit" in solve(problem, solver, time_limit=-1.0).message
 
 
 @pytest.mark.parametrize("seed", range(4))

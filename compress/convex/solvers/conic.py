@@ -47,6 +47,8 @@ class Conic:
         if n * d > LARGEST:
             zero = torch.zeros_like(problem.cross)
             return Outcome(zero, 0, f"{n * d} unknowns are more than the {LARGEST} the conic solver takes")
+        if time.monotonic() > deadline:
+            return Outcome(torch.zeros_like(problem.cross), 0, "the time limit was reached")
         reasons = []
         for name in ("clarabel", "scs") if self.backend == "auto" else (self.backend,):
             point, iterations, reason = _cone_solve(problem, name, tolerance, max_iterations, deadline)

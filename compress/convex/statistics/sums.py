@@ -222,7 +222,9 @@ def settled_parts(
     """
     spread = covariance.diagonal()
     constant = spread <= (_CONSTANT * rounding[0]) ** 2 * (spread + feature_mean.square())
+    constant &= spread.isfinite()  # what overflowed is not constant
     still = output_squares <= (_CONSTANT * rounding[1]) ** 2 * (output_squares + output_mean.square())
+    still &= output_squares.isfinite()
     if bool(constant.any()):
         covariance[constant] = 0.0
         covariance[:, constant] = 0.0
@@ -252,7 +254,7 @@ def as_rows(value: Any, name: str) -> Tensor:
         raise ValueError(f"`{name}` must be a matrix of rows (n, columns), got shape {tuple(rows.shape)}.")
     if rows.is_complex():
         raise ValueError(f"`{name}` must be real, got {rows.dtype}.")
-    return rows
+    return rows.to(torch.uint8) if rows.dtype == torch.bool else rows
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
