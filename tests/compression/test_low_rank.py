@@ -302,6 +302,8 @@ def test_the_same_run_gives_the_same_bytes() -> None:
 
 def test_three_ranks_are_tried_below_the_one_that_saves_nothing() -> None:
     assert probed_ranks(15) == (12, 8, 4)
+    assert probed_ranks(28) == (24, 16, 8)
+    assert probed_ranks(57) == (40, 32, 16)
     assert probed_ranks(15, 8) == (8,)
     assert probed_ranks(1) == (1,)
     assert probed_ranks(0) == ()

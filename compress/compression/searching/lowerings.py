@@ -43,9 +43,15 @@ class Lowerings:
 
 
 def probed_ranks(most: int, round_to: int = 1) -> tuple[int, ...]:
-    """Three ranks or fewer to measure, descending: multiples of `round_to` where these are not zero."""
-    ranks = (int(level * (most + 1)) // round_to * round_to for level in LEVELS)
+    """Three ranks or fewer to measure, descending: multiples of `round_to`, or of the channels that kernels work in."""
+    ranks = (rounded_rank(level * (most + 1), most, round_to) for level in LEVELS)
     return tuple(dict.fromkeys(rank for rank in ranks if 0 < rank <= most))
+
+
+def rounded_rank(wanted: float, most: int, round_to: int) -> int:
+    """The nearest multiple that is at most `most`; without one to round to, of 8 from 16 up, of 4 from 4 up."""
+    step = round_to if round_to > 1 else 8 if wanted >= 16 else 4 if wanted >= 4 else 1
+    return min(round(wanted / step), most // step) * step
 
 
 def find_lowerings(problem: Problem, options: LayerOptions, samples: int, progress: Progress) -> Lowerings:
