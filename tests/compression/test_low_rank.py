@@ -106,6 +106,30 @@ def test_where_no_unit_can_go_ranks_alone_keep_the_budget() -> None:
     }
 
 
+def test_its_folder_has_pages_without_any_cut_layer(tmp_path: Path) -> None:
+    found = pruned(streams(), 16, macs=0.7, low_rank=True)
+    found.save(tmp_path / "out")
+    inputs = batches(16)[0]
+    with torch.no_grad():
+        assert torch.allclose(compress.load(tmp_path / "out", model=streams())(inputs), found.model(inputs), atol=1e-6)
+    assert "Layers of a low rank" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_network_of_which_nothing_can_be_done_says_why_in_one_sentence() -> None:
+    module = randomise(Function(lambda parts, x: parts["end"](parts["end"](x)), end=nn.Linear(16, 16)))
+    with pytest.raises(
+        NothingToCompressError, match=r"Of no low rank can be: layers\.end: its weight is shared\."
+    ) as told:
+        pruned(module, 16, macs=0.7, low_rank=True)
+    assert "\n" not in str(told.value)
+
+
+def test_streams_may_be_cut_and_lowered_at_once() -> None:
+    report = pruned(streams(), 16, macs=0.3, low_rank=True, couple=True).report
+    assert report.cost.macs.kept <= 0.3
+    assert report.verification.narrowed_deviation <= 1e-4
+
+
 def test_the_report_tells_damage_costs_and_times_of_every_layer() -> None:
     found = pruned(head(), 12, macs=0.5, low_rank=True)
     assert found.report.search is not None
