@@ -47,6 +47,12 @@ def test_an_accuracy_bound_gives_the_largest_cut_that_held_back_samples_allow() 
     assert found.evaluation.drop_points <= 3.0 + 1e-9
 
 
+@pytest.mark.parametrize("budgets", [{}, {"macs": 0.5}])
+def test_a_bound_that_no_held_back_samples_could_show_is_refused_before_any_work(budgets: dict[str, float]) -> None:
+    with pytest.raises(GateError, match=r"^20 held-back samples tell 0\.00 ± .*--max-drop 0\.5: hold back more"):
+        report(max_drop=0.5, calibration_samples=200, **budgets)
+
+
 def test_widths_are_rounded_where_asked() -> None:
     found = report(macs=0.5, round_to=8)
     assert all(layer.kept % 8 == 0 or layer.kept == layer.units for layer in found.layers)

@@ -19,7 +19,7 @@ from compress.compression.pricing.latency import Timing
 from compress.compression.problem import Calibration, Problem, fit_samples, select_groups, select_names
 from compress.compression.resume import RunState
 from compress.compression.searching.curves import prepare_search
-from compress.compression.searching.search import SearchResult, Wanted, held_back_bound, search_widths
+from compress.compression.searching.search import SearchResult, Wanted, check_held_back, held_back_bound, search_widths
 from compress.compression.sweep import Compressed, sweep
 from compress.errors import DataError, NothingToCompressError, RecipeError, nearest
 from compress.graph.cost import count_macs
@@ -58,6 +58,8 @@ def choose_widths(
         plan = same_for_all(problem.groups, width_rule(recipe))
         return sweep(problem, plan, options, progress, kept_state=state), None
     before, after = Portion(progress, 0, 0.6), Portion(progress, 0.6, 1)
+    if recipe.bound is not None and not recipe.own_metric:
+        check_held_back(problem, recipe.bound, before)
     search = prepare_search(
         problem,
         options,

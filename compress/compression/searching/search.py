@@ -19,6 +19,7 @@ from compress.compression.pricing.allocate import Allocation, allocate, priced_w
 from compress.compression.pricing.latency import MOST_PASSES, LatencyModel, time_chosen
 from compress.compression.pricing.pairs import extents_left
 from compress.compression.problem import Problem, record_all
+from compress.compression.scoring import score_samples
 from compress.compression.searching.curves import Search
 from compress.compression.searching.lowerings import describe_lowered, faster_ranks
 from compress.compression.searching.revision import revised_allocation, with_less_damage
@@ -101,6 +102,32 @@ def held_back_bound(bound: Bound) -> Wanted:
 
     first = bound.most if bound.relative else bound.most / 100
     return Wanted(judge, min(max(first, FIRST[0]), FIRST[1]), str(bound) if bound.relative else f"{bound} points")
+
+
+def check_held_back(problem: Problem, bound: Bound, progress: Progress) -> None:
+    """Refuse, before any work, a bound that the held-back samples could not show to be kept. Raises GateError.
+
+    The original is scored against itself: what is in doubt where nothing is lost is so with every cut.
+    """
+    stream = problem.held_back
+    progress.stage("scoring held-back samples", stream.count)
+    score = score_samples(
+        problem.program,
+        problem.state,
+        problem.state,
+        stream.batch,
+        stream.sizes(),
+        problem.outputs,
+        problem.calibration.answered,
+        judged=problem.calibration.judged,
+        advance=progress.advance,
+    )
+    if score.change() is not None and not score.passes(bound):
+        raise GateError(
+            f"{stream.count} held-back samples tell {score.describe_loss()} even where nothing is lost, so that no cut "
+            f"can be shown to keep --max-drop {bound}: hold back more (--held-back 0.3), give more samples, or allow "
+            "more. Nothing was written."
+        )
 
 
 def search_widths(
