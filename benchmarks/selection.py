@@ -37,7 +37,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--moments", type=Path, help="moments of VGG-19 layers (.pt); written if --checkpoint is given")
     parser.add_argument("--checkpoint", type=Path, help="the shared vgg19-cifar10.pt, to record the moments")
     parser.add_argument("--images", type=Path, help="CIFAR-10 training images, .npz with `images`")
-    parser.add_argument("--only", default="", help="layers, by comma; empty for all")
+    parser.add_argument("--only", default="", help="layers, by comma, or `widths` for their seconds; empty for all")
     parser.add_argument("--methods", default="", help="single methods to compare with, by comma; empty for all")
 
 
@@ -67,6 +67,8 @@ def main() -> int:
         layer(run, name, moments)
     if not options.only:
         speed(run)
+    if not options.only or "widths" in options.only.split(","):
+        widths(run)
     return run.finish()
 
 
@@ -172,6 +174,25 @@ def restarts(polisher: Polisher, units: Tensor, seconds: float) -> float:
         best = min(best, polisher.polish([start[:width]], effort=0.0)[1])
         number += 1
     return best
+
+
+def widths(run: Run) -> None:
+    """Seconds of one width, orders, curves, exchanges and all."""
+    from benchmarks.problems import problem_moments
+
+    rows: list[list[Cell]] = []
+    for units, seconds in ((512, 3.0),) if run.quick else ((512, 3.0), (4096, 60.0)):
+        moments = problem_moments("E", scale=units / 4096)
+        width = round(0.23 * units)
+        processor, begin = time.process_time(), time.perf_counter()
+        curve = select_units(moments, widths=[width])
+        processor, wall = time.process_time() - processor, time.perf_counter() - begin
+        nested = min(float(nested_errors(moments, order[:width])[-1]) for order in curve.orders.values())
+        title = f"K {units}, D {units}"
+        rows.append([title, width, nested, float(curve.errors[width]), processor, wall])
+        run.goal(f"one-width-at-K-{units}", wall, seconds, unit=" s", note=f"{processor:.1f} s of processor time")
+    header = ("size", "units", "best order, error", "with exchanges", "processor, s", "wall, s")
+    run.table("One width", header, rows)
 
 
 def speed(run: Run) -> None:
