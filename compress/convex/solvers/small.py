@@ -25,9 +25,7 @@ from compress.convex.solvers.scaled import Outcome, ScaledProblem
 Array = NDArray[numpy.float64]
 Index = NDArray[numpy.intp]
 
-_PRODUCT = (
-    2**18
-)  # multiplications (K·s)²·D of the largest small problem: more of them cost more than calls, and threads
+_PRODUCT = 2**18  # most multiplications (K·s)²·D: with more the price of a call matters less, and threads help
 _FEW = 32  # columns
 _ROUNDS = 8  # of ADMM before Newton steps are tried
 _PATIENCE = 3  # tries in a row that do not halve the gap
