@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TypeVar, cast
 
 import torch
@@ -58,6 +59,9 @@ def process_group() -> Iterator[Share]:
     elif distributed.is_initialized():
         yield Share(distributed.get_rank(), distributed.get_world_size())
     elif "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Its functions keep, as default arguments, the group that is open when they are imported: a group that was kept
+        # outlives `destroy_process_group`, and its threads end the process with SIGABRT where Python is shutting down.
+        import_module("torch.distributed.nn")
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         try:
             yield Share(distributed.get_rank(), distributed.get_world_size())

@@ -23,6 +23,7 @@ OPTIONS = {
 SCRIPT = """
 import json, sys
 from dataclasses import replace
+from pathlib import Path
 import torch
 from compress.api.running import run
 from compress.api.steps.widths import make_problem
@@ -62,6 +63,8 @@ with process_group() as share:
     timed = recipe.model_copy(update={"keep": None, "latency": 0.8, "output": recipe.output + "-timed"})
     shapes = [tuple(tensor.shape) for tensor in run(timed).module.state_dict().values()]
     assert shapes == share.from_first(lambda: shapes)
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not any("gloo" in name for name in threads), threads  # none is left to end the process while it shuts down
 """
 
 
