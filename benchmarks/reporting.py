@@ -127,17 +127,22 @@ def start(
     return run
 
 
+SHORT = 0.1  # seconds: calls are repeated up to here, since the first few after a pause are slow
+
+
 def best_time(call: Callable[[], Any], *, repeats: int = 3, at_most: float = 10.0) -> tuple[float, Any]:
-    """Shortest wall time (seconds) of up to `repeats` calls, stopping past `at_most` seconds, and the last result."""
-    shortest, result, spent = float("inf"), None, 0.0
-    for _ in range(repeats):
+    """Shortest wall time (seconds) of `repeats` calls, and the last result.
+
+    Short calls are repeated until they fill `SHORT` seconds; long ones stop past `at_most`.
+    """
+    shortest, spent, count = float("inf"), 0.0, 0
+    while True:
         begin = time.perf_counter()
         result = call()
         elapsed = time.perf_counter() - begin
-        shortest, spent = min(shortest, elapsed), spent + elapsed
-        if spent > at_most:
-            break
-    return shortest, result
+        shortest, spent, count = min(shortest, elapsed), spent + elapsed, count + 1
+        if spent > at_most or (count >= repeats and spent > SHORT):
+            return shortest, result
 
 
 def machine_line() -> str:

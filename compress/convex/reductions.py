@@ -8,11 +8,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from compress.convex.lasso import MultitaskLasso, norms_on_host, on_host, unit_norms
+from compress.convex.lasso import MultitaskLasso, on_host, unit_norms
 from compress.convex.statistics.eigen import eigen_decomposition
 from compress.convex.statistics.moments import Moments, unit_columns
 
-_TWIN = 1e-13  # squared relative distance below which two units are multiples of each other
 _FEW_OUTPUTS, _MANY_OUTPUTS = 32, 1024  # outside of these a rotation saves nothing, or costs more than it saves
 
 
@@ -61,7 +60,7 @@ def reduce_problem(problem: MultitaskLasso) -> Reduction:
     energies = on_host(moments.unit_energies)
     alive = energies > 0
     keep = alive.copy()
-    for i, j in _twins(problem):
+    for i, j in moments.multiples:
         if keep[i] and keep[j]:
             prices = on_host(problem.costs)[[i, j]] / numpy.sqrt(energies[[i, j]])
             keep[j if prices[0] <= prices[1] else i] = False
@@ -76,30 +75,6 @@ def reduce_problem(problem: MultitaskLasso) -> Reduction:
     merged = 0 if units is None else moments.unit_count - units.numel() - dead
     small = problem if units is None and rotation is None else MultitaskLasso(reduced, problem.penalty, costs)
     return Reduction(small, units, rotation, dead, merged)
-
-
-def _twins(problem: MultitaskLasso) -> list[tuple[int, int]]:
-    """Pairs of units with φ_j = aφ_i: candidates are neighbours in ‖H_k‖/‖φ_k‖, then checked on the gram."""
-    moments, s = problem.moments, problem.moments.group_size
-    if moments.unit_count < 2:
-        return []
-    energies, sizes = on_host(moments.unit_energies), moments.unit_sizes[0]
-    with numpy.errstate(all="ignore"):
-        keys = norms_on_host(moments.cross, s) / numpy.maximum(sizes, 1e-150)
-    keys[energies <= 0] = -1.0
-    order = keys.argsort(kind="stable")
-    ordered = keys[order]
-    close = (ordered[1:] - ordered[:-1] <= 1e-9 * ordered[1:]) & (ordered[1:] > 0)
-    pairs = []
-    for position in close.nonzero()[0].tolist():
-        i, j = int(order[position]), int(order[position + 1])
-        rows = moments.gram[i * s : i * s + s]
-        mixed = float(rows[:, j * s : j * s + s].diagonal().sum())
-        a = mixed / float(energies[i])
-        distance = float(energies[j]) - a * mixed  # ‖φ_j − aφ_i‖² at the best a
-        if abs(distance) <= _TWIN * float(energies[j]):
-            pairs.append((i, j))
-    return pairs
 
 
 def _row_space(moments: Moments, penalty: float, costs: Tensor) -> Tensor | None:

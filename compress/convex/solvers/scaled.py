@@ -68,7 +68,7 @@ class ScaledProblem:
             raw_gram=moments.gram,
             scale=scale,
             root_energy=root_energy,
-            cross=moments.cross / (scale[:, None] * root_energy),
+            cross=(moments.cross / scale[:, None]).div_(root_energy),
             thresholds=torch.from_numpy(problem.penalty * on_host(problem.costs) / (sizes * root_energy)).to(device),
             dead=torch.from_numpy(dead).to(device),
             energy=1.0 if moments.energy > 0 else 0.0,
@@ -121,7 +121,7 @@ class ScaledProblem:
 
     def from_scaled(self, coefficients: Tensor) -> Tensor:
         """V of an X."""
-        return coefficients * (self.root_energy / self.scale[:, None])
+        return (coefficients / self.scale[:, None]).mul_(self.root_energy)
 
 
 def scale_problems(problems: Sequence[MultitaskLasso]) -> list[ScaledProblem]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack
 from torch import Tensor
 
-from compress.convex.lasso import dual_gap, relative_gap
+from compress.convex.lasso import dual_gap, relative_gap, row_products
 from compress.convex.solvers.restricted import Restricted
 from compress.convex.solvers.scaled import Outcome, ScaledProblem
 
@@ -152,8 +152,7 @@ class SmallProblem:
         if self.group_size > 1:
             width = self.group_size * left.shape[1]
             left, right = left.reshape(-1, width), right.reshape(-1, width)
-        products: Array = numpy.einsum("ij,ij->i", left, right)
-        return products
+        return row_products(left, right)
 
     def norms(self, rows: Array) -> Array:
         """Frobenius norm (K,) of every unit's rows."""

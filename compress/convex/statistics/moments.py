@@ -15,6 +15,8 @@ from torch import Tensor
 from compress.convex.statistics.sums import CentredSums, as_tensor
 from compress.errors import NonFiniteError
 
+_TWIN = 1e-13  # squared relative distance below which two units are multiples of each other
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -142,6 +144,30 @@ class Moments:
         sizes = numpy.sqrt(numpy.maximum(self.unit_energies.cpu().numpy(), 0))
         recorded = self._by_unit(self.covariance.diagonal() + self.feature_mean.square()).cpu().numpy()
         return sizes, numpy.where(sizes > 0, numpy.maximum(sizes, numpy.sqrt(recorded)), 0.0)
+
+    @cached_property
+    def multiples(self) -> list[tuple[int, int]]:
+        """Pairs of units with φ_j = aφ_i: candidates are neighbours in ‖H_k‖/‖φ_k‖, then checked on the gram."""
+        if self.unit_count < 2:
+            return []
+        s, energies = self.group_size, self.unit_energies.cpu().numpy()
+        correlated = self._by_unit(self.cross.square().sum(1)).sqrt().cpu().numpy()
+        with numpy.errstate(all="ignore"):
+            keys = correlated / numpy.maximum(self.unit_sizes[0], 1e-150)
+        keys[energies <= 0] = -1.0
+        order = keys.argsort(kind="stable")
+        ordered = keys[order]
+        close = (ordered[1:] - ordered[:-1] <= 1e-9 * ordered[1:]) & (ordered[1:] > 0)
+        pairs = []
+        for position in close.nonzero()[0].tolist():
+            i, j = int(order[position]), int(order[position + 1])
+            rows = self.gram[i * s : i * s + s]
+            mixed = float(rows[:, j * s : j * s + s].diagonal().sum())
+            a = mixed / float(energies[i])
+            distance = float(energies[j]) - a * mixed  # ‖φ_j − aφ_i‖² at the best a
+            if abs(distance) <= _TWIN * float(energies[j]):
+                pairs.append((i, j))
+        return pairs
 
     def _by_unit(self, per_column: Tensor) -> Tensor:
         return per_column if self.group_size == 1 else per_column.reshape(-1, self.group_size).sum(1)
