@@ -11,14 +11,19 @@ from torch import Tensor
 
 from compress.convex.lasso import MultitaskLasso, certificate
 from compress.convex.reductions import reduce_problem
+from compress.convex.refit import RIDGE, solve_ridged
 from compress.convex.solution import Solution, Status
 from compress.convex.solvers.conic import Conic
 from compress.convex.solvers.newton import Newton
 from compress.convex.solvers.proximal import Proximal
 from compress.convex.solvers.scaled import Outcome, ScaledProblem, scale_problems
 from compress.convex.statistics.sums import as_tensor
+from compress.errors import MomentsError
 
 Solver = Newton | Proximal | Conic
+
+_NEARLY_NONE = 1e-7  # of λ_max: below it least squares is tried first
+_NOTHING_SAID = 0.5  # a gap hidden by rounding from which on least squares is the answer
 
 SOLVERS: Mapping[str, Solver] = {"newton": Newton(), "proximal": Proximal(), "conic": Conic()}
 """Every solver with its default options, by the name that `solve` takes for it."""
@@ -54,7 +59,12 @@ def solve(
     deadline = deadline_after(time_limit)
     reduction = reduce_problem(problem)
     first = None if begun is None else reduction.shrink(begun.to(problem.moments.covariance), problem)
-    outcome = _run(reduction.problem, chosen, tolerance, first, max_iterations, deadline)
+    least, hidden = _least_squares(reduction.problem, tolerance)
+    if least is not None and hidden >= _NOTHING_SAID:
+        outcome = Outcome(least, 0, "")
+    else:
+        first = least if first is None else first
+        outcome = _run(reduction.problem, chosen, max(tolerance, hidden), first, max_iterations, deadline)
     coefficients = reduction.restore(outcome.coefficients, problem)
     solution = certified_point(problem, coefficients, outcome, chosen.name, tolerance)
     if not (outcome.reason or solution.certified or solution.rounding >= tolerance):
@@ -87,6 +97,21 @@ def solve_batch(
         certified_point(problem, own.from_scaled(outcome.coefficients), outcome, solver.name, tolerance)
         for problem, own, outcome in zip(problems, scaled, outcomes, strict=True)
     ]
+
+
+def _least_squares(problem: MultitaskLasso, tolerance: float) -> tuple[Tensor | None, float]:
+    """Least squares, to start from where λ is so small that rounding hides gaps of `tolerance`, and how large those are.
+
+    What rounding hides nobody can find, and a solver would spend all its iterations looking.
+    """
+    if problem.penalty >= _NEARLY_NONE * problem.lambda_max:
+        return None, 0.0
+    try:
+        coefficients, _ = solve_ridged(problem.moments, RIDGE)
+    except MomentsError:
+        return None, 0.0
+    rounding = certificate(problem, coefficients).rounding
+    return (coefficients, rounding) if rounding > tolerance else (None, 0.0)
 
 
 def find_solver(solver: Solver | str) -> Solver:

@@ -350,3 +350,19 @@ def test_a_tolerance_just_above_rounding_is_met(seed):
     rounding = solve(problem).rounding
     solution = solve(problem, tolerance=1.5 * rounding)
     assert solution.certified, solution.message
+
+
+@pytest.mark.parametrize("fraction", [1e-10, 1e-12, 1e-13, 1e-100, 1e-300])
+@pytest.mark.parametrize("inputs", [8, 40])
+def test_a_penalty_that_rounding_hides_ends_near_least_squares_at_once(fraction, inputs):
+    generator = torch.Generator().manual_seed(inputs)
+    features = (normal(generator, 400, inputs) @ normal(generator, inputs, 48)).relu()
+    moments = Moments.of(features, features @ normal(generator, 48, 5))
+    problem = MultitaskLasso(moments, fraction * MultitaskLasso(moments, 0.0).lambda_max)
+    solution = solve(problem)
+    assert not solution.certified
+    assert "rounding" in solution.message
+    assert solution.gap <= 3 * max(solution.rounding, 0.5 if fraction < 1e-13 else 0.0)
+    assert solution.iterations < 200
+    assert solution.error < 1e-6
+    assert independent_certificate(problem, solution.coefficients)[0] == pytest.approx(solution.objective, rel=0.1)
