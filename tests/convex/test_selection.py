@@ -195,6 +195,8 @@ def test_selections_that_cannot_be_are_refused():
     moments = layer()
     with pytest.raises(ValueError, match="equally many"):
         polish_units(moments, [0, 1], others=[[2]])
+    with pytest.raises(ValueError, match="twice"):
+        polish_units(moments, [1, 1, 2])
     with pytest.raises(ValueError, match="widths"):
         select_units(moments, widths=[1000])
     with pytest.raises(ValueError, match="errors"):

@@ -44,8 +44,14 @@ def polish_units(
         others: other selections of as many units.
         effort: of the search after the descent; 0: none. Work is counted in multiplications, so the result depends on
             the input and `seed` alone.
+
+    Raises:
+        ValueError: units that do not exist, or one that is listed twice.
     """
     starts = [unit_index(own, moments.unit_count) for own in (units, *others)]
+    for listed in starts:
+        if listed.unique().numel() < listed.numel():
+            raise ValueError("`units` and `others` must list every unit once, got one that is listed twice.")
     polisher = Polisher(Factorised.of(moments.on_processor(), ridge=ridge, intercept=intercept))
     return polisher.polish(starts, effort=effort, seed=seed)[0]
 
