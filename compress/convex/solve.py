@@ -100,7 +100,7 @@ def solve_batch(
 
 
 def _least_squares(problem: MultitaskLasso, tolerance: float) -> tuple[Tensor | None, float]:
-    """Least squares, to start from where λ is so small that rounding hides gaps of `tolerance`, and how large those are.
+    """Least squares, to start from where λ is so small that rounding hides gaps of `tolerance`; and how large.
 
     What rounding hides nobody can find, and a solver would spend all its iterations looking.
     """

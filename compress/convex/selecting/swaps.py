@@ -50,7 +50,7 @@ def polish_units(
     """
     starts = [unit_index(own, moments.unit_count) for own in (units, *others)]
     for listed in starts:
-        if listed.unique().numel() < listed.numel():
+        if len(set(listed.tolist())) < listed.numel():
             raise ValueError("`units` and `others` must list every unit once, got one that is listed twice.")
     polisher = Polisher(Factorised.of(moments.on_processor(), ridge=ridge, intercept=intercept))
     return polisher.polish(starts, effort=effort, seed=seed)[0]
