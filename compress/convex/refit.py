@@ -71,23 +71,30 @@ def normal_equations(moments: Moments, *, ridge: float = RIDGE, intercept: bool 
 def factored(equations: NormalEquations) -> tuple[Tensor, float]:
     """Lower Cholesky factor of the ridged gram and the ridge it needed (×10 until it is positive definite).
 
+    The diagonal of the gram is that of the ridge it needed then.
+
     Raises:
         MomentsError: the gram is not positive semidefinite; moments of samples always are.
     """
-    gram, ridge = equations.gram, equations.ridge
+    return factored_with(equations.gram, equations.ridge)
+
+
+def factored_with(scaled: Tensor, ridge: float) -> tuple[Tensor, float]:
+    """Lower Cholesky factor of a gram (n, n) of unit diagonal, with `ridge` or more on it; see `factored`.
+
+    The diagonal is written over. Raises MomentsError.
+    """
     while True:
-        factor, info = torch.linalg.cholesky_ex(gram)
+        scaled.diagonal().fill_(1.0 + ridge)
+        factor, info = torch.linalg.cholesky_ex(scaled)
         if not int(info):
             return factor, ridge
         if ridge >= 1e-3:
             raise MomentsError(
-                f"the gram matrix ({gram.shape[0]} columns) is not positive semidefinite even with a relative ridge "
+                f"the gram matrix ({scaled.shape[0]} columns) is not positive semidefinite even with a relative ridge "
                 f"of {ridge:.0e}: the moments are not those of one set of samples."
             )
-        larger = max(10 * ridge, 1e-15)
-        gram = gram.clone()
-        gram.diagonal().add_(larger - ridge)
-        ridge = larger
+        ridge = max(10 * ridge, 1e-15)
 
 
 def refit(

@@ -7,7 +7,7 @@ from torch import Tensor
 from compress.convex import Moments, MultitaskLasso, Solution, solve, solve_tolerance, solve_unit_count
 from compress.report.model import Certificate
 
-SEARCHABLE = 300_000  # K·s·D·s up to which a search over λ is affordable
+SEARCHABLE = 100_000  # K·s·D·s up to which a search over λ is affordable
 LARGE_PENALTY = 0.1
 
 

@@ -23,7 +23,8 @@ from compress.compression.layers.decisions import (
     round_up,
     smallest_width,
 )
-from compress.compression.layers.refit import held_back_error, refit_layer
+from compress.compression.layers.nested import NestedRefits
+from compress.compression.layers.refit import held_back_error, nested_refits, refit_layer
 from compress.compression.layers.result import (
     NEEDS_MEMORY,
     LayerResult,
@@ -46,7 +47,7 @@ from compress.convex import (
 )
 from compress.diagnostics.balance import input_norms
 from compress.recipe import Recipe
-from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units
+from compress.recording.layer_moments import LayerMoments, count_duplicates, dead_units, root_mean_square
 from compress.report.model import Facts, Fit, LayerReport
 from compress.units.groups import UnitGroup
 
@@ -202,7 +203,7 @@ def solve_layer(
         return leave_whole(group, moments, facts, curve, clock.laps)
     kept = take_units(group, weighing, curve, width, decision, certified, options, swaps=swaps, effort=effort)
     clock.lap("selection")
-    refit = refit_layer(moments, kept, options.ridge, original, current)
+    refit = refit_layer(moments, kept, options.ridge, original, current, trials.places(width))
     clock.lap("refit")
     certified = certified or certify_choice(weighing, decision, width, refit.error, options)
     clock.lap("lasso")
@@ -306,14 +307,30 @@ class Trials:
     original: Mapping[str, Tensor]
     current: Mapping[str, Tensor]
     measured: dict[int, float] = field(default_factory=dict)
+    _nested: dict[str, list[NestedRefits]] = field(default_factory=dict)
 
     def error_at(self, width: int) -> float:
         """The error with so many units of the curve."""
         if width not in self.measured:
-            kept = self.curve.units(width)
-            refit = refit_layer(self.moments, kept, self.ridge, self.original, self.current)
-            self.measured[width] = refit.held_back_error
+            order = None if width in self.curve.polished else self.curve.methods[width]
+            if order is None:
+                kept = self.curve.units(width)
+                refit = refit_layer(self.moments, kept, self.ridge, self.original, self.current)
+                self.measured[width] = refit.held_back_error
+            else:
+                nested = self._nested_in(order)
+                self.measured[width] = root_mean_square([each.held_back_error(width) for each in nested])
         return self.measured[width]
+
+    def places(self, width: int) -> list[int] | None:
+        """Of the ridge that was best for each reading where so many units were tried; None where none were."""
+        nested = self._nested.get(self.curve.methods[width])
+        return None if nested is None else [each.place for each in nested]
+
+    def _nested_in(self, order: str) -> list[NestedRefits]:
+        if order not in self._nested:
+            self._nested[order] = nested_refits(self.moments, self.curve.orders[order], self.ridge, self.current)
+        return self._nested[order]
 
     @property
     def floor(self) -> float:

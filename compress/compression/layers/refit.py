@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from compress.compression.layers.nested import CONSTANT, Errors, NestedRefits, best_ridge, relative, total_energy
 from compress.convex import Moments, relative_error
 from compress.convex.refit import solve_ridged
 from compress.convex.statistics.moments import unit_columns
 from compress.recording.layer_moments import ROWS_PER_COLUMN, LayerMoments, root_mean_square
 from compress.recording.readings import constant_of
 
-CONSTANT = 1e-20  # squared spread, relative to the second moment, that is rounding
 STRONGER_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # tried in turn where the given one fits noise
 SAFE = 8.0  # times the moments' own rounding, below which no ridge is of use
 FEW_RIDGES = (1e-2, 1.0, 100.0)  # where columns are so many that each takes seconds
 WIDE = 4096  # columns
-OVERFIT = 1.02  # held-back over fitting error, above which it does
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +40,7 @@ def refit_layer(
     ridge: float,
     original: Mapping[str, Tensor],
     current: Mapping[str, Tensor],
+    places: Sequence[int] | None = None,
 ) -> LayerRefit:
     """Least-squares output weights of the kept units for every consumer, in the original shapes.
 
@@ -49,16 +48,18 @@ def refit_layer(
         kept: places (|S|,) among `moments.units`.
         ridge: on the change of the weights, relative to each column's second moment.
         original, current: states of the original network and of the one compressed so far.
+        places: of the ridge that each reading tries first; None: of the weakest.
     """
     weights: dict[str, Tensor] = {}
     errors, held = [], []
     kept_units = moments.units[kept.cpu()]
-    for reading, part, check, intercept in zip(
-        moments.readings, moments.fitting, moments.held_back, moments.intercepts, strict=True
+    places = [0] * len(moments.readings) if places is None else places
+    for reading, part, check, intercept, start in zip(
+        moments.readings, moments.fitting, moments.held_back, moments.intercepts, places, strict=True
     ):
         rows = unit_columns(kept_units.to(part.covariance.device), reading.group_size)
         before = reading.weights(current).to(part.covariance)[rows]
-        refit = refit_change(part.subset(kept), check.subset(kept), before, ridge, intercept=intercept)
+        refit = refit_change(part.subset(kept), check.subset(kept), before, ridge, intercept=intercept, start=start)
         errors.append(refit.error)
         held.append(refit.held_back_error)
         full = before.new_zeros(reading.columns, part.output_count)
@@ -77,6 +78,28 @@ def refit_layer(
                 base[target] = (base[target].double() + sign * refit.intercept[own_outputs]).to(base)
                 weights[name] = base
     return LayerRefit(weights, root_mean_square(errors), root_mean_square(held))
+
+
+def nested_refits(
+    moments: LayerMoments, order: Tensor, ridge: float, current: Mapping[str, Tensor]
+) -> list[NestedRefits]:
+    """For each reading what a refit to the first units of an order would err.
+
+    Args:
+        order: places (K,) among `moments.units`.
+        ridge, current: as of `refit_layer`.
+    """
+    nested = []
+    for reading, part, check, intercept in zip(
+        moments.readings, moments.fitting, moments.held_back, moments.intercepts, strict=True
+    ):
+        device = part.covariance.device
+        rows = unit_columns(moments.units[order].to(device), reading.group_size)
+        before = reading.weights(current).to(part.covariance)[rows]
+        columns, wide = unit_columns(order.to(device), reading.group_size), len(rows) > WIDE
+        ridges, scarce = ridges_for(part, ridge), is_scarce(part)
+        nested.append(NestedRefits(part, check, columns, before, ridges, intercept, scarce, spare=wide))
+    return nested
 
 
 def held_back_error(
@@ -100,15 +123,22 @@ def held_back_error(
 
 @dataclass(frozen=True, eq=False)
 class ReadingRefit:
-    """Output weights (|S|·s, D) and constant (D,) of one reading, with their relative errors."""
+    """Output weights (|S|·s, D) and constant (D,) of one reading, with their relative errors.
+
+    Attributes:
+        place: of the ridge, among `ridges_for`.
+    """
 
     coefficients: Tensor
     intercept: Tensor
     error: float
     held_back_error: float
+    place: int
 
 
-def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *, intercept: bool) -> ReadingRefit:
+def refit_change(
+    part: Moments, check: Moments, before: Tensor, ridge: float, *, intercept: bool, start: int = 0
+) -> ReadingRefit:
     """min ‖Ψ − Φ(V + Δ) − 1bᵀ‖² + ridge·Σ_i G_ii‖δ_i‖² over Δ and b: the ridge pulls to the weights as they are.
 
     Where held-back samples err clearly more than those that were fitted, or there are fewer than `ROWS_PER_COLUMN` rows
@@ -118,29 +148,40 @@ def refit_change(part: Moments, check: Moments, before: Tensor, ridge: float, *,
     Args:
         part, check: fitting and held-back moments of the kept units alone.
         before: V (|S|·s, D).
+        start: place of the ridge that is tried first, among `ridges_for`.
     """
     residual = part.residual(before).centred() if intercept else part.residual(before)
-    scarce = part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
-    best: ReadingRefit | None = None
+    ridges, scarce = ridges_for(part, ridge), is_scarce(part)
+    total = total_energy(part, intercept=intercept)
+    tried: dict[int, ReadingRefit] = {}
+
+    def errors_at(place: int) -> Errors:
+        change, used = solve_ridged(residual, ridges[place])
+        constant = residual.intercept(change)
+        explained = (change * residual.cross).sum() + used * (residual.gram.diagonal() @ change.square().sum(1))
+        error = relative(residual.energy - float(explained), total)
+        coefficients = change.add_(before)
+        held_back = reading_error(check, coefficients, constant if intercept else None)
+        tried[place] = ReadingRefit(coefficients, constant, error, held_back, place)
+        for far in [each for each in tried if abs(each - place) > 1]:
+            del tried[far]
+        return Errors(error, held_back)
+
+    best = tried[best_ridge(errors_at, len(ridges), min(start, len(ridges) - 1), scarce=scarce)]
+    return replace(best, error=reading_error(part, best.coefficients, best.intercept if intercept else None))
+
+
+def ridges_for(part: Moments, ridge: float) -> tuple[float, ...]:
+    """The ridges to try, rising from the given one, or from the least that rounding allows."""
     ridge = max(ridge, SAFE * part.rounding)
     wide = part.covariance.shape[0] > WIDE
-    strengths = [each for each in (FEW_RIDGES if wide else STRONGER_RIDGES) if each > ridge]
-    for strength in strengths if wide and scarce and strengths else (ridge, *strengths):
-        change, _ = solve_ridged(residual, strength)
-        constant = residual.intercept(change)
-        coefficients = change.add_(before)
-        bias = constant if intercept else None
-        held_back = reading_error(check, coefficients, bias)
-        if best is not None and not held_back < best.held_back_error:
-            break
-        error = math.nan if scarce else reading_error(part, coefficients, bias)
-        best = ReadingRefit(coefficients, constant, error, held_back)
-        if not scarce and held_back <= OVERFIT * error:
-            break
-    assert best is not None, "at least one ridge is tried"
-    if not scarce:
-        return best
-    return replace(best, error=reading_error(part, best.coefficients, best.intercept if intercept else None))
+    strengths = tuple(each for each in (FEW_RIDGES if wide else STRONGER_RIDGES) if each > ridge)
+    return strengths if wide and is_scarce(part) and strengths else (ridge, *strengths)
+
+
+def is_scarce(part: Moments) -> bool:
+    """Whether rows are too few for their columns."""
+    return part.count < ROWS_PER_COLUMN * part.covariance.shape[0]
 
 
 def reading_error(moments: Moments, coefficients: Tensor, bias: Tensor | None) -> float:

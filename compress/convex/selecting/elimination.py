@@ -39,9 +39,7 @@ class Factorised:
         """The equations of these moments."""
         equations = normal_equations(moments, ridge=ridge, intercept=intercept)
         factor, used = factored(equations)
-        if used > equations.ridge:
-            equations.gram.diagonal().add_(used - equations.ridge)
-            equations = replace(equations, ridge=used)
+        equations = replace(equations, ridge=used)
         return cls(equations, factor, reduced_outputs(equations, factor))
 
     def backward(self, delay: int = _DELAY) -> Tensor:
