@@ -25,3 +25,12 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return all(bool(mallopt(*setting)) for setting in ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _KEPT)))
+
+
+def give_back_freed_memory() -> bool:
+    """Give memory that is free at this moment back to the kernel; whether the C library knows how, as glibc does.
+
+    Worth it between stages whose tensors have other sizes: what one of them leaves in pieces is of no use to the next.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    return trim is not None and bool(trim(0))

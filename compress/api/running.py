@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.allocator import give_back_freed_memory
 from compress.api.steps.cautions import caution_samples
 from compress.api.steps.cutting import Cut, make_cut
 from compress.api.steps.guarding import check_guards, failed, mix_guards
@@ -32,7 +33,7 @@ from compress.checkpoint.removed import outside
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.problem import Problem
 from compress.compression.resume import RunState, state_folder
-from compress.compression.searching.search import Wanted, milder_search
+from compress.compression.searching.search import Wanted, milder_search, with_certificates
 from compress.compression.sweep import Compressed
 from compress.demo import DEMO_OPTIONS
 from compress.errors import DataError, GateError, RecipeError
@@ -151,6 +152,9 @@ def compress_prepared(
     kept = None if state is None else RunState.open(state, fingerprint(inputs, recipe))
     with clock("compress"):
         compressed, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept, bound)
+        if searched is not None and recipe.tunes and recipe.bound is None:  # no milder widths will be asked for
+            searched = with_certificates(searched, LayerOptions.of(recipe), progress)
+            give_back_freed_memory()
     cut, metrics, gates = judge_cut(prepared, problem, compressed, recipe, metric, before, clock, progress)
     with clock("evaluate"):
         guarded = check_guards(prepared, cut.narrowed.module, recipe, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from compress.training.mimic import Mimic
 WARM_UP = 0.1  # share of the steps in which the rate rises
 CLIP = 1.0  # largest gradient norm
 ALIGNED = 16  # numbers, so that every parameter begins where fast kernels may
+MOMENTA, EPSILON = (0.9, 0.999), 1e-8  # of Adam
 AVERAGED = 0.02  # weight of the newest in the running mean of the weights
 
 
@@ -24,51 +26,64 @@ class Block:
     """Parameters of one dtype, end to end: one operation moves them all.
 
     Attributes:
-        base, scale, offsets: W₀, s and θ (n,), each parameter's at a multiple of `ALIGNED`.
-        parts: (name, shape) of the parameters in their order.
+        weights: W (n,), each parameter's at a multiple of `ALIGNED`.
+        scale: s (n,), root mean square of the row that each weight was in at the start.
+        gradient: of W (n,), which a backward pass adds to.
+        first, second: Adam's running means (n,) of the gradient of θ = (W − W₀)/s and of its square.
+        mean: running mean (n,) of W.
+        leaves: the parameters by name, views of `weights` whose gradients are views of `gradient`.
     """
 
-    base: Tensor
+    weights: Tensor
     scale: Tensor
-    offsets: Tensor
-    parts: tuple[tuple[str, torch.Size], ...]
+    gradient: Tensor
+    first: Tensor
+    second: Tensor
+    mean: Tensor
+    leaves: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, named: Mapping[str, Tensor]) -> Block:
         """Of parameters of one dtype on one device."""
-        base = torch.cat([padded(tensor.detach()) for tensor in named.values()])
+        weights = torch.cat([padded(tensor.detach()) for tensor in named.values()])
         scale = torch.cat([padded(row_sizes(tensor.detach()).expand_as(tensor)) for tensor in named.values()])
-        parts = tuple((name, tensor.shape) for name, tensor in named.items())
-        return cls(base, scale, torch.zeros_like(base, requires_grad=True), parts)
+        gradient = torch.zeros_like(weights)
+        shapes = {name: tensor.shape for name, tensor in named.items()}
+        leaves = pieces(weights, shapes)
+        for name, part in pieces(gradient, shapes).items():
+            leaves[name].requires_grad_().grad = part
+        first, second = torch.zeros_like(weights), torch.zeros_like(weights)
+        return cls(weights, scale, gradient, first, second, weights.clone(), leaves)
 
-    def at(self, offsets: Tensor) -> dict[str, Tensor]:
-        """The parameters at these θ (n,), as views."""
-        flat = torch.addcmul(self.base, self.scale, offsets)
-        pieces = torch.split(flat, [aligned(shape.numel()) for _, shape in self.parts])
-        return {
-            name: piece[: shape.numel()].view(shape) for piece, (name, shape) in zip(pieces, self.parts, strict=True)
-        }
+    def averaged(self) -> dict[str, Tensor]:
+        """The parameters at the running mean, as views."""
+        return pieces(self.mean, {name: leaf.shape for name, leaf in self.leaves.items()})
+
+    def move(self, rate: float, step: int) -> None:
+        """One step of Adam on θ, the `step`-th from 1 on, from the gradient of θ; that is written over."""
+        gradient = self.gradient
+        self.first.lerp_(gradient, 1 - MOMENTA[0])
+        self.second.mul_(MOMENTA[1]).addcmul_(gradient, gradient, value=1 - MOMENTA[1])
+        torch.sqrt(self.second, out=gradient)
+        gradient.div_(math.sqrt(1 - MOMENTA[1] ** step)).add_(EPSILON)
+        torch.div(self.first, gradient, out=gradient).mul_(self.scale)
+        self.weights.add_(gradient, alpha=-rate / (1 - MOMENTA[0] ** step))
+        self.mean.lerp_(self.weights, max(AVERAGED, 1 / step))
 
 
-class RelativeWeights:
-    """Parameters W = W₀ + s·θ: θ starts at zero, s is the root mean square of W₀'s row (of all of it, without rows)."""
+def pieces(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Views of the parameters that lie end to end."""
+    parts = torch.split(flat, [aligned(shape.numel()) for shape in shapes.values()])
+    return {name: part[: shape.numel()].view(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
 
-    def __init__(self, module: nn.Module) -> None:
-        kinds: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
-        for name, tensor in module.named_parameters():
-            if tensor.is_floating_point():
-                kinds.setdefault((tensor.dtype, tensor.device), {})[name] = tensor
-        self.blocks = [Block.of(named) for named in kinds.values()]
-        self.offsets = [block.offsets for block in self.blocks]
 
-    def applied(self) -> dict[str, Tensor]:
-        """The parameters as they are now."""
-        return self.at(self.offsets)
-
-    def at(self, offsets: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The parameters at these θ, one for each block."""
-        pairs = zip(self.blocks, offsets, strict=True)
-        return {name: tensor for block, each in pairs for name, tensor in block.at(each).items()}
+def blocks_of(module: nn.Module) -> list[Block]:
+    """Copies of the floating-point parameters of a module, a block for each dtype and device."""
+    kinds: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
+    for name, tensor in module.named_parameters():
+        if tensor.is_floating_point():
+            kinds.setdefault((tensor.dtype, tensor.device), {})[name] = tensor
+    return [Block.of(named) for named in kinds.values()]
 
 
 def aligned(count: int) -> int:
@@ -91,22 +106,20 @@ def row_sizes(weights: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Descent:
-    """Adam on the relative weights of one cut network, over the fitting samples in random order.
+    """Adam on the relative weights θ of one cut network, over the fitting samples in random order.
+
+    W = W₀ + s·θ, s the root mean square of W₀'s row (of all of it, without rows). All is moved in place: besides the
+    weights there are their sizes, gradient, Adam's two means and the running mean of the weights, and no more.
 
     Attributes:
-        buffers: of the cut network, which stay.
+        blocks: the weights; `buffers`: of the cut network, which stay.
     """
 
     mimic: Mimic
-    weights: RelativeWeights
+    blocks: list[Block]
     buffers: dict[str, Tensor]
     drawn: Drawn
-
-    def __post_init__(self) -> None:
-        self._offsets = self.weights.offsets
-        self._means = [tensor.detach().clone() for tensor in self._offsets]
-        self._adam = torch.optim.Adam(self._offsets, lr=0.0, foreach=True)
-        self._steps = 0
+    _steps: int = 0
 
     def run(self, rates: Sequence[float], progress: Progress) -> bool:
         """One step for each rate; whether every loss was finite. The device is waited for at the end alone."""
@@ -120,34 +133,34 @@ class Descent:
     def step(self, rate: float) -> Tensor:
         """One step; its loss, detached."""
         inputs = self.drawn.next()
-        for group in self._adam.param_groups:
-            group["lr"] = rate
+        for block in self.blocks:
+            block.gradient.zero_()
+        leaves = {name: leaf for block in self.blocks for name, leaf in block.leaves.items()}
         with torch.enable_grad():
-            loss = self.mimic.loss({**self.buffers, **self.weights.applied()}, inputs)
-            self._adam.zero_grad(set_to_none=True)
+            loss = self.mimic.loss({**self.buffers, **leaves}, inputs)
             loss.backward()  # type: ignore[no-untyped-call]
-        for tensor in self._offsets:
-            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-        torch.nn.utils.clip_grad_norm_(self._offsets, CLIP)
-        self._adam.step()
         self._steps += 1
         with torch.no_grad():
-            newest = max(AVERAGED, 1 / self._steps)
-            torch._foreach_lerp_(self._means, [tensor.detach() for tensor in self._offsets], newest)
+            lengths = [torch.linalg.vector_norm(block.gradient.mul_(block.scale)) for block in self.blocks]
+            length = torch.stack([each.to(loss) for each in lengths]).norm()
+            share = (CLIP / (length + 1e-6)).clamp_max(1.0)
+            for block in self.blocks:
+                block.gradient.mul_(share.to(block.gradient))
+                block.move(rate, self._steps)
         return loss.detach()
 
     def averaged(self) -> dict[str, Tensor]:
-        """The running mean of the weights: where they are, less the noise of single steps."""
-        return self.weights.at(self._means)
+        """The running mean of the weights, as views: where they are, less the noise of single steps."""
+        return {name: tensor for block in self.blocks for name, tensor in block.averaged().items()}
 
 
 def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The same module with the weights put in."""
-    parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            parameters[name].copy_(tensor)
-    return module
+    """A copy of the module that shares these weights, and those of its own that are not among them."""
+    shared: dict[int, object] = {
+        id(parameter): nn.Parameter(weights.get(name, parameter).detach(), parameter.requires_grad)
+        for name, parameter in module.named_parameters()
+    }
+    return copy.deepcopy(module, shared)
 
 
 def rate_share(step: int, steps: int) -> float:

@@ -26,7 +26,7 @@ from compress.measures.figures import MEANINGS, FigureSums
 from compress.measures.outputs import Output, named_outputs
 from compress.progress import Progress
 from compress.report.model import EvaluationReport, ForecastReport, HeldBackCheck, Step, TuningReport
-from compress.training.descent import Descent, RelativeWeights, rate_share, with_weights
+from compress.training.descent import Descent, blocks_of, rate_share, with_weights
 from compress.training.drawing import Placed, placed, takes_images
 from compress.training.forecast import FURTHER, Point, forecast
 from compress.training.mimic import Answer, Mimic, compare, tensors_of
@@ -198,6 +198,7 @@ class Best:
         self.checks.append(check)
         better = loss < self.loss and check.no_worse_than(self.first)
         if better:
+            self.module = candidate  # lets go of the last one before there is another copy
             self.module, self.loss, self.step = copy.deepcopy(candidate), loss, step
         return better
 
@@ -235,7 +236,7 @@ def recover(
     Raises:
         NonFiniteError: the cut network's outputs are NaN or Inf.
     """
-    module, device = copy.deepcopy(compressed).eval(), examples[0].device
+    module, device = with_weights(compressed, {}).eval(), examples[0].device
     seen, checked = placed(fitting, device), placed(held_back, device)
     smooth = tuple(output for output in outputs if output.kind != "whole" and output.node is not None)
     planned = round(AUTO_EPOCHS * len(fitting.sizes())) if steps is None else steps
@@ -256,7 +257,7 @@ def recover(
     helped = refreshed is not None and best.offer(refreshed, 0)
     if refreshed is not None and not helped:
         best.losses.pop(), best.checks.pop()
-    runs = Runs(judge, seen, takes_images(examples), seed, copy.deepcopy(best.module), progress)
+    runs = Runs(judge, seen, takes_images(examples), seed, best.module, progress)
     tried = runs.harmless(rates, trial, HARM * best.loss) if trial else []
     rate, steps_taken = rates[max(0, len(tried) - 1)], 0
     smaller = rates[len(tried) :] if tried else ()
@@ -268,7 +269,8 @@ def recover(
             del best.losses[start:], best.checks[start:]
             steps_taken = runs.descend(best, rate, planned)
     outlook = runs.forecast(best, rate, planned) if steps is None and best.step else None
-    return best.module, Recovery(
+    recovered = best.module if best.step or helped else copy.deepcopy(compressed).eval()
+    return recovered, Recovery(
         steps_taken,
         tuple(tried),
         tuple(best.losses),
@@ -285,7 +287,7 @@ class Runs:
     """Descents from one network, each from its weights anew.
 
     Attributes:
-        student: the network, whose weights each descent writes over; `start` has them.
+        start: the network, whose weights no descent writes over.
     """
 
     judge: HeldBack
@@ -299,14 +301,14 @@ class Runs:
         """A descent over the first samples; None: all."""
         seen = self.seen if samples is None else self.seen.first(samples)
         drawn = seen.drawn(images=self.images, seed=self.seed)
-        return Descent(self.judge.mimic, RelativeWeights(self.start), dict(self.start.named_buffers()), drawn)
+        return Descent(self.judge.mimic, blocks_of(self.start), dict(self.start.named_buffers()), drawn)
 
     def after(self, rate: float, steps: int, samples: int | None = None) -> nn.Module | None:
         """The network after a whole descent; None where the loss was not finite."""
         descent = self.begin(samples)
         if not descent.run([rate * rate_share(step, steps) for step in range(steps)], self.progress):
             return None
-        return with_weights(copy.deepcopy(self.start), descent.averaged())
+        return with_weights(self.start, descent.averaged())
 
     def loss_after(self, rate: float, steps: int) -> float:
         """Held-back loss after so many steps; infinite where one was not finite."""
@@ -324,14 +326,15 @@ class Runs:
 
     def descend(self, best: Best, rate: float, steps: int) -> int:
         """So many steps, held-back samples asked `CHECKS` times; how many were taken. Half without a gain end it."""
-        descent, student = self.begin(), copy.deepcopy(self.start)
+        descent = self.begin()
+        student = with_weights(self.start, descent.averaged())
         every, taken = max(1, math.ceil(steps / CHECKS)), 0
         while taken < steps and (best.step or 2 * taken < steps):
             ahead = range(taken, min(steps, taken + every))
             if not descent.run([rate * rate_share(step, steps) for step in ahead], self.progress):
                 break
             taken += len(ahead)
-            best.offer(with_weights(student, descent.averaged()), taken)
+            best.offer(student, taken)
         return taken
 
     def forecast(self, best: Best, rate: float, steps: int) -> ForecastReport | None:
@@ -366,10 +369,10 @@ def with_statistics(module: nn.Module, fitting: Placed) -> nn.Module | None:
 
     Batches of one sample are left out: they have no variance.
     """
-    refreshed = copy.deepcopy(module)
-    norms = [each for each in refreshed.modules() if isinstance(each, BATCH_NORMS) and each.running_mean is not None]
     sizes = fitting.first(STATISTICS_SAMPLES).sizes()
     numbers = [number for number, size in enumerate(sizes) if size > 1]
+    refreshed = with_weights(module, {})
+    norms = [each for each in refreshed.modules() if isinstance(each, BATCH_NORMS) and each.running_mean is not None]
     if not norms or not numbers:
         return None
     momenta = [norm.momentum for norm in norms]

@@ -18,7 +18,7 @@ from compress.graph.trace import trace_network
 from compress.measures.outputs import Output
 from compress.progress import SilentProgress
 from compress.training import recovery
-from compress.training.descent import RelativeWeights, rate_share, row_sizes
+from compress.training.descent import blocks_of, rate_share, row_sizes, with_weights
 from compress.training.drawing import Moves, Placed, moved, placed, step_batch, takes_images
 from compress.training.mimic import Mimic, compare, last_features, tensors_of
 from compress.training.recovery import AUTO_EPOCHS, Recovery, recover
@@ -227,12 +227,43 @@ def feature_of(network: nn.Module, mimic: Mimic, inputs: Tensor, number: int) ->
 def test_weights_lie_end_to_end_and_are_the_networks_own_before_the_first_step(
     pair: tuple[nn.Module, nn.Module],
 ) -> None:
-    weights = RelativeWeights(pair[1].double())
-    applied = weights.applied()
-    assert all(torch.equal(applied[name], tensor) for name, tensor in pair[1].named_parameters())
-    moved_on = weights.at([torch.ones_like(offsets) for offsets in weights.offsets])
+    (block,) = blocks_of(pair[1].double())
+    assert all(torch.equal(block.leaves[name], tensor) for name, tensor in pair[1].named_parameters())
+    assert all(torch.equal(block.averaged()[name], tensor) for name, tensor in pair[1].named_parameters())
+    block.weights.add_(block.scale)
     name, tensor = next(iter(pair[1].named_parameters()))
-    torch.testing.assert_close(moved_on[name].detach(), tensor.detach() + row_sizes(tensor.detach()))
+    torch.testing.assert_close(block.leaves[name].detach(), tensor.detach() + row_sizes(tensor.detach()))
+
+
+def test_steps_are_those_of_adam_on_the_relative_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Linear(5, 3).double()
+    (block,) = blocks_of(module)
+    named = {name: tensor.detach() for name, tensor in module.named_parameters()}
+    offsets = {name: torch.zeros_like(tensor, requires_grad=True) for name, tensor in named.items()}
+    adam = torch.optim.Adam(offsets.values(), lr=0.0)
+    for step, rate in enumerate((0.01, 0.03, 0.02), start=1):
+        gradients = {name: torch.randn(tensor.shape, generator=generator).double() for name, tensor in named.items()}
+        for name, gradient in gradients.items():
+            offsets[name].grad = gradient * row_sizes(named[name])
+            block.leaves[name].grad.copy_(offsets[name].grad)  # type: ignore[union-attr]
+        adam.param_groups[0]["lr"] = rate
+        adam.step()
+        with torch.no_grad():
+            block.move(rate, step)
+    for name, tensor in named.items():
+        wanted = tensor + row_sizes(tensor) * offsets[name].detach()
+        torch.testing.assert_close(block.leaves[name].detach(), wanted)
+
+
+def test_a_copy_shares_the_weights_it_is_given_and_holds_no_others() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    given = torch.ones(3, 3)
+    copied = with_weights(module, {"0.weight": given})
+    assert copied[0].weight.data_ptr() == given.data_ptr()
+    assert copied[0].bias.data_ptr() == module[0].bias.data_ptr()
+    assert copied[1].running_mean.data_ptr() != module[1].running_mean.data_ptr()
+    assert not torch.equal(module[0].weight, given)
 
 
 def test_one_rate_moves_a_layer_and_its_rescaled_twin_alike() -> None:

@@ -49,12 +49,14 @@ class SearchResult:
 
     Attributes:
         trials: one entry per sweep: predicted damage, costs, held-back score.
+        certificates: what `certify_widths` gives; None: not asked yet.
     """
 
     search: Search
     compressed: Compressed
     allocation: Allocation
     trials: list[Trial]
+    certificates: Mapping[str, Certificate] | None = None
 
     @property
     def whole(self) -> bool:
@@ -460,11 +462,19 @@ def at_damage(search: Search, target: float) -> Allocation:
     return Allocation(chosen, search.choices.damage(chosen) - whole, relative_costs(search.model, chosen), low)
 
 
+def with_certificates(searched: SearchResult, options: LayerOptions, progress: Progress) -> SearchResult:
+    """The result with its certificates, and without the moments of all layers, which nothing else needs."""
+    certificates = certify_widths(searched, options, progress)
+    return replace(searched, search=replace(searched.search, moments={}), certificates=certificates)
+
+
 def certify_widths(searched: SearchResult, options: LayerOptions, progress: Progress) -> dict[str, Certificate]:
     """For every layer that was cut, a certified lasso solution on the original network's moments.
 
     The moments are recorded again where the curves came from an earlier run.
     """
+    if searched.certificates is not None:
+        return dict(searched.certificates)
     search = searched.search
     certified: dict[str, Certificate] = {}
     cut = [result for result in searched.compressed.results if result.is_cut and len(result.kept)]
