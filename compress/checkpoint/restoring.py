@@ -22,9 +22,11 @@ def restore_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]], attri
         SurgeryError: a name is not in the module, a tensor would grow, or an attribute is no plain number.
     """
     empty = {
-        f"{path}.bias".lstrip("."): nn.Parameter(part.weight.new_empty(0))
+        f"{path}.bias".lstrip("."): nn.Parameter(weight.new_empty(0))
         for path, part in module.named_modules()
-        if "bias" in part._parameters and part.bias is None and isinstance(part.weight, Tensor)
+        if "bias" in part._parameters
+        and part._parameters["bias"] is None
+        and isinstance(weight := getattr(part, "weight", None), Tensor)
     }
     named = {**named_tensors(module), **empty}
     fresh: dict[int, Tensor] = {}

@@ -117,3 +117,28 @@ def test_the_artifact_loads_with_its_biases_and_can_be_cut_again(tmp_path: Path)
     again = compress.run(compress.make_recipe({**options, "output": str(tmp_path / "second")}))
     assert again.report.added_biases == ()
     assert compress.load(tmp_path / "second", trust_code=True)[6].bias.shape == (4,)
+
+
+class Filters(nn.Module):
+    """Fixed filters under a name of their own, with an empty place for a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("filters", torch.linspace(-1, 1, 64).reshape(8, 8))
+        self.register_parameter("bias", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.filters, self.bias)
+
+
+def test_an_empty_place_for_a_bias_beside_no_weight_is_left_alone(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(Filters(), nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4, bias=False))
+
+    network = build()
+    rows = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    result = compress.prune(network, [rows], keep="50%", allow_bias=True)
+    result.save(tmp_path / "half")
+    again = compress.load(tmp_path / "half", model=build())
+    torch.testing.assert_close(again(rows), result.model(rows))
