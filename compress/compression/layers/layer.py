@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -309,8 +310,8 @@ class Trials:
     measured: dict[int, float] = field(default_factory=dict)
     _nested: dict[str, list[NestedRefits]] = field(default_factory=dict)
 
-    def error_at(self, width: int) -> float:
-        """The error with so many units of the curve."""
+    def error_at(self, width: int, enough: float = 0.0) -> float:
+        """The error with so many units of the curve; no lower one is looked for where each reading's is `enough`."""
         if width not in self.measured:
             order = None if width in self.curve.polished else self.curve.methods[width]
             if order is None:
@@ -319,7 +320,7 @@ class Trials:
                 self.measured[width] = refit.held_back_error
             else:
                 nested = self._nested_in(order)
-                self.measured[width] = root_mean_square([each.held_back_error(width) for each in nested])
+                self.measured[width] = root_mean_square([each.held_back_error(width, enough) for each in nested])
         return self.measured[width]
 
     def places(self, width: int) -> list[int] | None:
@@ -367,8 +368,9 @@ def find_width(
     else:
         assert isinstance(decision, Within), "the other decisions are above"
         more = units if moments.unchanged is None else units + 1  # one more stands for the layer as it is
-        near = trials.curve.width_for(math.hypot(decision.error, trials.floor))
-        width = smallest_width(trials.error_at, more, decision.error, trials.floor, near)
+        enough = math.hypot(decision.error, trials.floor)
+        near = trials.curve.width_for(enough)
+        width = smallest_width(partial(trials.error_at, enough=enough), more, decision.error, trials.floor, near)
     if moments.unchanged is not None and width > units:
         return None
     return min(units, legal_width(group, round_up(width, options.round_to, units)))

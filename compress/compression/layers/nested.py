@@ -105,8 +105,8 @@ class NestedRefits:
         self._cross = fitted.cross[self.columns]
         self._checked = None if self.spare else self.check.covariance[self.columns[:, None], self.columns]
 
-    def held_back_error(self, width: int) -> float:
-        """The relative error with so many units, at the best ridge near the last one."""
+    def held_back_error(self, width: int, enough: float = 0.0) -> float:
+        """The relative error with so many units, at the best ridge near the last one; at that, where it is `enough`."""
         known: dict[int, Errors] = {}
 
         def errors_at(place: int) -> Errors:
@@ -114,6 +114,8 @@ class NestedRefits:
                 known[place] = self.errors(width, place)
             return known[place]
 
+        if errors_at(self.place).held_back <= enough:
+            return known[self.place].held_back
         self.place = best_ridge(errors_at, len(self.ridges), self.place, scarce=self.scarce)
         return known[self.place].held_back
 
