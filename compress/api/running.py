@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.allocator import give_back_freed_memory
 from compress.api.steps.cautions import caution_samples
 from compress.api.steps.cutting import Cut, make_cut
 from compress.api.steps.guarding import check_guards, failed, mix_guards
@@ -154,7 +153,6 @@ def compress_prepared(
         compressed, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept, bound)
         if searched is not None and recipe.tunes and recipe.bound is None:  # no milder widths will be asked for
             searched = with_certificates(searched, LayerOptions.of(recipe), progress)
-            give_back_freed_memory()
     cut, metrics, gates = judge_cut(prepared, problem, compressed, recipe, metric, before, clock, progress)
     with clock("evaluate"):
         guarded = check_guards(prepared, cut.narrowed.module, recipe, progress)

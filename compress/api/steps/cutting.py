@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from compress.allocator import give_back_freed_memory
 from compress.api.steps.measuring import evaluate_pair
 from compress.api.steps.tuning import Tuning, finetune_module, recover_module
 from compress.checkpoint.fitting import with_versions
@@ -97,6 +98,7 @@ def finetune_cut(
     prepared: Prepared, problem: Problem, cut: Cut, recipe: Recipe, clock: Stages, progress: Progress
 ) -> Cut:
     """The cut network after its recovery or fine-tuning, evaluated again. Raises NonFiniteError."""
+    give_back_freed_memory()
     with clock("finetune" if recipe.recovery is None else "recover"):
         module = cut.narrowed.module
         if recipe.recovery is None:
@@ -107,6 +109,7 @@ def finetune_cut(
                 return cut
             tuned, tuning = recovered
         stored = round_to_stored(tuned, prepared)
+    give_back_freed_memory()
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, tuned, recipe, progress)
     narrowed = replace(cut.narrowed, module=tuned)

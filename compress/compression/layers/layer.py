@@ -202,9 +202,10 @@ def solve_layer(
     clock.lap("width")
     if width is None:
         return leave_whole(group, moments, facts, curve, clock.laps)
+    places = trials.places(width)
     kept = take_units(group, weighing, curve, width, decision, certified, options, swaps=swaps, effort=effort)
     clock.lap("selection")
-    refit = refit_layer(moments, kept, options.ridge, original, current, trials.places(width))
+    refit = refit_layer(moments, kept, options.ridge, original, current, places)
     clock.lap("refit")
     certified = certified or certify_choice(weighing, decision, width, refit.error, options)
     clock.lap("lasso")
@@ -324,8 +325,12 @@ class Trials:
         return self.measured[width]
 
     def places(self, width: int) -> list[int] | None:
-        """Of the ridge that was best for each reading where so many units were tried; None where none were."""
+        """Of the ridge that was best for each reading where so many units were tried; None where none were.
+
+        What was factored for trials is let go.
+        """
         nested = self._nested.get(self.curve.methods[width])
+        self._nested.clear()
         return None if nested is None else [each.place for each in nested]
 
     def _nested_in(self, order: str) -> list[NestedRefits]:

@@ -15,6 +15,7 @@ from compress.convex.solvers.small import is_small, minimise_restricted, minimis
 from compress.convex.statistics.moments import unit_columns
 
 _FIRST_UNITS = 64
+_FIRST_COLUMNS = 1024  # of units of many columns, no more than these at first
 _DIRECT = 700  # iterations before proximal steps on the dual are tried
 
 
@@ -161,7 +162,7 @@ def _working_set(problem: ScaledProblem, ratios: Tensor, support: Tensor) -> Ten
     violating = torch.full_like(ratios, -1.0)
     violating[problem.candidates] = ratios[problem.candidates]
     violating[support] = -1.0
-    room = max(_FIRST_UNITS, support.shape[0])
+    room = max(1, min(_FIRST_UNITS, _FIRST_COLUMNS // problem.group_size), support.shape[0])
     wanted = min(room, int((violating > 1).sum()))
     added = violating.topk(wanted).indices
     return torch.cat([support, added]).sort().values
