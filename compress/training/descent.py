@@ -1,4 +1,7 @@
-"""Adam on all weights of a cut network, each relative to the size of its output's weights, towards the original."""
+"""Gradient steps on all weights of a cut network, relative to the size of each output's weights, towards the original.
+
+Matrices take orthogonal steps, all else those of Adam.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +18,25 @@ from torch import Tensor, nn
 from compress.progress import Progress
 from compress.training.drawing import Drawn
 from compress.training.mimic import Mimic
+from compress.training.orthogonal import MOMENTUM, is_matrix, orthogonal_step
 
 WARM_UP = 0.1  # share of the steps in which the rate rises
 CLIP = 1.0  # largest gradient norm
 ALIGNED = 16  # numbers, so that every parameter begins where fast kernels may
-MOMENTA, EPSILON = (0.9, 0.999), 1e-8  # of Adam
+MOMENTA, EPSILON = (0.9, 0.98), 1e-8  # of Adam; squares are forgotten soon, as descents are of hundreds of steps
+NO_UNITS: Mapping[str, Tensor] = MappingProxyType({})
 AVERAGED = 0.02  # weight of the newest in the running mean of the weights
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Parameters of one dtype, end to end: one operation moves them all.
+    """Parameters of one dtype, end to end: one operation moves them all, by Adam.
 
     Attributes:
         weights: W (n,), each parameter's at a multiple of `ALIGNED`.
-        scale: s (n,), root mean square of the row that each weight was in at the start.
+        scale: s (n,), the unit of each weight's steps.
         gradient: of W (n,), which a backward pass adds to.
-        first, second: Adam's running means (n,) of the gradient of θ = (W − W₀)/s and of its square.
+        first, second: running means (n,) of the gradient of θ = (W − W₀)/s and of its square.
         mean: running mean (n,) of W.
         leaves: the parameters by name, views of `weights` whose gradients are views of `gradient`.
     """
@@ -41,18 +48,20 @@ class Block:
     second: Tensor
     mean: Tensor
     leaves: Mapping[str, Tensor]
+    squares: ClassVar[bool] = True  # whether the second mean is taken
 
     @classmethod
-    def of(cls, named: Mapping[str, Tensor]) -> Block:
+    def of(cls, named: Mapping[str, Tensor], units: Mapping[str, Tensor]) -> Block:
         """Of parameters of one dtype on one device."""
         weights = torch.cat([padded(tensor.detach()) for tensor in named.values()])
-        scale = torch.cat([padded(row_sizes(tensor.detach()).expand_as(tensor)) for tensor in named.values()])
+        sizes = {name: units[name] if name in units else row_sizes(tensor.detach()) for name, tensor in named.items()}
+        scale = torch.cat([padded(sizes[name].to(tensor).expand_as(tensor)) for name, tensor in named.items()])
         gradient = torch.zeros_like(weights)
         shapes = {name: tensor.shape for name, tensor in named.items()}
         leaves = pieces(weights, shapes)
         for name, part in pieces(gradient, shapes).items():
             leaves[name].requires_grad_().grad = part
-        first, second = torch.zeros_like(weights), torch.zeros_like(weights)
+        first, second = torch.zeros_like(weights), torch.zeros_like(weights if cls.squares else weights[:0])
         return cls(weights, scale, gradient, first, second, weights.clone(), leaves)
 
     def averaged(self) -> dict[str, Tensor]:
@@ -71,19 +80,39 @@ class Block:
         self.mean.lerp_(self.weights, max(AVERAGED, 1 / step))
 
 
+class Matrices(Block):
+    """Weight matrices, which take orthogonal steps."""
+
+    squares: ClassVar[bool] = False
+
+    def move(self, rate: float, step: int) -> None:
+        """One step along the momentum of θ's gradient, made orthogonal; the gradient is written over."""
+        self.first.lerp_(self.gradient, 1 - MOMENTUM)
+        self.gradient.lerp_(self.first, MOMENTUM)
+        for leaf in self.leaves.values():
+            assert leaf.grad is not None, "a view of the gradient"
+            leaf.grad.copy_(orthogonal_step(leaf.grad))
+        self.weights.addcmul_(self.gradient, self.scale, value=-rate)
+        self.mean.lerp_(self.weights, max(AVERAGED, 1 / step))
+
+
 def pieces(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """Views of the parameters that lie end to end."""
     parts = torch.split(flat, [aligned(shape.numel()) for shape in shapes.values()])
     return {name: part[: shape.numel()].view(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
 
 
-def blocks_of(module: nn.Module) -> list[Block]:
-    """Copies of the floating-point parameters of a module, a block for each dtype and device."""
-    kinds: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
+def blocks_of(module: nn.Module, units: Mapping[str, Tensor] = NO_UNITS) -> list[Block]:
+    """Copies of the floating-point parameters of a module, blocks for each dtype and device: matrices, all else.
+
+    Args:
+        units: of their steps, by name; where one is missing, root mean squares of the rows.
+    """
+    kinds: dict[tuple[torch.dtype, torch.device, bool], dict[str, Tensor]] = {}
     for name, tensor in module.named_parameters():
         if tensor.is_floating_point():
-            kinds.setdefault((tensor.dtype, tensor.device), {})[name] = tensor
-    return [Block.of(named) for named in kinds.values()]
+            kinds.setdefault((tensor.dtype, tensor.device, is_matrix(tensor.shape)), {})[name] = tensor
+    return [(Matrices if matrices else Block).of(named, units) for (*_, matrices), named in kinds.items()]
 
 
 def aligned(count: int) -> int:
@@ -106,10 +135,11 @@ def row_sizes(weights: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Descent:
-    """Adam on the relative weights θ of one cut network, over the fitting samples in random order.
+    """Steps on the relative weights θ of one cut network, over the fitting samples in random order.
 
-    W = W₀ + s·θ, s the root mean square of W₀'s row (of all of it, without rows). All is moved in place: besides the
-    weights there are their sizes, gradient, Adam's two means and the running mean of the weights, and no more.
+    W = W₀ + s·θ, s of `compress.training.scales`, else the root mean square of W₀'s row (of all of it, without rows).
+    All is moved in place: besides the weights there are their units, gradient, its means and the running mean of the
+    weights, and no more.
 
     Attributes:
         blocks: the weights; `buffers`: of the cut network, which stay.

@@ -1,11 +1,12 @@
 """recover(): all weights of a cut network moved towards what the original gives, without labels, where that helps.
 
-The original is asked on the calibration samples (images also flipped and shifted a little): its outputs, and
-its features in front of the last pooling. Steps are relative to the size of each output's own weights: one rate suits
-every layer, with a normalisation or with it folded away. The largest rate that does no harm in a brief trial is taken,
-else the smallest: in the whole run large ones get farther, and a few steps do not tell by how much. Where it gains
-nothing by half of the run, the next smaller one begins anew. Statistics of batch norms are taken again where that
-helps. What held-back samples like best is kept, and where they like nothing better the network stays as it is.
+The original is asked on the calibration samples (images also flipped and shifted a little): its outputs, and its
+features in front of the last pooling. Steps are relative to the size of each output's own weights or to the spread of
+what is shifted, and orthogonal for matrices: one rate suits every layer, with a normalisation or with it folded away.
+The largest rate that does no harm in a brief trial is taken, else the smallest: in the whole run large ones get
+farther, and a few steps do not tell by how much. Where it gains nothing by half of the run, the next smaller one begins
+anew. Statistics of batch norms are taken again where that helps. What held-back samples like best is kept, and where
+they like nothing better the network stays as it is.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from compress.training.drawing import Placed, placed, takes_images
 from compress.training.forecast import FURTHER, Point, forecast
 from compress.training.mimic import Answer, Mimic, compare, tensors_of
 from compress.training.nearness import Check, check_held_back, measure_scales, outputs_of
+from compress.training.scales import measure_units
 
 AUTO_EPOCHS = 6  # epochs over the fitting samples unless told otherwise
 PARTS = (0.05, 0.15)  # of the fitting samples, that a recovery is repeated on for a forecast
-RATES = (6e-3, 2e-3, 6e-4)  # of Adam, relative to the weights; tried in this order
+RATES = (2e-3, 7e-4, 2e-4)  # relative to weights and values; tried in this order
 TRIAL = 0.06  # share of the steps that a rate is tried for
 HARM = 1.1  # held-back loss after a trial, relative to that before, above which a rate is too large
 CHECKS = 4  # times that held-back samples are looked at
@@ -257,7 +259,8 @@ def recover(
     helped = refreshed is not None and best.offer(refreshed, 0)
     if refreshed is not None and not helped:
         best.losses.pop(), best.checks.pop()
-    runs = Runs(judge, seen, takes_images(examples), seed, best.module, progress)
+    units = measure_units(mimic.programs[1], tensors_of(best.module), seen.read(0)) if planned else {}
+    runs = Runs(judge, seen, takes_images(examples), seed, best.module, units, progress)
     tried = runs.harmless(rates, trial, HARM * best.loss) if trial else []
     rate, steps_taken = rates[max(0, len(tried) - 1)], 0
     smaller = rates[len(tried) :] if tried else ()
@@ -288,6 +291,7 @@ class Runs:
 
     Attributes:
         start: the network, whose weights no descent writes over.
+        units: of its steps, by parameter.
     """
 
     judge: HeldBack
@@ -295,13 +299,14 @@ class Runs:
     images: bool
     seed: int
     start: nn.Module
+    units: Mapping[str, Tensor]
     progress: Progress
 
     def begin(self, samples: int | None = None) -> Descent:
         """A descent over the first samples; None: all."""
         seen = self.seen if samples is None else self.seen.first(samples)
         drawn = seen.drawn(images=self.images, seed=self.seed)
-        return Descent(self.judge.mimic, blocks_of(self.start), dict(self.start.named_buffers()), drawn)
+        return Descent(self.judge.mimic, blocks_of(self.start, self.units), dict(self.start.named_buffers()), drawn)
 
     def after(self, rate: float, steps: int, samples: int | None = None) -> nn.Module | None:
         """The network after a whole descent; None where the loss was not finite."""

@@ -18,9 +18,10 @@ from compress.graph.trace import trace_network
 from compress.measures.outputs import Output
 from compress.progress import SilentProgress
 from compress.training import recovery
-from compress.training.descent import blocks_of, rate_share, row_sizes, with_weights
+from compress.training.descent import MOMENTA, Matrices, blocks_of, rate_share, row_sizes, with_weights
 from compress.training.drawing import Moves, Placed, moved, placed, step_batch, takes_images
 from compress.training.mimic import Mimic, compare, last_features, tensors_of
+from compress.training.orthogonal import is_matrix, orthogonal_step, orthogonalised
 from compress.training.recovery import AUTO_EPOCHS, Recovery, recover
 from tests.compression.test_schedule import Samples
 
@@ -227,12 +228,16 @@ def feature_of(network: nn.Module, mimic: Mimic, inputs: Tensor, number: int) ->
 def test_weights_lie_end_to_end_and_are_the_networks_own_before_the_first_step(
     pair: tuple[nn.Module, nn.Module],
 ) -> None:
-    (block,) = blocks_of(pair[1].double())
-    assert all(torch.equal(block.leaves[name], tensor) for name, tensor in pair[1].named_parameters())
-    assert all(torch.equal(block.averaged()[name], tensor) for name, tensor in pair[1].named_parameters())
-    block.weights.add_(block.scale)
-    name, tensor = next(iter(pair[1].named_parameters()))
-    torch.testing.assert_close(block.leaves[name].detach(), tensor.detach() + row_sizes(tensor.detach()))
+    named = dict(pair[1].double().named_parameters())
+    blocks = blocks_of(pair[1])
+    assert {name for block in blocks for name in block.leaves} == set(named)
+    assert [isinstance(block, Matrices) for block in blocks] == [True, False]
+    for block in blocks:
+        assert all(torch.equal(leaf, named[name]) for name, leaf in block.leaves.items())
+        assert all(torch.equal(mean, named[name]) for name, mean in block.averaged().items())
+        block.weights.add_(block.scale)
+        name, leaf = next(iter(block.leaves.items()))
+        torch.testing.assert_close(leaf.detach(), named[name].detach() + row_sizes(named[name].detach()))
 
 
 def test_steps_are_those_of_adam_on_the_relative_weights() -> None:
@@ -241,7 +246,7 @@ def test_steps_are_those_of_adam_on_the_relative_weights() -> None:
     (block,) = blocks_of(module)
     named = {name: tensor.detach() for name, tensor in module.named_parameters()}
     offsets = {name: torch.zeros_like(tensor, requires_grad=True) for name, tensor in named.items()}
-    adam = torch.optim.Adam(offsets.values(), lr=0.0)
+    adam = torch.optim.Adam(offsets.values(), lr=0.0, betas=MOMENTA)
     for step, rate in enumerate((0.01, 0.03, 0.02), start=1):
         gradients = {name: torch.randn(tensor.shape, generator=generator).double() for name, tensor in named.items()}
         for name, gradient in gradients.items():
@@ -264,6 +269,45 @@ def test_a_copy_shares_the_weights_it_is_given_and_holds_no_others() -> None:
     assert copied[0].bias.data_ptr() == module[0].bias.data_ptr()
     assert copied[1].running_mean.data_ptr() != module[1].running_mean.data_ptr()
     assert not torch.equal(module[0].weight, given)
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 8, 3, 3)])
+def test_matrices_take_orthogonal_steps(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.randn(shape, generator=generator))
+    (block,) = blocks_of(module)
+    block.gradient.copy_(torch.randn(block.gradient.shape, generator=generator))
+    with torch.no_grad():
+        block.move(0.1, 1)
+    weights = module.weight.detach()
+    step = ((weights - block.leaves["weight"].detach()) / row_sizes(weights)).flatten(1)
+    values = torch.linalg.svdvals(step)
+    assert values.max() < 2 * values.min()
+    assert float(step.square().mean().sqrt()) == pytest.approx(0.1, rel=0.2)
+
+
+def test_an_orthogonalised_matrix_keeps_its_directions_and_leaves_zeros() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left = torch.linalg.qr(torch.randn(9, 9, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(20, 9, generator=generator)).Q
+    matrix = (left * torch.logspace(0, -1.5, 9)) @ right.T
+    turned = left.T @ orthogonalised(matrix) @ right
+    assert float((turned - torch.diag(turned.diag())).abs().max()) < 1e-4
+    assert 0.6 < float(turned.diag().min()) <= float(turned.diag().max()) < 1.25
+    assert not orthogonal_step(torch.zeros(9, 20)).any()
+
+
+def test_maps_of_one_channel_each_and_small_or_huge_ones_are_no_matrices() -> None:
+    shapes = {
+        (16, 8, 3, 3): True,
+        (10, 64): True,
+        (32, 1, 3, 3): False,
+        (4, 64): False,
+        (1000, 1280): False,
+        (9,): False,
+    }
+    assert {shape: is_matrix(torch.Size(shape)) for shape in shapes} == shapes
 
 
 def test_one_rate_moves_a_layer_and_its_rescaled_twin_alike() -> None:
