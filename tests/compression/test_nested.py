@@ -37,7 +37,7 @@ def test_every_width_errs_as_its_own_refit_does(intercept: bool, rows: int, spar
         kept = order[:width].sort().values
         rows_kept = unit_columns(kept, 2)
         refit = refit_change(part.subset(kept), check.subset(kept), before[rows_kept], RIDGE, intercept=intercept)
-        nested.place = refit.place
+        nested.place, nested._settled = refit.place, False
         assert nested.errors(width, refit.place).fitting == pytest.approx(refit.error, abs=1e-8)
         assert nested.errors(width, refit.place).held_back == pytest.approx(refit.held_back_error, abs=1e-8)
         assert nested.held_back_error(width) <= refit.held_back_error + 1e-8
@@ -59,3 +59,13 @@ def test_where_no_noise_is_fitted_the_weakest_ridge_is_taken_at_once() -> None:
     assert best_ridge(errors_at, 6) == 0
     assert tried == [0]
     assert best_ridge(errors_at, 6, scarce=True) == 5
+
+
+def test_where_memory_is_spared_each_ridge_is_factored_for_few_widths() -> None:
+    part, check, before = halves(60)
+    columns, ridges = torch.arange(30), ridges_for(part, RIDGE)
+    nested = NestedRefits(part, check, columns, before, ridges, True, is_scarce(part), spare=True)
+    nested.held_back_error(9)
+    place = nested.place
+    for width in (3, 12, 6):
+        assert nested.held_back_error(width) == nested.errors(width, place).held_back

@@ -81,7 +81,8 @@ class NestedRefits:
         ridges: rising, relative to each column's second moment.
         intercept: a constant is free.
         scarce: rows are few.
-        spare: matrices of all columns are so large that as few as can be are held.
+        spare: matrices of all columns are so large that one factor is held, and the ridge that was best at the first
+            width below all units is that of the others.
     """
 
     part: Moments
@@ -93,6 +94,7 @@ class NestedRefits:
     scarce: bool
     spare: bool = False
     place: int = 0
+    _settled: bool = False
     _solved: dict[int, Halfway] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,8 +116,9 @@ class NestedRefits:
                 known[place] = self.errors(width, place)
             return known[place]
 
-        if errors_at(self.place).held_back <= enough:
-            return known[self.place].held_back
+        if self._settled or errors_at(self.place).held_back <= enough:
+            return errors_at(self.place).held_back
+        self._settled = self.spare and width < self.part.unit_count
         self.place = best_ridge(errors_at, len(self.ridges), self.place, scarce=self.scarce)
         return known[self.place].held_back
 
