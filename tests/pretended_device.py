@@ -184,6 +184,8 @@ class Pretence(TorchFunctionMode):
             return put(args[0].held.as_strided(*args[1:], **kwargs))
         if name == "tolist" and isinstance(args[0], OnDevice):
             return args[0].held.tolist()
+        if name == "numpy" and isinstance(args[0], OnDevice) and kwargs.get("force"):
+            return args[0].held.numpy(force=True)
         result = func(*args, **kwargs)
         return put(result) if asked and isinstance(result, Tensor) else result
 
