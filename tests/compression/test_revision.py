@@ -13,7 +13,15 @@ from torch import nn
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.pricing.allocate import DamageCurve, allocate
 from compress.compression.searching.curves import Search, prepare_search
-from compress.compression.searching.revision import corrected, error_factors, revised_allocation, with_less_damage
+from compress.compression.searching.damage import measure_divergences
+from compress.compression.searching.revision import (
+    corrected,
+    damages_together,
+    error_factors,
+    revised_allocation,
+    with_less_damage,
+    worth_a_sweep,
+)
 from compress.compression.searching.search import revised, search_widths
 from compress.compression.sweep import Compressed
 from compress.progress import SilentProgress
@@ -74,6 +82,40 @@ def test_a_layer_that_erred_more_than_the_others_gets_more_units(search: Search)
     assert found.costs["macs"] <= BUDGETS["macs"]
 
 
+def test_all_layers_cut_at_once_lose_what_the_network_with_their_refits_does(search: Search) -> None:
+    tried = allocate(search.choices, BUDGETS).widths
+    one = {name: 12 if number == 1 else 24 for number, name in enumerate(tried)}
+    whole, alone, several = damages_together(search, [dict.fromkeys(tried, 24), one, tried], LayerOptions())
+    name = list(tried)[1]
+    measured = measure_divergences(
+        search.problem,
+        search.moments,
+        search.curves,
+        {name: [12]},
+        LayerOptions(),
+        samples=search.problem.held_back.count,
+    )
+    assert whole == pytest.approx(0.0, abs=1e-9)
+    assert alone == pytest.approx(measured[name][0][1])
+    assert several > 0
+
+
+def test_widths_that_lose_more_when_all_are_cut_at_once_are_not_swept(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow, wide = (allocate(search.choices, {"macs": share}) for share in (0.4, 0.8))
+    narrow_damage, wide_damage = damages_together(search, [narrow.widths, wide.widths], LayerOptions())
+    swept_wide, swept_narrow = scored(wide_damage), scored(narrow_damage)
+    assert worth_a_sweep(search, narrow, swept_narrow, wide, LayerOptions())
+    assert not worth_a_sweep(search, wide, swept_wide, narrow, LayerOptions())
+    assert worth_a_sweep(search, wide, scored(wide_damage / 2), narrow, LayerOptions())  # refits took half of it back
+    assert worth_a_sweep(replace(search, moments={}), wide, swept_wide, narrow, LayerOptions())
+    whole = search_widths(search, LayerOptions(), SilentProgress(), budgets={"macs": 0.8}, wanted=None)
+    first = replace(whole, allocation=wide, compressed=swept_wide)
+    monkeypatch.setattr("compress.compression.searching.search.revised_allocation", lambda *_: narrow)
+    assert revised(first, BUDGETS, LayerOptions(), lambda _: pytest.fail("a sweep was made")) is first
+
+
 def test_one_layer_alone_tells_nothing(search: Search) -> None:
     only = swept(search, (2.0, 2.0, 2.0))
     assert error_factors(search, replace(only, results=only.results[:1])) == {}
@@ -107,6 +149,7 @@ def test_the_better_of_both_sweeps_is_taken_and_comes_last_among_the_trials(
     whole = search_widths(search, LayerOptions(), SilentProgress(), budgets=BUDGETS, wanted=None)
     other = replace(whole.allocation, widths={**whole.allocation.widths})
     monkeypatch.setattr("compress.compression.searching.search.revised_allocation", lambda *_: other)
+    monkeypatch.setattr("compress.compression.searching.search.worth_a_sweep", lambda *_: True)
     for distance, taken in ((0.1, 1), (9.0, 0)):
         trials: list[Any] = ["first"]
         first = replace(whole, compressed=scored(1.0), trials=trials)
@@ -116,5 +159,5 @@ def test_the_better_of_both_sweeps_is_taken_and_comes_last_among_the_trials(
             trials.append("second")
             return second
 
-        assert revised(first, BUDGETS, attempt) is (second if taken else first)
+        assert revised(first, BUDGETS, LayerOptions(), attempt) is (second if taken else first)
         assert trials[-1] == ("second" if taken else "first")

@@ -8,19 +8,22 @@ chosen again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from compress.compression.layers.layer import LayerOptions
 from compress.compression.pricing.allocate import Allocation, DamageCurve, allocate
 from compress.compression.searching.curves import Search
+from compress.compression.searching.damage import Cut, measure_cuts, solvable_cuts
 from compress.compression.sweep import Compressed, damage_ratio
 from compress.errors import GateError
 
 LARGEST_CORRECTION = 3.0  # factor of a layer's error
 ADDED_UP = 1.2  # measured damage over the predicted one, up to which layers do not interact and the widths stand
+FORETOLD = 1.5  # damage of all layers cut at once over that after a sweep, up to which the one stands for the other
 SMALLEST_ERROR = 1e-6  # relative, below which a width cuts nothing off
 
 
@@ -46,6 +49,49 @@ def revised_allocation(
     except GateError:
         return None
     return None if revised.widths == tried.widths or revised.damage >= choices.damage(tried.widths) else revised
+
+
+def worth_a_sweep(
+    search: Search, tried: Allocation, compressed: Compressed, revised: Allocation, options: LayerOptions
+) -> bool:
+    """Whether the revised widths may do less damage, by what all layers do that are cut at once, without a sweep.
+
+    A sweep costs several passes; both networks refitted on the original's features alone, a part of one. They tell
+    where the one at the widths that were tried lost about what the sweep did; where refits behind one another take
+    most of it back, or without the moments of the original, the sweep is made.
+
+    Args:
+        compressed: what the sweep at the widths `tried` gave.
+    """
+    if not search.moments or compressed.held_back is None:
+        return True
+    first, second = damages_together(search, [tried.widths, revised.widths], options)
+    return second < first or first > FORETOLD * compressed.held_back.distance
+
+
+def damages_together(search: Search, choices: Sequence[Mapping[str, int]], options: LayerOptions) -> list[float]:
+    """Held-back divergence at each choice of widths, all layers cut at once and refitted on the original's features."""
+    problem, state = search.problem, search.problem.state
+    asked: dict[str, list[int]] = {}
+    for widths in choices:
+        for group in problem.groups:
+            width = widths[group.name]
+            if group.name in search.moments and 0 < width < group.unit_count:
+                asked[group.name] = sorted({*asked.get(group.name, ()), width})
+    single = {
+        (cut.name, cut.width): cut for cut in solvable_cuts(problem, search.moments, search.curves, asked, options)
+    }
+    cuts = []
+    for widths in choices:
+        weights: dict[str, Tensor] = {}
+        for name, width in widths.items():
+            cut = single.get((name, width))
+            for tensor, changed in ({} if cut is None else cut.weights).items():
+                # groups that share a reader change other columns of it
+                weights[tensor] = changed + weights[tensor] - state[tensor] if tensor in weights else changed
+        start = problem.program.frontier(set(weights), problem.output_nodes)
+        cuts.append(Cut("all", 0, weights, start))
+    return measure_cuts(problem, cuts, samples=problem.held_back.count)
 
 
 def adds_up(tried: Allocation, compressed: Compressed) -> bool:

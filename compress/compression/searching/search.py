@@ -22,7 +22,7 @@ from compress.compression.problem import Problem, record_all
 from compress.compression.scoring import score_samples
 from compress.compression.searching.curves import Search
 from compress.compression.searching.lowerings import describe_lowered, faster_ranks
-from compress.compression.searching.revision import revised_allocation, with_less_damage
+from compress.compression.searching.revision import revised_allocation, with_less_damage, worth_a_sweep
 from compress.compression.sweep import Compressed, refine, sweep
 from compress.convex import MultitaskLasso
 from compress.errors import GateError
@@ -164,9 +164,8 @@ def search_widths(
             search, allocation = with_faster_pairs(search, lambda each: timed_search(each, budgets, progress))
         else:
             search, allocation = with_faster_pairs(search, lambda each: (each, allocate(each.choices, budgets)))
-        searched = refined(
-            revised(attempt(search, allocation), budgets, partial(attempt, search)), options, progress, sweeps
-        )
+        first = attempt(search, allocation)
+        searched = refined(revised(first, budgets, options, partial(attempt, search)), options, progress, sweeps)
         judgement = None if wanted is None else wanted.judge(searched.compressed)
         if wanted is not None and judgement is not None and not judgement.passed:
             raise GateError(
@@ -179,11 +178,16 @@ def search_widths(
 
 
 def revised(
-    first: SearchResult, budgets: Mapping[str, float], attempt: Callable[[Allocation], SearchResult]
+    first: SearchResult,
+    budgets: Mapping[str, float],
+    options: LayerOptions,
+    attempt: Callable[[Allocation], SearchResult],
 ) -> SearchResult:
     """A sweep's result, or that of another at widths revised by what the first measured, where less damage is done."""
     allocation = revised_allocation(first.search, first.allocation, first.compressed, budgets)
     if allocation is None or slower_pairs(first.search, allocation.widths):
+        return first
+    if not worth_a_sweep(first.search, first.allocation, first.compressed, allocation, options):
         return first
     if "latency" in budgets and time_allocation(first.search, allocation.widths) > budgets["latency"]:
         return first
