@@ -84,7 +84,7 @@ def counts_its_groups(owner: nn.Module | None, count: int) -> bool:
 
 _SIZE_NAME = re.compile(r"head|dim|chan|width|feat|hidden|inner|embed|size|planes|group|split|mid|inter|shape")
 _NOT_A_SIZE = re.compile(
-    r"window|kernel|patch|stride|pad|layer|depth|index(?!es)|seq|token|position|vocab|max_|grid|img|image"
+    r"window|kernel|patch|stride|pad|layer|depth|index(?!es)|seq|token|position|vocab|max_|grid|img|image|shift|pool|dilat"
 )
 
 _NO_NAME = re.compile(r"(?!)")

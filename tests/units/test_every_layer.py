@@ -55,6 +55,47 @@ def test_heads_that_all_blocks_share_are_cut_in_all_whatever_the_example(blocks:
         assert [group.name for group in select_groups(groups, [name], [])] == ["layers.0.qkv"]
 
 
+class Attention(nn.Module):
+    """Three heads over twelve features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.proj = 3, nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, count, _ = tokens.shape
+        parts = self.qkv(tokens).reshape(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2])
+        mixed: Tensor = self.proj(seen.transpose(1, 2).reshape(batch, count, -1))
+        return mixed
+
+
+class Turning(nn.Module):
+    """Tokens that are moved on by as many places as there are heads, with little effect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn_size, self.attention, self.head = 3, Attention(), nn.Linear(12, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = tokens + self.attention(tokens)
+        scores: Tensor = self.head(hidden + 1e-4 * torch.roll(hidden, self.turn_size, 1))
+        return scores
+
+
+def test_a_number_that_only_equals_a_count_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    module = Turning().eval()
+    (group,) = [
+        group
+        for group in find_units(trace_network(module, (torch.randn(2, 8, 12),)), module)
+        if group.prunable and group.name == "attention.qkv"
+    ]
+    changed = {rule.path for rule in group.attributes}
+    assert "attention.heads" in changed
+    assert "turn_size" not in changed
+
+
 def unlisted(module: nn.Module, inputs: Tensor) -> list[str]:
     """Names of layers with a weight matrix that no group makes or cuts along."""
     groups = find_units(trace_network(module, (inputs,)), module)
