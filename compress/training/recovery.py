@@ -4,9 +4,9 @@ The original is asked on the calibration samples (images also flipped and shifte
 features in front of the last pooling. Steps are relative to the size of each output's own weights or to the spread of
 what is shifted, and orthogonal for matrices: one rate suits every layer, with a normalisation or with it folded away.
 The largest rate that does no harm in a brief trial is taken, else the smallest: in the whole run large ones get
-farther, and a few steps do not tell by how much. Where it gains nothing by half of the run, the next smaller one begins
-anew. Statistics of batch norms are taken again where that helps. What held-back samples like best is kept, and where
-they like nothing better the network stays as it is.
+farther, and a few steps do not tell by how much. Where the loss is not at its lowest by half of the run, the next
+smaller one begins anew. Statistics of batch norms are taken again where that helps. What held-back samples like best is
+kept, and where they like nothing better the network stays as it is.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Recovery:
     """What was tried and what came of it.
 
     Attributes:
-        steps: taken after the trials.
+        steps: taken after the trials, those of a descent that was given up among them.
         rates: (rate, held-back loss after its trial), of those that were tried.
         divergences: (step, held-back loss), from step 0 on; the cut network's own outputs and features count 1 each.
         kept_step: the step whose weights were kept; 0 where none were better.
@@ -265,12 +265,10 @@ def recover(
     rate, steps_taken = rates[max(0, len(tried) - 1)], 0
     smaller = rates[len(tried) :] if tried else ()
     if planned:
-        start = len(best.losses)
-        steps_taken = runs.descend(best, rate, planned)
-        if not best.step and smaller:
+        steps_taken = runs.descend(best, rate, planned, falling=bool(smaller))
+        if steps_taken < planned and smaller:
             rate = smaller[0]
-            del best.losses[start:], best.checks[start:]
-            steps_taken = runs.descend(best, rate, planned)
+            steps_taken += runs.descend(best, rate, planned, begun=steps_taken)
     outlook = runs.forecast(best, rate, planned) if steps is None and best.step else None
     recovered = best.module if best.step or helped else copy.deepcopy(compressed).eval()
     return recovered, Recovery(
@@ -329,17 +327,25 @@ class Runs:
                 break
         return tried
 
-    def descend(self, best: Best, rate: float, steps: int) -> int:
-        """So many steps, held-back samples asked `CHECKS` times; how many were taken. Half without a gain end it."""
+    def descend(self, best: Best, rate: float, steps: int, *, begun: int = 0, falling: bool = False) -> int:
+        """So many steps, held-back samples asked `CHECKS` times; how many were taken. Half without a gain end it.
+
+        Args:
+            begun: steps taken before, in a descent given up: the count goes on from there.
+            falling: half end it too where the loss is not the lowest then.
+        """
         descent = self.begin()
         student = with_weights(self.start, descent.averaged())
         every, taken = max(1, math.ceil(steps / CHECKS)), 0
-        while taken < steps and (best.step or 2 * taken < steps):
+        half = every * math.ceil(steps / (2 * every))
+        while taken < steps and (taken < half or best.step > begun):
             ahead = range(taken, min(steps, taken + every))
             if not descent.run([rate * rate_share(step, steps) for step in ahead], self.progress):
                 break
             taken += len(ahead)
-            best.offer(student, taken)
+            best.offer(student, begun + taken)
+            if falling and taken == half and best.losses[-1][1] > min(loss for _, loss in best.losses):
+                break
         return taken
 
     def forecast(self, best: Best, rate: float, steps: int) -> ForecastReport | None:

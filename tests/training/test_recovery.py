@@ -135,8 +135,23 @@ def test_a_rate_that_gains_nothing_by_half_gives_way_to_the_next_smaller_one(
     _, found = recovered(*pair, steps=24, rates=(50.0, 3e-3))
     assert [rate for rate, _ in found.rates] == [50.0]
     assert found.helped
-    assert [step for step, _ in found.divergences][-4:] == [6, 12, 18, 24]
-    assert len(found.divergences) == len(found.checks) <= 6
+    assert [step for step, _ in found.divergences][-6:] == [6, 12, 18, 24, 30, 36]
+    assert found.steps == 36
+    assert found.kept_step > 12
+    assert len(found.divergences) == len(found.checks) <= 8
+
+
+@pytest.mark.parametrize(("again", "kept"), [((2.8, 2.7, 2.6, 2.5), 36), ((2.95, 2.95), 6)])
+def test_a_rate_whose_gain_is_lost_by_half_gives_way_and_what_was_best_is_kept(
+    pair: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch, again: tuple[float, ...], kept: int
+) -> None:
+    before, first = (3.0, 3.0, 3.0), (2.9, 2.95)  # the network, with statistics, after the trial; a quarter, half
+    losses = iter((*before, *first, *again))
+    monkeypatch.setattr(recovery.HeldBack, "loss", lambda *_: next(losses))
+    _, found = recovered(*pair, steps=24, rates=(1e-6, 1e-7))
+    assert [loss for _, loss in found.divergences] == [3.0, *first, *again]
+    assert found.kept_step == kept
+    assert f"step {kept} of {12 + 6 * len(again)} kept" in found.describe()
 
 
 def test_it_stops_when_nothing_is_gained(pair: tuple[nn.Module, nn.Module]) -> None:
