@@ -148,10 +148,14 @@ def relative_error(
     else:
         bias = left.output_mean if kept.is_centred else torch.zeros_like(kept.output_mean)
     residual = left.centred_energy + float((left.output_mean - bias).square().sum())
-    total = kept.centred_energy if intercept else kept.energy
+    return relative(residual, kept.centred_energy if intercept else kept.energy)
+
+
+def relative(left: float, total: float) -> float:
+    """√(left/total) of two energies; 0 where there is nothing to explain and nothing is left."""
     if total <= 0:
-        return 0.0 if residual <= 0 else math.inf
-    return math.sqrt(residual / total)
+        return 0.0 if left <= 0 else math.inf
+    return math.sqrt(max(0.0, left) / total)
 
 
 def _ordinary(moments: Moments | FactoredMoments, units: Tensor | None) -> Moments:

@@ -152,14 +152,9 @@ class Trial:
         for name in sorted({rule.name for index in groups for rule in self.drafts[index].shapes}):
             fewer = {}
             for index, group in groups.items():
-                left = [
-                    rule
-                    for rule in group.attributes
-                    if rule.name != name or rule in self.drafts[index].group.attributes
-                ]
+                certain = self.drafts[index].group.attributes
+                left = (rule for rule in group.attributes if rule.name != name or rule in certain)
                 fewer[index] = replace(group, attributes=tuple(left))
-            if all(len(fewer[index].attributes) == len(group.attributes) for index, group in groups.items()):
-                continue
             closer = self._random_deviation(list(fewer.values()))
             if closer < _CLOSER * deviation:
                 groups, deviation = fewer, closer

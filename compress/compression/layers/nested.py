@@ -7,7 +7,6 @@ solve.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compress.convex import Moments
-from compress.convex.refit import factored_with
+from compress.convex.refit import factored_with, relative
 
 TINY = torch.finfo(torch.float64).tiny
 CONSTANT = 1e-20  # squared spread, relative to the second moment, that is rounding
@@ -55,10 +54,14 @@ def best_ridge(errors_at: Callable[[int], Errors], count: int, start: int = 0, *
     return place
 
 
+def about_the_mean(moments: Moments, *, intercept: bool) -> bool:
+    """Whether errors are relative to Ψ's spread: a constant is free, and Ψ is not nothing but one."""
+    return intercept and moments.centred_energy > CONSTANT * moments.energy
+
+
 def total_energy(moments: Moments, *, intercept: bool) -> float:
-    """What errors are relative to: ‖Ψ − mean Ψ‖²/N, or ‖Ψ‖²/N where no constant is free or Ψ is nothing but one."""
-    spread = intercept and moments.centred_energy > CONSTANT * moments.energy
-    return moments.centred_energy if spread else moments.energy
+    """What errors are relative to: ‖Ψ − mean Ψ‖²/N or ‖Ψ‖²/N."""
+    return moments.centred_energy if about_the_mean(moments, intercept=intercept) else moments.energy
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,10 +164,3 @@ class NestedRefits:
         moved = moved if bias is None else moved - bias
         left = max(0.0, check.centred_energy - float(fitted)) + float(moved.square().sum())
         return relative(left, total_energy(check, intercept=bias is not None))
-
-
-def relative(left: float, total: float) -> float:
-    """√(left/total); 0 where there is nothing to explain and nothing is left."""
-    if total <= 0:
-        return 0.0 if left <= 0 else math.inf
-    return math.sqrt(max(0.0, left) / total)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compress.compression.layers.nested import CONSTANT, Errors, NestedRefits, best_ridge, relative, total_energy
+from compress.compression.layers.nested import Errors, NestedRefits, about_the_mean, best_ridge, total_energy
 from compress.convex import Moments, relative_error
-from compress.convex.refit import solve_ridged
+from compress.convex.refit import relative, solve_ridged
 from compress.convex.statistics.moments import unit_columns
 from compress.recording.layer_moments import ROWS_PER_COLUMN, LayerMoments, root_mean_square
 from compress.recording.readings import constant_of
@@ -186,5 +186,5 @@ def is_scarce(part: Moments) -> bool:
 
 def reading_error(moments: Moments, coefficients: Tensor, bias: Tensor | None) -> float:
     """Relative error of V and b; against ‖Ψ‖ itself where no constant is free, or where Ψ is nothing but a constant."""
-    spread = bias is not None and moments.centred_energy > CONSTANT * moments.energy
+    spread = about_the_mean(moments, intercept=bias is not None)
     return relative_error(moments, None, coefficients, bias, intercept=spread)
