@@ -59,10 +59,11 @@ def test_unknown_tokens_are_told() -> None:
     assert list(caution_shift(source(first), source(first))) == []
 
 
-def layer(name: str, units: int, kept: int, error: float | None, held_back: float | None) -> Any:
-    return SimpleNamespace(
-        name=name, units=units, kept=kept, fit=SimpleNamespace(error=error, held_back_error=held_back)
-    )
+def layer(
+    name: str, units: int, kept: int, error: float | None, held_back: float | None, inherited: float | None = 0.0
+) -> Any:
+    fit = SimpleNamespace(error=error, held_back_error=held_back, inherited_error=inherited)
+    return SimpleNamespace(name=name, units=units, kept=kept, fit=fit)
 
 
 def test_single_units_and_parting_errors_are_told_of_cut_layers_only() -> None:
@@ -72,6 +73,13 @@ def test_single_units_and_parting_errors_are_told_of_cut_layers_only() -> None:
     assert told[0] == "warning: a single unit is left of thin."
     assert "parted, at most 0.50 beside 0.01" in told[1]
     assert len(told) == 2
+
+
+def test_errors_that_grow_from_layer_to_layer_are_told_where_each_layer_is_allowed_its_own() -> None:
+    layers = [layer("first", 9, 8, 0.04, 0.05), layer("second", 9, 9, 0.7, 0.7, 0.69), layer("none", 9, 4, 0, 0, None)]
+    (told,) = caution_layers(layers, 50, within=True)
+    assert "all units of second would err by up to 0.69" in told
+    assert list(caution_layers(layers, 50)) == []
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.compression.layers.decisions import count_to_keep, round_up, smallest_width
+from compress.compression.layers.decisions import count_to_keep, largest_error, round_up, smallest_width
 
 
 @given(st.floats(1e-3, 5000), st.integers(1, 4096))
@@ -35,7 +34,7 @@ def test_the_smallest_width_passes_and_one_less_does_not(
     errors = sorted((floor + drop for drop in drops), reverse=True)
     errors[-1] = floor  # with all units, only the unavoidable error is left
     width = smallest_width(lambda units: errors[units - 1], len(errors), allowed, floor, guess)
-    limit = math.hypot(allowed, floor) * (1 + 1e-9)
+    limit = largest_error(allowed, floor) * (1 + 1e-9)
     assert errors[width - 1] <= limit
     assert width == 1 or errors[width - 2] > limit
 
@@ -43,3 +42,15 @@ def test_the_smallest_width_passes_and_one_less_does_not(
 def test_a_bad_fit_of_all_units_does_not_excuse_a_small_width() -> None:
     errors = [0.64, 0.51, 0.44, 0.36, 0.17, 0.12, 0.1, 0.09, 0.09, 0.49]
     assert smallest_width(lambda units: errors[units - 1], 10, 0.1, errors[-1]) == 6
+
+
+@given(st.floats(1e-3, 0.9), st.floats(0, 1))
+def test_what_an_error_may_add_is_a_share_of_what_all_units_explain(allowed: float, floor: float) -> None:
+    explained = 1 - floor**2
+    left = 1 - largest_error(allowed, floor) ** 2
+    assert left == pytest.approx((1 - allowed**2) * explained, abs=1e-12)
+
+
+def test_few_units_do_not_pass_because_earlier_cuts_left_little_to_explain() -> None:
+    errors = [0.9011, 0.8972, 0.8965, 0.8959, 0.8958]  # as of 3, 7, 15, 25 and all 64 units
+    assert smallest_width(lambda units: errors[units - 1], 5, 0.05, errors[-1]) == 4

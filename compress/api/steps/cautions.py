@@ -22,6 +22,7 @@ DISTINCT = 0.9  # share of different samples below which the others are called c
 COMPARED = 256  # samples of either data set
 SHIFT, CERTAIN = 1.0, 6.0  # a distance of means in standard deviations, and in standard errors
 SPREAD = 3.0  # a ratio of standard deviations
+INHERITED = 0.5  # error through the cuts before a layer, above which they are said to reach it enlarged
 PARTING, FACTOR = 0.05, 2.0  # how much held-back errors exceed the fitting ones when they are said to part
 SHOWN = 4
 
@@ -104,8 +105,12 @@ def describe(rows: Tensor) -> tuple[Tensor, Tensor]:
     return features.mean(0), features.std(0, unbiased=False)
 
 
-def caution_layers(layers: Sequence[LayerReport], held_back: int) -> Iterator[str]:
-    """About a cut's layers as they stand in a report: single units, errors that part."""
+def caution_layers(layers: Sequence[LayerReport], held_back: int, *, within: bool = False) -> Iterator[str]:
+    """About a cut's layers as they stand in a report: single units, errors that part or that earlier cuts leave.
+
+    Args:
+        within: every layer was allowed an error of its own, so that no one counts what they come to together.
+    """
     cut = [layer for layer in layers if layer.kept < layer.units]
     single = [layer.name for layer in cut if layer.kept == 1]
     if single:
@@ -123,6 +128,14 @@ def caution_layers(layers: Sequence[LayerReport], held_back: int) -> Iterator[st
             f"warning: errors on the {held_back} held-back samples exceed those on the fitting samples in "
             f"{listed([name for name, _, _ in parted])}, at most {held_back_error:.2f} beside {error:.2f}: the refit "
             "does not hold for other samples; give more of them, or cut less."
+        )
+    left = {layer.name: layer.fit.inherited_error for layer in layers}
+    enlarged = {name: error for name, error in left.items() if error is not None and error > INHERITED}
+    if enlarged and within:
+        yield (
+            f"warning: small errors grow from layer to layer: all units of {listed(list(enlarged))} would err by up to "
+            f"{max(enlarged.values()):.2f} through the cuts before; cut less (a smaller --tolerance or --error), or "
+            "give --macs, which weighs what all layers do together."
         )
 
 

@@ -11,13 +11,14 @@ from compress.api.steps.cautions import caution_layers, listed
 from compress.api.steps.cutting import Cut
 from compress.api.steps.guarding import Guarded
 from compress.api.steps.measuring import measure_costs, measure_modules
-from compress.api.steps.widths import describe_rule
+from compress.api.steps.widths import describe_rule, width_rule
 from compress.api.writing import (
     describe_architecture,
     describe_data,
     describe_preprocessing,
 )
 from compress.artifact.folder import versions
+from compress.compression.layers.decisions import Within
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.layers.result import LayerResult
 from compress.compression.problem import Problem
@@ -104,7 +105,9 @@ def note_outcome(work: Work, recipe: Recipe, progress: Progress) -> None:
     for group in work.problem.groups:
         if len(group.producers) > 1 and group.name in cut.kept:
             progress.note(f"cut together: {listed(group.producers)}")
-    for caution in caution_layers([result.report for result in work.compressed.results], work.problem.held_back.count):
+    layers = [result.report for result in work.compressed.results]
+    within = work.searched is None and not recipe.merge_aligned and isinstance(width_rule(recipe), Within)
+    for caution in caution_layers(layers, work.problem.held_back.count, within=within):
         progress.note(caution)
     if cut.blocks:
         progress.note(f"removed as a whole: {listed(cut.blocks)}")

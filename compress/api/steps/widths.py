@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from compress.compression.layers.decisions import (
     Decision,
     Keep,
@@ -116,7 +118,9 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         reasons = "; ".join(f"{group.name}: {group.skip_reason}" for group in selected) or "no layers were found"
         refused = "; ".join(f"{path}: {reason}" for path, reason in factorables.refused.items())
         low_rank = f" Of no low rank can be: {refused}." if refused else ""
-        raise NothingToCompressError(f"No selected layer can be compressed. {reasons}.{low_rank}")
+        unknown = [] if recipe.layer or recipe.exclude else unknown_layers(prepared.network.module, groups)
+        uncut = f" Of kinds that are not cut: {', '.join(unknown)}." if unknown else ""
+        raise NothingToCompressError(f"No selected layer can be compressed. {reasons}.{uncut}{low_rank}")
     assert prepared.calibration is not None, "a run needs data"
     if prepared.calibration.sample_count < 8:
         raise DataError(f"At least 8 calibration samples are needed, got {prepared.calibration.sample_count}.")
@@ -144,6 +148,20 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         factorables=factorables,
         timing=Timing(recipe.latency_batch, recipe.latency_threads),
     )
+
+
+def unknown_layers(module: nn.Module, groups: Sequence[UnitGroup]) -> list[str]:
+    """Paths and types of the modules with weight matrices that no group of units makes or reads."""
+    known = {each.name for group in groups for each in group.slices}
+    known |= {consumer.weight for group in groups for consumer in group.consumers}
+    return [
+        f"{path or 'the network itself'} ({type(part).__name__})"
+        for path, part in module.named_modules()
+        if any(
+            weight.ndim > 1 and ".".join(filter(None, (path, name))) not in known
+            for name, weight in part.named_parameters(recurse=False)
+        )
+    ]
 
 
 def selected_factorables(prepared: Prepared, recipe: Recipe, usable: Sequence[UnitGroup]) -> Factorables:

@@ -115,13 +115,21 @@ def round_up(width: int, multiple: int, units: int) -> int:
     return min(units, math.ceil(width / multiple) * multiple)
 
 
+def largest_error(allowed: float, floor: float) -> float:
+    """The error √(floor² + allowed²·(1 − floor²)) that passes: `allowed` is a share of what all units explain.
+
+    Where earlier cuts leave little to explain, a few units do nearly as well as all in error, and not in what they say.
+    """
+    return math.sqrt(floor**2 + allowed**2 * max(0.0, 1 - floor**2))
+
+
 def smallest_width(
     held_back_error: Callable[[int], float], units: int, allowed: float, floor: float, guess: int | None = None
 ) -> int:
     """Smallest width whose held-back error stays within what `allowed` adds to the unavoidable error, by bisection.
 
-    When earlier layers were cut, even all units leave an error `floor`; a width passes when its squared error is at
-    most floor² + allowed². The error is taken to fall with the width. Where all units fit far worse than fewer do (one
+    When earlier layers were cut, even all units leave an error `floor`; a width passes when its error is at most
+    `largest_error`. The error is taken to fall with the width. Where all units fit far worse than fewer do (one
     that hardly any fitting sample reaches can throw held-back ones off), theirs is no unavoidable error: the search
     starts again from the lowest one of some smaller widths.
 
@@ -129,7 +137,7 @@ def smallest_width(
         held_back_error: width -> relative error after the refit.
         guess: a width to look around first, in growing steps.
     """
-    limit = math.sqrt(allowed**2 + floor**2) * (1 + 1e-9)
+    limit = largest_error(allowed, floor) * (1 + 1e-9)
     fails, passes, lowest = 0, units, floor
     middle, step = units // 2 if guess is None else guess, max(1, units // 32)
     while passes - fails > 1:

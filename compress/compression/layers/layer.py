@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -21,6 +20,7 @@ from compress.compression.layers.decisions import (
     Width,
     Within,
     count_to_keep,
+    largest_error,
     round_up,
     smallest_width,
 )
@@ -373,7 +373,7 @@ def find_width(
     else:
         assert isinstance(decision, Within), "the other decisions are above"
         more = units if moments.unchanged is None else units + 1  # one more stands for the layer as it is
-        enough = math.hypot(decision.error, trials.floor)
+        enough = largest_error(decision.error, trials.floor)
         near = trials.curve.width_for(enough)
         width = smallest_width(partial(trials.error_at, enough=enough), more, decision.error, trials.floor, near)
     if moments.unchanged is not None and width > units:
