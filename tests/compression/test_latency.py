@@ -91,6 +91,6 @@ def test_a_profile_differs_from_the_total_by_a_constant() -> None:
     model = type(costs)(costs.units, costs.tensors, costs.fixed_macs, table)
     legal = (2, 4, 6)
     for cost in model.costs:
-        profile = model.profile(cost, {second: 4}, first, legal)
+        profile = model.profile(cost, {second: 4}, first, torch.tensor(legal))
         totals = torch.tensor([model.total(cost, {first: width, second: 4}) for width in legal], dtype=torch.float64)
         torch.testing.assert_close(profile - profile[0], totals - totals[0])

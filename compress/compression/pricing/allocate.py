@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,6 +40,12 @@ class DamageCurve:
     legal: tuple[int, ...]
     errors: Tensor
     measured: tuple[tuple[int, float], ...] = ()
+
+    @cached_property
+    def choices(self) -> tuple[Tensor, Tensor]:
+        """The legal widths (L,) and the damage (L,) at each."""
+        legal = torch.tensor(self.legal)
+        return legal, self.damage[legal]
 
 
 def damage_curve(errors: Tensor, measured: Sequence[tuple[int, float]], legal: Sequence[int]) -> DamageCurve:
@@ -269,11 +276,11 @@ def priced_widths(choices: Choices, prices: Mapping[str, float]) -> dict[str, in
         for name, curve in curves.items():
             removal = block_of.get(name)
             around = {**widths, **({} if removal is None else {each: staying[each] for each in removal.groups})}
-            legal = torch.tensor(curve.legal)
+            legal, damage = curve.choices
             paid = torch.zeros(len(legal), dtype=torch.float64)
             for cost, price in scaled.items():
-                paid += price * model.profile(cost, around, name, curve.legal)
-            staying[name] = int(legal[(curve.damage[legal] + paid).argmin()])
+                paid += price * model.profile(cost, around, name, legal)
+            staying[name] = int(legal[(damage + paid).argmin()])
             if removal is None or widths[name]:
                 widths[name] = staying[name]
         for removal in choices.removals:
@@ -307,7 +314,7 @@ def saved_cost(model: CostModel, cost: str, widths: Mapping[str, int], groups: S
     """What is saved of one cost when these groups lose the units that they have left."""
     saved, current = 0.0, dict(widths)
     for name in groups:
-        without, with_units = model.profile(cost, current, name, (0, current[name])).tolist()
+        without, with_units = model.profile(cost, current, name, torch.tensor([0, current[name]])).tolist()
         saved += with_units - without
         current[name] = 0
     return saved

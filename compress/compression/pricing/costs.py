@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from compress.graph.meaning import linear_maps
@@ -109,13 +108,12 @@ class CostModel:
         """One cost of the original network."""
         return self.total(cost, {}) - (self.gained if cost == "params" else 0)
 
-    def profile(self, cost: str, widths: Mapping[str, int], group: str, legal: Sequence[int]) -> Tensor:
-        """One cost at each legal width of `group` (L,) while the other widths stay, up to a constant."""
-        places = torch.tensor(legal, dtype=torch.float64)
+    def profile(self, cost: str, widths: Mapping[str, int], group: str, legal: Tensor) -> Tensor:
+        """One cost at each legal width (L,) of `group` while the other widths stay, up to a constant."""
         if cost != "latency":
-            return self.slope(cost, widths, group) * places
+            return self.slope(cost, widths, group) * legal.double()
         assert self.latency is not None, "asked for only where it was measured"
-        counts = [self.units[group] - width for width in legal]
+        counts = [self.units[group] - width for width in legal.tolist()]
         return self.latency.profile(self.removed(widths), group, counts, self.ranks(widths))
 
     def of_weight(self, cost: str, widths: Mapping[str, int], weight: str, rank: int) -> float:
@@ -130,6 +128,15 @@ class CostModel:
     @cached_property
     def _by_name(self) -> dict[str, SizedTensor]:
         return {tensor.name: tensor for tensor in self.tensors}
+
+    @cached_property
+    def _by_group(self) -> dict[str, list[SizedTensor]]:
+        """Group name -> the tensors that it cuts."""
+        cut: dict[str, list[SizedTensor]] = {}
+        for tensor in self.tensors:
+            for name in dict.fromkeys(name for cuts in tensor.cuts for name, _ in cuts):
+                cut.setdefault(name, []).append(tensor)
+        return cut
 
     def ranks(self, widths: Mapping[str, int]) -> dict[str, int]:
         """The weights that have a low rank, and that rank."""
@@ -162,12 +169,11 @@ class CostModel:
         removed, ranks = self.removed(widths), self.ranks(widths)
         more = {**removed, group: removed[group] + 1}
         total = 0.0
-        for tensor in self.tensors:
-            if any(name == group for cuts in tensor.cuts for name, _ in cuts):
-                factor = 1 if cost == "params" else tensor.uses
-                if factor:
-                    rank = ranks.get(tensor.name, 0)
-                    total += factor * (tensor.elements(removed, rank) - tensor.elements(more, rank))
+        for tensor in self._by_group.get(group, ()):
+            factor = 1 if cost == "params" else tensor.uses
+            if factor:
+                rank = ranks.get(tensor.name, 0)
+                total += factor * (tensor.elements(removed, rank) - tensor.elements(more, rank))
         return total
 
 
