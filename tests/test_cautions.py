@@ -76,9 +76,9 @@ def test_single_units_and_parting_errors_are_told_of_cut_layers_only() -> None:
 
 
 def test_errors_that_grow_from_layer_to_layer_are_told_where_each_layer_is_allowed_its_own() -> None:
-    layers = [layer("first", 9, 8, 0.04, 0.05), layer("second", 9, 9, 0.7, 0.7, 0.69), layer("none", 9, 4, 0, 0, None)]
+    layers = [layer("first", 9, 8, 0.04, 0.05), layer("second", 9, 9, 0.8, 0.8, 0.79), layer("none", 9, 4, 0, 0, None)]
     (told,) = caution_layers(layers, 50, within=True)
-    assert "all units of second would err by up to 0.69" in told
+    assert "all units of second would err by up to 0.79" in told
     assert list(caution_layers(layers, 50)) == []
 
 

@@ -22,7 +22,7 @@ DISTINCT = 0.9  # share of different samples below which the others are called c
 COMPARED = 256  # samples of either data set
 SHIFT, CERTAIN = 1.0, 6.0  # a distance of means in standard deviations, and in standard errors
 SPREAD = 3.0  # a ratio of standard deviations
-INHERITED = 0.5  # error through the cuts before a layer, above which they are said to reach it enlarged
+INHERITED = 0.7  # error through the cuts before a layer, above which they are said to reach it enlarged
 PARTING, FACTOR = 0.05, 2.0  # how much held-back errors exceed the fitting ones when they are said to part
 SHOWN = 4
 
