@@ -17,6 +17,7 @@ from torch.utils import deterministic as _deterministic
 
 deterministic: Any = _deterministic  # its switch is set on the module itself
 UNSURE = ".*does not have a deterministic implementation"
+FUSED = ("flash", "mem_efficient", "cudnn")  # kernels of attention, whose gradients are added in any order
 
 
 @contextmanager
@@ -43,8 +44,14 @@ def fix_algorithms() -> Callable[[], None]:
     strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn.benchmark, cudnn.deterministic, deterministic.fill_uninitialized_memory = False, True, False
     torch.use_deterministic_algorithms(True, warn_only=True)
+    cuda = torch.backends.cuda
+    fused = {kernel: getattr(cuda, f"{kernel}_sdp_enabled")() for kernel in FUSED}
+    for kernel in FUSED:
+        getattr(cuda, f"enable_{kernel}_sdp")(False)
 
     def put_back() -> None:
+        for kernel, enabled in fused.items():
+            getattr(cuda, f"enable_{kernel}_sdp")(enabled)
         cudnn.benchmark, cudnn.deterministic, deterministic.fill_uninitialized_memory = before
         torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
 

@@ -21,13 +21,16 @@ def settings() -> tuple[object, ...]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.backends.cuda.cudnn_sdp_enabled(),
     )
 
 
 def test_settings_are_fixed_and_put_back() -> None:
     before = settings()
     undo = [fix_algorithms(), fix_precision()]
-    assert settings() == (False, False, True, False, True, True, False)
+    assert settings() == (False, False, True, False, True, True, False, False, False, False)
     for put_back in undo:
         put_back()
     assert settings() == before

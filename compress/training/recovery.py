@@ -35,10 +35,11 @@ from compress.training.nearness import Check, check_held_back, measure_scales, o
 from compress.training.scales import measure_units
 
 AUTO_EPOCHS = 6  # epochs over the fitting samples unless told otherwise
+AUTO_EPOCHS_ON_DEVICE = 12  # the same on an accelerator, which makes fewer and larger steps of one
 PARTS = (0.05, 0.15)  # of the fitting samples, that a recovery is repeated on for a forecast
 RATES = (2e-3, 7e-4, 2e-4)  # relative to weights and values; tried in this order
 TRIAL = 0.06  # share of the steps that a rate is tried for
-HARM = 1.1  # held-back loss after a trial, relative to that before, above which a rate is too large
+HARM = 1.02  # held-back loss after a trial, relative to that before, above which a rate is too large
 CHECKS = 4  # times that held-back samples are looked at
 STATISTICS_SAMPLES = 1024  # that statistics of batch norms are taken on, at most
 REMEMBERED = 2**28  # bytes of the original's outputs and features on held-back samples that are kept
@@ -231,7 +232,7 @@ def recover(
         fitting, held_back: disjoint samples; one batch of the first makes one step.
         outputs: those that count; whole numbers have no gradient and are only looked at.
         answered: the one that labels or targets are answers to.
-        steps: after the trials; None: `AUTO_EPOCHS` epochs, and a forecast of what more samples would bring.
+        steps: after the trials; None: `auto_epochs` epochs, and a forecast of what more samples would bring.
         rates: from the largest to the smallest; one alone is not tried before.
         kept: the units that stay, of each group that was cut: among them those of the features, where these were cut.
 
@@ -241,7 +242,7 @@ def recover(
     module, device = with_weights(compressed, {}).eval(), examples[0].device
     seen, checked = placed(fitting, device), placed(held_back, device)
     smooth = tuple(output for output in outputs if output.kind != "whole" and output.node is not None)
-    planned = round(AUTO_EPOCHS * len(fitting.sizes())) if steps is None else steps
+    planned = round(auto_epochs(device) * len(fitting.sizes())) if steps is None else steps
     planned = max(1, planned) if smooth and steps != 0 else 0
     trial = max(1, round(TRIAL * planned)) if len(rates) > 1 and planned else 0
     progress.stage("recovering", planned + trial * len(rates))
@@ -281,6 +282,11 @@ def recover(
         takes_images(examples),
         outlook,
     )
+
+
+def auto_epochs(device: torch.device) -> int:
+    """Epochs of a recovery that nobody gave a number of steps for."""
+    return AUTO_EPOCHS if device.type == "cpu" else AUTO_EPOCHS_ON_DEVICE
 
 
 @dataclass(frozen=True, eq=False)
