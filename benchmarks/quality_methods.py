@@ -123,8 +123,9 @@ def torch_pruning(
 
     owner: dict[str, str] = {}
     for group in problem.groups:
-        for producer in group.producers:
-            owner[producer] = group.name
+        for part in group.slices:  # also of depthwise layers: those are what the history names
+            if part.dim == 0 and torch.equal(part.positions, torch.arange(group.unit_count)[:, None]):
+                owner[part.name.rpartition(".")[0]] = group.name
     makers = {
         "magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2),
         "bnscale": lambda: tp.importance.BNScaleImportance(),
