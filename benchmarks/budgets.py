@@ -31,7 +31,6 @@ from benchmarks.reporting import Run, start
 from compress.api.steps.widths import make_problem
 from compress.compression.layers.decisions import Ingredients, Width
 from compress.compression.layers.layer import LayerOptions
-from compress.compression.layers.refit import refit_layer
 from compress.compression.pricing.allocate import DamageCurve, allocate
 from compress.compression.pricing.costs import cost_model
 from compress.compression.pricing.latency import MOST_PASSES, Timing
@@ -319,12 +318,8 @@ def equal_sensitivities(bench: Bench, share: float) -> float:
 
 def original_features(bench: Bench, share: float) -> float:
     """Each layer refitted on the original network's features, blind to what earlier cuts changed."""
-    state = dict(bench.problem.state)
     kept = {name: bench.search.curves[name].units(width) for name, width in widths_of(bench, share).items()}
-    for name, units in kept.items():
-        found = refit_layer(bench.search.moments[name], units, bench.recipe.ridge, bench.problem.state, state)
-        state.update(found.weights)
-    return bench.score(bench.cut(kept, state))["top1"]
+    return bench.score(bench.cut(kept, bench.refit_on_original(kept)))["top1"]
 
 
 def no_refit(bench: Bench, share: float) -> float:

@@ -15,17 +15,19 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import onnx_peer
 from benchmarks.quality_methods import (
     Kept,
     bisect_to_macs,
     equal_errors,
+    orders_by_magnitude,
     orders_by_selection,
     orders_by_thinet,
     share_of_macs,
@@ -37,10 +39,13 @@ from compress.api.steps.cutting import cut_network
 from compress.api.steps.widths import make_problem
 from compress.compression.layers.decisions import Given
 from compress.compression.layers.layer import LayerOptions
+from compress.compression.layers.refit import refit_layer
+from compress.compression.pricing.allocate import allocate
 from compress.compression.problem import Problem
 from compress.compression.searching.curves import Search, prepare_search
-from compress.compression.searching.search import search_widths
-from compress.compression.sweep import sweep
+from compress.compression.searching.search import plan_widths, search_widths
+from compress.compression.sweep import refine, sweep
+from compress.errors import GateError
 from compress.preparation import Prepared, prepare
 from compress.progress import SilentProgress
 from compress.recipe import Recipe, make_recipe
@@ -65,6 +70,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 DATA = {"smallvgg": "mnist"}
 NORMALISED = ("resnet20", "vgg19")  # with BatchNorm or residuals
 LINEAR = "ours, one sweep"  # without those that look behind the next ReLU, which no peer has
+GRAIL = "L1, ridge on the original's features"  # GRAIL's idea (CPAL 2026)
+BLOCKS = "blocks alone + LS"  # PRACTISE's idea (Wang, Guo and Wu, CVPR 2023): whole blocks go, what is around makes up
 LEVELS = (0.75, 0.5, 0.35, 0.25)
 METHODS = (
     "ours",
@@ -79,6 +86,9 @@ METHODS = (
     "TP BN scale + LS",
     "TP Taylor",
     "TP Taylor + LS",
+    GRAIL,
+    BLOCKS,
+    onnx_peer.METHOD,
 )
 
 
@@ -116,6 +126,8 @@ class Bench:
             return uniform(orders_by_thinet(problem, moments), problem)
         if method == "uniform, our selection":
             return uniform({name: curve.units for name, curve in self.search.curves.items()}, problem)
+        if method == GRAIL:
+            return uniform(orders_by_magnitude(problem), problem)
         kind = {"TP magnitude": "magnitude", "TP BN scale": "bnscale", "TP Taylor": "taylor"}[method]
         batches = []
         if kind == "taylor":
@@ -134,6 +146,27 @@ class Bench:
         options = LayerOptions.of(self.recipe)
         plan = {name: Given(units) for name, units in kept.items()}
         return sweep(self.problem, plan, plain(options), SilentProgress(), facts=self.search.facts).state
+
+    def refit_on_original(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights after least squares on the original network's features, blind to what earlier cuts changed."""
+        state = dict(self.problem.state)
+        for name, units in kept.items():
+            found = refit_layer(self.search.moments[name], units, self.recipe.ridge, self.problem.state, state)
+            state.update(found.weights)
+        return state
+
+    def without_blocks(self, share: float) -> tuple[Kept, Mapping[str, Tensor]]:
+        """Whole blocks go, those of least damage; all else keeps its width. Nothing goes where that is not enough."""
+        options, search = plain(LayerOptions.of(self.recipe)), self.search
+        whole = {name: replace(curve, legal=curve.legal[-1:]) for name, curve in search.choices.curves.items()}
+        try:
+            widths = allocate(replace(search.choices, curves=whole), {"macs": share}).widths
+        except GateError:
+            return {group.name: torch.arange(group.unit_count) for group in self.problem.groups}, self.problem.state
+        plan = plan_widths(search, widths)
+        done = sweep(self.problem, plan, options, SilentProgress(), facts=search.facts, curves=search.curves)
+        done = refine(self.problem, done, options, SilentProgress(), sweeps=self.recipe.refine)
+        return {result.name: result.kept for result in done.results}, done.state
 
     def ours(self, share: float, *, refined: bool = True) -> tuple[Kept, Mapping[str, Tensor]]:
         """The product's own search under a MACs budget."""
@@ -169,8 +202,6 @@ class Bench:
 
 def plain(options: Any) -> Any:
     """The same options without certificates, which no method here needs."""
-    from dataclasses import replace
-
     return replace(options, certify=False)
 
 
@@ -214,8 +245,18 @@ class First:
 def run_cell(bench: Bench, method: str, share: float) -> dict[str, Any]:
     """One method at one share of the MACs."""
     began = time.perf_counter()
+    if method == onnx_peer.METHOD:
+        cell = onnx_peer.run(bench, share)
+        original = bench.score(bench.prepared.network.module)["original"]
+        spent = time.perf_counter() - began
+        return {**cell, "network": bench.name, "method": method, "share": share, "seconds": spent, "original": original}
     if method.startswith("ours"):
         kept, state = bench.ours(share, refined=method == "ours")
+    elif method == BLOCKS:
+        kept, state = bench.without_blocks(share)
+    elif method == GRAIL:
+        kept = bench.choose(method, share)
+        state = bench.refit_on_original(kept)
     else:
         kept = bench.choose(method, share)
         refitted = method.endswith("+ LS") or method.startswith("uniform")

@@ -65,6 +65,20 @@ def orders_by_selection(problem: Problem, moments: Mapping[str, LayerMoments], m
     return found
 
 
+def orders_by_magnitude(problem: Problem) -> dict:
+    """Units by width, those first whose weights have the largest sum of absolute values (Li et al. 2017)."""
+    found = {}
+    for group in problem.groups:
+        sums = torch.zeros(group.unit_count, dtype=torch.float64)
+        for part in group.slices:
+            weight = problem.state[part.name]
+            if part.dim == 0 and weight.ndim > 1:
+                sums += weight.abs().double().flatten(1).sum(1).cpu()[part.positions].sum(1)
+        order = sums.argsort(descending=True)
+        found[group.name] = lambda width, order=order: order[:width].sort().values
+    return found
+
+
 def orders_by_thinet(problem: Problem, moments: Mapping[str, LayerMoments]) -> dict:
     """ThiNet's greedy (Luo et al. 2017): next goes the unit with which the removed ones together add least to Ψ."""
     found = {}
