@@ -19,6 +19,7 @@ from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulato
 from compress.errors import NonFiniteError
 from compress.graph.program import Program, iterate
 from compress.recording.layer_moments import ROWS_PER_COLUMN
+from compress.recording.pieces import Piece, cut_batch
 from compress.recording.readings import Reading, constant_of, own_columns, read_rows, sample_positions
 from compress.recording.residuals import Rectifier, Residual
 from compress.recording.sharing import Share
@@ -171,31 +172,45 @@ class GroupRecorder:
         """
         kept = None if self._kept is None else iter(self._kept.read(self._added))
         self._added += 1
+        values = {name: values[name] for name in self.wanted}
         parts = zip(self.readings, self.whole, self.plan.positions, self._sums, strict=True)
         for number, (reading, whole, count, sums) in enumerate(parts):
             for place, site in enumerate(reading.sites):
                 second = values[site.input][1]
                 index = sample_positions(reading, site, second, count, self._generator)
-                features = read_rows(reading, site, second, index, own=True)  # (n, K·s)
-                if not bool(torch.isfinite(features.sum())):
-                    raise NonFiniteError(
-                        f"NaN or Inf in the activations that `{self.group.name}` hands on; "
-                        "check the weights up to there and the preprocessing."
-                    )
                 rows = None if kept is None else next(kept)
-                if self.targets or isinstance(sums, FactorAccumulator):
-                    if rows is None:
-                        given = {name: pair[0] for name, pair in values.items() if name in self.wanted}
-                        rows = self._given(reading, whole, place, index, given, original)
-                    elif self._kept is not None:
-                        rows = first_rows(rows, len(second), self._kept.plan.positions[number], count)
-                    outputs = self._outputs(
-                        reading, whole, place, _Seen(values, index, rows, original, current, features)
-                    )
-                else:
-                    outputs = features.new_zeros(features.shape[0], 0)
-                sums.add(features, outputs)
+                if rows is not None and self._kept is not None:
+                    rows = first_rows(rows, len(second), self._kept.plan.positions[number], count)
+                for piece in cut_batch(reading, site, values, index, rows):
+                    self._add_piece(reading, whole, place, sums, piece, original, current)
             self.rows = max(self.rows, int(sums.count))
+
+    def _add_piece(
+        self,
+        reading: Reading,
+        whole: Reading,
+        place: int,
+        sums: MomentAccumulator | FactorAccumulator,
+        piece: Piece,
+        original: Mapping[str, Tensor],
+        current: Mapping[str, Tensor],
+    ) -> None:
+        """Add a reading's rows of some of a batch's samples at one place."""
+        values, index, rows = piece.values, piece.index, piece.rows
+        site = reading.sites[place]
+        features = read_rows(reading, site, values[site.input][1], index, own=True)  # (n, K·s)
+        if not bool(torch.isfinite(features.sum())):
+            raise NonFiniteError(
+                f"NaN or Inf in the activations that `{self.group.name}` hands on; "
+                "check the weights up to there and the preprocessing."
+            )
+        if self.targets or isinstance(sums, FactorAccumulator):
+            if rows is None:
+                rows = self._given(reading, whole, place, index, piece.originals, original)
+            outputs = self._outputs(reading, whole, place, _Seen(values, index, rows, original, current, features))
+        else:
+            outputs = features.new_zeros(features.shape[0], 0)
+        sums.add(features, outputs)
 
     def original_rows(self, values: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> list[list[Tensor]]:
         """Of one batch, for each reading and place, what `add` reads of the original network's `values`."""
@@ -203,7 +218,12 @@ class GroupRecorder:
         for reading, whole, count in zip(self.readings, self.whole, self.plan.positions, strict=True):
             for place, site in enumerate(reading.sites):
                 index = sample_positions(reading, site, values[site.input], count, self._generator)
-                rows.append(self._given(reading, whole, place, index, values, original))
+                pairs = {name: (value, value) for name, value in values.items()}
+                parts = [
+                    self._given(reading, whole, place, piece.index, piece.originals, original)
+                    for piece in cut_batch(reading, site, pairs, index)
+                ]
+                rows.append([torch.cat(blocks) for blocks in zip(*parts, strict=True)])
         return rows
 
     def bytes_of_rows(self, program: Program, state: Mapping[str, Tensor]) -> float:

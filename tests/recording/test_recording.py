@@ -13,6 +13,7 @@ from compress.convex import Moments
 from compress.errors import NonFiniteError
 from compress.graph.program import Program, run
 from compress.graph.trace import trace_network
+from compress.recording import pieces
 from compress.recording.readings import find_readings, read_rows
 from compress.recording.record import (
     GroupRecorder,
@@ -129,6 +130,30 @@ def test_targets_are_the_original_outputs_and_features_those_of_the_changed_netw
     torch.testing.assert_close(part.gram, expected.gram, rtol=1e-6, atol=1e-8)
     with torch.no_grad():
         torch.testing.assert_close(values[0], functional.relu(module.hidden(nodes_input(module, inputs))))
+
+
+@pytest.mark.parametrize("positions", [0, 3, 999])
+def test_a_batch_read_in_pieces_gives_the_same_moments(
+    network: tuple,  # type: ignore[type-arg]
+    positions: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, program, state, groups = network
+    changed = {**state, "first.weight": state["first.weight"] * 0.5}
+    moments, kept = [], []
+    for numbers in (pieces.PIECE, 200, 1):
+        monkeypatch.setattr(pieces, "PIECE", numbers)
+        reader = recorder(groups["first"], state, positions=positions or 999, targets=bool(positions))
+        record_moments(program, [reader], lambda number: batches()[number], [4] * 5, state, changed)
+        moments.append(reader.moments(state))
+        values = run(program, (state,), batches()[0], sorted(reader.wanted))
+        asked = recorder(groups["first"], state, positions=positions or 999, targets=True)
+        kept.append(asked.original_rows({name: pair[0] for name, pair in values.items()}, state))
+    for other, rows in zip(moments[1:], kept[1:], strict=True):
+        for part, whole in zip(other, moments[0], strict=True):
+            torch.testing.assert_close(part.gram, whole.gram, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(part.cross, whole.cross, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(rows, kept[0])
 
 
 def nodes_input(module: Branches, inputs: Tensor) -> Tensor:
