@@ -202,7 +202,7 @@ class Recipe(BaseModel):
     recover: Steps = option(
         "auto",
         "After the cut: steps of all weights towards the original, without labels, kept where held-back samples gain: "
-        "auto (under --macs, --params or --latency, in about the time of the search), off, or how many.",
+        "auto (under --macs, --params or --latency, in one to three times the time of the search), off, or how many.",
         Section.RECOVERY, "auto|off|STEPS",
     )  # fmt: skip
     finetune: Method | None = option(
