@@ -215,15 +215,15 @@ class GroupRecorder:
     def original_rows(self, values: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> list[list[Tensor]]:
         """Of one batch, for each reading and place, what `add` reads of the original network's `values`."""
         rows = []
+        pairs = {name: (value, value) for name, value in values.items()}
         for reading, whole, count in zip(self.readings, self.whole, self.plan.positions, strict=True):
             for place, site in enumerate(reading.sites):
                 index = sample_positions(reading, site, values[site.input], count, self._generator)
-                pairs = {name: (value, value) for name, value in values.items()}
                 parts = [
                     self._given(reading, whole, place, piece.index, piece.originals, original)
                     for piece in cut_batch(reading, site, pairs, index)
                 ]
-                rows.append([torch.cat(blocks) for blocks in zip(*parts, strict=True)])
+                rows.append(parts[0] if len(parts) == 1 else [torch.cat(blocks) for blocks in zip(*parts, strict=True)])
         return rows
 
     def bytes_of_rows(self, program: Program, state: Mapping[str, Tensor]) -> float:
