@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 import compress
-from compress.api.steps.cautions import caution_layers, caution_shift
+from compress.api.live import prepare_live
+from compress.api.steps.cautions import caution_layers, caution_samples, caution_shift
+from compress.api.steps.widths import make_problem
 from compress.checkpoint.architecture import Architecture
 from compress.cli import main
 from compress.data import Preprocessing
@@ -129,6 +131,20 @@ def test_copies_of_samples_are_told_and_equal_ones_refused(given: dict[str, Any]
     np.savez(tmp_path / "equal.npz", inputs=np.repeat(rows[:1], 40, 0))
     with pytest.raises(compress.CompressError, match="all equal"):
         notes(given, data=str(tmp_path / "equal.npz"))
+
+
+def test_samples_that_belong_together_are_told_and_held_back_together() -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(80, 64, generator=draw).repeat_interleave(3, 0) + 0.2 * torch.randn(240, 64, generator=draw)
+    network = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+    prepared, recipe = prepare_live(network, [rows], None, {"keep": 16}, SilentProgress(), "prune")
+    problem = make_problem(prepared, recipe)
+    assert problem.calibration.related == 240
+    told = [note for note in caution_samples(prepared, problem) if "held back together" in note]
+    assert told[0].startswith("warning: 240 of 240 calibration samples look like crops, frames or windows")
+    fitting, held_back = (set((stream.indices // 3).tolist()) for stream in (problem.fitting, problem.held_back))
+    assert len(held_back) == 8
+    assert not fitting & held_back
 
 
 def test_evaluation_data_of_another_shape_is_refused_before_any_work(

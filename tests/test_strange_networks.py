@@ -243,7 +243,7 @@ def test_the_reported_errors_are_those_of_the_narrowed_layer(name: str, tmp_path
     result = run(given, keep=0.5, layer=(layer,))
     (found,) = cut_layers(result).values()
     batch = 2 if name == "FixedBatch" else 16
-    streams = fit_samples(open_data(given["data"], None), 10**6, 0.1, batch, 0, whole_batches=name == "FixedBatch")
+    *streams, _ = fit_samples(open_data(given["data"], None), 10**6, 0.1, batch, 0, whole_batches=name == "FixedBatch")
     original = build(name)
     for stream, key in zip(streams, ("error", "held_back_error"), strict=True):
         batches = [stream.batch(number).inputs for number in range(len(stream.sizes()))]
@@ -268,7 +268,7 @@ def test_the_refit_beats_removal_without_it(name: str, layer: str, reader: str, 
     removed = [unit for unit in range(found.units) if unit not in kept]
     with torch.no_grad():
         weight.index_fill_(dim, torch.tensor(removed), 0)
-    fitting, _ = fit_samples(open_data(given["data"], None), 10**6, 0.1, 16, 0)
+    fitting, *_ = fit_samples(open_data(given["data"], None), 10**6, 0.1, 16, 0)
     batches = [fitting.batch(number).inputs for number in range(len(fitting.sizes()))]
     assert found.fit.error < measured_error(original, masked, [reader], batches)
 

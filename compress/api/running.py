@@ -141,6 +141,7 @@ def compress_prepared(
         check_finetuning(prepared, recipe)
         check_original(prepared, recipe, progress)
         progress.reach(COMPRESSING[0])
+        progress.stage("dividing the calibration samples")
         problem = mix_guards(replace(make_problem(prepared, recipe), share=share or Share()), prepared, recipe)
         check_widths(problem.groups, recipe)
         for caution in caution_samples(prepared, problem):

@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from compress.compression.layers.decisions import Ingredients
 from compress.compression.pricing.latency import Timing
 from compress.compression.turns import Turn, make_turns
 from compress.data import DataSource
+from compress.data.related import hold_back
 from compress.errors import DataError
 from compress.graph.program import Program
 from compress.measures.figures import GATED
@@ -94,12 +96,15 @@ class Calibration:
         fitting, held_back: disjoint samples; the second only checks.
         answered: the output that their labels or targets are answers to; None without either.
         judged: keys of the figures that say whether much was lost.
+        related: samples of the two that belong to others of them (crops, frames, windows of the same thing), which are
+            on the same side; 0 where there are hardly any or that cannot be told.
     """
 
     fitting: SampleStream
     held_back: SampleStream
     answered: Output | None = None
     judged: Sequence[str] = GATED
+    related: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,20 +344,31 @@ def gather_moments(problem: Problem, group: ReadUnits, recorders: tuple[GroupRec
     )
 
 
+class Divided(NamedTuple):
+    """Disjoint samples to fit to and to check on, and how many of them belong to others, which are on the same side."""
+
+    fitting: SampleStream
+    held_back: SampleStream
+    related: int
+
+
 def fit_samples(
     source: DataSource, limit: int, held_back: float, batch_size: int, seed: int, *, whole_batches: bool = False
-) -> tuple[SampleStream, SampleStream]:
+) -> Divided:
     """Seeded, disjoint streams for fitting and for checking, from at most `limit` samples of a source.
 
     Args:
         whole_batches: leave out what does not fill a batch, for a graph that holds for one batch size only.
+
+    Raises:
+        DataError: a sample cannot be read, or too few fill no batch.
     """
     order = torch.randperm(source.sample_count, generator=torch.Generator().manual_seed(seed))[:limit]
     checking = min(len(order) - 1, max(FEWEST_HELD_BACK, round(held_back * len(order))))
-    parts = [order[checking:], order[:checking]]
+    *parts, related = hold_back(source, order, checking, batch_size)
     if whole_batches:
         parts = [part[: len(part) // batch_size * batch_size] for part in parts]
         if not all(len(part) for part in parts):
             raise DataError(f"This network runs on batches of {batch_size} only; give more calibration samples.")
     fitting, checks = (SampleStream(source, part, batch_size) for part in parts)
-    return fitting, checks
+    return Divided(fitting, checks, related)

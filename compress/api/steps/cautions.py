@@ -46,11 +46,17 @@ def caution_samples(prepared: Prepared, problem: Problem) -> Iterator[str]:
                 f"{calibration.name}: the calibration samples are all equal; nothing can be told from them about what "
                 "the network's units do. Give different samples."
             )
-        if distinct < DISTINCT * len(drawn):
+        if distinct < DISTINCT * len(drawn) and not problem.calibration.related:
             yield (
                 f"warning: of {len(drawn)} calibration samples only {distinct} are different ones; copies of fitting "
                 "samples flatter the held-back errors."
             )
+    if problem.calibration.related:
+        yield (
+            f"warning: {problem.calibration.related} of {len(drawn)} calibration samples look like crops, frames or "
+            "windows of the same things as others: these are held back together, so that errors on them stay honest. "
+            "All of them tell less than as many different ones would."
+        )
     if prepared.evaluation is not None:
         yield from caution_shift(calibration, prepared.evaluation)
 

@@ -39,15 +39,19 @@ def mix_guards(problem: Problem, prepared: Prepared, recipe: Recipe) -> Problem:
     sources = [prepared.calibration, *(guard.source for guard in prepared.guards)]
     mixed = Mixed(sources)
     share = recipe.guard_weight / (1 - recipe.guard_weight) / len(prepared.guards)
-    streams = []
+    streams: list[SampleStream] = []
+    batch_size = problem.fitting.batch_size
+    drawn = [
+        fit_samples(guard.source, recipe.calibration_samples, recipe.held_back, batch_size, recipe.seed)
+        for guard in prepared.guards
+    ]
     for which, stream in enumerate((problem.fitting, problem.held_back)):
         wanted = max(1, round(share * stream.count))
         parts = [stream.indices]
-        for number, guard in enumerate(prepared.guards, 1):
-            limit = min(guard.source.sample_count, recipe.calibration_samples)
-            drawn = fit_samples(guard.source, limit, recipe.held_back, stream.batch_size, recipe.seed)[which].indices
-            times = -(-wanted // len(drawn))
-            parts.append(drawn.repeat(times)[:wanted] + int(mixed.starts[number]))
+        for start, guard in zip(mixed.starts[1:], drawn, strict=False):
+            numbers = (guard.fitting, guard.held_back)[which].indices
+            times = -(-wanted // len(numbers))
+            parts.append(numbers.repeat(times)[:wanted] + int(start))
         indices = torch.cat(parts)
         generator = torch.Generator().manual_seed(recipe.seed + which)
         indices = indices[torch.randperm(len(indices), generator=generator)]

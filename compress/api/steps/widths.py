@@ -125,7 +125,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
     if prepared.calibration.sample_count < 8:
         raise DataError(f"At least 8 calibration samples are needed, got {prepared.calibration.sample_count}.")
     only_batch = prepared.network.batch_size
-    fitting, held_back = fit_samples(
+    fitting, held_back, related = fit_samples(
         prepared.calibration,
         recipe.calibration_samples,
         recipe.held_back,
@@ -135,7 +135,7 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
     )
     return Problem(
         network=prepared.network,
-        calibration=Calibration(fitting, held_back, calibration_answers(prepared), gated_keys(recipe)),
+        calibration=Calibration(fitting, held_back, calibration_answers(prepared), gated_keys(recipe), related),
         groups=usable,
         forward_macs=count_macs(prepared.network.module, prepared.network.examples),
         memory=recipe.memory_bytes,
