@@ -26,6 +26,8 @@ NEIGHBOURS = 8  # the last of which, in order of likeness, is what a sample is l
 ALIKE = 0.4  # cosine of two descriptions, at least
 GAP = 0.6  # squared distance to the nearest neighbour over that to the last one, at most
 LINK = 0.75  # the same for two samples that are kept together, once it is known that there are such
+REACH = 3  # numbers that two samples lie apart in the source, at most, to be neighbours there
+SURE = 2.5  # standard deviations of chance, that two such are alike where most related samples are neighbours
 SHARE = 0.4  # of the samples that must have a related one for these to count
 PLACES = 8  # that held-back samples come from, at least, where all samples hang together
 SHRINKAGE = 0.01  # of the covariance, relative to its mean eigenvalue
@@ -76,12 +78,16 @@ class Neighbours:
 
     Attributes:
         places: (N, `NEIGHBOURS`) of them among the N, the most alike first; `cosines`: of the descriptions.
-        chance: a cosine that unrelated samples hardly reach.
+        chance: a cosine that no two unrelated samples are likely to reach.
+        numbers: (N,) of the samples in their source.
+        beside: (M, 2) places of samples that are neighbours in the source and more alike than most two are.
     """
 
     places: Tensor
     cosines: Tensor
     chance: float
+    numbers: Tensor
+    beside: Tensor
 
     @property
     def related(self) -> Tensor:
@@ -94,14 +100,20 @@ class Neighbours:
         """Of the samples that have a related one."""
         return float(self.related.double().mean())
 
+    @property
+    def in_order(self) -> bool:
+        """Whether most related samples follow one another in the source."""
+        apart = (self.numbers - self.numbers[self.places[:, 0]])[self.related].abs()
+        return bool((apart <= REACH).double().mean() > 0.5)
+
     def links(self) -> list[set[int]]:
         """For each sample those that it is kept together with."""
-        linked = 1 - self.cosines < LINK * (1 - self.cosines[:, -1:])
-        links: list[set[int]] = [set() for _ in range(len(linked))]
-        for row, column in linked.nonzero().tolist():
-            other = int(self.places[row, column])
-            links[row].add(other)
-            links[other].add(row)
+        rows, columns = (1 - self.cosines < LINK * (1 - self.cosines[:, -1:])).nonzero().T
+        pairs = torch.stack([rows, self.places[rows, columns]], 1)
+        links: list[set[int]] = [set() for _ in self.numbers]
+        for first, second in (torch.cat([pairs, self.beside]) if self.in_order else pairs).tolist():
+            links[first].add(second)
+            links[second].add(first)
         return links
 
 
@@ -128,7 +140,8 @@ def find_neighbours(source: DataSource, numbers: Tensor, batch_size: int) -> Nei
     parts = [describe(batch.inputs) for batch in source.batches(batch_size, numbers)]
     if len({part.shape[1] for part in parts}) > 1:
         return None
-    rows, chance = whitened(torch.cat(parts))
+    rows, directions = whitened(torch.cat(parts))
+    chance = math.sqrt(4 * math.log(len(rows)) / directions) if directions else math.inf
     if chance >= 1:
         return None
     found = []
@@ -137,7 +150,17 @@ def find_neighbours(source: DataSource, numbers: Tensor, batch_size: int) -> Nei
         own = torch.arange(len(cosines))
         cosines[own, first + own] = -1.0
         found.append(cosines.topk(NEIGHBOURS, 1))
-    return Neighbours(torch.cat([top.indices for top in found]), torch.cat([top.values for top in found]), chance)
+    places, cosines = (torch.cat([getattr(top, name) for top in found]) for name in ("indices", "values"))
+    return Neighbours(places, cosines, chance, numbers, beside(rows, numbers, SURE / math.sqrt(directions)))
+
+
+def beside(rows: Tensor, numbers: Tensor, least: float) -> Tensor:
+    """Pairs (M, 2) of rows (N, D) whose samples' numbers (N,) are at most `REACH` apart, of a cosine above `least`."""
+    order = numbers.argsort()
+    pairs = torch.cat([torch.stack([order[:-apart], order[apart:]], 1) for apart in range(1, REACH + 1)])
+    first, second = pairs.T
+    alike = (rows[first] * rows[second]).sum(1) > least
+    return pairs[alike & (numbers[second] - numbers[first] <= REACH)]
 
 
 def describe(inputs: Tensor) -> Tensor:
@@ -191,16 +214,15 @@ def drawn(*shape: int) -> Tensor:
 
 
 def whitened(descriptions: Tensor) -> tuple[Tensor, float]:
-    """Descriptions (N, F) of unit length without what most samples share, and a cosine that two hardly have by chance.
+    """Descriptions (N, D) of unit length without what most samples share, and how many directions tell them apart.
 
-    No more directions are kept than half as many as there are samples. Of D directions and N² pairs of samples the
-    chance is √(2 ln N² / D), above 1 where too few directions tell the samples apart.
+    No more directions are kept than half as many as there are samples.
     """
     rows = descriptions.double()
     spread = rows.std(0, unbiased=False)
     told = spread > 1e-9 * spread.max()
     if not bool(told.any()):
-        return descriptions, math.inf
+        return descriptions, 0.0
     rows = ((rows - rows.mean(0)) / spread)[:, told]
     energies, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
     kept = min(len(energies), len(rows) // 2)
@@ -208,4 +230,4 @@ def whitened(descriptions: Tensor) -> tuple[Tensor, float]:
     floor = SHRINKAGE * energies.mean()
     directions = float((energies / (energies + floor)).sum())
     rows = (rows @ axes * (energies + floor).rsqrt()).float()
-    return functional.normalize(rows, dim=1), math.sqrt(4 * math.log(len(rows)) / directions)
+    return functional.normalize(rows, dim=1), directions
