@@ -29,12 +29,13 @@ LINK = 0.75  # the same for two samples that are kept together, once it is known
 REACH = 3  # numbers that two samples lie apart in the source, at most, to be neighbours there
 SURE = 2.5  # standard deviations of chance, that two such are alike where most related samples are neighbours
 SHARE = 0.4  # of the samples that must have a related one for these to count
-PLACES = 8  # that held-back samples come from, at least, where all samples hang together
+PLACES = 8  # that held-back samples come from where all samples hang together
 SHRINKAGE = 0.01  # of the covariance, relative to its mean eigenvalue
 FILTERS = 64
 FILTER_LENGTH, FILTER_SIDE = 9, 5  # in signals and in images
 SIDE = 64  # pixels that the shorter side of an image is brought to, about
 CHANNELS = 8  # that more of them are brought to
+TOKENS = 4096  # in one sample, above which whole numbers are taken for quantities
 PLAIN = 256  # numbers, up to which a sample that is no image or signal is described by themselves
 SUMS = 64  # that a long vector is described by, beside what it is as a signal
 BLOCK = 2**25  # cosines held at a time
@@ -118,9 +119,12 @@ class Neighbours:
 
 
 def held_together(links: Sequence[set[int]], count: int) -> list[int]:
-    """`count` samples, each with those that it is linked to, from the first on; from `PLACES` places where all are."""
+    """`count` samples: the first and those that hang together with it, then the next one, and so on.
+
+    Where more hang together than a part of `count`, a place's nearest ones alone; few are not torn apart for it.
+    """
     held: dict[int, None] = {}  # a set in order
-    most = math.ceil(count / PLACES)
+    most = max(math.ceil(count / PLACES), min(NEIGHBOURS, count // 2), 1)
     for start in range(len(links)):
         together = [] if start in held else [start]
         for place in together:  # grows meanwhile
@@ -137,7 +141,7 @@ def find_neighbours(source: DataSource, numbers: Tensor, batch_size: int) -> Nei
     """Whom each of the samples (N,) is most like; None where that cannot be told."""
     if len(numbers) < FEWEST:
         return None
-    parts = [describe(batch.inputs) for batch in source.batches(batch_size, numbers)]
+    parts = [describe(batch.inputs.cpu()) for batch in source.batches(batch_size, numbers)]
     if len({part.shape[1] for part in parts}) > 1:
         return None
     rows, directions = whitened(torch.cat(parts))
@@ -165,7 +169,7 @@ def beside(rows: Tensor, numbers: Tensor, least: float) -> Tensor:
 
 def describe(inputs: Tensor) -> Tensor:
     """Descriptions (B, F) of inputs: tokens (B, …), images and films (B, …, H, W), signals (B, C, T) or (B, T)."""
-    if not inputs.is_floating_point():
+    if not inputs.is_floating_point() and inputs[0].numel() <= TOKENS:
         return describe_tokens(inputs.flatten(1))
     inputs = inputs.float().nan_to_num(posinf=0.0, neginf=0.0)
     numbers = inputs.flatten(1)
@@ -218,7 +222,7 @@ def whitened(descriptions: Tensor) -> tuple[Tensor, float]:
 
     No more directions are kept than half as many as there are samples.
     """
-    rows = descriptions.double()
+    rows = descriptions.double().nan_to_num(posinf=0.0, neginf=0.0)
     spread = rows.std(0, unbiased=False)
     told = spread > 1e-9 * spread.max()
     if not bool(told.any()):

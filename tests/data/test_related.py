@@ -94,6 +94,13 @@ def test_samples_of_one_thing_are_on_one_side(make: Callable[[], Tensor]) -> Non
     assert leaking(order[30:], order[:30], lambda numbers: numbers // 3) > 0.9
 
 
+def test_few_samples_are_not_torn_apart() -> None:
+    fitting, held, related = split(copies(120), 6)
+    assert related >= 48
+    assert len(held) == 6
+    assert leaking(fitting, held, lambda numbers: numbers // 3) == 0
+
+
 def test_overlapping_windows_of_a_text_are_on_one_side() -> None:
     fitting, held, related = split(token_windows(64, 16)(600), 60)
     assert related > 300
@@ -126,9 +133,24 @@ def test_where_all_hang_together_held_back_samples_come_from_several_places() ->
         torch.randn(300, 2, 12, 4, 4, generator=torch.Generator().manual_seed(0)),
         torch.randn(300, 400, generator=torch.Generator().manual_seed(0)),
         torch.randn(300, 3, 64, generator=torch.Generator().manual_seed(0)),
+        torch.randint(0, 255, (200, 3, 40, 40), generator=torch.Generator().manual_seed(0)),
+        1e38 * scenes(200, 32, 32),
         crops(30),
     ],
-    ids=["pictures", "texts", "numbers", "few numbers", "equal", "nan", "films", "long", "signals", "too few"],
+    ids=[
+        "pictures",
+        "texts",
+        "numbers",
+        "few numbers",
+        "equal",
+        "nan",
+        "films",
+        "long",
+        "signals",
+        "bytes",
+        "huge",
+        "too few",
+    ],
 )
 def test_where_hardly_any_are_related_the_first_are_held_back(inputs: Tensor) -> None:
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(3))
