@@ -129,7 +129,8 @@ def score_samples(
             samples = batch(number)
             if start is not None:
                 start = {name: pair[-len(states) :] for name, pair in start.items()}
-            pairs = run(program, states, tuple(part.to(device) for part in samples.tensors), nodes, start=start)
+            inputs = tuple(part.to(device) for part in samples.tensors)
+            pairs = run(program, states, inputs, nodes, start=start, fast=True)
             if known is not None:
                 pairs = {node: (first, *pairs[node]) for node, first in zip(nodes, known(number), strict=True)}
             if store is not None:

@@ -8,7 +8,7 @@ values that are known, and some steps may be computed in another way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -18,61 +18,10 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compress.errors import TraceError
+from compress.graph.fusing import Joint, channels_together, compute_jointly, find_joints, takes_any_layout
+from compress.graph.steps import ConstantLeaf, InputLeaf, Leaf, Override, Read, Step, TensorLeaf, Value
 from compress.graph.trace import NetworkGraph
 from compress.measures.outputs import named_outputs
-
-Value: TypeAlias = Any  # what a node gives: a tensor, a number, or a tuple of these
-
-
-@dataclass(frozen=True)
-class InputLeaf:
-    """An input of the network, by its position."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class TensorLeaf:
-    """A parameter or buffer, by its name in the state dict; a tensor with several names goes by its first."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class ConstantLeaf:
-    """A constant of the graph that is in no state dict, by its name in the graph."""
-
-    name: str
-
-
-Leaf: TypeAlias = InputLeaf | TensorLeaf | ConstantLeaf
-
-
-@dataclass(frozen=True)
-class Read:
-    """Stands in a step's arguments for the value of another step or leaf."""
-
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One value to compute.
-
-    Attributes:
-        target: a function that changes none of its arguments.
-        args, kwargs: its arguments, with `Read` where values come in.
-        inputs: names of all values that are read.
-    """
-
-    name: str
-    target: Callable[..., Value]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    inputs: tuple[str, ...]
-
-
-Override: TypeAlias = Callable[[Step, tuple[Any, ...], dict[str, Any]], Value]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +70,16 @@ class Program:
             for name in step.inputs:
                 steps_of.setdefault(name, []).append(step)
         return {name: tuple(steps) for name, steps in steps_of.items()}
+
+    @cached_property
+    def joints(self) -> tuple[Joint, ...]:
+        """Steps that may be computed at once."""
+        return find_joints(self.steps, self.readers, self.outputs)
+
+    @cached_property
+    def takes_any_layout(self) -> bool:
+        """Whether its images may lie in memory as convolutions have them fastest."""
+        return takes_any_layout(self.steps)
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -191,6 +150,7 @@ def run(
     *,
     start: Mapping[str, tuple[Value, ...]] | None = None,
     override: Mapping[str, Override] | None = None,
+    fast: bool = False,
 ) -> dict[str, tuple[Value, ...]]:
     """Values of the nodes `wanted` in n networks that share one graph, for one batch; each as a tuple of n.
 
@@ -204,11 +164,13 @@ def run(
         inputs: the batch; not read where `start` makes it unnecessary.
         start: values already known, by name; what lies in front of them alone is not computed.
         override: step name -> what is called, with the step and its arguments, in place of the step's operation.
+        fast: on processors, compute steps at once and lay images out as convolutions have them fastest. The last digits
+            are others than the network's own; gradients do not pass.
 
     Raises:
         ValueError: no state, or another number of inputs than the network takes.
     """
-    return dict(iterate(program, states, inputs, wanted, start=start, override=override))
+    return dict(iterate(program, states, inputs, wanted, start=start, override=override, fast=fast))
 
 
 def iterate(
@@ -219,6 +181,7 @@ def iterate(
     *,
     start: Mapping[str, tuple[Value, ...]] | None = None,
     override: Mapping[str, Override] | None = None,
+    fast: bool = False,
 ) -> Iterator[tuple[str, tuple[Value, ...]]]:
     """As `run`, each value with its name as soon as it is there: whoever lets go of it keeps no more than one at once.
 
@@ -230,6 +193,10 @@ def iterate(
     values: dict[str, tuple[Value, ...]] = dict(start or {})
     needed = program.upstream(names, values)
     casts = [_precision_change(program, state) for state in states]
+    fast = fast and not override and not any(casts) and _on_processors(states)
+    if fast and program.takes_any_layout:
+        inputs = [channels_together(each) for each in inputs]
+    jointly = _rows_of_joints(program, needed, names, values) if fast else {}
     for name, leaf in program.leaves.items():
         if name in needed:
             values[name] = _leaf_values(program, leaf, states, inputs, casts)
@@ -245,11 +212,18 @@ def iterate(
     for step in program.steps:
         if step.name not in needed:
             continue
-        values[step.name] = _compute(step, values, casts, special.get(step.name))
-        for name in step.inputs:
-            remaining[name] -= 1
-            if not remaining[name]:
-                del values[name]
+        row = jointly.get(step.name)
+        if row is None:
+            values[step.name] = _compute((step,), values, casts, special.get(step.name))
+        elif row:
+            values[step.name] = _compute(row, values, casts, None)
+        else:  # a part of what is computed at the end of its row, from what is kept until then
+            continue
+        for each in row or (step,):
+            for name in each.inputs:
+                remaining[name] -= 1
+                if not remaining[name]:
+                    values.pop(name, None)
         if step.name in names:
             yield step.name, values[step.name]
         if step.name not in remaining:
@@ -299,22 +273,53 @@ def run_outputs(
 _Cast: TypeAlias = tuple[torch.dtype, torch.dtype] | None
 
 
+def _on_processors(states: Sequence[Mapping[str, Tensor]]) -> bool:
+    return all(tensor.device.type == "cpu" for state in states for tensor in list(state.values())[:1])
+
+
+def _rows_of_joints(
+    program: Program, needed: Collection[str], wanted: Collection[str], known: Collection[str]
+) -> dict[str, tuple[Step, ...]]:
+    """Name of the last step of a row that is computed at once -> the row; of each before it -> nothing."""
+    rows: dict[str, tuple[Step, ...]] = {}
+    for joint in program.joints:
+        row = joint.usable(needed, wanted, known)
+        rows.update({step.name: () for step in row[:-1]})
+        rows.update({step.name: row for step in row[-1:]})
+    return rows
+
+
 def _compute(
-    step: Step, values: Mapping[str, tuple[Value, ...]], casts: Sequence[_Cast], special: Override | None
+    row: Sequence[Step], values: Mapping[str, tuple[Value, ...]], casts: Sequence[_Cast], special: Override | None
 ) -> tuple[Value, ...]:
-    """The step's value in every network, once for all whose inputs are the same objects."""
+    """The value of a step, or of a row of steps, in every network, once for all whose inputs are the same objects."""
     results: list[Value] = []
     known: dict[tuple[object, ...], Value] = {}
+    inside = {step.name for step in row[:-1]}
+    inputs = [name for step in row for name in step.inputs if name not in inside]
     for which, cast in enumerate(casts):
-        key = (cast, *(id(values[name][which]) for name in step.inputs))
+        key = (cast, *(id(values[name][which]) for name in inputs))
         if key not in known:
-            args = tuple(_resolve(argument, values, which) for argument in step.args)
-            kwargs = {name: _resolve(argument, values, which) for name, argument in step.kwargs.items()}
-            if cast is not None:
-                args, kwargs = (_recast(part, cast) for part in (args, kwargs))
-            known[key] = step.target(*args, **kwargs) if special is None else special(step, args, kwargs)
+            known[key] = _computed(row, values, which, cast, special)
         results.append(known[key])
     return tuple(results)
+
+
+def _computed(
+    row: Sequence[Step],
+    values: Mapping[str, tuple[Value, ...]],
+    which: int,
+    cast: _Cast,
+    special: Override | None,
+) -> Value:
+    if len(row) > 1:
+        return compute_jointly(row, lambda argument: _resolve(argument, values, which))
+    (step,) = row
+    args = tuple(_resolve(argument, values, which) for argument in step.args)
+    kwargs = {name: _resolve(argument, values, which) for name, argument in step.kwargs.items()}
+    if cast is not None:
+        args, kwargs = (_recast(part, cast) for part in (args, kwargs))
+    return step.target(*args, **kwargs) if special is None else special(step, args, kwargs)
 
 
 def _leaf_values(

@@ -35,8 +35,8 @@ class Reader(Protocol):
         """Which rows."""
 
     @property
-    def wanted(self) -> set[str]:
-        """Names of the nodes whose values it reads."""
+    def wanted_originals(self) -> set[str]:
+        """Names of the nodes whose values `original_rows` reads."""
 
     def original_rows(self, values: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> list[list[Tensor]]:
         """Of one batch: for each of its readings and places the original network's rows."""
@@ -125,7 +125,7 @@ class OriginalRecorder:
     @property
     def wanted(self) -> set[str]:
         """Names of the nodes whose values `add` reads."""
-        return self.reader.wanted
+        return self.reader.wanted_originals
 
     def add(
         self,
@@ -155,7 +155,7 @@ class WholeValues:
     plan: SamplePlan
 
     @property
-    def wanted(self) -> set[str]:
+    def wanted_originals(self) -> set[str]:
         """Names of the nodes whose values it reads."""
         return set(self.nodes)
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from compress.graph.ops import Layout
 from compress.graph.program import Program
+from compress.recording.positions import has_channels_last, picked_rows
 from compress.units.groups import Consumer, ReadUnits
 
 
@@ -232,6 +233,8 @@ def read_rows(reading: Reading, site: Consumer, inputs: Tensor, index: Tensor | 
     padded = windowed_input(reading, site, inputs)
     if own and not takes_all(reading, padded.shape[1]):
         padded = padded.index_select(1, reading.positions.flatten().to(padded.device))
+    if math.prod(reading.kernel) > 1:
+        padded = padded.contiguous()
     batch, channels = padded.shape[:2]
     strides = padded.stride()
     windows = padded.as_strided(
@@ -277,9 +280,17 @@ def drawn_windows(reading: Reading, site: Consumer, inputs: Tensor, places: tupl
         flat = flat * size + at.clamp(0, size - 1)
         outside = outside | (at < 0) | (at >= size)
     count = flat[0, 0].numel()
-    picked = inputs.flatten(2).gather(2, flat.reshape(batch, 1, -1).expand(-1, channels, -1))  # (B, C, P·taps)
+    flat, outside = flat.reshape(batch, -1), outside.reshape(batch, -1)  # (B, P·taps)
+    if has_channels_last(inputs) and flat.shape[1] < math.prod(sizes):  # else a copy in the other layout is cheaper
+        rows = picked_rows(inputs, flat)  # (B·P·taps, C)
+        if bool(outside.any()):
+            rows.masked_fill_(outside.reshape(-1, 1), 0.0)
+        if count == 1:
+            return rows.reshape(batch, -1, 1, channels).permute(0, 3, 1, 2)
+        return rows.T.contiguous().reshape(channels, batch, -1, count).transpose(0, 1)
+    picked = inputs.flatten(2).gather(2, flat[:, None].expand(-1, channels, -1))  # (B, C, P·taps)
     if bool(outside.any()):
-        picked.masked_fill_(outside.reshape(batch, 1, -1), 0.0)
+        picked.masked_fill_(outside[:, None], 0.0)
     return picked.reshape(batch, channels, -1, count)
 
 
@@ -307,7 +318,7 @@ def windowed_input(reading: Reading, site: Consumer, inputs: Tensor) -> Tensor:
         spaced[:, :, *places] = inputs
         inputs = spaced
     pads = [pad for sides in reversed(margins(reading, site)) for pad in sides]
-    return functional.pad(inputs, pads) if any(pads) else inputs.contiguous()
+    return functional.pad(inputs, pads) if any(pads) else inputs
 
 
 def own_columns(reading: Reading, rows: Tensor) -> Tensor:

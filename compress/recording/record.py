@@ -17,9 +17,11 @@ from torch import Tensor
 
 from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulator, Moments
 from compress.errors import NonFiniteError
+from compress.graph.ops import Layout
 from compress.graph.program import Program, iterate
 from compress.recording.layer_moments import ROWS_PER_COLUMN
 from compress.recording.pieces import Piece, cut_batch
+from compress.recording.positions import rows_at
 from compress.recording.readings import Reading, constant_of, own_columns, read_rows, sample_positions
 from compress.recording.residuals import Rectifier, Residual
 from compress.recording.sharing import Share
@@ -159,6 +161,13 @@ class GroupRecorder:
         behind = {rectifier.source for rectifier in self.rectifiers.values()}
         return inputs | behind | {residual.other for residual in self.residuals.values()}
 
+    @property
+    def wanted_originals(self) -> set[str]:
+        """Names of the nodes whose values `original_rows` reads."""
+        consumers = [consumer for reading in self.readings for applied in reading.places for consumer in applied]
+        plain = [each for each in consumers if each.node not in self.rectifiers and gives_rows(each)]
+        return self.wanted | {consumer.node for consumer in plain}
+
     def add(
         self,
         values: Mapping[str, tuple[Tensor, Tensor]],
@@ -293,9 +302,13 @@ class GroupRecorder:
             if rectifier is not None:
                 rows.append(rectifier.path.rows(values[rectifier.source], index, linear=linear, part=part))
                 continue
-            if source is None:
-                source = read_rows(reading, reading.sites[place], values[reading.sites[place].input], index)
-            rows.append(_product(source, whole.whole_matrix(consumer, original[consumer.weight])))
+            given = values.get(consumer.node)
+            if given is not None and given.dtype in (torch.float32, torch.float64):
+                rows.append(given_rows(consumer, given, index, original, part))
+            else:
+                if source is None:
+                    source = read_rows(reading, reading.sites[place], values[reading.sites[place].input], index)
+                rows.append(_product(source, whole.whole_matrix(consumer, original[consumer.weight])))
             residual = self.residuals.get(consumer.node)
             if residual is not None:
                 rows.append(residual.rows(values[residual.other], index, linear=linear, part=part))
@@ -331,6 +344,25 @@ class GroupRecorder:
                 wanted = wanted.double() + missing
             blocks.append(wanted)
         return torch.cat(blocks, 1)
+
+
+def gives_rows(consumer: Consumer) -> bool:
+    """Whether what the consumer gives stands in its node's value, a row for each of its positions."""
+    return consumer.layout is not Layout.CONVOLUTION_TRANSPOSED
+
+
+def given_rows(
+    consumer: Consumer, value: Tensor, index: Tensor | None, state: Mapping[str, Tensor], part: slice
+) -> Tensor:
+    """What the consumer gives (n, d) at positions `index` (None: all), less its bias, from its node's value.
+
+    Args:
+        part: which d of the D outputs.
+    """
+    rows = rows_at(value, index) if consumer.layout.spatial else value.reshape(-1, value.shape[-1])
+    if consumer.bias is not None:
+        rows = rows - state[consumer.bias].to(rows)
+    return rows[:, part]
 
 
 def first_rows(rows: Sequence[Tensor], samples: int, kept: int, count: int) -> list[Tensor]:
@@ -501,7 +533,7 @@ def record_moments(
             inputs = [each.to(device) for each in read(number)] if program.reads_input(wanted, starts) else []
             if start is not None:
                 start = {name: pair[-len(states) :] for name, pair in start.items()}
-            arriving = iterate(program, states, inputs, wanted, start=start)
+            arriving = iterate(program, states, inputs, wanted, start=start, fast=True)
             del start, starts, inputs
             left = _Arrivals(open_recorders, further)
             for name, pair in arriving:

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from compress.graph.meaning import meaning_of_step
 from compress.graph.ops import BatchNorm, Identity, Layout, Meaning, Product, Rearrangement, Rectification, Sum
-from compress.graph.program import Program, Read
+from compress.graph.program import Program
+from compress.graph.steps import Read
+from compress.recording.positions import rows_at
 from compress.units.groups import Consumer
 
 WHOLE = slice(None)
@@ -76,10 +78,8 @@ class Residual:
             value = value.permute(sorted(range(len(self.order)), key=self.order.__getitem__))
         if linear:
             return value.reshape(-1, value.shape[-1])[:, part]
-        value = value[:, part].flatten(2)  # (B, d, positions)
-        if index is not None:
-            value = value.gather(2, index[:, None].expand(-1, value.shape[1], -1))
-        return value.transpose(1, 2).reshape(-1, value.shape[1])
+        whole = part.start in (None, 0) and part.stop in (None, value.shape[1])
+        return rows_at(value if whole else value[:, part], index)
 
     def undone(self, rows: Tensor, state: Mapping[str, Tensor], part: slice = WHOLE) -> Tensor:
         """Changes of the sum (n, d) as changes of the consumer's outputs; 0 where a factor is tiny."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from compress.graph.meaning import meaning_of_step
 from compress.graph.ops import LinearMap, Pooling
-from compress.graph.program import Program, Read, Step, run
+from compress.graph.program import Program, run
+from compress.graph.steps import Read, Step
 from compress.graph.trace import trace_network
 from compress.measures.outputs import Output
 from compress.training.nearness import Batches, soft_divergence

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from compress.graph.meaning import meaning_of_step
 from compress.graph.ops import BatchNorm, Layout, LinearMap, Meaning, traced_shape
-from compress.graph.program import Program, Value, iterate
+from compress.graph.program import Program, iterate
+from compress.graph.steps import Value
 from compress.training.mimic import input_of
 
 FLOOR = 1e-2  # of the mean over a layer's channels, that a channel's spread counts at least

@@ -18,7 +18,8 @@ from compress.checkpoint.removed import Replacement
 from compress.errors import CompressError, SurgeryError
 from compress.graph.meaning import meaning_of_step
 from compress.graph.ops import Identity, Rearrangement, Sum
-from compress.graph.program import InputLeaf, Program, Read, Step
+from compress.graph.program import Program
+from compress.graph.steps import InputLeaf, Read, Step
 from compress.units.groups import Consumer, UnitGroup
 from compress.units.network import Network
 from compress.units.surgery import (

@@ -16,7 +16,8 @@ from compress.checkpoint.removed import Removed, Replacement, outside
 from compress.checkpoint.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
 from compress.errors import SurgeryError, first_line
 from compress.graph.ops import Normalisation
-from compress.graph.program import Override, Program, Step, run, run_outputs
+from compress.graph.program import Program, run, run_outputs
+from compress.graph.steps import Override, Step
 from compress.graph.trace import NetworkGraph, output_tensors, trace_network
 from compress.units.groups import UnitGroup
 

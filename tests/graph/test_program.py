@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.graph.program import Program, Step, run, run_outputs
+from compress.graph.program import Program, run, run_outputs
+from compress.graph.steps import Step
 from compress.graph.trace import trace_network
 
 

@@ -147,7 +147,7 @@ def add_batch(
     def outputs_of(values: Mapping[str, tuple[Any, ...]]) -> dict[str, Tensor]:
         return {output.name: values[str(output.node)][0] for output in problem.outputs}
 
-    before = outputs_of(run(program, (problem.state,), inputs, nodes))
+    before = outputs_of(run(program, (problem.state,), inputs, nodes, fast=True))
     sums.start(before, size)
     waiting = dict(enumerate(cuts))
     known: dict[str, tuple[Any, ...]] = {}
@@ -156,11 +156,12 @@ def add_batch(
         for index in [index for index, cut in waiting.items() if known.keys() >= set(cut.start)]:
             cut = waiting.pop(index)
             start = {name: known[name] for name in cut.start}
-            after = run(program, ({**state, **cut.weights},), inputs, nodes, start=start)
+            after = run(program, ({**state, **cut.weights},), inputs, nodes, start=start, fast=True)
             sums.add(index, before, outputs_of(after), size)
 
     run_ready()
-    for name, value in iterate(program, (state,), inputs, sorted({name for cut in cuts for name in cut.start})):
+    starts = sorted({name for cut in cuts for name in cut.start})
+    for name, value in iterate(program, (state,), inputs, starts, fast=True):
         known[name] = value
         del value
         run_ready()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compress.errors import MomentsError
 
-_BLOCK = 512  # columns of one block row of the accumulated triangle
+_BLOCK = 256  # columns of one block row of the accumulated triangle
 _CONSTANT = 16.0  # roundings of a column's own size, below which its spread is rounding
 
 

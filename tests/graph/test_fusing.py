@@ -1,0 +1,112 @@
+"""Steps computed at once: the same values as one by one, whichever of them are asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.graph.fusing import fold
+from compress.graph.program import Program, run
+from compress.graph.trace import trace_network
+
+
+class Block(nn.Module):
+    """An inverted bottleneck with a shortcut and a head."""
+
+    def __init__(self, affine: bool = True) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(4, 8, 1, bias=False)
+        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.narrow = nn.Conv2d(8, 4, 1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(size, affine=affine) for size in (8, 8, 4)])
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.relu6(self.norms[0](self.wide(x)))
+        h = self.norms[1](self.deep(h)).relu()
+        h = (self.norms[2](self.narrow(h)) + x).relu()
+        return self.head(h.mean((2, 3)).flatten(1))
+
+
+def traced(affine: bool = True) -> tuple[Block, Program, Tensor]:
+    """The block with statistics that are not the default ones, its program and a batch."""
+    torch.manual_seed(0)
+    block = Block(affine)
+    inputs = torch.randn(5, 4, 6, 6)
+    block.train()(3 * torch.randn(16, 4, 6, 6) + 1)
+    for norm in block.norms:
+        if affine:
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    return block, Program.of(trace_network(block.eval(), (inputs,))), inputs
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_outputs_computed_at_once_are_the_networks(affine: bool) -> None:
+    block, program, inputs = traced(affine)
+    with torch.inference_mode():
+        values = run(program, (block.state_dict(),), (inputs,), program.outputs, fast=True)
+        torch.testing.assert_close(values[program.outputs[0]][0], block(inputs))
+    assert any(len(joint.steps) == 3 for joint in program.joints)
+
+
+def test_each_value_that_is_asked_for_is_that_of_steps_one_by_one() -> None:
+    block, program, inputs = traced()
+    state = block.state_dict()
+    with torch.inference_mode():
+        one_by_one = run(program, (state,), (inputs,), [step.name for step in program.steps])
+        for step in program.steps:
+            (alone,) = run(program, (state,), (inputs,), [step.name], fast=True)[step.name]
+            torch.testing.assert_close(alone, one_by_one[step.name][0])
+        together = run(program, (state,), (inputs,), one_by_one, fast=True)
+    for name, (value,) in together.items():
+        torch.testing.assert_close(value, one_by_one[name][0])
+
+
+def test_values_to_start_from_and_inputs_are_left_as_they_are() -> None:
+    block, program, inputs = traced()
+    state, given = block.state_dict(), inputs.clone()
+    with torch.inference_mode():
+        names = [step.name for step in program.steps]
+        values = run(program, (state,), (inputs,), names)
+        before = {name: value[0].clone() for name, value in values.items()}
+        for name in names[:-1]:
+            after = run(program, (state,), (inputs,), program.outputs, start={name: values[name]}, fast=True)
+            torch.testing.assert_close(after[program.outputs[0]][0], before[program.outputs[0]])
+            torch.testing.assert_close(values[name][0], before[name], rtol=0, atol=0)
+    assert torch.equal(inputs, given)
+
+
+def test_two_networks_share_what_they_have_in_common() -> None:
+    block, program, inputs = traced()
+    state = block.state_dict()
+    other = {**state, "narrow.weight": 2 * state["narrow.weight"]}
+    deep = next(joint.steps[-1].name for joint in program.joints if len(joint.steps) == 3)
+    with torch.inference_mode():
+        values = run(program, (state, other), (inputs,), [deep, *program.outputs], fast=True)
+        apart = run(program, (other,), (inputs,), program.outputs)
+    assert values[deep][0] is values[deep][1]
+    torch.testing.assert_close(values[program.outputs[0]][1], apart[program.outputs[0]][0])
+
+
+def test_networks_in_half_precision_are_not_folded() -> None:
+    block, program, inputs = traced()
+    state = {name: tensor.bfloat16() for name, tensor in block.state_dict().items()}
+    with torch.inference_mode():
+        slow, fast = (
+            run(program, (state,), (inputs.bfloat16(),), program.outputs, fast=fast)[program.outputs[0]][0]
+            for fast in (False, True)
+        )
+    assert torch.equal(slow, fast)
+
+
+def test_a_folded_convolution_is_the_norm_of_the_convolution() -> None:
+    torch.manual_seed(0)
+    convolution, norm = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5).eval()
+    norm.running_mean, norm.running_var = torch.randn(5), torch.rand(5) + 0.1
+    inputs = torch.randn(2, 3, 7, 7)
+    weight, bias = fold(
+        convolution.weight, convolution.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, eps=norm.eps
+    )
+    torch.testing.assert_close(nn.functional.conv2d(inputs, weight, bias), norm(convolution(inputs)))
