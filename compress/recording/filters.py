@@ -17,7 +17,7 @@ from torch import Tensor
 from compress.errors import MomentsError, NonFiniteError
 from compress.graph.program import Program
 from compress.recording.readings import Reading, channel_windows, constant_of, sample_positions
-from compress.recording.record import OriginalRows, SamplePlan, given_rows
+from compress.recording.record import OriginalRows, SamplePlan, given_rows, gives_rows
 from compress.recording.residuals import WHOLE, Rectifier
 from compress.recording.sharing import Share
 from compress.units.groups import Consumer
@@ -79,7 +79,7 @@ class FilterRecorder:
     @property
     def wanted_originals(self) -> set[str]:
         """Names of the nodes whose values `original_rows` reads."""
-        return self.wanted | ({self.consumer.node} if self.rectifier is None else set())
+        return self.wanted | ({self.consumer.node} if self.rectifier is None and gives_rows(self.consumer) else set())
 
     def add(
         self,
@@ -142,7 +142,7 @@ class FilterRecorder:
         """What the original's channels give (C, n), or what the ReLU sees (n, C)."""
         if self.rectifier is not None:
             return self.rectifier.path.rows(values[self.rectifier.source], index, linear=False)
-        given = values.get(self.consumer.node)
+        given = values.get(self.consumer.node) if gives_rows(self.consumer) else None
         if given is not None and given.dtype in (torch.float32, torch.float64):
             return given_rows(self.consumer, given, index, original, WHOLE).T.contiguous()
         return _filtered(_windows(reading, values[self.consumer.input], index), self.consumer, original)

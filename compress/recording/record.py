@@ -302,7 +302,7 @@ class GroupRecorder:
             if rectifier is not None:
                 rows.append(rectifier.path.rows(values[rectifier.source], index, linear=linear, part=part))
                 continue
-            given = values.get(consumer.node)
+            given = values.get(consumer.node) if gives_rows(consumer) else None
             if given is not None and given.dtype in (torch.float32, torch.float64):
                 rows.append(given_rows(consumer, given, index, original, part))
             else:
@@ -347,8 +347,8 @@ class GroupRecorder:
 
 
 def gives_rows(consumer: Consumer) -> bool:
-    """Whether what the consumer gives stands in its node's value, a row for each of its positions."""
-    return consumer.layout is not Layout.CONVOLUTION_TRANSPOSED
+    """Whether what the consumer gives stands in its node's value, a row for each of its positions and its bias on it."""
+    return consumer.layout is not Layout.CONVOLUTION_TRANSPOSED and not consumer.shifted
 
 
 def given_rows(

@@ -378,6 +378,7 @@ def _make_consumer(flow: ChannelFlow, linear: LinearMap, weight: str, positions:
         shift=_find_shift(flow, linear),
         window=linear.window,
         groups=linear.groups,
+        shifted=linear.offset is not None and linear.bias is None,
     )
 
 

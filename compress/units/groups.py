@@ -56,6 +56,7 @@ class Consumer:
         positions: (K, m) positions of unit k among the input channels. Columns run over unit, position, tap.
         taps: kernel taps, 1 for linear maps. A unit owns m·taps columns.
         window: of a convolution; `groups`: its blocks.
+        shifted: whether a bias is added that forward() computes, and no tensor holds.
     """
 
     node: str
@@ -68,6 +69,7 @@ class Consumer:
     shift: str | None = None
     window: Window = NO_WINDOW
     groups: int = 1
+    shifted: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.graph.program import Program, run
 from compress.graph.trace import trace_network
@@ -60,3 +60,34 @@ def test_rows_of_the_original_are_the_same_from_its_outputs_as_from_its_inputs(b
         from_inputs = recorder().original_rows({name: given[name] for name in recorder().wanted}, state)
     assert recorder().wanted_originals > recorder().wanted
     torch.testing.assert_close(from_outputs, from_inputs)
+
+
+class Shifted(nn.Module):
+    """A convolution whose bias forward() computes, of a layer that reads it as it is."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 5, 1), nn.Conv2d(4, 3, 1)
+        self.weight = nn.Parameter(torch.randn((5, 4, 1, 1) if transposed else (4, 5, 1, 1)))
+        self.bias = nn.Parameter(torch.randn(4))
+        self.apply_map = nn.functional.conv_transpose2d if transposed else nn.functional.conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.apply_map(self.first(x).relu(), self.weight, 2 * self.bias + 1))
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_bias_that_is_computed_is_no_part_of_the_originals_rows(transposed: bool) -> None:
+    torch.manual_seed(0)
+    module, inputs = Shifted(transposed).eval(), torch.randn(2, 2, 4, 4)
+    program = Program.of(trace_network(module, (inputs,)))
+    group, state = find_units(program.network, module)[0], module.state_dict()
+    (consumer,) = group.consumers
+    with torch.inference_mode():
+        values = run(program, (state,), (inputs,), [step.name for step in program.steps])
+        readings = find_readings(group, state)
+        recorder = GroupRecorder(group, readings, SamplePlan(2, (16,)), seed=0, memory=2**30, targets=True)
+        ((rows,),) = recorder.original_rows({name: value[0] for name, value in values.items()}, state)
+        plain = module.apply_map(module.first(inputs).relu(), module.weight)
+    assert consumer.node in values
+    torch.testing.assert_close(rows, plain.flatten(2).transpose(1, 2).reshape(-1, 4))
