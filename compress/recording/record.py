@@ -347,7 +347,7 @@ class GroupRecorder:
 
 
 def gives_rows(consumer: Consumer) -> bool:
-    """Whether what the consumer gives stands in its node's value, a row for each of its positions and its bias on it."""
+    """Whether the consumer's node has a row of what it gives for each position, and on it its bias alone."""
     return consumer.layout is not Layout.CONVOLUTION_TRANSPOSED and not consumer.shifted
 
 
