@@ -76,9 +76,9 @@ def know_original(problem: Problem, *, rectified: bool) -> KnownOriginal | None:
     return known if known.possible else None
 
 
-def keep_original(problem: Problem, progress: Progress) -> KnownOriginal | None:
-    """What one pass over the original network keeps for a sweep that nothing went before."""
-    known = know_original(problem, rectified=False)
+def keep_original(problem: Problem, progress: Progress, *, rectified: bool = False) -> KnownOriginal | None:
+    """What one pass over the original network keeps for a sweep that nothing went before; see `know_original`."""
+    known = know_original(problem, rectified=rectified)
     if known is None:
         return None
     for which, stream in enumerate((problem.fitting, problem.held_back)):

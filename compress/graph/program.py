@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compress.errors import TraceError
-from compress.graph.fusing import Joint, channels_together, compute_jointly, find_joints, takes_any_layout
+from compress.graph.fusing import Joint, compute_jointly, find_joints
 from compress.graph.steps import ConstantLeaf, InputLeaf, Leaf, Override, Read, Step, TensorLeaf, Value
 from compress.graph.trace import NetworkGraph
 from compress.measures.outputs import named_outputs
@@ -75,11 +75,6 @@ class Program:
     def joints(self) -> tuple[Joint, ...]:
         """Steps that may be computed at once."""
         return find_joints(self.steps, self.readers, self.outputs)
-
-    @cached_property
-    def takes_any_layout(self) -> bool:
-        """Whether its images may lie in memory as convolutions have them fastest."""
-        return takes_any_layout(self.steps)
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -164,8 +159,7 @@ def run(
         inputs: the batch; not read where `start` makes it unnecessary.
         start: values already known, by name; what lies in front of them alone is not computed.
         override: step name -> what is called, with the step and its arguments, in place of the step's operation.
-        fast: on processors, compute steps at once and lay images out as convolutions have them fastest. The last digits
-            are others than the network's own; gradients do not pass.
+        fast: on processors, compute steps at once: the same digits in less time; gradients do not pass.
 
     Raises:
         ValueError: no state, or another number of inputs than the network takes.
@@ -194,8 +188,6 @@ def iterate(
     needed = program.upstream(names, values)
     casts = [_precision_change(program, state) for state in states]
     fast = fast and not override and not any(casts) and _on_processors(states)
-    if fast and program.takes_any_layout:
-        inputs = [channels_together(each) for each in inputs]
     jointly = _rows_of_joints(program, needed, names, values) if fast else {}
     for name, leaf in program.leaves.items():
         if name in needed:

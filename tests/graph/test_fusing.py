@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.graph.fusing import fold
 from compress.graph.program import Program, run
 from compress.graph.trace import trace_network
 
@@ -48,7 +47,7 @@ def test_outputs_computed_at_once_are_the_networks(affine: bool) -> None:
     with torch.inference_mode():
         values = run(program, (block.state_dict(),), (inputs,), program.outputs, fast=True)
         torch.testing.assert_close(values[program.outputs[0]][0], block(inputs))
-    assert any(len(joint.steps) == 3 for joint in program.joints)
+    assert any(len(joint.steps) == 2 for joint in program.joints)
 
 
 def test_each_value_that_is_asked_for_is_that_of_steps_one_by_one() -> None:
@@ -82,7 +81,7 @@ def test_two_networks_share_what_they_have_in_common() -> None:
     block, program, inputs = traced()
     state = block.state_dict()
     other = {**state, "narrow.weight": 2 * state["narrow.weight"]}
-    deep = next(joint.steps[-1].name for joint in program.joints if len(joint.steps) == 3)
+    deep = next(joint.steps[-1].name for joint in program.joints if len(joint.steps) == 2)
     with torch.inference_mode():
         values = run(program, (state, other), (inputs,), [deep, *program.outputs], fast=True)
         apart = run(program, (other,), (inputs,), program.outputs)
@@ -90,7 +89,7 @@ def test_two_networks_share_what_they_have_in_common() -> None:
     torch.testing.assert_close(values[program.outputs[0]][1], apart[program.outputs[0]][0])
 
 
-def test_networks_in_half_precision_are_not_folded() -> None:
+def test_networks_in_half_precision_are_the_same_to_the_last_digit() -> None:
     block, program, inputs = traced()
     state = {name: tensor.bfloat16() for name, tensor in block.state_dict().items()}
     with torch.inference_mode():
@@ -99,14 +98,3 @@ def test_networks_in_half_precision_are_not_folded() -> None:
             for fast in (False, True)
         )
     assert torch.equal(slow, fast)
-
-
-def test_a_folded_convolution_is_the_norm_of_the_convolution() -> None:
-    torch.manual_seed(0)
-    convolution, norm = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5).eval()
-    norm.running_mean, norm.running_var = torch.randn(5), torch.rand(5) + 0.1
-    inputs = torch.randn(2, 3, 7, 7)
-    weight, bias = fold(
-        convolution.weight, convolution.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, eps=norm.eps
-    )
-    torch.testing.assert_close(nn.functional.conv2d(inputs, weight, bias), norm(convolution(inputs)))

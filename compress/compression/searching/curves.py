@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.compression.faults import LAYER_FAULTS, describe_fault
-from compress.compression.known import KnownOriginal, know_original
+from compress.compression.known import KnownOriginal, keep_original, know_original
 from compress.compression.layers.layer import LayerFacts, LayerOptions, layer_unit_costs, select_along
 from compress.compression.pricing.allocate import Choices, DamageCurve, Removal, damage_curve, legal_widths
 from compress.compression.pricing.costs import CostModel, cost_model
@@ -106,6 +106,8 @@ def prepare_search(
         known = find_curves(problem, recorded, options, legal, progress)
         if kept_state is not None:
             kept_state.write_curves(known)
+    else:  # the rows that sweeps are fitted to are made as they were, to the last digit
+        original = keep_original(problem, progress, rectified=refining)
     damages = {
         name: fixed_width(widths[-1])
         if name in known.skipped
