@@ -1,9 +1,10 @@
 """Steps that are computed at once where nobody wants the values between them: the same digits in less time.
 
-A ReLU behind a convolution, a batch norm or a sum is taken in place, one pass less over the memory. Two faster ways
-were tried and taken back, as a run that goes on from a state must end in the same bytes as one that was never ended:
-a batch norm folded into its convolution has other last digits wherever the value between is asked for, and images whose
-channels lie together (`torch.channels_last`) wherever a pass starts from kept values.
+A ReLU behind a convolution, a batch norm or a sum is taken in place, one pass less over the memory. Convolutions of
+images run faster on channels that lie together (`torch.channels_last`). The last digits of a step depend on how its
+arguments lie in memory, and a run that goes on from kept values must end in the same bytes as one that was never ended:
+every image is therefore laid out in one way, wherever it comes from. Batch norms are not folded into convolutions: the
+last digits would be others wherever the value between is asked for.
 """
 
 from __future__ import annotations
@@ -29,6 +30,35 @@ IN_PLACE: dict[Any, Callable[..., Tensor]] = {
     aten.hardswish.default: aten.hardswish_.default,
     aten.leaky_relu.default: aten.leaky_relu_.default,
 }
+BLIND = {
+    *STARTS,
+    *IN_PLACE,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.cat.default,
+    aten.slice.Tensor,
+    aten.pad.default,
+    aten.constant_pad_nd.default,
+    aten.sigmoid.default,
+    aten.hardsigmoid.default,
+    aten.gelu.default,
+    aten.tanh.default,
+    aten.max_pool2d.default,
+    aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.mean.dim,
+    aten.flatten.using_ints,
+    aten.reshape.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.dropout.default,
+    aten.linear.default,
+}  # operations that mean the same however their arguments lie in memory, and that take any layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,3 +113,22 @@ def compute_jointly(steps: Sequence[Step], resolve: Callable[[Any], Any]) -> Val
         target: Any = IN_PLACE.get(step.target, step.target)
         value = target(value, *resolve(step.args[1:]), **resolve(step.kwargs))
     return value
+
+
+def takes_any_layout(steps: Sequence[Step]) -> bool:
+    """Whether images may lie in memory as convolutions have them fastest, whatever the network does with them."""
+    return all(step.target in BLIND for step in steps) and any(step.target == CONVOLUTION for step in steps)
+
+
+def channels_together(value: Value) -> Value:
+    """Images (B, C, H, W) with their channels side by side in memory, in the same strides whatever these were.
+
+    Any other value as it is. Strides of dimensions with one place say nothing, but operations choose their way by them.
+    """
+    if not isinstance(value, Tensor) or value.ndim != 4:
+        return value
+    _, channels, height, width = value.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    if value.stride() == strides:
+        return value
+    return value.contiguous(memory_format=torch.channels_last).as_strided(value.shape, strides)

@@ -8,7 +8,7 @@ values that are known, and some steps may be computed in another way.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compress.errors import TraceError
-from compress.graph.fusing import Joint, compute_jointly, find_joints
+from compress.graph.fusing import Joint, channels_together, compute_jointly, find_joints, takes_any_layout
 from compress.graph.steps import ConstantLeaf, InputLeaf, Leaf, Override, Read, Step, TensorLeaf, Value
 from compress.graph.trace import NetworkGraph
 from compress.measures.outputs import named_outputs
@@ -75,6 +75,11 @@ class Program:
     def joints(self) -> tuple[Joint, ...]:
         """Steps that may be computed at once."""
         return find_joints(self.steps, self.readers, self.outputs)
+
+    @cached_property
+    def takes_any_layout(self) -> bool:
+        """Whether its images may lie in memory as convolutions have them fastest."""
+        return takes_any_layout(self.steps)
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -159,7 +164,8 @@ def run(
         inputs: the batch; not read where `start` makes it unnecessary.
         start: values already known, by name; what lies in front of them alone is not computed.
         override: step name -> what is called, with the step and its arguments, in place of the step's operation.
-        fast: on processors, compute steps at once: the same digits in less time; gradients do not pass.
+        fast: on processors, compute steps at once and lay images out as convolutions have them fastest. The last digits
+            may be others than the network's own, but are the same wherever a pass starts; gradients do not pass.
 
     Raises:
         ValueError: no state, or another number of inputs than the network takes.
@@ -189,6 +195,9 @@ def iterate(
     casts = [_precision_change(program, state) for state in states]
     fast = fast and not override and not any(casts) and _on_processors(states)
     jointly = _rows_of_joints(program, needed, names, values) if fast else {}
+    lay = channels_together if fast and program.takes_any_layout else _as_it_is
+    values = {name: _once_each(lay, pair) for name, pair in values.items()}
+    inputs = [lay(each) for each in inputs]
     for name, leaf in program.leaves.items():
         if name in needed:
             values[name] = _leaf_values(program, leaf, states, inputs, casts)
@@ -206,9 +215,9 @@ def iterate(
             continue
         row = jointly.get(step.name)
         if row is None:
-            values[step.name] = _compute((step,), values, casts, special.get(step.name))
+            values[step.name] = _once_each(lay, _compute((step,), values, casts, special.get(step.name)))
         elif row:
-            values[step.name] = _compute(row, values, casts, None)
+            values[step.name] = _once_each(lay, _compute(row, values, casts, None))
         else:  # a part of what is computed at the end of its row, from what is kept until then
             continue
         for each in row or (step,):
@@ -267,6 +276,19 @@ _Cast: TypeAlias = tuple[torch.dtype, torch.dtype] | None
 
 def _on_processors(states: Sequence[Mapping[str, Tensor]]) -> bool:
     return all(tensor.device.type == "cpu" for state in states for tensor in list(state.values())[:1])
+
+
+def _as_it_is(value: Value) -> Value:
+    return value
+
+
+def _once_each(change: Callable[[Value], Value], pair: Sequence[Value]) -> tuple[Value, ...]:
+    """Each value changed; what is the same object in several networks stays so."""
+    changed: dict[int, Value] = {}
+    for value in pair:
+        if id(value) not in changed:
+            changed[id(value)] = change(value)
+    return tuple(changed[id(value)] for value in pair)
 
 
 def _rows_of_joints(

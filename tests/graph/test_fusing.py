@@ -98,3 +98,47 @@ def test_networks_in_half_precision_are_the_same_to_the_last_digit() -> None:
             for fast in (False, True)
         )
     assert torch.equal(slow, fast)
+
+
+def laid_out(value: Tensor, *, together: bool) -> Tensor:
+    """A copy of images with their channels apart, or side by side in memory; strides of single places are odd."""
+    copy = value.contiguous(memory_format=torch.channels_last if together else torch.contiguous_format).clone()
+    return copy.as_strided(
+        copy.shape, [7 if size == 1 else step for size, step in zip(copy.shape, copy.stride(), strict=True)]
+    )
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_wherever_a_pass_starts_and_whatever_it_is_asked_for_the_digits_are_the_same(together: bool) -> None:
+    block, program, inputs = traced()
+    state = block.state_dict()
+    assert program.takes_any_layout
+    with torch.inference_mode():
+        names = [step.name for step in program.steps]
+        whole = run(program, (state,), (inputs,), program.outputs, fast=True)[program.outputs[0]][0]
+        every = run(program, (state,), (inputs,), names, fast=True)
+        assert torch.equal(every[program.outputs[0]][0], whole)
+        for name in names:
+            kept = every[name][0]
+            start = {name: (laid_out(kept, together=together) if kept.ndim == 4 else kept,)}
+            after = run(program, (state,), (inputs,), program.outputs, start=start, fast=True)
+            assert torch.equal(after[program.outputs[0]][0], whole), name
+    again = run(program, (state,), (laid_out(inputs, together=together),), program.outputs, fast=True)
+    assert torch.equal(again[program.outputs[0]][0], whole)
+
+
+def test_a_network_that_reads_its_memory_in_order_keeps_the_layout() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).relu().view(len(x), -1))
+
+    network, inputs = Viewing().eval(), torch.randn(5, 3, 4, 4)
+    program = Program.of(trace_network(network, (inputs,)))
+    assert not program.takes_any_layout
+    with torch.inference_mode():
+        (value,) = run(program, (network.state_dict(),), (inputs,), program.outputs, fast=True)[program.outputs[0]]
+        torch.testing.assert_close(value, network(inputs))
