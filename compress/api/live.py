@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.architecture import Architecture
-from compress.checkpoint.parametrisations import materialise
+from compress.checkpoint.parametrisations import computed_tensors, materialise
 from compress.checkpoint.reading.read import Checkpoint
 from compress.data import overlap
 from compress.data.calls import gather, spread
@@ -78,16 +78,10 @@ def open_live(
     return open_module(plain, module, calibration), (calibration, evaluation, common)
 
 
-def _computed_tensors(module: nn.Module) -> dict[int, Any]:
-    """Tensors that forward() left in the module, which torch refuses to copy: by id what stands for each in a copy."""
-    held = (value for part in module.modules() for value in vars(part).values())
-    return {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
-
-
 def copy_module(plain: nn.Module) -> nn.Module:
     """A copy in eval mode, half precision as float32. Raises CheckpointError, UnsupportedError."""
     try:
-        module = copy.deepcopy(plain, _computed_tensors(plain)).eval()
+        module = copy.deepcopy(plain, computed_tensors(plain)).eval()
     except Exception as error:  # whatever the user's classes raise
         raise UnsupportedError(
             f"The module cannot be copied, so that it would have to be changed: {describe_fault(error)}."

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compress.checkpoint.building.builders import build_architecture, check_trust, is_known, shown
 from compress.checkpoint.building.without_memory import Bounds, total_bytes
 from compress.checkpoint.fitting import check_fit, load_weights
-from compress.checkpoint.parametrisations import in_common_form
+from compress.checkpoint.parametrisations import computed_tensors, in_common_form
 from compress.checkpoint.removed import remove_modules
 from compress.checkpoint.restoring import restore_shapes
 from compress.data.calls import CallShape, spread
@@ -167,7 +167,7 @@ class Artifact:
         """
         architecture = self.config["architecture"]
         if model is not None:
-            return self._fill(deepcopy(model))
+            return self._fill(deepcopy(model, computed_tensors(model)))
         if not self.named and (not trust_code or is_file_spec(architecture["spec"])):
             check_trust(architecture["spec"], repr(str(self.folder)))
         if is_known(architecture["spec"]):

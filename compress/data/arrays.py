@@ -201,7 +201,8 @@ class Naming:
     """Which arrays of a file are what; said behind its path: `mine.npz?inputs=image,features&labels=y`.
 
     Attributes:
-        inputs: their names; empty for the usual ones. labels, targets: None for the usual ones.
+        inputs: their names; empty for the usual ones.
+        labels, targets: None for the usual ones where they are there; empty for none.
     """
 
     inputs: tuple[str, ...] = ()
@@ -217,13 +218,21 @@ class Naming:
                 f"{spec}: {unknown[0]!r} is no option; expected inputs=NAME,…, labels=NAME or targets=NAME."
             )
         inputs = tuple(part.strip() for part in str(options.get("inputs", "")).split(",") if part.strip())
-        return cls(inputs, *(None if key not in options else str(options[key]) for key in ("labels", "targets")))
+        answers = ((key in options, options.get(key)) for key in ("labels", "targets"))
+        return cls(inputs, *((str(name or "") if given else None) for given, name in answers))
 
     def wanted(self, present: Collection[str]) -> list[str]:
         """Names of the arrays to read, of those that there are."""
         if self == Naming():
             return [key for key in (*ARRAYS, *further_names(present)) if key in present]
-        return [key for key in (*self.all_inputs, self.labels, self.targets) if key is not None]
+        return [*self.all_inputs, *self.answers(present).values()]
+
+    def answers(self, present: Collection[str]) -> dict[str, str]:
+        """`labels` and `targets` -> the names that they have, of arrays that there are."""
+        named = {kind: name for kind in ("labels", "targets") if (name := getattr(self, kind)) is not None}
+        if named:
+            return {kind: name for kind, name in named.items() if name}
+        return {kind: kind for kind in ("labels", "targets") if kind in present and kind not in self.all_inputs}
 
     @property
     def all_inputs(self) -> tuple[str, ...]:
@@ -235,10 +244,7 @@ class Naming:
         if self == Naming():
             return make_array_source(name, preprocessing, arrays)
         renamed = {key: value for key, value in arrays.items() if key in self.all_inputs}
-        for kind in ("labels", "targets"):
-            key = getattr(self, kind)
-            if key is not None:
-                renamed[kind] = arrays[key]
+        renamed |= {kind: arrays[key] for kind, key in self.answers(arrays).items()}
         return make_array_source(name, preprocessing, renamed, names=self.all_inputs)
 
 
@@ -278,11 +284,15 @@ def finite_inputs(name: str, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
 def check_label_array(name: str, labels: np.ndarray, count: int) -> np.ndarray:
     """Labels (N,) int64, or (N, …) of masks, tokens or several yes and no, where negative ones say nothing.
 
+    Rows of zeros with a single one each are class numbers.
+
     Raises:
         DataError: not one a sample, no whole numbers, or a negative label of a whole sample.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if is_one_hot(labels):
+        labels = labels.argmax(1)
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and is_whole(labels))
     if not whole or labels.ndim < 1 or len(labels) != count:
         raise DataError(
@@ -294,6 +304,13 @@ def check_label_array(name: str, labels: np.ndarray, count: int) -> np.ndarray:
         first = int(np.flatnonzero(labels < 0)[0])
         raise DataError(f"{name}: labels must be 0 or larger; sample {first} has label {int(labels[first])}.")
     return labels
+
+
+def is_one_hot(labels: np.ndarray) -> bool:
+    """Whether each of several rows (N, K), K ≥ 2, holds a single one and zeros."""
+    if labels.ndim != 2 or labels.shape[1] < 2 or len(labels) < 2 or labels.dtype.kind not in "iubf":
+        return False
+    return bool(((labels == 0) | (labels == 1)).all()) and bool(((labels == 1).sum(1) == 1).all())
 
 
 def is_whole(values: np.ndarray) -> bool:
@@ -410,8 +427,11 @@ def map_npy(name: str, file: IO[bytes], end: int) -> np.ndarray:
             shape, fortran, dtype = NPY_HEADERS[version](file)
     except HEADER_FAULTS as error:
         raise DataError(f"{name}: not a readable array: {' '.join(str(error).split())[:120]}.") from None
+    if dtype.kind in "US":
+        raise DataError(f"{name}: arrays of words are not read; save the classes' numbers, 0, 1, …, in their place.")
     if dtype.hasobject or dtype.kind not in "fiub":
-        raise DataError(f"{name}: arrays of {dtype} are not read (they could execute code); save plain numbers.")
+        why = " (they could execute code)" if dtype.hasobject else ""
+        raise DataError(f"{name}: arrays of {dtype} are not read{why}; save plain numbers.")
     return map_bytes(name, file, file.tell(), end, shape, dtype, fortran=fortran)
 
 

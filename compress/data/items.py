@@ -18,6 +18,8 @@ from compress.data.preprocessing import Preprocessing
 from compress.data.source import DataSource
 from compress.errors import CompressError, DataError
 
+WIDE = ("I;16", "I;16L", "I;16B", "I;16N")  # PIL's modes of 16 bits
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 
 
@@ -73,11 +75,25 @@ def decode_image(opened: Callable[[], Any], name: str, mode: str) -> Image.Image
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             with Image.open(opened()) as image:
-                return image.convert(mode)
+                return in_mode(image, mode)
     except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, MemoryError) as error:
         raise DataError(f"The image {name} cannot be read: {error}.") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"The image {name} is refused: {error}.") from None
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in a mode of 8 bits; where it has 16, scaled to 8 (PIL alone cuts off what is above 255).
+
+    Raises:
+        ValueError: its numbers have no range that is known.
+    """
+    if image.mode in WIDE or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"nothing says what range its numbers have (mode {image.mode}); save it with 8 or 16 bits")
+    return image.convert(mode)
 
 
 def stack_images(images: Sequence[np.ndarray], name: str) -> Tensor:
@@ -95,7 +111,7 @@ def open_folder(name: str, path: Path, preprocessing: Preprocessing | None) -> F
     if not path.is_dir():
         raise DataError(f"{name}: there is no folder {str(path)!r}.")
     try:
-        classes = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        classes = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(Path(entry.name)))
         groups = [list_images(folder) for folder in classes]
         if not any(groups):
             files = list_images(path)
@@ -107,14 +123,26 @@ def open_folder(name: str, path: Path, preprocessing: Preprocessing | None) -> F
     empty = [folder.name for folder, files in zip(classes, groups, strict=True) if not files]
     if empty:
         raise DataError(f"{name}: class folders without an image: {', '.join(empty[:5])}.")
+    if len(classes) > 1 and PARTS.issuperset(folder.name.lower() for folder in classes):
+        parts = ", ".join(folder.name for folder in classes)
+        raise DataError(f"{name}: {parts} are parts of a data set and no classes; give one, such as {classes[0]}.")
     labels = np.repeat(np.arange(len(groups)), [len(files) for files in groups])
     names = [folder.name for folder in classes]
     return FolderSource(name, preprocessing, [file for files in groups for file in files], labels, names)
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted; links that leave the folder are followed no further than the file."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    """Image files below a folder, sorted, without hidden ones and what lies in hidden folders.
+
+    Links that leave the folder are followed no further than the file.
+    """
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    return sorted(file for file in files if not is_hidden(file.relative_to(folder)))
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a name in the path is one of a notebook's copies or of macOS's notes on files."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 class DatasetSource(DataSource):
@@ -195,7 +223,10 @@ class DatasetSource(DataSource):
         item = self._item(number)
         sample = item[0] if isinstance(item, (tuple, list)) and len(item) else item
         if isinstance(sample, Image.Image) and sample.mode not in ("L", "RGB"):
-            sample = sample.convert("RGB")
+            try:
+                sample = in_mode(sample, "RGB")
+            except ValueError as error:
+                raise DataError(f"{self.name}: the image of sample {number} cannot be read: {error}.") from None
         try:
             array = np.asarray(sample)
         except (TypeError, ValueError, RuntimeError):

@@ -86,6 +86,8 @@ def read_index(spec: str, path: Path) -> tuple[dict[str, Place], dict[str, Place
                 if not member.isreg() or member.size > MOST_BYTES or member.issparse():
                     continue
                 stem, _, suffix = member.name.rpartition(".")
+                if Path(member.name).name.startswith("._"):  # macOS's note on a file
+                    continue
                 place = Place(path, member.offset_data, member.size, member.name)
                 if f".{suffix.lower()}" in SUFFIXES:
                     pictures.setdefault(stem, place)

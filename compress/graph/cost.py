@@ -58,14 +58,22 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
 
 
 def counted_pass(module: nn.Module, inputs: Sequence[Tensor]) -> FlopCounterMode:
-    """What torch's counter saw of a pass; attention in plain operations, as it does not know all the fused ones."""
+    """What torch's counter saw of a pass; attention in plain operations, as it does not know all the fused ones.
+
+    It follows gradients, and fails where a module is called with a view of a parameter: here no parameter asks for one.
+    """
     counter = FlopCounterMode(display=False, custom_mapping=FUSED)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
+        for parameter in learnt:
+            parameter.requires_grad_(False)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            module(*inputs)
+            module(*(part.detach() for part in inputs))
     finally:
+        for parameter in learnt:
+            parameter.requires_grad_(True)
         torch.backends.mha.set_fastpath_enabled(fused)
     return counter
 

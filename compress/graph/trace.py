@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import operator
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -60,8 +64,7 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     before = _plain_attributes(module)
     module.eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with silent_exporter(), torch.no_grad():
             program, batch_size = _export(module, inputs, wide)
     finally:
         _restore(before)
@@ -107,6 +110,19 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     )
 
 
+@contextmanager
+def silent_exporter() -> Iterator[None]:
+    """Without what torch's exporters warn of, log, and print of a graph that they cannot finish: a fault says it."""
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
 def _plain_attributes(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Every module's attributes and every dictionary among them, each with a copy: forward() may store into them."""
     kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -148,9 +164,10 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], wide: tuple[Tensor, .
     try:
         return export(plain, inputs, strict=False), size
     except Exception as fault:
-        first = next((line for line in str(fault).splitlines() if line.strip()), "")
+        kind, first = type(fault).__name__, next((line for line in str(fault).splitlines() if line.strip()), "")
+        hint = "; forward() decides by values that it computes, which no graph holds" if "Guard" in kind else ""
         raise TraceError(
-            f"torch.export cannot turn {type(module).__name__} into a graph: {type(fault).__name__}: {first.strip()}"
+            f"torch.export cannot turn {type(module).__name__} into a graph: {kind}: {first.strip().rstrip('.')}{hint}."
         ) from fault
 
 

@@ -100,9 +100,13 @@ def find_shape_attributes(
     shapes: Sequence[Touch],
     positions_in: PositionsIn,
     flow: ChannelFlow,
-) -> tuple[tuple[AttributeRule, ...], tuple[str, ...]]:
-    """Numbers in the modules around a view (or a padding) that equal its sizes: candidates, to be tried."""
+) -> tuple[tuple[AttributeRule, ...], tuple[AttributeRule, ...], tuple[str, ...]]:
+    """Numbers in the modules around a view (or a padding) that equal its sizes: candidates, to be tried.
+
+    Those whose name says so, those with any other name (`h`, `d_k`), and the classes of the modules.
+    """
     rules: dict[tuple[str, str, int | None], AttributeRule] = {}
+    unnamed: dict[tuple[str, str, int | None], AttributeRule] = {}
     for touch in shapes:
         node, dimension = touch.node, touch.dimension
         wanted = _SIZE_NAME if touch.padding is None else _PADDING_NAMES[touch.padding]
@@ -118,14 +122,19 @@ def find_shape_attributes(
         for path in paths:
             owner = modules.get(path)
             for name, value in vars(owner).items() if owner is not None else ():
-                if name.startswith("_") or not wanted.search(name) or unwanted.search(name):
+                if name.startswith("_") or unwanted.search(name):
+                    continue
+                named = bool(wanted.search(name))
+                if not named and touch.padding is not None:
                     continue
                 entries = enumerate(value) if isinstance(value, (tuple, list)) else [(None, value)]
                 for index, entry in entries:
                     if isinstance(entry, int) and not isinstance(entry, bool) and entry in sizes:
-                        rules.setdefault((path, name, index), AttributeRule(path, name, sizes[entry], index))
+                        rule = AttributeRule(path, name, sizes[entry], index)
+                        (rules if named else unnamed).setdefault((path, name, index), rule)
     classes = {_class_name(touch.node) for touch in shapes}
-    return tuple(rules.values()), tuple(sorted(classes))
+    others = tuple(rule for key, rule in unnamed.items() if key not in rules)
+    return tuple(rules.values()), others, tuple(sorted(classes))
 
 
 def _class_name(node: fx.Node) -> str:

@@ -20,7 +20,11 @@ from compress.units.groups import AttributeRule, Consumer, ParameterSlice, Skip,
 
 @dataclass(eq=False)
 class Draft:
-    """A group while it is put together."""
+    """A group while it is put together.
+
+    Attributes:
+        shapes: numbers of modules that may be sizes of it, by value and name; `unnamed`: by their value alone.
+    """
 
     atoms: list[int]
     group: UnitGroup
@@ -28,6 +32,7 @@ class Draft:
     suspicious: bool
     kind: tuple[str, ...]
     rank: tuple[int, int]
+    unnamed: tuple[AttributeRule, ...] = ()
     siblings: set[int] = field(default_factory=set)
     homes: frozenset[str] = frozenset()  # modules whose forward() may write the group's sizes down
     readers: frozenset[str] = frozenset()  # modules that hold a layer which reads the group
@@ -66,7 +71,7 @@ class _Drafting:
     def draft(self, number: int, occurrences: _Occurrences, first: int) -> Draft:
         """One group; `first` is the place of its first producer in the graph."""
         touched = self.touched
-        group, shapes, classes = self.group(number, occurrences)
+        group, shapes, unnamed, classes = self.group(number, occurrences)
         homes = frozenset(module_path(touch.node) for touch in touched.shapes[number])
         callers = [module_path(read.map.node) for read in touched.read[number]]  # of a functional call its caller
         readers = frozenset([*callers, *(path.rpartition(".")[0] for path in callers)])
@@ -74,12 +79,14 @@ class _Drafting:
             counts_its_groups(self.modules.get(module_path(node)), count) for node, _, count in touched.counts[number]
         )
         rank = (first, occurrences.slot)
-        return Draft(occurrences.atoms, group, shapes, suspicious, classes, rank, homes=homes, readers=readers - {""})
+        return Draft(
+            occurrences.atoms, group, shapes, suspicious, classes, rank, unnamed, homes=homes, readers=readers - {""}
+        )
 
     def group(
         self, number: int, occurrences: _Occurrences
-    ) -> tuple[UnitGroup, tuple[AttributeRule, ...], tuple[str, ...]]:
-        """The group, and the sizes written down in Python that go with it: attributes, and those of classes."""
+    ) -> tuple[UnitGroup, tuple[AttributeRule, ...], tuple[AttributeRule, ...], tuple[str, ...]]:
+        """The group, and what `find_shape_attributes` says of the sizes written down in Python that go with it."""
         flow, touched = self.flow, self.touched
         producers = tuple(dict.fromkeys(_module_name(flow, contraction) for contraction in touched.produced[number]))
         consumers = _find_consumers(flow, touched.read[number], occurrences)
@@ -97,7 +104,7 @@ class _Drafting:
             skip=skip,
         )
         if skip is not None:
-            return group, (), ()
+            return group, (), (), ()
         positions = occurrences.positions_in
         attributes = find_attributes(
             flow, self.modules, touched.read[number], touched.counts[number], occurrences.places, positions
@@ -327,11 +334,12 @@ def parameter_module(name: str) -> str:
 def _find_consumers(
     flow: ChannelFlow, contractions: Iterable[Contraction], occurrences: _Occurrences
 ) -> tuple[Consumer, ...]:
+    """The maps that read a group and give anything."""
     consumers: list[Consumer] = []
     for contraction in contractions:
         positions = occurrences.positions_in(flow, contraction.input_dimension)
         linear = contraction.map
-        if linear.weight is not None and positions is not None:
+        if linear.weight is not None and positions is not None and 0 not in traced_shape(linear.matrix):
             consumers.append(_make_consumer(flow, linear, linear.weight, torch.from_numpy(positions)))
     return tuple(consumers)
 

@@ -29,8 +29,9 @@ def tie_drafts(drafts: Sequence[Draft], refused: Iterable[int]) -> list[Draft]:
         if len(members) < 2 or count < 2:
             continue
         parts = [drafts[index] for index in members]
-        shapes = _common(
-            [rule for part in parts for rule in _folded_rules(part.shapes, part.group.unit_count // count)]
+        shapes, unnamed = (
+            _common([rule for part, rules in held for rule in _folded_rules(rules, part.group.unit_count // count)])
+            for held in ([(part, part.shapes) for part in parts], [(part, part.unnamed) for part in parts])
         )
         tied.append(
             Draft(
@@ -40,6 +41,7 @@ def tie_drafts(drafts: Sequence[Draft], refused: Iterable[int]) -> list[Draft]:
                 suspicious=True,
                 kind=tuple(sorted({name for part in parts for name in part.kind})),
                 rank=parts[0].rank,
+                unnamed=unnamed,
                 siblings=set(members).union(*(part.siblings for part in parts)),
                 homes=frozenset().union(*(part.homes for part in parts)),
                 readers=frozenset().union(*(part.readers for part in parts)),

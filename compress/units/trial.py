@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ _TOLERANCE = 5e-4  # float32, random weights: a wrong view is wrong by its whole
 _ROUNDING = 2e-6  # up to it nothing but rounding shows
 _CLOSER = 0.1  # of a deviation: what one without a number that is no size has at most
 _REFUSED = 1e-2  # the network's own weights: rounding may be amplified where a random half of all units is gone
+_MOST_NAMES = 4  # of numbers that may be sizes by their value alone: so many are tried in every combination
 _GAIN = 2.0  # of random matrices: small ones leave attention nearly uniform, and mixing up heads changes little then
 
 
@@ -59,6 +61,10 @@ _COUNTS_FIRST, _WIDTHS_FIRST = _one_of_equals(True), _one_of_equals(False)
 
 def _every(module: nn.Module, rules: _Rules) -> _Rules:
     return rules
+
+
+def _also(others: _Rules) -> _Choice:
+    return lambda module, rules: [*rules, *others]
 
 
 def _heads(module: nn.Module, rules: _Rules) -> _Rules:
@@ -136,6 +142,7 @@ class Trial:
             if any(self.drafts[index].shapes for index in indices)
         ]
         options.append({index: self.drafts[index].group for index in indices})
+        options += self._by_value(indices)
         tried: set[object] = set()
         for groups in options:
             content = tuple(rule for group in groups.values() for rule in group.attributes)
@@ -147,9 +154,23 @@ class Trial:
                 return groups if deviation <= _ROUNDING else self._without_strays(groups, deviation)
         return None
 
+    def _by_value(self, indices: list[int]) -> list[dict[int, UnitGroup]]:
+        """The groups with numbers that equal a size under names that do not say so: all, or the fewest that do."""
+        names = sorted({rule.name for index in indices for rule in self.drafts[index].unnamed})
+        counts = range(1, len(names)) if len(names) <= _MOST_NAMES else [1] * bool(names)
+        options = []
+        for wanted in (names, *(some for count in counts for some in combinations(names, count))):
+            chosen = {}
+            for index in indices:
+                rules = [rule for rule in self.drafts[index].unnamed if rule.name in wanted]
+                chosen[index] = self._with(index, _also(rules))
+            options.append(chosen)
+        return options if names else []
+
     def _without_strays(self, groups: dict[int, UnitGroup], deviation: float) -> dict[int, UnitGroup]:
         """The same without numbers that are no sizes: without them the network runs, and comes far closer."""
-        for name in sorted({rule.name for index in groups for rule in self.drafts[index].shapes}):
+        drafts = [self.drafts[index] for index in groups]
+        for name in sorted({rule.name for draft in drafts for rule in (*draft.shapes, *draft.unnamed)}):
             fewer = {}
             for index, group in groups.items():
                 certain = self.drafts[index].group.attributes

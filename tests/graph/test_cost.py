@@ -39,3 +39,22 @@ def test_counting_leaves_the_fused_forms_as_they_were() -> None:
 @pytest.mark.parametrize(("shape", "batch"), [((3, 32, 32), 64), ((3, 224, 224), 16), ((3, 1024, 1024), 2), ((7,), 64)])
 def test_latency_of_large_inputs_is_told_at_batches_that_fit_the_memory(shape: tuple[int, ...], batch: int) -> None:
     assert latency_batches((torch.empty(2, *shape, device="meta"),)) == (1, batch)
+
+
+class Queries(nn.Module):
+    """Learned queries, of which a view is handed to a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, STEPS, WIDTH))
+        self.layer = nn.Linear(WIDTH, HIDDEN, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.layer(self.queries.expand(len(inputs), -1, -1))
+        return outputs
+
+
+def test_a_module_called_with_a_view_of_a_parameter_is_counted() -> None:
+    module = Queries().eval()
+    assert count_macs(module, (torch.randn(2, 3),)) == STEPS * WIDTH * HIDDEN
+    assert all(parameter.requires_grad for parameter in module.parameters())

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import compress
+from compress.errors import TraceError
 from compress.graph.ops import Layout
 from compress.graph.rules import RULES
 from compress.graph.trace import trace_network
@@ -434,3 +436,54 @@ def test_what_forward_remembers_does_not_outlive_the_trace_or_the_cut() -> None:
     else:  # torch 2.8 reads what is kept as a constant of the program: refused, not damaged
         assert "add" in str(group.skip_reason)
         assert torch.__version__ < "2.9"
+
+
+class Branching(nn.Module):
+    """Takes one of two ways by what it computes, which no graph holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one_way, self.other_way = nn.Linear(5, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        result: Tensor = self.one_way(hidden) if hidden.sum() > 0 else self.other_way(hidden)
+        return result
+
+
+def test_what_the_exporter_prints_of_a_network_that_it_cannot_follow_is_not_shown(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(TraceError, match="data-dependent"):
+        trace_network(Branching(), (ROWS[0].float(),))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_instance_norm_without_a_scale_is_told_how_many_channels_are_left() -> None:
+    network = nn.Sequential(conv(3, 8), nn.InstanceNorm2d(8), nn.ReLU(), conv(8, 2, 1)).eval()
+    groups = find_units(trace_network(network, IMAGE), network)
+    (group,) = [each for each in groups if each.prunable]
+    narrowed = narrow(network, {group.name: torch.arange(3)}, groups).module
+    assert narrowed[1].num_features == 3  # type: ignore[index]
+    narrowed(*IMAGE)  # torch would warn of another number
+
+
+class Nothing(nn.Module):
+    """A layer that is read by one without outputs too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 2)
+        self.nothing = nn.Linear(8, 2)
+        self.nothing.weight, self.nothing.bias = nn.Parameter(torch.zeros(0, 8)), nn.Parameter(torch.zeros(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        return torch.cat([self.second(hidden), self.nothing(hidden)], 1)
+
+
+def test_a_reader_without_outputs_shrinks_and_is_fitted_to_nothing() -> None:
+    network = Nothing().eval()
+    result = compress.prune(network, [torch.randn(64, 5, generator=torch.Generator().manual_seed(0))], keep=0.5)
+    assert result.model.nothing.weight.shape == (0, 4)
+    assert result.model(ROWS[0].float()).shape == (2, 2)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from compress.compression.problem import select_groups
 from compress.graph.trace import trace_network
 from compress.units.find import find_units
+from compress.units.surgery import narrow, verify_narrowed
 from tests.safety.network_cases import design
 from tests.test_strange_networks import SHAPES, TOKENS, build
 
@@ -94,6 +95,40 @@ def test_a_number_that_only_equals_a_count_stays_as_it_is() -> None:
     changed = {rule.path for rule in group.attributes}
     assert "attention.heads" in changed
     assert "turn_size" not in changed
+
+
+class TerseAttention(nn.Module):
+    """Query heads that share keys and values, with their sizes under letters; as many numbers go another way."""
+
+    def __init__(self, h: int, g: int, d: int) -> None:
+        super().__init__()
+        self.h, self.g, self.d, self.r = h, g, d, h
+        self.q, self.k, self.v = nn.Linear(12, h * d), nn.Linear(12, g * d), nn.Linear(12, g * d)
+        self.o = nn.Linear(h * d, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, count, _ = tokens.shape
+        query = self.q(torch.roll(tokens, self.r, 1)).view(batch, count, self.h, self.d).transpose(1, 2)
+        key, value = (layer(tokens).view(batch, count, self.g, self.d).transpose(1, 2) for layer in (self.k, self.v))
+        key, value = (part.repeat_interleave(self.h // self.g, 1) for part in (key, value))
+        seen = functional.scaled_dot_product_attention(query, key, value)
+        mixed: Tensor = self.o(seen.transpose(1, 2).reshape(batch, count, -1))
+        return mixed
+
+
+@pytest.mark.parametrize(("sizes", "followed"), [((4, 2, 3), {"h", "g"}), ((3, 3, 3), {"h", "g"})])
+def test_sizes_under_names_that_do_not_say_so_follow_their_units(
+    sizes: tuple[int, int, int], followed: set[str]
+) -> None:
+    torch.manual_seed(0)
+    module, inputs = TerseAttention(*sizes).eval(), (torch.randn(2, 7, 12),)
+    graph = trace_network(module, inputs)
+    groups = find_units(graph, module)
+    (heads,) = [group for group in groups if group.prunable]
+    assert heads.unit_count == sizes[1]
+    assert {rule.name for rule in heads.attributes if rule.module == ""} == followed
+    kept = {heads.name: torch.arange(1)}
+    assert verify_narrowed(graph, module, kept, groups, narrow(module, kept, groups), inputs) <= 1e-5
 
 
 def unlisted(module: nn.Module, inputs: Tensor) -> list[str]:

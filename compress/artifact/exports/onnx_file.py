@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from compress.data.calls import call_of, parameters_of
 from compress.errors import CompressError, OutputError, UnsupportedError
+from compress.graph.trace import silent_exporter
 from compress.measures.outputs import LONE, named_outputs
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -51,8 +51,7 @@ def write_onnx(module: nn.Module, sample: Tensor | Sequence[Tensor], path: Path,
     batch = torch.export.Dim("batch")
     shapes = (tuple({0: batch} for _ in inputs),) if dynamic else None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silent_exporter():
             program: Any = torch.onnx.export(
                 TensorsAlone(module), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes,
                 input_names=input_names(module, len(inputs), names), output_names=names,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compress.artifact.exports.onnx_file import first_cause
 from compress.artifact.exports.pt2_check import check_pt2
 from compress.errors import OutputError, UnsupportedError
+from compress.graph.trace import silent_exporter
 from compress.measures.outputs import named_outputs
 
 
@@ -31,8 +32,7 @@ def write_pt2(module: nn.Module, sample: Tensor | Sequence[Tensor], path: Path, 
     batch_dims = tuple({0: batch} for _ in inputs)
     variadic = any(each.kind is each.VAR_POSITIONAL for each in inspect.signature(module.forward).parameters.values())
     shapes = ((batch_dims,) if variadic else batch_dims) if dynamic else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with silent_exporter():
         try:
             program = torch.export.export(module, inputs, dynamic_shapes=shapes)
         except Exception as error:  # torch.export raises whatever tracing raises

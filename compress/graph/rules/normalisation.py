@@ -112,6 +112,7 @@ def map_instance_norm(flow: ChannelFlow, node: fx.Node) -> Flow:
     _pin_averaged(flow, node, x[2:])
     channels = _join_affine(flow, node, x[1], list(node.args[1:5]))
     flow.touch(node, channels, Touch.Kind.OTHER, "instance_norm", False)
+    flow.touch(node, channels, Touch.Kind.SHAPE, "instance_norm")  # without a scale only a number says how many
     return (x[0], channels, *x[2:])
 
 
