@@ -49,9 +49,10 @@ class Recipe(BaseModel):
     Fractions may be written as percentages.
 
     At most one of `keep`, `error` and `penalty` says how wide a layer stays; with none of them, and no budget, it is
-    the smallest width whose held-back error is at most `tolerance`. `max_drop`, `macs`, `params` and `latency` are
-    budgets over all selected layers and exclude those three. `max_drop` and `min_reduction` are gates as well: a run
-    that misses one ends with exit code 3 and writes nothing.
+    the smallest width whose held-back error is at most `tolerance`, or less where the outputs would move by more than
+    `output_tolerance`. `max_drop`, `macs`, `params` and `latency` are budgets over all selected layers and exclude
+    those three. `max_drop` and `min_reduction` are gates as well: a run that misses one ends with exit code 3 and
+    writes nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -122,6 +123,12 @@ class Recipe(BaseModel):
     tolerance: float = option(
         0.05, "Held-back error of the widths where nothing else says how wide.", Section.WIDTHS, "SHARE", gt=0, lt=1
     )
+    output_tolerance: float = option(
+        0.02,
+        "How far held-back outputs may move then: mean nats of scores, squares of numbers relative to their spread. "
+        "Where they move further, the layers that move them most are held to smaller errors.",
+        Section.WIDTHS, "NUMBER", gt=0,
+    )  # fmt: skip
     max_drop: float | None = option(
         None, "Points of accuracy that may be lost on --eval; with --metric in its unit, or 2% of its value.",
         Section.WIDTHS, "POINTS", everyday=True, ge=0,

@@ -109,6 +109,8 @@ def summary_rows(report: RunReport) -> list[tuple[str, str, str, str]]:
         )
     if held_back is not None and held_back.agreement is not None:
         rows.append((f"agreement, {held_back.samples} held back", "", f"{100 * held_back.agreement:.2f} %", ""))
+    if held_back is not None and held_back.distance is not None:
+        rows.append((f"outputs moved, {held_back.samples} held back", "", f"{held_back.distance:.3g}", ""))
     for name, measured in report.metrics.items():
         change = measured.after - measured.before
         rows.append((name, f"{measured.before:.4g}", f"{measured.after:.4g}", f"{change:+.4g}"))

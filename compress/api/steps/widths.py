@@ -22,6 +22,7 @@ from compress.compression.problem import Calibration, Problem, fit_samples, sele
 from compress.compression.resume import RunState
 from compress.compression.searching.curves import prepare_search
 from compress.compression.searching.search import SearchResult, Wanted, check_held_back, held_back_bound, search_widths
+from compress.compression.searching.tightening import sweep_within
 from compress.compression.sweep import Compressed, sweep
 from compress.errors import DataError, NothingToCompressError, RecipeError, nearest
 from compress.graph.cost import count_macs
@@ -57,6 +58,8 @@ def choose_widths(
         return merge_layers(problem, recipe.rank_tolerance, progress), None
     options = LayerOptions.of(recipe)
     if not searches_widths(recipe):
+        if not has_rule(recipe):
+            return sweep_within(problem, recipe.tolerance, recipe.output_tolerance, options, progress, state), None
         plan = same_for_all(problem.groups, width_rule(recipe))
         return sweep(problem, plan, options, progress, kept_state=state), None
     before, after = Portion(progress, 0, 0.6), Portion(progress, 0.6, 1)
@@ -84,8 +87,12 @@ def choose_widths(
 
 def searches_widths(recipe: Recipe) -> bool:
     """Whether widths are searched for under a budget or an accuracy bound, and not given by a rule."""
-    ruled = recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
-    return not recipe.merge_aligned and bool(recipe.budgets or (recipe.max_drop is not None and not ruled))
+    return not recipe.merge_aligned and bool(recipe.budgets or (recipe.max_drop is not None and not has_rule(recipe)))
+
+
+def has_rule(recipe: Recipe) -> bool:
+    """Whether an option says how wide every layer stays."""
+    return recipe.keep is not None or recipe.error is not None or recipe.penalty is not None
 
 
 def width_rule(recipe: Recipe) -> Decision:

@@ -1,0 +1,141 @@
+"""The default rule over a whole network: each layer within its tolerance, and the outputs within theirs.
+
+Layers that err alike do not move the outputs alike: all that follows reads the few channels of a narrow linear
+bottleneck, while hundreds of wide ones may go unnoticed. Where the outputs moved further than they may, the layers that
+moved them most are held to smaller errors and the network is compressed anew; where they did not, nothing is measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from compress.compression.known import keep_original
+from compress.compression.layers.decisions import Within
+from compress.compression.layers.layer import LayerOptions
+from compress.compression.problem import Problem
+from compress.compression.resume import RunState
+from compress.compression.searching.curves import affordable_samples
+from compress.compression.searching.damage import Cut, measure_cuts
+from compress.compression.sweep import Compressed, sweep
+from compress.compression.turns import Choose, Turn, changed_tensors
+from compress.progress import Portion, Progress
+
+MOST_AGAIN = 2  # sweeps after the first one
+AIM = 0.8  # of what the outputs may move, that smaller tolerances are chosen for
+
+
+def sweep_within(
+    problem: Problem,
+    tolerance: float,
+    allowed: float,
+    options: LayerOptions,
+    progress: Progress,
+    kept_state: RunState | None = None,
+) -> Compressed:
+    """Compress every layer to the fewest units within `tolerance`, smaller ones where outputs move more than `allowed`.
+
+    Each time what every layer added to the held-back outputs' distance, behind the cuts before it, is measured, and
+    tolerances are lowered as `lowered` says. After `MOST_AGAIN` further sweeps the network that moved its outputs least
+    is taken, with a warning where that is too far.
+
+    Args:
+        tolerance: relative error on held-back samples that a layer may add.
+        allowed: mean distance of the held-back outputs from the original's: nats of scores, squares of numbers
+            relative to their spread.
+        kept_state: where settled turns are kept for a later run, and taken from.
+    """
+    tolerances = {group.name: tolerance for group in problem.groups}
+    known = keep_original(problem, progress)
+
+    def compress_within(shown: Progress) -> Compressed:
+        plan = {name: Within(each) for name, each in tolerances.items()}
+        return sweep(problem, plan, options, shown, known=known, kept_state=kept_state)
+
+    best = last = compress_within(progress)
+    alone = distance_of(best)
+    for _ in range(MOST_AGAIN):
+        if not distance_of(last) > allowed:
+            break
+        lower = lowered(tolerances, added_distances(problem, last, progress), AIM * allowed)
+        if lower == tolerances:
+            break
+        tolerances = lower
+        last = compress_within(Portion(progress, 1, 1))
+        best = min(best, last, key=distance_of)
+    note_tightening(alone, best, allowed, progress)
+    return best
+
+
+def distance_of(compressed: Compressed) -> float:
+    """Mean distance of the held-back outputs from the original's; 0 where nothing was scored or it is no number."""
+    distance = 0.0 if compressed.held_back is None else compressed.held_back.distance
+    return 0.0 if math.isnan(distance) else distance
+
+
+def note_tightening(alone: float, best: Compressed, allowed: float, progress: Progress) -> None:
+    """Say that layers were held to smaller errors, and whether that was enough.
+
+    Args:
+        alone: what the layers' tolerance alone came to.
+    """
+    distance = distance_of(best)
+    if distance < alone:
+        progress.note(
+            f"--tolerance alone moved held-back outputs by {alone:.3g}, more than --output-tolerance {allowed:g}: the "
+            f"layers that moved them most were held to smaller errors, and they move by {distance:.3g}"
+        )
+    if distance > allowed:
+        progress.note(
+            f"warning: held-back outputs move by {distance:.3g}, more than --output-tolerance {allowed:g}; give more "
+            "samples, a smaller --tolerance, or a budget such as --macs."
+        )
+
+
+def added_distances(problem: Problem, compressed: Compressed, progress: Progress) -> dict[str, float]:
+    """Group name -> what its cut and the refits up to the next cut added to the outputs' distance; 0 where it fell.
+
+    Each network that is compressed up to a layer and the original's behind it is run from that layer on, over the
+    held-back samples or some of them.
+    """
+    cut = {layer.name for layer in compressed.results if layer.is_cut}
+    turns = problem.turns()
+    places = [at for at, turn in enumerate(turns) if isinstance(turn, Choose) and turn.group.name in cut]
+    ends = [*places[1:], len(turns)]
+    parts = [partly(problem, turns, end) for end in ends]
+    samples = affordable_samples(problem, len(parts))
+    progress.stage("measuring what layers do to the outputs", samples)
+    reached = measure_cuts(problem, parts, samples=samples, base=compressed.state, advance=progress.advance)
+    rises = (max(0.0, after - before) for before, after in itertools.pairwise([0.0, *reached]))
+    return {turns[at].read.name: rise for at, rise in zip(places, rises, strict=True)}
+
+
+def partly(problem: Problem, turns: Sequence[Turn], end: int) -> Cut:
+    """A compressed network with the original's weights from turn `end` on."""
+    later = {name for turn in turns[end:] for consumer in turn.read.consumers for name in changed_tensors(consumer)}
+    start = problem.program.frontier(later, problem.output_nodes)
+    return Cut("partly", 0, {name: problem.state[name] for name in later}, start)
+
+
+def lowered(tolerances: Mapping[str, float], added: Mapping[str, float], allowed: float) -> dict[str, float]:
+    """Tolerances at which no layer adds more than another, or than it did, and all of them add no more than `allowed`.
+
+    A distance grows as the square of a small error.
+    """
+    cap = common_cap(added.values(), allowed)
+    return {
+        name: float(f"{each * math.sqrt(cap / added[name]):.4g}") if added.get(name, 0.0) > cap else each
+        for name, each in tolerances.items()
+    }
+
+
+def common_cap(values: Iterable[float], total: float) -> float:
+    """The c at which Σ min(value, c) is the total; infinite where all values together are less."""
+    room, rising = total, sorted(values)
+    for place, value in enumerate(rising):
+        left = len(rising) - place
+        if value * left > room:
+            return room / left
+        room -= value
+    return math.inf

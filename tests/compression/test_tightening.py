@@ -1,0 +1,136 @@
+"""The default rule: outputs that moved too far hold the layers that moved them most to smaller errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import compress
+from compress.compression import sweep as sweeping
+from compress.compression.layers.decisions import Within, same_for_all
+from compress.compression.layers.layer import LayerOptions
+from compress.compression.problem import Problem
+from compress.compression.searching import tightening
+from compress.compression.searching.tightening import added_distances, common_cap, lowered, sweep_within
+from compress.compression.sweep import Compressed, sweep
+from compress.demo import DEMO_OPTIONS
+from compress.progress import SilentProgress
+from tests.compression.test_schedule import make_problem
+
+TOLERANCE = 0.3
+OPTIONS = LayerOptions(certify=False)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    """A wide layer that the outputs hardly feel, and a narrow one that everything behind it reads."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wide, narrow = nn.Linear(12, 48), nn.Linear(48, 8)
+        module = nn.Sequential(wide, nn.ReLU(), narrow, nn.ReLU(), nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 3))
+        with torch.no_grad():
+            wide.weight[12:] = wide.weight[:12].repeat(3, 1)  # four of each
+            wide.bias[12:] = wide.bias[:12].repeat(3)
+            module[-1].weight *= 4
+    return make_problem(module, 12)
+
+
+@pytest.fixture(scope="module")
+def alone(problem: Problem) -> Compressed:
+    """What the layers' tolerance alone comes to."""
+    return sweep(problem, same_for_all(problem.groups, Within(TOLERANCE)), OPTIONS, SilentProgress())
+
+
+def moved(compressed: Compressed) -> float:
+    assert compressed.held_back is not None
+    return compressed.held_back.distance
+
+
+def test_held_back_outputs_stay_within_their_tolerance(problem: Problem, alone: Compressed) -> None:
+    allowed, progress = moved(alone) / 4, SilentProgress()
+    found = sweep_within(problem, TOLERANCE, allowed, OPTIONS, progress)
+    assert moved(found) <= allowed
+    assert found.results[0].is_cut
+    assert all(len(now.kept) >= len(before.kept) for now, before in zip(found.results, alone.results, strict=True))
+    (note,) = progress.notes
+    assert f"by {moved(alone):.3g}" in note
+    assert f"by {moved(found):.3g}" in note
+
+
+def test_where_the_outputs_moved_no_further_nothing_is_measured_or_changed(
+    problem: Problem, alone: Compressed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tightening, "measure_cuts", None)
+    progress = SilentProgress()
+    found = sweep_within(problem, TOLERANCE, 1.01 * moved(alone), OPTIONS, progress)
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in alone.state.items())
+    assert progress.notes == []
+
+
+def test_what_no_error_of_a_layer_brings_down_is_warned_of(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tightening, "MOST_AGAIN", 0)
+    progress = SilentProgress()
+    found = sweep_within(problem, TOLERANCE, 1e-6, OPTIONS, progress)
+    assert [note.split(":")[0] for note in progress.notes] == ["warning"]
+    assert f"{moved(found):.3g}" in progress.notes[0]
+
+
+def test_what_the_layers_add_is_what_the_network_comes_to(problem: Problem, alone: Compressed) -> None:
+    problem = replace(problem, groups=problem.groups[:2])
+    found = sweep(problem, same_for_all(problem.groups, Within(TOLERANCE)), OPTIONS, SilentProgress())
+    added = added_distances(problem, found, SilentProgress())
+    assert list(added) == [layer.name for layer in found.results if layer.is_cut]
+    assert all(rise > 0 for rise in added.values())  # else what fell would be left out of the sum
+    assert sum(added.values()) == pytest.approx(moved(found))
+
+
+def test_tolerances_fall_where_most_is_added() -> None:
+    tolerances = dict.fromkeys("abcd", 0.1)
+    added = {"a": 0.001, "b": 0.5, "c": 0.02, "d": 0.0}
+    found = lowered(tolerances, added, 0.011)
+    assert {name for name in found if found[name] == 0.1} == {"a", "d"}
+    left = {name: added[name] * (found[name] / 0.1) ** 2 for name in added}
+    assert sum(left.values()) == pytest.approx(0.011, rel=1e-3)
+    assert left["b"] == pytest.approx(left["c"], rel=1e-3)
+    assert lowered(tolerances, added, 1.0) == tolerances
+
+
+@pytest.mark.parametrize("total", [0.1, 1.5, 5.9])
+def test_a_common_cap_spends_the_total(total: float) -> None:
+    values = [2.0, 1.0, 3.0]
+    cap = common_cap(values, total)
+    assert sum(min(value, cap) for value in values) == pytest.approx(total)
+    assert common_cap(values, 6.1) == math.inf
+
+
+def test_a_run_that_is_ended_in_a_further_sweep_and_resumed_writes_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    options = {**DEMO_OPTIONS, "calibration_samples": 300, "tolerance": TOLERANCE, "output_tolerance": 0.01}
+    first, again = (compress.make_recipe({**options, "output": str(tmp_path / name)}) for name in ("first", "again"))
+    notes = compress.run(first).report.notes
+    assert any("--output-tolerance" in note for note in notes)
+    solve, calls = sweeping.solve_layer, []
+
+    def solve_or_die(*arguments: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) > 6:  # four layers a sweep
+            raise Killed
+        return solve(*arguments, **named)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping, "solve_layer", solve_or_die)
+        with pytest.raises(Killed):
+            compress.run(again, resume=True)
+    found = compress.run(again, resume=True)
+    assert found.report.notes == notes
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "again")]
+    assert written[0] == written[1]
