@@ -164,8 +164,9 @@ def run(
         inputs: the batch; not read where `start` makes it unnecessary.
         start: values already known, by name; what lies in front of them alone is not computed.
         override: step name -> what is called, with the step and its arguments, in place of the step's operation.
-        fast: on processors, compute steps at once and lay images out as convolutions have them fastest. The last digits
-            may be others than the network's own, but are the same wherever a pass starts; gradients do not pass.
+        fast: on processors, lay images out as convolutions have them fastest and, where no gradients are asked for,
+            compute steps at once. The last digits may be others than the network's own, but are the same wherever a
+            pass starts.
 
     Raises:
         ValueError: no state, or another number of inputs than the network takes.
@@ -194,7 +195,7 @@ def iterate(
     needed = program.upstream(names, values)
     casts = [_precision_change(program, state) for state in states]
     fast = fast and not override and not any(casts) and _on_processors(states)
-    jointly = _rows_of_joints(program, needed, names, values) if fast else {}
+    jointly = _rows_of_joints(program, needed, names, values) if fast and not torch.is_grad_enabled() else {}
     lay = channels_together if fast and program.takes_any_layout else _as_it_is
     values = {name: _once_each(lay, pair) for name, pair in values.items()}
     inputs = [lay(each) for each in inputs]

@@ -85,7 +85,7 @@ class Mimic:
         places = [self.programs[0].outputs.index(str(output.node)) for output in self.outputs]
         nodes = [self.programs[which].outputs[place] for place in places]
         features = [feature.names[which] for feature in (*self.last, *self.inner)]
-        values = run(self.programs[which], (state,), inputs, [*nodes, *features])
+        values = run(self.programs[which], (state,), inputs, [*nodes, *features], fast=True)
         named = {output.name: values[node][0] for output, node in zip(self.outputs, nodes, strict=True)}
         return Answer(named, tuple(values[name][0] for name in features))
 
