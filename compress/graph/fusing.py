@@ -9,6 +9,7 @@ last digits would be others wherever the value between is asked for.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,24 @@ BLIND = {
     aten.adaptive_avg_pool2d.default,
     aten.adaptive_max_pool2d.default,
     aten.mean.dim,
+    aten.sum.dim_IntList,
+    aten.softmax.int,
+    aten.log_softmax.int,
+    aten.group_norm.default,
+    aten.conv_transpose2d.input,
+    aten.pixel_shuffle.default,
+    aten.prelu.default,
+    aten.elu.default,
+    aten.mish.default,
+    aten.softplus.default,
+    aten.clamp.default,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.sym_size.int,
+    operator.getitem,
     aten.flatten.using_ints,
+    aten.view.default,
     aten.reshape.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
@@ -59,6 +77,7 @@ BLIND = {
     aten.dropout.default,
     aten.linear.default,
 }  # operations that mean the same however their arguments lie in memory, and that take any layout
+STRICT: dict[Any, Any] = {aten.view.default: aten.reshape.default}  # asks for a layout -> the same for any
 
 
 @dataclass(frozen=True, eq=False)

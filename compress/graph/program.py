@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from compress.errors import TraceError
-from compress.graph.fusing import Joint, channels_together, compute_jointly, find_joints, takes_any_layout
+from compress.graph.fusing import STRICT, Joint, channels_together, compute_jointly, find_joints, takes_any_layout
 from compress.graph.steps import ConstantLeaf, InputLeaf, Leaf, Override, Read, Step, TensorLeaf, Value
 from compress.graph.trace import NetworkGraph
 from compress.measures.outputs import named_outputs
@@ -334,7 +334,8 @@ def _computed(
     kwargs = {name: _resolve(argument, values, which) for name, argument in step.kwargs.items()}
     if cast is not None:
         args, kwargs = (_recast(part, cast) for part in (args, kwargs))
-    return step.target(*args, **kwargs) if special is None else special(step, args, kwargs)
+    target: Any = STRICT.get(step.target, step.target)
+    return target(*args, **kwargs) if special is None else special(step, args, kwargs)
 
 
 def _leaf_values(

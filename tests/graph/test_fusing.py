@@ -127,18 +127,63 @@ def test_wherever_a_pass_starts_and_whatever_it_is_asked_for_the_digits_are_the_
     assert torch.equal(again[program.outputs[0]][0], whole)
 
 
-def test_a_network_that_reads_its_memory_in_order_keeps_the_layout() -> None:
-    class Viewing(nn.Module):
+def test_a_network_that_turns_its_channels_keeps_the_layout() -> None:
+    class Turning(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(16, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.conv(x).relu().view(len(x), -1))
+            return self.head(self.conv(x).relu().permute(0, 2, 3, 1).flatten(1))
 
-    network, inputs = Viewing().eval(), torch.randn(5, 3, 4, 4)
+    network, inputs = Turning().eval(), torch.randn(5, 3, 4, 4)
     program = Program.of(trace_network(network, (inputs,)))
     assert not program.takes_any_layout
     with torch.inference_mode():
         (value,) = run(program, (network.state_dict(),), (inputs,), program.outputs, fast=True)[program.outputs[0]]
         torch.testing.assert_close(value, network(inputs))
+
+
+class Parted(nn.Module):
+    """Halves of the channels through layers of their own, weighed against each other, and a head behind a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.norm, self.rectifier = nn.GroupNorm(2, 8), nn.PReLU(8)
+        self.up, self.head = nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1)
+        h = self.rectifier(self.norm(torch.cat([self.first(left), self.second(right)], 1)))
+        h = h * h.mean((2, 3), keepdim=True).softmax(1)
+        h = self.up(h).clamp(-1, 1)
+        return self.head(nn.functional.avg_pool2d(h, 2).view(len(x), -1))
+
+
+def test_parts_of_images_and_views_behind_them_are_as_the_network_has_them() -> None:
+    torch.manual_seed(0)
+    network, inputs = Parted().eval(), torch.randn(5, 8, 4, 4)
+    program, state = Program.of(trace_network(network, (inputs,))), network.state_dict()
+    assert program.takes_any_layout
+    with torch.inference_mode():
+        values = run(program, (state,), (inputs,), [step.name for step in program.steps], fast=True)
+        output = values[program.outputs[0]][0]
+        torch.testing.assert_close(output, network(inputs))
+        for name, (value,) in values.items():
+            if isinstance(value, Tensor):
+                start = {name: (value.contiguous(),)}
+                after = run(program, (state,), (inputs,), program.outputs, start=start, fast=True)
+                assert torch.equal(after[program.outputs[0]][0], output), name
+
+
+def test_gradients_pass_through_images_laid_out_otherwise() -> None:
+    block, program, inputs = traced()
+    state, gradients = block.state_dict(), []
+    for fast in (False, True):
+        weight = state["wide.weight"].clone().requires_grad_()
+        values = run(program, ({**state, "wide.weight": weight},), (inputs,), program.outputs, fast=fast)
+        values[program.outputs[0]][0].square().sum().backward()
+        gradients.append(weight.grad)
+    assert bool(gradients[0].abs().max() > 0)
+    torch.testing.assert_close(gradients[1], gradients[0])
