@@ -18,36 +18,47 @@ from compress.units.groups import AttributeRule, UnitGroup
 
 
 def tie_drafts(drafts: Sequence[Draft], refused: Iterable[int]) -> list[Draft]:
-    """One draft for every set of refused drafts that meet in a module whose forward() writes their sizes down.
+    """A draft for every set of refused drafts that meet in a module whose forward() writes their sizes down.
 
     The drafts of a set are folded to the greatest common divisor of their unit counts; sets in which that is below 2
-    are left out.
+    are left out. Where members of a set are views of the same tensor, there is a draft for the outermost views and one
+    for those of most units, of which one can be cut.
     """
     tied: list[Draft] = []
-    for members in _meeting(drafts, sorted(refused)):
-        count = math.gcd(*(drafts[index].group.unit_count for index in members))
-        if len(members) < 2 or count < 2:
-            continue
-        parts = [drafts[index] for index in members]
-        shapes, unnamed = (
-            _common([rule for part, rules in held for rule in _folded_rules(rules, part.group.unit_count // count)])
-            for held in ([(part, part.shapes) for part in parts], [(part, part.unnamed) for part in parts])
-        )
-        tied.append(
-            Draft(
-                atoms=[atom for part in parts for atom in part.atoms],
-                group=_join([part.group for part in parts], count),
-                shapes=shapes,
-                suspicious=True,
-                kind=tuple(sorted({name for part in parts for name in part.kind})),
-                rank=parts[0].rank,
-                unnamed=unnamed,
-                siblings=set(members).union(*(part.siblings for part in parts)),
-                homes=frozenset().union(*(part.homes for part in parts)),
-                readers=frozenset().union(*(part.readers for part in parts)),
-            )
-        )
+    for meeting in _meeting(drafts, sorted(refused)):
+        outermost = _apart(drafts, sorted(meeting, key=lambda index: (*reversed(drafts[index].rank), index)))
+        finest = _apart(drafts, sorted(meeting, key=lambda index: (-drafts[index].group.unit_count, index)))
+        same: list[int] = []
+        for members in (outermost, finest) if finest != outermost else (outermost,):
+            draft = _tie([drafts[index] for index in members])
+            if draft is not None:
+                draft.siblings.update(members, same)
+                same.append(len(drafts) + len(tied))
+                tied.append(draft)
     return tied
+
+
+def _tie(parts: Sequence[Draft]) -> Draft | None:
+    """The draft of several that are cut together; None where they cannot be."""
+    count = math.gcd(*(part.group.unit_count for part in parts))
+    if len(parts) < 2 or count < 2:
+        return None
+    shapes, unnamed = (
+        _common([rule for part, rules in held for rule in _folded_rules(rules, part.group.unit_count // count)])
+        for held in ([(part, part.shapes) for part in parts], [(part, part.unnamed) for part in parts])
+    )
+    return Draft(
+        atoms=[atom for part in parts for atom in part.atoms],
+        group=_join([part.group for part in parts], count),
+        shapes=shapes,
+        suspicious=True,
+        kind=tuple(sorted({name for part in parts for name in part.kind})),
+        rank=parts[0].rank,
+        unnamed=unnamed,
+        siblings=set().union(*(part.siblings for part in parts)),
+        homes=frozenset().union(*(part.homes for part in parts)),
+        readers=frozenset().union(*(part.readers for part in parts)),
+    )
 
 
 def _meeting(drafts: Sequence[Draft], indices: Sequence[int]) -> list[list[int]]:
@@ -58,6 +69,15 @@ def _meeting(drafts: Sequence[Draft], indices: Sequence[int]) -> list[list[int]]
         sets = [known for known in sets if known not in near]
         sets.append(sorted([index, *(other for known in near for other in known)]))
     return sorted(sets)
+
+
+def _apart(drafts: Sequence[Draft], order: Sequence[int]) -> list[int]:
+    """Those of which no two share a position, in ascending order; of two that do that which comes first in `order`."""
+    chosen: list[int] = []
+    for index in order:
+        if not drafts[index].siblings.intersection(chosen):
+            chosen.append(index)
+    return sorted(chosen)
 
 
 def _meet(first: Draft, second: Draft) -> bool:

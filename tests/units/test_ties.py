@@ -57,3 +57,47 @@ def test_heads_whose_width_is_the_streams_are_one_group_with_it(functional_call:
         narrowed = narrow(module, {groups[0].name: torch.tensor(kept)}, groups)
         names = {groups[0].name: torch.tensor(kept)}
         assert verify_narrowed(graph, module, names, groups, narrowed, X, dtype=torch.float64) <= 1e-9
+
+
+class Cross(nn.Module):
+    """The first token asks all: keys and values are layers of their own, whose heads and widths are two views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.query, self.key, self.value, self.proj = (nn.Linear(24, 24) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        query = self.query(x[:, :1]).reshape(batch, 1, self.num_heads, width // self.num_heads).transpose(1, 2)
+        key, value = (
+            layer(x).reshape(batch, tokens, self.num_heads, width // self.num_heads).transpose(1, 2)
+            for layer in (self.key, self.value)
+        )
+        read = (query @ key.transpose(-2, -1)).softmax(-1) @ value
+        return x[:, :1] + self.proj(read.transpose(1, 2).reshape(batch, 1, width))
+
+
+class Deepened(nn.Module):
+    """Channels that a depthwise convolution makes two of each, so that the stream is halves and wholes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deepen = nn.Conv1d(12, 24, 1, groups=12)
+        self.attention = Attention(functional_call=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.deepen(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.attention(x)
+
+
+@pytest.mark.parametrize(("stem", "middle"), [(24, Cross), (12, Deepened)])
+def test_a_tie_takes_one_of_several_views_of_a_layer(stem: int, middle: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, stem), middle(), nn.Linear(24, 3)).eval()
+    graph = trace_network(module, X)
+    groups = [group for group in find_units(graph, module, couple=True) if group.prunable]
+    assert [group.unit_count for group in groups] == [4]
+    kept = {groups[0].name: torch.tensor([0, 3])}
+    narrowed = narrow(module, kept, groups)
+    assert verify_narrowed(graph, module, kept, groups, narrowed, X, dtype=torch.float64) <= 1e-9
