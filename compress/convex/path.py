@@ -20,6 +20,8 @@ from compress.convex.statistics.eigen import eigen_decomposition
 from compress.convex.statistics.moments import Moments
 
 _SMALLEST = 1e-9  # the smallest λ at which units are counted, as a fraction of λ_max
+_FURTHEST = 3.0  # step down in log λ, by what least squares leaves, at most
+_PAST = 1.15  # times that step, to come past the λ that is looked for
 _HIDDEN = 0.1  # rounding of a gap, relative to the tolerance, from which on a smaller λ tells no more units
 _SPECTRAL = 2048  # columns up to which least squares is settled by eigenvalues where a factorisation leaves doubt
 
@@ -71,7 +73,8 @@ def solve_tolerance(
     """Minimise Σc_k‖v_k‖ subject to ‖Ψ − ΦV‖_F ≤ error·‖Ψ‖_F.
 
     Least squares says first whether any V does. Then penalised solves bracket the λ whose solution has this error, and
-    the point of that error between the bracket's two ends is a feasible one whose gap falls with the bracket's square.
+    the point of that error between the bracket's two ends is a feasible one whose gap falls with the bracket's square;
+    the next solve starts there.
     Its certificate is that of this form: with R = Ψ − ΦV and u = αR, α = min_k c_k/‖Φ_kᵀR‖, the dual value is
     ⟨u, Ψ⟩ − error·‖Ψ‖‖u‖. `penalty` is 1/α, near the λ whose penalised form has the same solution.
 
@@ -99,11 +102,12 @@ def solve_tolerance(
     high, guess = silent, top * max(error, 1e-6)
     best = low.solution(problem, bound, tolerance, name, 0)
     iterations, slow, reason = 0, 0, f"{max_solves} solves were not enough"
+    between = high
     for _ in range(max_solves):
         if time.monotonic() > deadline:
             reason = "the time limit was reached"
             break
-        start = high.coefficients if low.penalty == 0 or high.fit - bound**2 < bound**2 - low.fit else low.coefficients
+        start = between.coefficients
         inner = _inner_tolerance(high if low.penalty == 0 else low, tolerance, best.gap)
         solved = solve(
             MultitaskLasso(moments, guess, unit_costs),
@@ -241,8 +245,11 @@ def _between(problem: MultitaskLasso, low: _Point, high: _Point, bound: float) -
 
 
 def _next_guess(low: _Point, high: _Point, bound: float, share: float, *, bisect: bool) -> float:
-    if low.penalty == 0:  # down from the smallest λ so far, by the distance in error
-        return high.penalty * math.exp(-max(0.5, 1.5 * 0.5 * math.log(high.fit / bound**2) if bound > 0 else 5.0))
+    if low.penalty == 0:  # down from the smallest λ so far: what least squares leaves grows by about λ² from there on
+        wanted, excess = bound**2 - low.fit, high.fit - low.fit
+        step = 0.5 * math.log(excess / wanted) if wanted > 1e-12 * excess > 0 else math.inf
+        distance = 0.75 * math.log(high.fit / bound**2) if bound > 0 else 5.0
+        return high.penalty * math.exp(-max(0.5, distance, _PAST * min(step, _FURTHEST)))
     if bisect:
         return math.sqrt(low.penalty * high.penalty)
     return low.penalty + min(max(share, 1e-3), 1 - 1e-3) * (high.penalty - low.penalty)

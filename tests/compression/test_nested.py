@@ -43,6 +43,40 @@ def test_every_width_errs_as_its_own_refit_does(intercept: bool, rows: int, spar
         assert nested.held_back_error(width) <= refit.held_back_error + 1e-8
 
 
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("rows", [60, 2000])
+def test_all_widths_of_a_tail_err_as_each_alone_does(
+    rows: int, intercept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, check, before = halves(rows)
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(1))
+    assert 3 in order[2:].tolist()  # the unit with the constant column is of the tail
+    columns, ridges = unit_columns(order, 2), ridges_for(part, RIDGE)
+    together, alone = (
+        NestedRefits(part, check, columns, before[columns], ridges, intercept, is_scarce(part)) for _ in range(2)
+    )
+    monkeypatch.setattr(together, "_is_tail", lambda width: True)
+    monkeypatch.setattr(alone, "_is_tail", lambda width: False)
+    for place in (0, 3, 5):
+        for width in (10, 14, 3, 12, 1, 15, 7):
+            found, wanted = together.errors(width, place), alone.errors(width, place)
+            assert found.fitting == pytest.approx(wanted.fitting, rel=1e-9)
+            assert found.held_back == pytest.approx(wanted.held_back, rel=1e-9)
+        assert len(together._tails[place]) == 14
+
+
+def test_widths_near_all_units_come_from_one_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(400, columns, dtype=torch.float64, generator=generator) for columns in (64, 64, 32, 32)]
+    part, check = (Moments.of(rows[half], rows[half + 2], group_size=1) for half in (0, 1))
+    nested = NestedRefits(part, check, torch.arange(64), torch.zeros(64, 32).double(), (1e-8, 1e-2), True, False)
+    refit, widths = nested._refit, []
+    monkeypatch.setattr(nested, "_refit", lambda width, place: widths.append(width) or refit(width, place))
+    for width in (64, 58, 63, 57, 60, 8):
+        nested.errors(width, 0)
+    assert widths == [64, 8]
+
+
 @pytest.mark.parametrize("start", range(6))
 def test_the_best_ridge_is_reached_from_any_other(start: int) -> None:
     held_back = (5.0, 4.0, 3.0, 2.0, 3.0, 4.0)

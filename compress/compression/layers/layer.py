@@ -205,7 +205,8 @@ def solve_layer(
     places = trials.places(width)
     kept = take_units(group, weighing, curve, width, decision, certified, options, swaps=swaps, effort=effort)
     clock.lap("selection")
-    refit = refit_layer(moments, kept, options.ridge, original, current, places)
+    settled = places is not None and torch.equal(kept, curve.units(width))
+    refit = refit_layer(moments, kept, options.ridge, original, current, places, settled=settled)
     clock.lap("refit")
     certified = certified or certify_choice(weighing, decision, width, refit.error, options)
     clock.lap("lasso")
@@ -325,13 +326,13 @@ class Trials:
         return self.measured[width]
 
     def places(self, width: int) -> list[int] | None:
-        """Of the ridge that was best for each reading where so many units were tried; None where none were.
+        """Of the ridge that is best for each reading with so many units of the curve; None where none were tried.
 
         What was factored for trials is let go.
         """
         nested = self._nested.get(self.curve.methods[width])
         self._nested.clear()
-        return None if nested is None else [each.place for each in nested]
+        return None if nested is None else [each.best_place(width) for each in nested]
 
     def _nested_in(self, order: str) -> list[NestedRefits]:
         if order not in self._nested:

@@ -41,6 +41,8 @@ def refit_layer(
     original: Mapping[str, Tensor],
     current: Mapping[str, Tensor],
     places: Sequence[int] | None = None,
+    *,
+    settled: bool = False,
 ) -> LayerRefit:
     """Least-squares output weights of the kept units for every consumer, in the original shapes.
 
@@ -49,6 +51,7 @@ def refit_layer(
         ridge: on the change of the weights, relative to each column's second moment.
         original, current: states of the original network and of the one compressed so far.
         places: of the ridge that each reading tries first; None: of the weakest.
+        settled: these are the best ones, and no other is tried.
     """
     weights: dict[str, Tensor] = {}
     errors, held = [], []
@@ -59,7 +62,9 @@ def refit_layer(
     ):
         rows = unit_columns(kept_units.to(part.covariance.device), reading.group_size)
         before = reading.weights(current).to(part.covariance)[rows]
-        refit = refit_change(part.subset(kept), check.subset(kept), before, ridge, intercept=intercept, start=start)
+        refit = refit_change(
+            part.subset(kept), check.subset(kept), before, ridge, intercept=intercept, start=start, settled=settled
+        )
         errors.append(refit.error)
         held.append(refit.held_back_error)
         full = before.new_zeros(reading.columns, part.output_count)
@@ -137,7 +142,14 @@ class ReadingRefit:
 
 
 def refit_change(
-    part: Moments, check: Moments, before: Tensor, ridge: float, *, intercept: bool, start: int = 0
+    part: Moments,
+    check: Moments,
+    before: Tensor,
+    ridge: float,
+    *,
+    intercept: bool,
+    start: int = 0,
+    settled: bool = False,
 ) -> ReadingRefit:
     """min ‖Ψ − Φ(V + Δ) − 1bᵀ‖² + ridge·Σ_i G_ii‖δ_i‖² over Δ and b: the ridge pulls to the weights as they are.
 
@@ -149,6 +161,7 @@ def refit_change(
         part, check: fitting and held-back moments of the kept units alone.
         before: V (|S|·s, D).
         start: place of the ridge that is tried first, among `ridges_for`.
+        settled: no other is tried.
     """
     residual = part.residual(before).centred() if intercept else part.residual(before)
     ridges, scarce = ridges_for(part, ridge), is_scarce(part)
@@ -167,7 +180,12 @@ def refit_change(
             del tried[far]
         return Errors(error, held_back)
 
-    best = tried[best_ridge(errors_at, len(ridges), min(start, len(ridges) - 1), scarce=scarce)]
+    place = min(start, len(ridges) - 1)
+    if settled:
+        errors_at(place)
+    else:
+        place = best_ridge(errors_at, len(ridges), place, scarce=scarce)
+    best = tried[place]
     return replace(best, error=reading_error(part, best.coefficients, best.intercept if intercept else None))
 
 
