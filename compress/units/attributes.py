@@ -32,7 +32,7 @@ def find_attributes(
     flow: ChannelFlow,
     modules: Mapping[str, nn.Module],
     readers: Iterable[Contraction],
-    counts: Iterable[tuple[fx.Node, Dimension, int]],
+    counts: Iterable[Touch],
     places: Mapping[tuple[str, int], np.ndarray],
     positions_in: PositionsIn,
 ) -> tuple[AttributeRule, ...]:
@@ -57,8 +57,9 @@ def find_attributes(
         shape = getattr(owner, "normalized_shape", None)
         if isinstance(shape, tuple) and dim < len(shape) and shape[dim] == size:
             rules[path, "normalized_shape"] = AttributeRule(path, "normalized_shape", per_unit, dim)
-    for node, dimension, count in counts:
-        counted = positions_in(flow, dimension)
+    for touch in counts:
+        node, count = touch.node, touch.count
+        counted = positions_in(flow, touch.dimension)
         if counted is None:
             continue
         path = module_path(node)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 
 from compress.graph.atoms import Dimension, dimension_size, row_numbers
 from compress.graph.flow import ChannelFlow, Contraction, Touch
@@ -75,9 +75,7 @@ class _Drafting:
         homes = frozenset(module_path(touch.node) for touch in touched.shapes[number])
         callers = [module_path(read.map.node) for read in touched.read[number]]  # of a functional call its caller
         readers = frozenset([*callers, *(path.rpartition(".")[0] for path in callers)])
-        suspicious = bool(classes or readers & touched.viewing) or not all(
-            counts_its_groups(self.modules.get(module_path(node)), count) for node, _, count in touched.counts[number]
-        )
+        suspicious = bool(classes or readers & touched.viewing or self.uncounted(number))
         rank = (first, occurrences.slot)
         return Draft(
             occurrences.atoms, group, shapes, suspicious, classes, rank, unnamed, homes=homes, readers=readers - {""}
@@ -110,7 +108,15 @@ class _Drafting:
             flow, self.modules, touched.read[number], touched.counts[number], occurrences.places, positions
         )
         group = replace(group, attributes=attributes, statistics=touched.statistic_slices(number, occurrences))
-        return group, *find_shape_attributes(self.modules, touched.shapes[number], positions, flow)
+        shapes = [*touched.shapes[number], *self.uncounted(number)]
+        return group, *find_shape_attributes(self.modules, shapes, positions, flow)
+
+    def uncounted(self, number: int) -> list[Touch]:
+        """Groups of channels whose number forward() of no module of torch's reads from an attribute that is known."""
+        counts = self.touched.counts[number]
+        return [
+            touch for touch in counts if not counts_its_groups(self.modules.get(module_path(touch.node)), touch.count)
+        ]
 
     def skip(self, occurrences: _Occurrences, producers: int, *, read: bool, joined: bool) -> Skip | None:
         """Why the flow says that the group cannot be cut."""
@@ -263,7 +269,7 @@ class _Touched:
         self.read: list[list[Contraction]] = [[] for _ in range(count)]
         self.activations: list[list[str]] = [[] for _ in range(count)]
         self.shapes: list[list[Touch]] = [[] for _ in range(count)]
-        self.counts: list[list[tuple[fx.Node, Dimension, int]]] = [[] for _ in range(count)]
+        self.counts: list[list[Touch]] = [[] for _ in range(count)]
         self.inhomogeneous: set[int] = set()
         self.sums: set[int] = set()
         self.viewing = {module_path(touch.node) for touch in flow.touches if touch.kind is Touch.Kind.SHAPE}
@@ -283,7 +289,7 @@ class _Touched:
                 elif touch.kind is Touch.Kind.SHAPE:
                     self.shapes[number].append(touch)
                 elif touch.kind is Touch.Kind.GROUPS:
-                    self.counts[number].append((touch.node, touch.dimension, touch.count))
+                    self.counts[number].append(touch)
                 elif touch.kind is Touch.Kind.SUM:
                     self.sums.add(number)
                 if not touch.homogeneous:

@@ -203,21 +203,45 @@ class Trial:
             return math.inf
         if not self.state:
             self._randomise()
-        return self._deviation(self.module, self.state, kept, groups)
+        deviation = self._deviation(self.module, self.state, kept, groups)
+        return deviation if deviation <= _TOLERANCE or deviation == math.inf else self._in_double(kept, groups)
+
+    def _in_double(self, kept: Mapping[str, Tensor], groups: list[UnitGroup]) -> float:
+        """In double precision: with random weights depth makes much of rounding; infinite if it cannot run."""
+        wide: dict[int, Tensor | nn.Module] = {}
+        for tensor in named_tensors(self.module).values():
+            if tensor.is_floating_point():
+                value = tensor.detach().double()
+                wide[id(tensor)] = (
+                    nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+                )
+        module = copy_with(self.module, wide).eval()
+        state = {name: tensor.detach() for name, tensor in named_tensors(module).items()}
+        examples = tuple(value.double() if value.is_floating_point() else value for value in self.graph.examples)
+        try:
+            return self._deviation(module, state, kept, groups, examples)
+        except _FAULTS:  # the graph or forward() names a precision
+            return math.inf
 
     def _same(self, groups: list[UnitGroup]) -> bool:
         state = {name: tensor.detach() for name, tensor in named_tensors(self.original).items()}
         return self._deviation(self.original, state, _draw(groups), groups) <= _REFUSED
 
     def _deviation(
-        self, module: nn.Module, state: Mapping[str, Tensor], kept: Mapping[str, Tensor], groups: list[UnitGroup]
+        self,
+        module: nn.Module,
+        state: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor],
+        groups: list[UnitGroup],
+        examples: tuple[Tensor, ...] | None = None,
     ) -> float:
         """Of the narrowed network from the masked one; infinite where it does not run."""
+        examples = self.graph.examples if examples is None else examples
         try:
-            got = module_outputs(narrow(module, kept, groups).module, self.graph.examples)
+            got = module_outputs(narrow(module, kept, groups).module, examples)
         except _FAULTS:
             return math.inf
-        return relative_deviation(masked_outputs(self.program, state, kept, groups, self.graph.examples), got)
+        return relative_deviation(masked_outputs(self.program, state, kept, groups, examples), got)
 
 
 def _draw(groups: Sequence[UnitGroup]) -> dict[str, Tensor]:

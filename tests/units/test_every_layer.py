@@ -131,6 +131,39 @@ def test_sizes_under_names_that_do_not_say_so_follow_their_units(
     assert verify_narrowed(graph, module, kept, groups, narrow(module, kept, groups), inputs) <= 1e-5
 
 
+class Blur(nn.Module):
+    """A fixed filter for every channel, whose number is its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("filter", torch.ones(channels, 1, 2, 2) / 4, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.filter, stride=2, groups=self.channels)  # type: ignore[arg-type]
+
+
+class Sharp(nn.Module):
+    """Makes very much of rounding, and views its channels by a number of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups, self.first, self.second = 512, nn.Linear(8, 2048), nn.Linear(2048, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grouped = self.first(x).reshape(*x.shape[:3], self.groups, 4).relu()
+        return torch.sin(1e4 * self.second(grouped.flatten(3)))
+
+
+@pytest.mark.parametrize(
+    ("module", "units"),
+    [(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Blur(8), nn.Conv2d(8, 5, 1)), 8), (Sharp(), 512)],
+)
+def test_sizes_are_followed_whatever_is_grouped_and_whatever_becomes_of_rounding(module: nn.Module, units: int) -> None:
+    graph = trace_network(module.eval(), (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),))
+    assert [group.unit_count for group in find_units(graph, module) if group.prunable] == [units]
+
+
 def unlisted(module: nn.Module, inputs: Tensor) -> list[str]:
     """Names of layers with a weight matrix that no group makes or cuts along."""
     groups = find_units(trace_network(module, (inputs,)), module)
