@@ -285,6 +285,8 @@ def _as_it_is(value: Value) -> Value:
 
 def _once_each(change: Callable[[Value], Value], pair: Sequence[Value]) -> tuple[Value, ...]:
     """Each value changed; what is the same object in several networks stays so."""
+    if len(pair) == 1:
+        return (change(pair[0]),)
     changed: dict[int, Value] = {}
     for value in pair:
         if id(value) not in changed:
@@ -308,6 +310,8 @@ def _compute(
     row: Sequence[Step], values: Mapping[str, tuple[Value, ...]], casts: Sequence[_Cast], special: Override | None
 ) -> tuple[Value, ...]:
     """The value of a step, or of a row of steps, in every network, once for all whose inputs are the same objects."""
+    if len(casts) == 1:
+        return (_computed(row, values, 0, casts[0], special),)
     results: list[Value] = []
     known: dict[tuple[object, ...], Value] = {}
     inside = {step.name for step in row[:-1]}
