@@ -159,6 +159,8 @@ def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, larg
 
     With them the scores (K,) that they had. P is updated on and below its block diagonal only.
     """
+    if s == 1:
+        return _pivot_through_columns(inverse, weights, delay, largest=largest)
     count = inverse.shape[0] // s
     names = torch.arange(count, device=inverse.device)  # of the rows still stored
     gone = torch.zeros(count, dtype=torch.bool, device=inverse.device)  # rows stored in vain
@@ -220,6 +222,61 @@ def _pivot_through(inverse: Tensor, weights: Tensor, s: int, delay: int, *, larg
                 corner.copy_(corner.tril() + corner.tril(-1).T)
             weights, names = weights[index], names[kept]
             gone = gone[kept]
+    return torch.tensor(order), had
+
+
+def _pivot_through_columns(inverse: Tensor, weights: Tensor, delay: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """The same with one column a unit: numbers and vectors in place of blocks, in half of the time."""
+    count = inverse.shape[0]
+    names = torch.arange(count, device=inverse.device)  # of the rows still stored
+    gone = torch.zeros(count, dtype=torch.bool, device=inverse.device)  # rows stored in vain
+    order: list[int] = []
+    had = inverse.new_zeros(count)
+    wait = max(delay, 4, count // 24 if delay > 1 else 1)
+    never = -math.inf if largest else math.inf
+    while len(order) < count:
+        k = names.shape[0]
+        blocks = inverse.diagonal().masked_fill(gone, 1.0)  # P_kk (k,)
+        energies = weights.square().sum(1).masked_fill_(gone, never)  # ‖B_k‖² (k,)
+        steps = min(count - len(order), wait)
+        pending = inverse.new_empty(steps, k)  # P = inverse − pendingᵀ·pending
+        shifts = inverse.new_empty(steps, weights.shape[1])  # B = weights − pendingᵀ·shifts
+        images = inverse.new_empty(steps, k)  # shifts·weightsᵀ
+        products = _Products(weights, 1, steps, largest=largest) if weights.shape[1] >= _MANY_OUTPUTS else None
+        for step in range(steps):
+            scores = energies / blocks
+            unit = int(scores.argmax() if largest else scores.argmin())
+            gone[unit] = True
+            column, half = pending[:step, unit], pending[step]
+            pivot = inverse[unit, unit] - column @ column
+            root = float(pivot.sqrt() if pivot > 0 else _root(pivot[None, None]))
+            shift = torch.addmv(weights[unit], shifts[:step].T, column, alpha=-1).div_(root)
+            shifts[step] = shift
+            had[len(order)] = energy = shift @ shift
+            order.append(int(names[unit]))
+            if len(order) == count:
+                return torch.tensor(order), had
+            if products is None:
+                torch.mv(weights, shift, out=images[step])
+            else:
+                torch.sub(products.of(unit, scores)[0], images[:step].T @ column, out=images[step]).div_(root)
+            end = min(k, (unit // _BLOCK + 1) * _BLOCK)
+            half[:end], half[end:] = inverse[unit, :end], inverse[end:, unit]
+            late = pending[:step].T @ torch.stack([column, shifts[:step] @ shift], 1)  # (k, 2)
+            half.sub_(late[:, 0]).div_(root)  # P_rr^(−½)P_r:
+            mixed = images[step] - late[:, 1]  # B_k·shift
+            energies.addcmul_(half, mixed, value=-2).addcmul_(half, half * energy).masked_fill_(gone, never)
+            blocks.addcmul_(half, half, value=-1).masked_fill_(gone, 1.0)
+        for rows in _block_rows(k, 1):
+            inverse[rows, : rows.stop].addmm_(pending[:, rows].T, pending[:, : rows.stop], alpha=-1)
+        weights = torch.addmm(weights, pending.T, shifts, alpha=-1)
+        if int(gone.sum()) > 0.2 * k:
+            kept = (~gone).nonzero()[:, 0]
+            inverse = inverse[kept[:, None], kept]
+            for rows in _block_rows(inverse.shape[0], 1):
+                corner = inverse[rows, rows]
+                corner.copy_(corner.tril() + corner.tril(-1).T)
+            weights, names, gone = weights[kept], names[kept], gone[kept]
     return torch.tensor(order), had
 
 
