@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import compress
 from compress.demo import DEMO_OPTIONS
@@ -13,6 +14,7 @@ from compress.errors import GateError, RecipeError
 from compress.report.model import RunReport
 from compress.report.rows import headline
 from tests.clocks import use_steady_clock
+from tests.strange_networks import residual
 
 BASE: dict[str, Any] = {**DEMO_OPTIONS, "calibration_samples": 500}
 
@@ -62,6 +64,15 @@ def test_an_impossible_budget_is_a_failed_gate_that_names_the_best(tmp_path: Pat
     with pytest.raises(GateError, match=r"params 0\.0001 was asked for"):
         report(params=0.0001, output=str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_out_of_reach_of_the_layers_alone_names_what_cuts_streams_too() -> None:
+    batches = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)).split(32)
+    with pytest.raises(GateError, match=r"least the layers allow.* With --couple a residual stream would be cut too"):
+        compress.prune(residual().eval(), batches, macs=0.05, depth=False)
+    with pytest.raises(GateError, match=r"least the layers allow") as fault:
+        compress.prune(residual().eval(), batches, macs=0.001, depth=False, couple=True)
+    assert "--couple" not in str(fault.value)
 
 
 def test_a_width_rule_and_a_budget_contradict_each_other() -> None:

@@ -77,6 +77,8 @@ def test_operations_on_single_values_keep_channels_apart(
         (lambda x: x.repeat(1, 2, 1, 1), 8, 16),
         (lambda x: x.repeat_interleave(2, 1), 8, 16),
         (lambda x: functional.pixel_shuffle(x, 2), 2, 2),
+        (lambda x: functional.pixel_unshuffle(x, 2), 8, 32),
+        (lambda x: functional.unfold(x, 3, padding=1).unflatten(2, (6, 6)), 8, 72),
         (lambda x: x.unsqueeze(1).squeeze(1).movedim(1, -1).movedim(-1, 1), 8, 8),
     ],
 )

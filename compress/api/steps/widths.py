@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -17,6 +18,7 @@ from compress.compression.layers.decisions import (
 )
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.merging import merge_layers
+from compress.compression.pricing.allocate import OUT_OF_REACH
 from compress.compression.pricing.latency import Timing
 from compress.compression.problem import Calibration, Problem, fit_samples, select_groups, select_names
 from compress.compression.resume import RunState
@@ -24,7 +26,7 @@ from compress.compression.searching.curves import prepare_search
 from compress.compression.searching.search import SearchResult, Wanted, check_held_back, held_back_bound, search_widths
 from compress.compression.searching.tightening import sweep_within
 from compress.compression.sweep import Compressed, sweep
-from compress.errors import DataError, NothingToCompressError, RecipeError, nearest
+from compress.errors import DataError, GateError, NothingToCompressError, RecipeError, nearest
 from compress.graph.cost import count_macs
 from compress.measures.kinds import find_place
 from compress.measures.outputs import Output
@@ -33,7 +35,7 @@ from compress.progress import Portion, Progress
 from compress.recipe import Recipe
 from compress.report.checks import gated_keys
 from compress.units.branches import find_branches
-from compress.units.groups import UnitGroup
+from compress.units.groups import SkipKind, UnitGroup
 from compress.units.low_rank import Factorables, find_factorable
 
 
@@ -74,15 +76,29 @@ def choose_widths(
         kept_state=state,
     )
     wanted = metric_bound if recipe.own_metric or recipe.bound is None else held_back_bound(recipe.bound)
-    searched = search_widths(
-        search,
-        options,
-        after,
-        budgets=recipe.budgets,
-        wanted=wanted,
-        sweeps=recipe.refine,
-    )
+    with streams_named(select_groups(prepared.network.groups, recipe.layer, recipe.exclude)):
+        searched = search_widths(
+            search,
+            options,
+            after,
+            budgets=recipe.budgets,
+            wanted=wanted,
+            sweeps=recipe.refine,
+        )
     return searched.compressed, searched
+
+
+@contextmanager
+def streams_named(groups: Sequence[UnitGroup]) -> Iterator[None]:
+    """Where a budget cannot be met and residual streams among the groups are left whole: what would cut them too."""
+    try:
+        yield
+    except GateError as fault:
+        streams = sum(group.skip is not None and group.skip.kind is SkipKind.STREAM for group in groups)
+        if not streams or not str(fault).startswith(OUT_OF_REACH):
+            raise
+        which = "a residual stream" if streams == 1 else f"{streams} residual streams"
+        raise GateError(f"{fault} With --couple {which} would be cut too.", fault.report) from None
 
 
 def searches_widths(recipe: Recipe) -> bool:

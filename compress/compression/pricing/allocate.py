@@ -22,6 +22,7 @@ SWEEPS = 40
 CLEARLY = 0.95  # of the predicted damage, below which a block is worth keeping: it costs more than is counted
 PRICE_STEPS = 40
 MOST_RETURNS = 6  # blocks that go and are tried to be kept, those of most damage first
+OUT_OF_REACH = "The budget cannot be met:"  # begins what says so
 FLAT = 1e-9  # nats that a layer's squared relative error is worth where no damage is predicted to fall
 
 
@@ -202,7 +203,7 @@ def allocate(choices: Choices, budgets: Mapping[str, float]) -> Allocation:
         best = ", ".join(f"{name} {floor[name]:.3f}" for name in short)
         asked = ", ".join(f"{name} {budgets[name]:g}" for name in short)
         raise GateError(
-            f"The budget cannot be met: {asked} was asked for, {best} is the least the layers allow; "
+            f"{OUT_OF_REACH} {asked} was asked for, {best} is the least the layers allow; "
             "allow more, or see by `compress inspect` what is skipped and why."
             + (f" Of no low rank can be: {choices.refused}." if choices.refused else "")
         )

@@ -204,6 +204,23 @@ def map_pixel_shuffle(flow: ChannelFlow, node: fx.Node) -> Flow:
     return (*x[:-3], channels, *flow.fixed(flow.sizes(node)[-2:]))
 
 
+def map_pixel_unshuffle(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """(C, H·r, W·r) -> (C·r², H, W)."""
+    x, scale = flow.of(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
+    for dimension in x[-2:]:
+        flow.pin(dimension, f"is a spatial dimension of {flow.where(node)}")
+    return (*x[:-3], (*x[-3], Factor(scale**2)), *flow.fixed(flow.sizes(node)[-2:]))
+
+
+def map_windows(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """im2col: (B, C, H, W) -> (B, C·taps, places)."""
+    x, sizes = flow.of(node.args[0]), flow.sizes(node)
+    for dimension in x[-2:]:
+        flow.pin(dimension, f"is a spatial dimension of {flow.where(node)}")
+    channels = (*x[-3], Factor(sizes[-2] // dimension_size(x[-3])))
+    return (*x[:-3], channels, *flow.fixed(sizes[-1:]))
+
+
 RULES = {
     **rules("view", "reshape", "_unsafe_view", "flatten", channels=map_view, meaning=read_rearrangement),
     **rules("unflatten", "view_as", "reshape_as", channels=map_view, meaning=read_rearrangement),
@@ -220,4 +237,6 @@ RULES = {
     **rules("cat", "concat", "concatenate", channels=map_concatenation),
     **rules("stack", channels=map_stack),
     **rules("pixel_shuffle", channels=map_pixel_shuffle, meaning=read_rearrangement),
+    **rules("pixel_unshuffle", channels=map_pixel_unshuffle, meaning=read_rearrangement),
+    **rules("im2col", channels=map_windows),
 }
