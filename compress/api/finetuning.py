@@ -11,10 +11,11 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from compress.api.live import choose_progress, dress_like, live_recipe, open_live, unwrap
+from compress.api.live import choose_progress, dress_like, live_recipe, open_live
 from compress.api.training import TrainResult, finetune_recipe, make_training, write_taught
 from compress.arithmetic import reproducible
 from compress.atomic import reserved
+from compress.checkpoint.unwrapping import unwrap
 from compress.measures.own import Function as Measure
 from compress.measures.own import OwnMeasure
 from compress.progress import LineProgress, Progress, SilentProgress, Stages

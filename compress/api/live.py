@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compress.checkpoint.architecture import Architecture
 from compress.checkpoint.parametrisations import computed_tensors, materialise
 from compress.checkpoint.reading.read import Checkpoint
+from compress.checkpoint.unwrapping import unwrap
 from compress.data import overlap
 from compress.data.calls import gather, spread
 from compress.data.importing import describe_fault
@@ -112,18 +113,6 @@ def open_module(plain: nn.Module, module: nn.Module, source: LiveSource) -> Open
     )
     materialise(module)
     return Opened(checkpoint, architecture, spread(module, source.call))
-
-
-def unwrap(model: Any) -> nn.Module:
-    """The module without what `torch.compile` and data parallelism put around it. Raises UnsupportedError."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"`model` must be an nn.Module, got {type(model).__module__}.{type(model).__qualname__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedError("A TorchScript module has no class to rebuild; give the nn.Module it was made from.")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrap(model.module)
-    inner = getattr(model, "_orig_mod", None)
-    return unwrap(inner) if isinstance(inner, nn.Module) else model
 
 
 def device_of(module: nn.Module) -> torch.device:

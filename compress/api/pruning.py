@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from compress.api.live import choose_progress, dress_like, prepare_live, unwrap
+from compress.api.live import choose_progress, dress_like, prepare_live
 from compress.api.running import compress_prepared, raise_failed_gates, write_run
 from compress.api.steps.metric import OwnMetric
 from compress.api.steps.telling import Work, report_work
 from compress.arithmetic import reproducible
 from compress.atomic import reserved
+from compress.checkpoint.unwrapping import unwrap
 from compress.measures.own import Function as Measure
 from compress.measures.own import OwnMeasure
 from compress.progress import LineProgress, Progress, SilentProgress, Stages

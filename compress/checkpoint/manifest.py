@@ -22,6 +22,7 @@ from compress.checkpoint.fitting import check_fit, load_weights
 from compress.checkpoint.parametrisations import computed_tensors, in_common_form
 from compress.checkpoint.removed import remove_modules
 from compress.checkpoint.restoring import restore_shapes
+from compress.checkpoint.unwrapping import unwrap
 from compress.data.calls import CallShape, spread
 from compress.data.importing import is_file_spec
 from compress.data.preprocessing import Preprocessing
@@ -159,7 +160,8 @@ class Artifact:
 
         Args:
             trust_code: the user's word for a `package.module:factory` that the manifest names.
-            model: the original network, which is copied and cut, in place of what the manifest names.
+            model: the original network, which is copied and cut, in place of what the manifest names; wrappers of
+                `torch.compile` and data parallelism are taken off.
 
         Raises:
             UntrustedCodeError: the manifest names code, and there is no word for it; nothing was imported.
@@ -167,7 +169,8 @@ class Artifact:
         """
         architecture = self.config["architecture"]
         if model is not None:
-            return self._fill(deepcopy(model, computed_tensors(model)))
+            plain = unwrap(model)
+            return self._fill(deepcopy(plain, computed_tensors(plain)))
         if not self.named and (not trust_code or is_file_spec(architecture["spec"])):
             check_trust(architecture["spec"], repr(str(self.folder)))
         if is_known(architecture["spec"]):

@@ -221,6 +221,13 @@ def test_wrappers_are_taken_off() -> None:
         assert type(compress.prune(wrapped, batches(), keep=0.5, progress=False).model) is Chain  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_folder_is_loaded_into_a_wrapped_network(wrap: Any, pruned: compress.PruneResult, tmp_path: Path) -> None:
+    loaded = compress.load(pruned.save(tmp_path / "out"), model=wrap(seeded(Chain)))
+    assert type(loaded) is Chain
+    assert torch.equal(loaded(batches()[0]), pruned.model(batches()[0]))
+
+
 def test_frozen_parameters_are_compressed_all_the_same() -> None:
     module = seeded(Chain).requires_grad_(False)
     found = compress.prune(module, batches(), keep=0.5, progress=False).model
