@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from torch import nn
 
 import compress
 from compress.compression import sweep as sweeping
-from compress.compression.layers.decisions import Within, same_for_all
+from compress.compression.layers.decisions import Width, Within, same_for_all
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.problem import Problem
 from compress.compression.searching import tightening
-from compress.compression.searching.tightening import added_distances, common_cap, lowered, sweep_within
+from compress.compression.searching.tightening import added_distances, common_cap, stricter, sweep_within
 from compress.compression.sweep import Compressed, sweep
 from compress.demo import DEMO_OPTIONS
 from compress.progress import SilentProgress
@@ -89,15 +90,23 @@ def test_what_the_layers_add_is_what_the_network_comes_to(problem: Problem, alon
     assert sum(added.values()) == pytest.approx(moved(found))
 
 
-def test_tolerances_fall_where_most_is_added() -> None:
-    tolerances = dict.fromkeys("abcd", 0.1)
-    added = {"a": 0.001, "b": 0.5, "c": 0.02, "d": 0.0}
-    found = lowered(tolerances, added, 0.011)
-    assert {name for name in found if found[name] == 0.1} == {"a", "d"}
-    left = {name: added[name] * (found[name] / 0.1) ** 2 for name in added}
+def test_tolerances_fall_where_most_is_added_and_what_adds_far_more_before_the_last_sweep_stays_whole() -> None:
+    groups = [SimpleNamespace(name=name, unit_count=16) for name in "abcd"]
+    plan = same_for_all(groups, Within(0.1))  # type: ignore[arg-type]
+    added = {"a": 0.001, "b": 0.5, "c": 0.006, "d": 0.0}
+    found = stricter(groups, plan, added, 0.011, last=False)  # type: ignore[arg-type]
+    errors = {name: decision.error for name, decision in found.items() if isinstance(decision, Within)}
+    assert {name for name in errors if errors[name] == 0.1} == {"a", "d"}
+    left = {name: added[name] * (errors[name] / 0.1) ** 2 for name in added}
     assert sum(left.values()) == pytest.approx(0.011, rel=1e-3)
     assert left["b"] == pytest.approx(left["c"], rel=1e-3)
-    assert lowered(tolerances, added, 1.0) == tolerances
+    last = stricter(groups, plan, added, 0.011, last=True)  # type: ignore[arg-type]
+    assert isinstance(last["b"], Width)
+    assert last["b"].count == 16
+    assert {name: decision for name, decision in last.items() if name != "b"} == {
+        name: decision for name, decision in found.items() if name != "b"
+    }
+    assert stricter(groups, plan, added, 1.0, last=True) == plan  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("total", [0.1, 1.5, 5.9])

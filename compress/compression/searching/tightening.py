@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from compress.compression.known import keep_original
-from compress.compression.layers.decisions import Within
+from compress.compression.layers.decisions import Decision, Plan, Width, Within, same_for_all
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.problem import Problem
 from compress.compression.resume import RunState
@@ -21,8 +21,10 @@ from compress.compression.searching.damage import Cut, measure_cuts
 from compress.compression.sweep import Compressed, sweep
 from compress.compression.turns import Choose, Turn, changed_tensors
 from compress.progress import Portion, Progress
+from compress.units.groups import UnitGroup
 
 MOST_AGAIN = 2  # sweeps after the first one
+STUBBORN = 2.0  # times its part that a layer still adds before the last of them, above which it stays whole then
 AIM = 0.8  # of what the outputs may move, that smaller tolerances are chosen for
 
 
@@ -37,8 +39,8 @@ def sweep_within(
     """Compress every layer to the fewest units within `tolerance`, smaller ones where outputs move more than `allowed`.
 
     Each time what every layer added to the held-back outputs' distance, behind the cuts before it, is measured, and
-    tolerances are lowered as `lowered` says. After `MOST_AGAIN` further sweeps the network that moved its outputs least
-    is taken, with a warning where that is too far.
+    `stricter` decides. After `MOST_AGAIN` further sweeps the network that moved its outputs least is taken, with a
+    warning where that is too far.
 
     Args:
         tolerance: relative error on held-back samples that a layer may add.
@@ -46,23 +48,18 @@ def sweep_within(
             relative to their spread.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
-    tolerances = {group.name: tolerance for group in problem.groups}
+    plan = same_for_all(problem.groups, Within(tolerance))
     known = keep_original(problem, progress)
-
-    def compress_within(shown: Progress) -> Compressed:
-        plan = {name: Within(each) for name, each in tolerances.items()}
-        return sweep(problem, plan, options, shown, known=known, kept_state=kept_state)
-
-    best = last = compress_within(progress)
+    best = last = sweep(problem, plan, options, progress, known=known, kept_state=kept_state)
     alone = distance_of(best)
-    for _ in range(MOST_AGAIN):
+    for number in range(1, MOST_AGAIN + 1):
         if not distance_of(last) > allowed:
             break
-        lower = lowered(tolerances, added_distances(problem, last, progress), AIM * allowed)
-        if lower == tolerances:
+        added = added_distances(problem, last, progress)
+        if common_cap(added.values(), AIM * allowed) == math.inf:
             break
-        tolerances = lower
-        last = compress_within(Portion(progress, 1, 1))
+        plan = stricter(problem.groups, plan, added, AIM * allowed, last=number == MOST_AGAIN)
+        last = sweep(problem, plan, options, Portion(progress, 1, 1), known=known, kept_state=kept_state)
         best = min(best, last, key=distance_of)
     note_tightening(alone, best, allowed, progress)
     return best
@@ -118,16 +115,23 @@ def partly(problem: Problem, turns: Sequence[Turn], end: int) -> Cut:
     return Cut("partly", 0, {name: problem.state[name] for name in later}, start)
 
 
-def lowered(tolerances: Mapping[str, float], added: Mapping[str, float], allowed: float) -> dict[str, float]:
-    """Tolerances at which no layer adds more than another, or than it did, and all of them add no more than `allowed`.
+def stricter(
+    groups: Sequence[UnitGroup], plan: Plan, added: Mapping[str, float], allowed: float, *, last: bool
+) -> dict[str, Decision]:
+    """Decisions by which no layer adds more than another, or than it did, and all of them add no more than `allowed`.
 
-    A distance grows as the square of a small error.
+    A distance grows as the square of a small error, so that tolerances fall as its root. Where held-back samples do not
+    see what a cut does, the fewest units that are within any tolerance stay the same: before the last sweep a layer
+    that adds far more than its part is left whole.
     """
-    cap = common_cap(added.values(), allowed)
-    return {
-        name: float(f"{each * math.sqrt(cap / added[name]):.4g}") if added.get(name, 0.0) > cap else each
-        for name, each in tolerances.items()
-    }
+    cap, decisions = common_cap(added.values(), allowed), dict(plan)
+    for group in groups:
+        decision, distance = plan[group.name], added.get(group.name, 0.0)
+        if last and distance > STUBBORN * cap:
+            decisions[group.name] = Width(group.unit_count)
+        elif distance > cap and isinstance(decision, Within):
+            decisions[group.name] = Within(float(f"{decision.error * math.sqrt(cap / distance):.4g}"))
+    return decisions
 
 
 def common_cap(values: Iterable[float], total: float) -> float:
