@@ -79,6 +79,7 @@ def test_operations_on_single_values_keep_channels_apart(
         (lambda x: functional.pixel_shuffle(x, 2), 2, 2),
         (lambda x: functional.pixel_unshuffle(x, 2), 8, 32),
         (lambda x: functional.unfold(x, 3, padding=1).unflatten(2, (6, 6)), 8, 72),
+        (lambda x: functional.fold(functional.unfold(x, 3, padding=1).relu(), 6, 3, padding=1), 8, 8),
         (lambda x: x.unsqueeze(1).squeeze(1).movedim(1, -1).movedim(-1, 1), 8, 8),
     ],
 )

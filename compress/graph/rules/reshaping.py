@@ -221,6 +221,16 @@ def map_windows(flow: ChannelFlow, node: fx.Node) -> Flow:
     return (*x[:-3], channels, *flow.fixed(sizes[-1:]))
 
 
+def map_folding(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """col2im: (B, C·taps, places) -> (B, C, H, W), what windows share added up."""
+    x, sizes = flow.of(node.args[0]), flow.sizes(node)
+    halves = flow.atoms.split_dimension(x[-2], sizes[-3])
+    flow.pin(x[-1], f"is a spatial dimension of {flow.where(node)}")
+    flow.pin(x[-2] if halves is None else halves[1], f"becomes a spatial position in {flow.where(node)}")
+    channels = flow.fixed(sizes[-3:-2])[0] if halves is None else halves[0]
+    return (*x[:-2], channels, *flow.fixed(sizes[-2:]))
+
+
 RULES = {
     **rules("view", "reshape", "_unsafe_view", "flatten", channels=map_view, meaning=read_rearrangement),
     **rules("unflatten", "view_as", "reshape_as", channels=map_view, meaning=read_rearrangement),
@@ -239,4 +249,5 @@ RULES = {
     **rules("pixel_shuffle", channels=map_pixel_shuffle, meaning=read_rearrangement),
     **rules("pixel_unshuffle", channels=map_pixel_unshuffle, meaning=read_rearrangement),
     **rules("im2col", channels=map_windows),
+    **rules("col2im", channels=map_folding),
 }
