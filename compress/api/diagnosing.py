@@ -19,8 +19,8 @@ from compress.progress import Progress, SilentProgress
 
 EXTRAS = ("timm", "transformers", "onnx", "onnxscript", "onnxruntime", "ray", "submitit")
 VARIABLES = (
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "NO_COLOR", "LANG",
-    "LC_ALL",
+    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF", "NO_COLOR", "LANG", "LC_ALL",
 )  # fmt: skip
 
 

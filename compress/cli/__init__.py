@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from compress.allocator import keep_freed_memory
 from compress.cli.spelling import spell_all
 from compress.errors import CompressError, nearest
+from compress.waiting import wait_asleep
 
 __all__ = ["entry", "main"]
 
@@ -99,7 +100,8 @@ class Interruptions:
 def entry() -> NoReturn:
     """The console script.
 
-    Freed memory stays with the process, which saves the kernel's time; in a library that choice is its caller's.
+    Freed memory stays with the process, which saves the kernel's time, and waiting threads sleep, which serves machines
+    that do other work too; in a library both choices are its caller's.
     """
     interruptions = Interruptions()
     try:
@@ -107,6 +109,7 @@ def entry() -> NoReturn:
             signal.signal(kind, interruptions)
         spell_all((sys.stdout, sys.stderr))
         keep_freed_memory()
+        wait_asleep()
         code = main(interrupted=lambda: interruptions.came)
     except KeyboardInterrupt:
         code = fail("interrupted; nothing was written.", INTERRUPTED)
