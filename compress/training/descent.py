@@ -166,8 +166,9 @@ class Descent:
         for block in self.blocks:
             block.gradient.zero_()
         leaves = {name: leaf for block in self.blocks for name, leaf in block.leaves.items()}
+        wanted = self.mimic.wanted(inputs)
         with torch.enable_grad():
-            loss = self.mimic.loss({**self.buffers, **leaves}, inputs)
+            loss = self.mimic.loss(self.mimic.answer({**self.buffers, **leaves}, inputs), wanted, len(inputs[0]))
             loss.backward()  # type: ignore[no-untyped-call]
         self._steps += 1
         with torch.no_grad():

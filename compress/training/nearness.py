@@ -110,39 +110,51 @@ def measure_scales(outputs: Sequence[Output], batches: Sequence[Tensors], sizes:
     return {name: spread.scale for name, spread in spreads.items()}
 
 
-def check_held_back(
-    module: nn.Module,
-    stream: Batches,
-    wanted: Sequence[Tensors],
-    outputs: Sequence[Output],
-    scales: Mapping[str, float],
-    answered: Output | None,
-    device: torch.device,
-    step: int,
-) -> Check:
-    """How far the network's outputs lie from the wanted ones, and what a report would lead with."""
-    soft, total = 0.0, dict.fromkeys(scales, 0.0)
-    shown = answered or next((output for output in outputs if output.kind in ("classes", "binary")), None)
-    sums = None if shown is None else FigureSums(shown)
-    with torch.inference_mode():
-        for number, size in enumerate(stream.sizes()):
-            after = named_outputs(module(*(tensor.to(device) for tensor in stream.read(number))))
-            before = {name: tensor.to(device) for name, tensor in wanted[number].items()}
-            soft += float(soft_divergence(outputs, before, after, scales, size).sum())
-            for output in outputs:
-                total[output.name] += float(output.distances(before[output.name], after[output.name], size).sum())
-            if answered is not None and sums is not None:
-                batch = stream.batch(number)
-                answers = batch.labels if batch.labels is not None else batch.targets
-                sums.add(after[answered.name], after[answered.name], answers)
-            elif shown is not None and sums is not None:
-                sums.add_agreement(before[shown.name], after[shown.name], size)
-    count = max(sum(stream.sizes()), 1)
-    figures = {} if sums is None else {figure.key: figure.values[1] for figure in sums.figures()}
-    if not figures or len(outputs) > 1:
-        means = {name: value / count / scales[name] for name, value in total.items()}
-        figures["distance"] = weighted_mean(outputs, means)
-    return Check(step, soft / count, figures, {} if sums is None else sample_means(sums.figures()))
+@dataclass(eq=False)
+class Checking:
+    """Sums over batches, of which a `Check` is made.
+
+    Attributes:
+        scales: what each output's distances are held against.
+        answered: the output that labels or targets are answers to.
+    """
+
+    outputs: Sequence[Output]
+    scales: Mapping[str, float]
+    answered: Output | None
+    _soft: float = 0.0
+    _count: int = 0
+
+    def __post_init__(self) -> None:
+        scored = (output for output in self.outputs if output.kind in ("classes", "binary"))
+        self._shown = self.answered or next(scored, None)
+        self._figures = None if self._shown is None else FigureSums(self._shown)
+        self._distances = dict.fromkeys(self.scales, 0.0)
+
+    def add(self, before: Tensors, after: Tensors, batch: Any, size: int) -> None:
+        """Add a batch: the original's outputs, the network's, and what holds labels or targets."""
+        self._count += size
+        self._soft += float(soft_divergence(self.outputs, before, after, self.scales, size).sum())
+        for output in self.outputs:
+            moved = output.distances(before[output.name], after[output.name], size)
+            self._distances[output.name] += float(moved.sum())
+        if self._shown is None or self._figures is None:
+            return
+        if self.answered is not None:
+            answers = batch.labels if batch.labels is not None else batch.targets
+            self._figures.add(after[self.answered.name], after[self.answered.name], answers)
+        else:
+            self._figures.add_agreement(before[self._shown.name], after[self._shown.name], size)
+
+    def finish(self, step: int) -> Check:
+        """How far the network's outputs lie from the wanted ones, and what a report would lead with."""
+        count = max(self._count, 1)
+        sums = [] if self._figures is None else self._figures.figures()
+        figures = {figure.key: figure.values[1] for figure in sums}
+        if not figures or len(self.outputs) > 1:
+            means = {name: value / count / self.scales[name] for name, value in self._distances.items()}
+            figures["distance"] = weighted_mean(self.outputs, means)
+        return Check(step, self._soft / count, figures, sample_means(sums))
 
 
 def sample_means(figures: Sequence[Figure]) -> dict[str, np.ndarray]:

@@ -31,17 +31,17 @@ from compress.training.descent import Descent, blocks_of, rate_share, with_weigh
 from compress.training.drawing import Placed, placed, takes_images
 from compress.training.forecast import FURTHER, Point, forecast
 from compress.training.mimic import Answer, Mimic, compare, tensors_of
-from compress.training.nearness import Check, check_held_back, measure_scales, outputs_of
+from compress.training.nearness import Check, Checking, measure_scales, outputs_of
 from compress.training.scales import measure_units
 
-AUTO_EPOCHS = 6  # epochs over the fitting samples unless told otherwise
+AUTO_EPOCHS = 7  # epochs over the fitting samples unless told otherwise
 AUTO_EPOCHS_ON_DEVICE = 12  # the same on an accelerator, which makes fewer and larger steps of one
 PARTS = (0.05, 0.15)  # of the fitting samples, that a recovery is repeated on for a forecast
 RATES = (2e-3, 7e-4, 2e-4)  # relative to weights and values; tried in this order
 TRIAL = 0.06  # share of the steps that a rate is tried for
 HARM = 1.02  # held-back loss after a trial, relative to that before, above which a rate is too large
 CHECKS = 4  # times that held-back samples are looked at
-STATISTICS_SAMPLES = 1024  # that statistics of batch norms are taken on, at most
+STATISTICS_SAMPLES = 512  # that statistics of batch norms are taken on, at most
 REMEMBERED = 2**28  # bytes of the original's outputs and features on held-back samples that are kept
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -134,15 +134,28 @@ class HeldBack:
             known[number] = answer
         return cls(mimic, stream, outputs, wanted, answered, known)
 
-    def loss(self, module: nn.Module) -> float:
-        """The loss per sample; infinite where it is no number."""
+    def look(self, module: nn.Module, step: int) -> tuple[float, Check]:
+        """The loss per sample, infinite where it is no number and 0 where no output has a gradient; the figures."""
         total, student = None, tensors_of(module)
+        checking = Checking(self.outputs, self.mimic.spreads, self.answered)
         with torch.no_grad():
             for number, size in enumerate(self.stream.sizes()):
-                loss = size * self.mimic.loss(student, self.stream.read(number), self.known.get(number)).double()
-                total = loss if total is None else total + loss
+                inputs = self.stream.read(number)
+                after: Mapping[str, Tensor] = {}
+                if self.mimic.outputs:
+                    answer = self.mimic.answer(student, inputs)
+                    loss = size * self.mimic.loss(answer, self._given(number, inputs), size)
+                    total, after = loss if total is None else total + loss, answer.outputs
+                if any(output.name not in after for output in self.outputs):
+                    after = named_outputs(module(*inputs))
+                before = {name: tensor.to(self.stream.device) for name, tensor in self.wanted[number].items()}
+                checking.add(before, after, self.stream.batch(number), size)
         mean = 0.0 if total is None else float(total) / sum(self.stream.sizes())
-        return mean if math.isfinite(mean) else math.inf
+        return mean if math.isfinite(mean) else math.inf, checking.finish(step)
+
+    def _given(self, number: int, inputs: Sequence[Tensor]) -> Answer:
+        """What the original gives."""
+        return self.known[number] if number in self.known else self.mimic.wanted(inputs)
 
     def distances(self, module: nn.Module) -> np.ndarray:
         """How far each sample's (N,) outputs lie from the original's."""
@@ -164,19 +177,6 @@ class HeldBack:
                 sums.add_agreement(self.wanted[number][shown.name].to(given.device), given, size)
         return next(figure.values[1] for figure in sums.figures() if figure.key == "agreement")
 
-    def check(self, module: nn.Module, step: int) -> Check:
-        """The figures."""
-        return check_held_back(
-            module,
-            self.stream,
-            self.wanted,
-            self.outputs,
-            self.mimic.spreads,
-            self.answered,
-            self.stream.device,
-            step,
-        )
-
 
 @dataclass(eq=False)
 class Best:
@@ -196,7 +196,7 @@ class Best:
 
     def offer(self, candidate: nn.Module, step: int) -> bool:
         """Keep a copy of the candidate if it is better."""
-        loss, check = self.judge.loss(candidate), self.judge.check(candidate, step)
+        loss, check = self.judge.look(candidate, step)
         self.losses.append((step, loss))
         self.checks.append(check)
         better = loss < self.loss and check.no_worse_than(self.first)
@@ -252,7 +252,7 @@ def recover(
     mimic = compare(plain, module, examples, [units.to(device) for units in kept])
     mimic = mimic.balanced(tensors_of(module), checked) if smooth else mimic
     judge = HeldBack.of(mimic, checked, outputs, wanted, answered)
-    first, loss = judge.check(module, 0), judge.loss(module) if smooth else 0.0
+    loss, first = judge.look(module, 0)
     if not math.isfinite(loss):
         raise NonFiniteError("The cut network's outputs on held-back samples are NaN or Inf.")
     best = Best(judge, module, loss, first, losses=[(0, loss)], checks=[first])
@@ -322,7 +322,7 @@ class Runs:
     def loss_after(self, rate: float, steps: int) -> float:
         """Held-back loss after so many steps; infinite where one was not finite."""
         module = self.after(rate, steps)
-        return math.inf if module is None else self.judge.loss(module)
+        return math.inf if module is None else self.judge.look(module, steps)[0]
 
     def harmless(self, rates: Sequence[float], steps: int, most: float) -> list[tuple[float, float]]:
         """Rates in their order, each with the held-back loss after so many steps, up to the first of at most `most`."""

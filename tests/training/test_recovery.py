@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from compress.progress import SilentProgress
 from compress.training import recovery
 from compress.training.descent import MOMENTA, Matrices, blocks_of, rate_share, row_sizes, with_weights
 from compress.training.drawing import Moves, Placed, moved, placed, step_batch, takes_images
-from compress.training.mimic import Mimic, compare, last_features, tensors_of
+from compress.training.mimic import Mimic, compare, last_features, mean_square, tensors_of
 from compress.training.orthogonal import is_matrix, orthogonal_step, orthogonalised
 from compress.training.recovery import AUTO_EPOCHS, Recovery, recover
 from tests.compression.test_schedule import Samples
@@ -81,11 +81,29 @@ def recovered(original: nn.Module, cut: nn.Module, **options: Any) -> tuple[nn.M
     return recover(original, program, cut, (PROBE,), *streams(), outputs_in(program), SilentProgress(), **options)
 
 
+def parts(mimic: Mimic, state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    return mimic.parts(mimic.answer(state, inputs), mimic.wanted(inputs), len(inputs[0]))
+
+
 def compared(original: nn.Module, cut: nn.Module, kept: Sequence[Tensor]) -> Mimic:
     """compare() of two networks."""
     program = Program.of(trace_network(original, (PROBE,)))
     plain = Mimic((program, program), tensors_of(original), outputs_in(program), {"output": 1.0})
     return compare(plain, cut, (PROBE,), kept)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 1, 1), (2, 3)])
+@pytest.mark.parametrize("apart", [(True, True), (True, False), (False, False)])
+def test_squares_are_the_same_in_every_layout_and_gradients_lie_as_the_values_do(
+    shape: tuple[int, ...], apart: tuple[bool, bool]
+) -> None:
+    layouts = [torch.channels_last if each and len(shape) == 4 else torch.contiguous_format for each in apart]
+    now, aim = (torch.randn(shape).contiguous(memory_format=layout) for layout in layouts)
+    mean_square(now.requires_grad_(), aim).backward()
+    assert now.grad is not None
+    torch.testing.assert_close(now.grad, 2 * (now.detach() - aim) / now.numel())
+    torch.testing.assert_close(mean_square(now, aim), (now - aim).square().mean())
+    assert now.grad.is_contiguous(memory_format=layouts[0]) or apart[0] != apart[1]
 
 
 def test_held_back_samples_gain_and_the_report_says_how_much(pair: tuple[nn.Module, nn.Module]) -> None:
@@ -147,7 +165,8 @@ def test_a_rate_whose_gain_is_lost_by_half_gives_way_and_what_was_best_is_kept(
 ) -> None:
     before, first = (3.0, 3.0, 3.0), (2.9, 2.95)  # the network, with statistics, after the trial; a quarter, half
     losses = iter((*before, *first, *again))
-    monkeypatch.setattr(recovery.HeldBack, "loss", lambda *_: next(losses))
+    look = recovery.HeldBack.look
+    monkeypatch.setattr(recovery.HeldBack, "look", lambda *given: (next(losses), look(*given)[1]))
     _, found = recovered(*pair, steps=24, rates=(1e-6, 1e-7))
     assert [loss for _, loss in found.divergences] == [3.0, *first, *again]
     assert found.kept_step == kept
@@ -194,7 +213,7 @@ def test_features_in_front_of_the_last_pooling_are_compared_by_the_channels_that
     narrower.second.bias.data.copy_(pair[0].second.bias[kept])  # type: ignore[union-attr,index]
     cut = compared(pair[0], narrower, [torch.arange(3), kept])
     state = {name: tensor.detach() for name, tensor in narrower.state_dict().items()}
-    assert float(cut.parts(state, streams()[1].read(0))[1]) < 1e-10
+    assert float(parts(cut, state, streams()[1].read(0))[1]) < 1e-10
     assert not compared(pair[0], narrower, ()).last
 
 
@@ -227,8 +246,8 @@ def test_what_blocks_hand_on_is_compared_and_what_was_cut_inside_them_is_not() -
     (inputs,) = streams()[1].read(0)
     first = nn.functional.mse_loss(*(feature_of(network, found, inputs, 0) for network in (original, cut)))
     assert float(first) < 1e-12
-    assert float(found.parts(state, [inputs])[2]) > 1e-3
-    assert found.balanced(state, streams()[1]).parts(state, [inputs]).isfinite().all()
+    assert float(parts(found, state, [inputs])[2]) > 1e-3
+    assert parts(found.balanced(state, streams()[1]), state, [inputs]).isfinite().all()
 
 
 def feature_of(network: nn.Module, mimic: Mimic, inputs: Tensor, number: int) -> Tensor:
