@@ -7,7 +7,8 @@ The weights come with packages (benchmarks/real_networks.py); with `--checkpoint
 and MobileNetV2, calibrated on `--images` (npz of uint8 `images`) and evaluated on `--eval` (with labels). Every run is
 a process of its own, so that processor time, the kernel's share of it and the peak of memory are those of the run;
 forward passes are processor seconds over those of one plain pass of the original over the same calibration samples in
-such a process, so that other work on the machine disturbs them little.
+such a process, so that other work on the machine disturbs them little; once of the whole run, once of the search alone,
+from its first recording to the chosen widths and weights, as `--profile` tells its stages apart.
 `--quick`: three small networks, 200 samples, two settings.
 """
 
@@ -42,6 +43,18 @@ IMAGENET = {
         ["--arch", "real_nets:mobilenet_v2", "--mean", ".5,.5,.5", "--std", ".5,.5,.5"],
     ),
 }
+BESIDE = (
+    "loading",
+    "following the forward pass",
+    "comparing calibration",
+    "dividing the calibration samples",
+    "measuring the original",
+    "measuring latency",
+    "evaluating",
+    "cutting and verifying",
+    "recovering",
+    "writing",
+)  # how the stages begin that belong to no search
 FORWARD = """
 import sys, time, torch
 from compress.allocator import keep_freed_memory
@@ -162,7 +175,7 @@ def main() -> int:
         for name in names:
             known = common_options(found, scratch, name)
             if known is None:
-                rows.append((name, "", "not run: its files were not given", *[None] * 7))
+                rows.append((name, "", "not run: its files were not given", *[None] * 8))
                 continue
             kinds.add(NETWORKS[name].trade if name in NETWORKS else "pictures")
             plain = run_process([sys.executable, "-c", FORWARD, json.dumps(known[0])])
@@ -170,23 +183,25 @@ def main() -> int:
             for setting in settings:
                 target = scratch / f"{name}-{settings.index(setting)}"
                 chosen = [*SETTINGS[setting], *(["--recover", found.options.recover] if "macs" in setting else [])]
-                arguments = [*known[1], *chosen, "--output", str(target), "--json"]
+                profile = scratch / "profile.json"
+                arguments = [*known[1], *chosen, "--output", str(target), "--json", "--profile", str(profile)]
                 ended = run_process([sys.executable, "-m", "compress", *arguments])
                 ok = (ended.code == 0 and target.exists()) or (is_sentence(ended) and not target.exists())
-                words, change = ended.last.removeprefix("error: ")[:110], None
+                words, change, searching = ended.last.removeprefix("error: ")[:110], None, None
                 if ended.code == 0:
                     words, change = describe_report(json.loads(ended.output))
+                    searching = seconds_of_search(json.loads(profile.read_text())) / forward
                     kernel.append(ended.kernel / max(ended.user, 1e-9))
                     peaks.append(ended.peak)
                     if name in IMAGENET and setting in passes:
-                        passes[setting].append(ended.processor / forward)
+                        passes[setting].append(searching)
                 if not ok:
                     wrong.append(f"{name} {setting}: exit {ended.code}, {ended.last[:200]}")
                 share = ended.kernel / max(ended.user, 1e-9)
-                times = ended.wall, ended.processor, ended.processor / forward, share
+                times = ended.wall, ended.processor, ended.processor / forward, searching, share
                 rows.append((name, setting, words, change, ended.code, *times, ended.peak))
                 print(*rows[-1], sep=" · ", file=sys.stderr, flush=True)  # the table comes only at the end
-    times = ("s", "processor s", "forward passes", "kernel / user")
+    times = ("s", "processor s", "forward passes", "of the search", "kernel / user")
     header = ("network", "setting", "came to", "change", "exit", *times, "peak MB")
     found.table("Strangers' networks", header, rows)
     for line in wrong:
@@ -200,6 +215,12 @@ def main() -> int:
         found.goal("kernel-share-of-user-time-median", float(np.median(kernel)) if kernel else None, 0.1)
         found.goal("peak-memory-MB", max(peaks, default=None), 2048)
     return found.finish()
+
+
+def seconds_of_search(profile: dict) -> float:
+    """Processor seconds of the stages of a run's profile that are no part of what is done beside a search."""
+    stages = [stage for stage in profile["stages"] if not stage["stage"].startswith(BESIDE)]
+    return sum(stage["user"] + stage["system"] for stage in stages)
 
 
 def describe_report(report: dict) -> tuple[str, str]:

@@ -122,6 +122,7 @@ class Problem:
         branches: blocks that may go as a whole.
         factorables: layers that two of a low rank may stand for.
         timing: on what latency is measured.
+        row_share: of the rows that moments take where these need be no more; less where only slight cuts are asked for.
     """
 
     network: Network
@@ -137,6 +138,7 @@ class Problem:
     branches: tuple[Branch, ...] = ()
     factorables: Factorables = field(default_factory=Factorables)
     timing: Timing = field(default_factory=Timing)
+    row_share: float = 1.0
 
     @property
     def program(self) -> Program:
@@ -211,7 +213,7 @@ class Problem:
         """What the fitting and held-back moments of a group, or of some of its units, take."""
         readings = restrict_readings(self.readings(group), units)
         available = [output_positions(reading, self.program) for reading in readings]
-        fitting = plan_samples(readings, available, self.fitting.count, self.forward_macs)
+        fitting = plan_samples(readings, available, self.fitting.count, self.forward_macs, self.row_share)
         share = fitting.samples / self.fitting.count
         fewest = min(self.held_back.count, 256)
         return fitting, SamplePlan(max(fewest, round(share * self.held_back.count)), fitting.positions)
@@ -223,8 +225,9 @@ class Problem:
         (consumer,) = read.consumers
         reading = filter_reading(consumer, self.state[consumer.weight])
         available = output_positions(reading, self.program)
-        count = min(available, math.ceil(FILTER_ROWS / min(self.fitting.count, FILTER_SAMPLES)))
-        samples = min(self.fitting.count, FEWEST_SAMPLES, max(FILTER_SAMPLES, math.ceil(FILTER_ROWS / count)))
+        rows = self.row_share * FILTER_ROWS
+        count = min(available, math.ceil(rows / min(self.fitting.count, FILTER_SAMPLES)))
+        samples = min(self.fitting.count, FEWEST_SAMPLES, max(FILTER_SAMPLES, math.ceil(rows / count)))
         rectifier = self.rectifiers(read).get(consumer.node) if rectified else None
         plans = (SamplePlan(samples, (count,)), SamplePlan(min(self.held_back.count, FEWEST_SAMPLES), (count,)))
         first, second = (

@@ -55,7 +55,9 @@ class SamplePlan:
         return f"{'/'.join(str(count) for count in drawn)} positions of each of {self.samples} samples"
 
 
-def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples: int, forward_macs: int) -> SamplePlan:
+def plan_samples(
+    readings: Sequence[Reading], positions: Sequence[int], samples: int, forward_macs: int, share: float = 1.0
+) -> SamplePlan:
     """How many samples, and positions per sample, a group's moments take.
 
     Every linear row is taken. A conv reading takes as many positions as cost at most `COST_SHARE` of a forward pass,
@@ -67,6 +69,7 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
         positions: output positions that each reading has per sample (1 for linear).
         samples: calibration samples there are.
         forward_macs: multiply-accumulates of the whole network for one sample.
+        share: of `FEWEST_ROWS`.
     """
     needed = 1
     drawn: list[int] = []
@@ -76,7 +79,8 @@ def plan_samples(readings: Sequence[Reading], positions: Sequence[int], samples:
             drawn.append(0)
             continue
         bounded = int(max(RECORDING_LEAST, RECORDING_PASSES * forward_macs * samples) / reading.columns**2)
-        rows = min(max(ROWS_PER_COLUMN * reading.columns, FEWEST_ROWS), max(reading.columns, bounded))
+        fewest = max(ROWS_PER_COLUMN * reading.columns, round(share * FEWEST_ROWS))
+        rows = min(fewest, max(reading.columns, bounded))
         affordable = int(COST_SHARE * forward_macs / reading.columns**2)
         count = min(available, max(1, affordable, math.ceil(rows / samples)))
         spread = min(samples, max(FEWEST_SAMPLES, math.ceil(rows / count)))

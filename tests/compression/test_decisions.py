@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +39,18 @@ def test_the_smallest_width_passes_and_one_less_does_not(
     limit = largest_error(allowed, floor) * (1 + 1e-9)
     assert errors[width - 1] <= limit
     assert width == 1 or errors[width - 2] > limit
+
+
+def test_an_error_that_falls_geometrically_takes_few_tries() -> None:
+    tried: list[int] = []
+
+    def error(width: int) -> float:
+        tried.append(width)
+        return math.exp(-6 * width / 1024)
+
+    width = smallest_width(error, 1024, 0.1, error(1024), guess=300)
+    assert error(width) <= largest_error(0.1, error(1024)) < error(width - 1)
+    assert len(set(tried)) <= 8  # halving takes ten
 
 
 def test_a_bad_fit_of_all_units_does_not_excuse_a_small_width() -> None:

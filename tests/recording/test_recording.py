@@ -248,6 +248,8 @@ def test_rows_are_spread_over_many_samples_however_many_positions_each_has(netwo
     assert few.samples == 500
     assert max(few.positions) < 1000
     assert plan_samples(readings, [10_000, 10_000], 50_000, 10**9).samples == 1024
+    half = plan_samples(readings, [10_000, 10_000], 500, 10**9, 0.5)
+    assert [2 * count for count in half.positions] == list(few.positions)
 
 
 def test_a_reading_of_many_columns_takes_no_more_rows_than_columns_where_the_network_is_small(

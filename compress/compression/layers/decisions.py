@@ -126,12 +126,12 @@ def largest_error(allowed: float, floor: float) -> float:
 def smallest_width(
     held_back_error: Callable[[int], float], units: int, allowed: float, floor: float, guess: int | None = None
 ) -> int:
-    """Smallest width whose held-back error stays within what `allowed` adds to the unavoidable error, by bisection.
+    """Smallest width whose held-back error stays within what `allowed` adds to the unavoidable error.
 
     When earlier layers were cut, even all units leave an error `floor`; a width passes when its error is at most
-    `largest_error`. The error is taken to fall with the width. Where all units fit far worse than fewer do (one
-    that hardly any fitting sample reaches can throw held-back ones off), theirs is no unavoidable error: the search
-    starts again from the lowest one of some smaller widths.
+    `largest_error`. The error is taken to fall with the width, about geometrically between two of them. Where all units
+    fit far worse than fewer do (one that hardly any fitting sample reaches can throw held-back ones off), theirs is no
+    unavoidable error: the search starts again from the lowest one of some smaller widths.
 
     Args:
         held_back_error: width -> relative error after the refit.
@@ -139,10 +139,13 @@ def smallest_width(
     """
     limit = largest_error(allowed, floor) * (1 + 1e-9)
     fails, passes, lowest = 0, units, floor
+    errors = {units: floor}
     middle, step = units // 2 if guess is None else guess, max(1, units // 32)
+    slow = False  # whether the last width, not the middle one, left most of what lay between
     while passes - fails > 1:
         middle = min(max(middle, fails + 1), passes - 1)
-        error = held_back_error(middle)
+        left = passes - fails
+        errors[middle] = error = held_back_error(middle)
         lowest = min(lowest, error)
         if error <= limit:
             passes, middle = middle, middle - step
@@ -150,8 +153,18 @@ def smallest_width(
             fails, middle = middle, middle + step
         step *= 2
         if guess is None or (fails > 0 and passes < units):
-            middle = (fails + passes) // 2
+            slow = not slow and 2 * (passes - fails) > left
+            middle = (fails + passes) // 2 if slow else between(fails, passes, errors, limit)
     if lowest >= floor / 2:
         return passes
     others = (held_back_error(units * part // 8) for part in (4, 6, 7))
     return smallest_width(held_back_error, units, allowed, min(lowest, *others))
+
+
+def between(low: int, high: int, errors: Mapping[int, float], limit: float) -> int:
+    """The width at which an error that falls geometrically from one width to another is the limit; else the middle."""
+    first, last = errors.get(low, 0.0), errors.get(high, 0.0)
+    if not first > limit >= last > 0:
+        return (low + high) // 2
+    share = math.log(first / limit) / math.log(first / last)
+    return low + round(share * (high - low))

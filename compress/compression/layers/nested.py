@@ -21,6 +21,7 @@ CONSTANT = 1e-20  # squared spread, relative to the second moment, that is round
 OVERFIT = 1.02  # held-back over fitting error, above which a refit fits noise
 WORTH = 2.0  # widths tried one by one whose work one that serves all down to a width may take
 MARGIN = 32  # part of the units further down that it serves too
+FAR = 1.1  # times an error that is enough, above which no other ridge than that of another width leads to it
 WHOLES = 3  # ridges whose weights of all units are held, the last ones
 
 
@@ -125,6 +126,7 @@ class NestedRefits:
     spare: bool = False
     place: int = 0
     _settled: bool = False
+    _sought: bool = False
     _solved: dict[int, Halfway] = field(default_factory=dict)
     _wholes: dict[int, Whole] = field(default_factory=dict)
     _tails: dict[int, list[Errors]] = field(default_factory=dict)
@@ -144,7 +146,10 @@ class NestedRefits:
             self._shifts = self._shifts - self.part.feature_mean[self.columns]
 
     def held_back_error(self, width: int, enough: float = 0.0) -> float:
-        """The relative error with so many units, at the best ridge near the last one; at that, where it is `enough`."""
+        """The relative error with so many units, at the best ridge near the last one.
+
+        At the last one, where it is `enough` there or, if that one was best at another width, far more.
+        """
         known: dict[int, Errors] = {}
 
         def errors_at(place: int) -> Errors:
@@ -154,7 +159,9 @@ class NestedRefits:
 
         if self._settled or errors_at(self.place).held_back <= enough:
             return errors_at(self.place).held_back
-        self._settled = self.spare and width < self.part.unit_count
+        if self._sought and errors_at(self.place).held_back > FAR * enough > 0:
+            return errors_at(self.place).held_back
+        self._settled, self._sought = self.spare and width < self.part.unit_count, True
         self.place = best_ridge(errors_at, len(self.ridges), self.place, scarce=self.scarce)
         return known[self.place].held_back
 

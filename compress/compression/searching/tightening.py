@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from compress.compression.known import keep_original
 from compress.compression.layers.decisions import Decision, Plan, Width, Within, same_for_all
@@ -25,6 +26,8 @@ from compress.units.groups import UnitGroup
 
 MOST_AGAIN = 2  # sweeps after the first one
 STUBBORN = 2.0  # times its part that a layer still adds before the last of them, above which it stays whole then
+SLIGHT = 0.15  # tolerance of a layer up to which its refit has little to take back, and needs fewer rows for that
+SLIGHT_ROWS = 0.4  # share of the others' rows
 AIM = 0.8  # of what the outputs may move, that smaller tolerances are chosen for
 
 
@@ -48,6 +51,7 @@ def sweep_within(
             relative to their spread.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
+    problem = replace(problem, row_share=SLIGHT_ROWS) if tolerance <= SLIGHT else problem
     plan = same_for_all(problem.groups, Within(tolerance))
     known = keep_original(problem, progress)
     best = last = sweep(problem, plan, options, progress, known=known, kept_state=kept_state)
