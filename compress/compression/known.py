@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from compress.compression.problem import KeptPair, Problem
 from compress.compression.turns import Filter, Turn
 from compress.progress import Progress
@@ -26,6 +28,7 @@ class KnownOriginal:
         self.rectified = rectified and problem.ingredients.rectified
         self.keepers: tuple[list[OriginalRecorder], list[OriginalRecorder]] = ([], [])
         self._originals = Originals()
+        self._nodes = problem.output_nodes
         needed = 0.0
         readers: list[tuple[tuple[str, str, bool], Sequence[GroupRecorder | FilterRecorder]]] = []
         for turn in problem.turns():
@@ -57,6 +60,12 @@ class KnownOriginal:
         """Whether all that a sweep of these turns reads is kept."""
         ready = self._originals.rows((OUTPUTS, 0)) is not None and (self.rectified or not rectified)
         return ready and all(self.rows(turn, rectified=rectified) is not None for turn in turns)
+
+    def held_back_outputs(self, batch: int) -> dict[str, Tensor] | None:
+        """Output node -> its value on a batch of the held-back samples; None where nothing is kept."""
+        if self._originals.rows((OUTPUTS, 1)) is None:
+            return None
+        return dict(zip(self._nodes, self.outputs(1, batch), strict=True))
 
     def outputs(self, which: int, batch: int) -> list:  # type: ignore[type-arg]
         """Values of the output nodes, in their order, on a batch of the fitting (0) or the held-back samples (1)."""

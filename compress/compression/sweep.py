@@ -32,7 +32,7 @@ from compress.recording.layer_moments import LayerMoments
 from compress.units.branches import Branch, removed_branches
 
 POLISHING_PASSES = 0.3  # that looking for better units may take in all layers together
-POLISHING_LEAST = 1.0  # effort that all layers together may take in any case: a few seconds
+POLISHING_LEAST = 0.5  # effort that all layers together may take in any case: about a second
 PER_EFFORT = 4e9  # multiplications of that search at effort 1
 SLOWER = 10.0  # times that a multiplication of that search takes as long as one of a pass
 WORTH = 0.02  # of the damage, that a further sweep must have taken away for another one to follow

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.compression.known import keep_original
 from compress.compression.layers.decisions import Width
 from compress.compression.layers.layer import LayerOptions, solve_layer
 from compress.compression.layers.refit import refit_layer
@@ -34,6 +35,12 @@ def test_divergences_are_those_of_the_whole_network_with_the_refitted_layer(modu
     widths = {name: [3, 7] for name in curves}
     samples = problem.held_back.count
     measured = measure_divergences(problem, recorded.moments, curves, widths, options, samples=samples)
+    known = keep_original(problem, SilentProgress())
+    assert known is not None
+    assert known.held_back_outputs(0) is not None
+    assert measured == measure_divergences(
+        problem, recorded.moments, curves, widths, options, samples=samples, known=known
+    )
     inputs = torch.cat([problem.held_back.read(number)[0] for number in range(len(problem.held_back.sizes()))])
     (output,) = problem.outputs
     with torch.inference_mode():

@@ -19,6 +19,7 @@ STRONGER_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # tried in turn where th
 SAFE = 8.0  # times the moments' own rounding, below which no ridge is of use
 FEW_RIDGES = (1e-2, 1.0, 100.0)  # where columns are so many that each takes seconds
 WIDE = 4096  # columns
+AMPLE = 50  # rows for each column, below which a ridge from the middle of them is tried first
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,8 @@ def nested_refits(
         before = reading.weights(current).to(part.covariance)[rows]
         columns, wide = unit_columns(order.to(device), reading.group_size), len(rows) > WIDE
         ridges, scarce = ridges_for(part, ridge), is_scarce(part)
-        nested.append(NestedRefits(part, check, columns, before, ridges, intercept, scarce, spare=wide))
+        start = len(ridges) // 2 if part.count < AMPLE * len(columns) else 0
+        nested.append(NestedRefits(part, check, columns, before, ridges, intercept, scarce, wide, start))
     return nested
 
 

@@ -103,7 +103,7 @@ def prepare_search(
         original = know_original(problem, rectified=refining)
         recorded = record_all(problem, progress, ((), ()) if original is None else original.keepers)
         moments = recorded.moments
-        known = find_curves(problem, recorded, options, legal, progress)
+        known = find_curves(problem, recorded, options, legal, progress, original)
         if kept_state is not None:
             kept_state.write_curves(known)
     else:  # the rows that sweeps are fitted to are made as they were, to the last digit
@@ -174,6 +174,7 @@ def find_curves(
     options: LayerOptions,
     legal: Mapping[str, tuple[int, ...]],
     progress: Progress,
+    original: KnownOriginal | None = None,
 ) -> KnownCurves:
     """Selection curves of all groups, and the divergences at a few widths of each."""
     curves: dict[str, SelectionCurve] = {}
@@ -198,7 +199,14 @@ def find_curves(
     samples = affordable_samples(problem, sum(map(len, widths.values())))
     progress.stage("measuring sensitivities", samples)
     measured = measure_divergences(
-        problem, recorded.moments, curves, widths, options, samples=samples, advance=progress.advance
+        problem,
+        recorded.moments,
+        curves,
+        widths,
+        options,
+        samples=samples,
+        known=original,
+        advance=progress.advance,
     )
     return KnownCurves(curves, errors, measured, facts, skipped)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.compression.faults import LAYER_FAULTS
+from compress.compression.known import KnownOriginal
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.layers.refit import refit_layer
 from compress.compression.problem import Problem
@@ -40,6 +41,7 @@ def measure_divergences(
     options: LayerOptions,
     *,
     samples: int,
+    known: KnownOriginal | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, list[tuple[int, float]]]:
     """Divergence of the outputs from the original's when one layer alone is cut to one width and refitted.
@@ -52,12 +54,13 @@ def measure_divergences(
     Args:
         widths: group name -> widths to measure.
         samples: how many of the held-back samples.
+        known: what was kept of the original network.
 
     Returns:
         Group name -> (width, mean divergence per sample).
     """
     cuts = solvable_cuts(problem, moments, curves, widths, options)
-    distances = measure_cuts(problem, cuts, samples=samples, advance=advance)
+    distances = measure_cuts(problem, cuts, samples=samples, known=known, advance=advance)
     measured: dict[str, list[tuple[int, float]]] = {group.name: [] for group in problem.groups}
     for cut, distance in zip(cuts, distances, strict=True):
         measured[cut.name].append((cut.width, distance))
@@ -69,6 +72,7 @@ def measure_cuts(
     cuts: Sequence[Cut],
     *,
     samples: int,
+    known: KnownOriginal | None = None,
     advance: Callable[[int], None] | None = None,
     base: Mapping[str, Tensor] | None = None,
 ) -> list[float]:
@@ -76,6 +80,7 @@ def measure_cuts(
 
     Args:
         samples: how many of the held-back samples.
+        known: what was kept of the original network.
         base: state of the network that is cut; None: the original's.
     """
     sums = Distances(problem.outputs, len(cuts))
@@ -85,7 +90,8 @@ def measure_cuts(
             if sums.samples >= samples or not cuts:
                 break
             inputs = [tensor.to(problem.device) for tensor in stream.read(number)]
-            add_batch(problem, cuts, inputs, size, sums, base)
+            given = None if known is None else known.held_back_outputs(number)
+            add_batch(problem, cuts, inputs, size, sums, base, given)
             if advance is not None:
                 advance(size)
     return list(sums.weighted())
@@ -136,10 +142,14 @@ def add_batch(
     size: int,
     sums: Distances,
     base: Mapping[str, Tensor] | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Add the distances of every cut network's outputs on one batch.
 
     Of the original's values no more are held at once than the cuts in front of which the pass stands start from.
+
+    Args:
+        given: the original's value of each output node; None: it runs.
     """
     program, nodes = problem.program, list(problem.output_nodes)
     state = problem.state if base is None else base
@@ -147,7 +157,11 @@ def add_batch(
     def outputs_of(values: Mapping[str, tuple[Any, ...]]) -> dict[str, Tensor]:
         return {output.name: values[str(output.node)][0] for output in problem.outputs}
 
-    before = outputs_of(run(program, (problem.state,), inputs, nodes, fast=True))
+    before = outputs_of(
+        run(program, (problem.state,), inputs, nodes, fast=True)
+        if given is None
+        else {name: (value,) for name, value in given.items()}
+    )
     sums.start(before, size)
     waiting = dict(enumerate(cuts))
     known: dict[str, tuple[Any, ...]] = {}

@@ -91,7 +91,7 @@ def damages_together(search: Search, choices: Sequence[Mapping[str, int]], optio
                 weights[tensor] = changed + weights[tensor] - state[tensor] if tensor in weights else changed
         start = problem.program.frontier(set(weights), problem.output_nodes)
         cuts.append(Cut("all", 0, weights, start))
-    return measure_cuts(problem, cuts, samples=problem.held_back.count)
+    return measure_cuts(problem, cuts, samples=problem.held_back.count, known=search.known)
 
 
 def adds_up(tried: Allocation, compressed: Compressed) -> bool:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from compress.compression.known import keep_original
+from compress.compression.known import KnownOriginal, keep_original
 from compress.compression.layers.decisions import Decision, Plan, Width, Within, same_for_all
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.problem import Problem
@@ -59,7 +59,7 @@ def sweep_within(
     for number in range(1, MOST_AGAIN + 1):
         if not distance_of(last) > allowed:
             break
-        added = added_distances(problem, last, progress)
+        added = added_distances(problem, last, progress, known)
         if common_cap(added.values(), AIM * allowed) == math.inf:
             break
         plan = stricter(problem.groups, plan, added, AIM * allowed, last=number == MOST_AGAIN)
@@ -94,7 +94,9 @@ def note_tightening(alone: float, best: Compressed, allowed: float, progress: Pr
         )
 
 
-def added_distances(problem: Problem, compressed: Compressed, progress: Progress) -> dict[str, float]:
+def added_distances(
+    problem: Problem, compressed: Compressed, progress: Progress, known: KnownOriginal | None = None
+) -> dict[str, float]:
     """Group name -> what its cut and the refits up to the next cut added to the outputs' distance; 0 where it fell.
 
     Each network that is compressed up to a layer and the original's behind it is run from that layer on, over the
@@ -107,7 +109,9 @@ def added_distances(problem: Problem, compressed: Compressed, progress: Progress
     parts = [partly(problem, turns, end) for end in ends]
     samples = affordable_samples(problem, len(parts))
     progress.stage("measuring what layers do to the outputs", samples)
-    reached = measure_cuts(problem, parts, samples=samples, base=compressed.state, advance=progress.advance)
+    reached = measure_cuts(
+        problem, parts, samples=samples, known=known, base=compressed.state, advance=progress.advance
+    )
     rises = (max(0.0, after - before) for before, after in itertools.pairwise([0.0, *reached]))
     return {turns[at].read.name: rise for at, rise in zip(places, rises, strict=True)}
 
