@@ -27,7 +27,7 @@ from compress.units.groups import UnitGroup
 MOST_AGAIN = 2  # sweeps after the first one
 STUBBORN = 2.0  # times its part that a layer still adds before the last of them, above which it stays whole then
 SLIGHT = 0.15  # tolerance of a layer up to which its refit has little to take back, and needs fewer rows for that
-SLIGHT_ROWS = 0.4  # share of the others' rows
+SLIGHT_ROWS = 0.3  # share of the others' rows
 AIM = 0.8  # of what the outputs may move, that smaller tolerances are chosen for
 
 
