@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 LARGE_BATCH = 64
 LARGEST_INPUT = 1 << 22  # numbers of a batch whose latency is told
@@ -44,6 +46,7 @@ FUSED = {
     torch.ops.aten._cudnn_rnn: lambda inputs, weights, *_, **__: recurrent_flops(inputs, weights),
 }
 """Operations that torch's counter does not know -> floating-point operations from their arguments' shapes."""
+NO_OTHERS: Mapping[Any, Callable[..., int]] = MappingProxyType({})
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -57,12 +60,40 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     return int(counter.get_total_flops()) // 2 // inputs[0].shape[0]
 
 
-def counted_pass(module: nn.Module, inputs: Sequence[Tensor]) -> FlopCounterMode:
+def count_products(module: nn.Module, inputs: Sequence[Tensor]) -> list[float]:
+    """Multiply-accumulates per sample of each product of two computed values (attention, adjacency), as they come.
+
+    Those with a tensor that the module holds are left out.
+    """
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    counts: list[float] = []
+
+    def watched(formula: Callable[..., int]) -> Callable[..., int]:
+        def count(*arguments: Any, out_val: Any = None, **named: Any) -> int:
+            operations = formula(*arguments, out_val=out_val, **named)
+            tensors = [each for each in arguments if isinstance(each, Tensor)]
+            if not any(each.untyped_storage().data_ptr() in held for each in tensors):
+                counts.append(operations / 2 / inputs[0].shape[0])
+            return operations
+
+        count._get_raw = True  # type: ignore[attr-defined]  # the counter then hands tensors on, not shapes
+        return count
+
+    counted_pass(module, inputs, {operation: watched(formula) for operation, formula in flop_registry.items()})
+    return counts
+
+
+def counted_pass(
+    module: nn.Module, inputs: Sequence[Tensor], formulas: Mapping[Any, Callable[..., int]] = NO_OTHERS
+) -> FlopCounterMode:
     """What torch's counter saw of a pass; attention in plain operations, as it does not know all the fused ones.
 
     It follows gradients, and fails where a module is called with a view of a parameter: here no parameter asks for one.
+
+    Args:
+        formulas: operation -> what counts it, in place of the counter's own.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=FUSED)
+    counter = FlopCounterMode(display=False, custom_mapping={**FUSED, **formulas})
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]

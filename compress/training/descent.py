@@ -142,7 +142,7 @@ class Descent:
     weights, and no more.
 
     Attributes:
-        blocks: the weights; `buffers`: of the cut network, which stay.
+        blocks: the weights; `buffers`: of the cut network, and its complex parameters, which stay.
     """
 
     mimic: Mimic

@@ -310,7 +310,9 @@ class Runs:
         """A descent over the first samples; None: all."""
         seen = self.seen if samples is None else self.seen.first(samples)
         drawn = seen.drawn(images=self.images, seed=self.seed)
-        return Descent(self.judge.mimic, blocks_of(self.start, self.units), dict(self.start.named_buffers()), drawn)
+        held = dict(self.start.named_buffers())
+        held |= {name: each.detach() for name, each in self.start.named_parameters() if not each.is_floating_point()}
+        return Descent(self.judge.mimic, blocks_of(self.start, self.units), held, drawn)
 
     def after(self, rate: float, steps: int, samples: int | None = None) -> nn.Module | None:
         """The network after a whole descent; None where the loss was not finite."""

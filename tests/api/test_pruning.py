@@ -369,3 +369,24 @@ def test_a_folder_of_several_inputs_is_verified_and_one_with_wrong_shapes_fails(
     found = compress.verify(folder, trust_code=True)
     assert not found.passed
     assert any("does not run on inputs of shape (2, 6), (2, 5)" in check.message for check in found.checks)
+
+
+class Spectral(nn.Module):
+    """A filter in frequency, with complex weights, between linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 32), nn.Linear(32, 3)
+        self.response = nn.Parameter(torch.randn(9, 1, dtype=torch.cfloat))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        filtered = torch.fft.irfft(torch.fft.rfft(rows, dim=1) * self.response, n=rows.shape[1], dim=1)
+        return self.head(torch.relu(self.first(filtered))).mean(1)  # type: ignore[no-any-return]
+
+
+def test_complex_weights_stay_as_they_are_while_the_others_recover() -> None:
+    torch.manual_seed(0)
+    module = Spectral().eval()
+    result = compress.prune(module, [torch.randn(50, 16, 6) for _ in range(6)], macs=0.5, recover=10)
+    assert torch.equal(result.model.response, module.response)
+    assert result.model.first.out_features <= 16

@@ -1,7 +1,8 @@
 """What the network costs at given widths, without building it: parameters, multiply-accumulates, latency.
 
 Every tensor's size is a product over its dimensions, each shrinking linearly with the groups cut along it; so each cost
-is multilinear in the widths, and exact for parameters and for the multiply-accumulates of linear maps.
+is multilinear in the widths, and exact for parameters and for the multiply-accumulates of linear maps. Products of two
+computed values, as of attention, are counted with each group at half of its width.
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from compress.errors import CompressError
+from compress.graph.cost import count_products
 from compress.graph.meaning import linear_maps
 from compress.graph.program import Program
 from compress.units.branches import Branch
 from compress.units.groups import UnitGroup
+from compress.units.surgery import narrow
+
+WORTH = 0.01  # of all multiply-accumulates, below which products of computed values are taken for fixed
+SLACK = 1e-6  # of them, by which rounding may miss their sum
 
 
 class Latencies(Protocol):
@@ -69,6 +77,23 @@ class SizedTensor:
 
 
 @dataclass(frozen=True)
+class Product:
+    """Products of two computed values that fall alike with the widths.
+
+    Attributes:
+        macs: multiply-accumulates per sample, at full widths.
+        shares: group name -> part of them that goes with each of its units.
+    """
+
+    macs: float
+    shares: Mapping[str, float]
+
+    def left(self, removed: Mapping[str, int]) -> float:
+        """What is left of them when so many units of each group are removed."""
+        return self.macs * math.prod(1 - share * removed.get(group, 0) for group, share in self.shares.items())
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Costs of a network by the widths of its groups.
 
@@ -82,6 +107,7 @@ class CostModel:
             that go with it.
         lowerable: names of the weights that may be given a low rank, which stands among the widths by the weight's name
             (0: none).
+        products: of two computed values.
     """
 
     units: dict[str, int]
@@ -91,6 +117,7 @@ class CostModel:
     latency: Latencies | None = None
     blocks: tuple[tuple[str, frozenset[str]], ...] = ()
     lowerable: frozenset[str] = frozenset()
+    products: tuple[Product, ...] = ()
 
     @property
     def costs(self) -> tuple[str, ...]:
@@ -160,15 +187,17 @@ class CostModel:
     def macs(self, widths: Mapping[str, int]) -> float:
         """Multiply-accumulates of one sample."""
         removed, ranks = self.removed(widths), self.ranks(widths)
-        return self.fixed_macs + sum(
+        maps = sum(
             tensor.uses * tensor.elements(removed, ranks.get(tensor.name, 0)) for tensor in self.tensors if tensor.uses
         )
+        return self.fixed_macs + maps + sum(product.left(removed) for product in self.products)
 
     def slope(self, cost: str, widths: Mapping[str, int], group: str) -> float:
         """What one unit of `group` costs while the other widths stay: exact where no tensor is cut twice by it."""
         removed, ranks = self.removed(widths), self.ranks(widths)
         more = {**removed, group: removed[group] + 1}
-        total = 0.0
+        products = [product for product in self.products if group in product.shares] if cost == "macs" else []
+        total = sum(product.left(removed) - product.left(more) for product in products)
         for tensor in self._by_group.get(group, ()):
             factor = 1 if cost == "params" else tensor.uses
             if factor:
@@ -185,6 +214,7 @@ def cost_model(
     biases: Sequence[str] = (),
     branches: Sequence[Branch] = (),
     lowerable: Iterable[str] = (),
+    products: Sequence[Product] = (),
 ) -> CostModel:
     """The cost model of a traced network.
 
@@ -210,14 +240,58 @@ def cost_model(
         for name, tensor in parameters.items()
     )
     explained = sum(tensor.uses * math.prod(tensor.shape) for tensor in tensors)
+    computed = sum(product.macs for product in products)
+    if explained + computed > forward_macs * (1 + SLACK):  # what computes a weight was taken for a value
+        products, computed = (), 0
     return CostModel(
         {group.name: group.unit_count for group in groups},
         tensors,
-        max(0, forward_macs - explained),
+        max(0, round(forward_macs - explained - computed)),
         sum(parameters[name].numel() for name in biases),
         blocks=tuple((each.end, frozenset(name for name in parameters if each.holds(name))) for each in branches),
         lowerable=frozenset(lowerable),
+        products=tuple(products),
     )
+
+
+def find_products(
+    module: nn.Module, examples: Sequence[Tensor], groups: Sequence[UnitGroup], forward_macs: int
+) -> tuple[Product, ...]:
+    """Products of two computed values that some groups make smaller, those alike together; none where they are few.
+
+    A product falls linearly with each group that it depends on, by what half of the group takes off; where it falls
+    faster (a matrix with itself), no more is counted on. A group that cannot be cut alone takes nothing off.
+    """
+    whole = count_products(module, examples)
+    if sum(whole) < WORTH * forward_macs:
+        return ()
+    shares: list[dict[str, float]] = [{} for _ in whole]
+    for group in groups:
+        kept = half_of(group)
+        try:
+            counts = count_products(narrow(module, {group.name: kept}, groups).module, examples)
+        except (CompressError, RuntimeError, ValueError):
+            continue
+        gone = 1 - len(kept) / group.unit_count
+        if len(counts) != len(whole) or not gone:
+            continue
+        for share, before, after in zip(shares, whole, counts, strict=True):
+            if before > after:
+                share[group.name] = min(1.0, (before - after) / before / gone)
+    alike: dict[tuple[tuple[str, float], ...], float] = {}
+    for share, macs in zip(shares, whole, strict=True):
+        key = tuple((name, round(part, 6)) for name, part in share.items())
+        if key:
+            alike[key] = alike.get(key, 0.0) + macs
+    units = {group.name: group.unit_count for group in groups}
+    return tuple(Product(macs, {name: part / units[name] for name, part in key}) for key, macs in alike.items())
+
+
+def half_of(group: UnitGroup) -> Tensor:
+    """The first half of its units, of each block of a grouped layer; at least one."""
+    size = group.unit_count // group.blocks
+    first = torch.arange(max(1, size // 2))
+    return torch.cat([block * size + first for block in range(group.blocks)])
 
 
 def map_uses(program: Program) -> dict[str, int]:

@@ -13,7 +13,7 @@ from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.known import KnownOriginal, keep_original, know_original
 from compress.compression.layers.layer import LayerFacts, LayerOptions, layer_unit_costs, select_along
 from compress.compression.pricing.allocate import Choices, DamageCurve, Removal, damage_curve, legal_widths
-from compress.compression.pricing.costs import CostModel, cost_model
+from compress.compression.pricing.costs import CostModel, cost_model, find_products
 from compress.compression.pricing.latency import measure_latency_model
 from compress.compression.problem import Problem, Recorded, record_all
 from compress.compression.resume import KnownCurves, RunState
@@ -124,6 +124,7 @@ def prepare_search(
         problem.network.biases,
         problem.branches,
         [lowering.weight for lowering in lowerings.usable],
+        find_products(problem.network.module, problem.program.network.examples, problem.groups, problem.forward_macs),
     )
     removals = tuple(
         Removal(branch.groups, dict(known.measured[branch.end]).get(0, math.inf))
