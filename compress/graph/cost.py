@@ -65,14 +65,13 @@ def count_products(module: nn.Module, inputs: Sequence[Tensor]) -> list[float]:
 
     Those with a tensor that the module holds are left out.
     """
-    held = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    held = {memory_of(tensor) for tensor in (*module.parameters(), *module.buffers())}
     counts: list[float] = []
 
     def watched(formula: Callable[..., int]) -> Callable[..., int]:
         def count(*arguments: Any, out_val: Any = None, **named: Any) -> int:
             operations = formula(*arguments, out_val=out_val, **named)
-            tensors = [each for each in arguments if isinstance(each, Tensor)]
-            if not any(each.untyped_storage().data_ptr() in held for each in tensors):
+            if not any(isinstance(each, Tensor) and memory_of(each) in held for each in arguments):
                 counts.append(operations / 2 / inputs[0].shape[0])
             return operations
 
@@ -81,6 +80,11 @@ def count_products(module: nn.Module, inputs: Sequence[Tensor]) -> list[float]:
 
     counted_pass(module, inputs, {operation: watched(formula) for operation, formula in flop_registry.items()})
     return counts
+
+
+def memory_of(tensor: Tensor) -> int | None:
+    """Where what it is a view of begins; None for one that does not lie in one piece, such as a sparse one."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
 
 
 def counted_pass(
