@@ -91,10 +91,10 @@ class LinearMap:
 
     @property
     def positions(self) -> int:
-        """How often one sample multiplies each of the weight's elements."""
+        """How often the traced batch multiplies each of the weight's elements, wherever its samples lie."""
         scattered = self.layout is Layout.CONVOLUTION_TRANSPOSED
         shape = traced_shape(self.input if scattered else self.node)
-        return math.prod(shape[2:] if self.layout.spatial else shape[1:-1])
+        return math.prod((shape[0], *shape[2:]) if self.layout.spatial else shape[:-1])
 
     def apply(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """The map of other inputs by another weight, its bias zero."""

@@ -40,7 +40,27 @@ class Outer(nn.Module):
         return self.head((left.mT @ right).flatten(1))  # type: ignore[no-any-return]
 
 
-NETWORKS = {"graph": (Graph, (9, 7)), "outer": (Outer, (11, 6)), "attention": (Vit, (3, 8, 8))}
+class Windows(nn.Module):
+    """A hidden layer on windows that lie side by side among the samples, and one on tokens in front of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 20), nn.Linear(20, 6)
+        self.third, self.head = nn.Linear(6, 14), nn.Linear(14, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        windows = tokens.reshape(-1, 4, 6)
+        windows = windows + self.second(torch.relu(self.first(windows)))
+        ahead = windows.reshape(-1, 12, 6).transpose(0, 1)  # (tokens, samples, channels)
+        return self.head(torch.relu(self.third(ahead)).mean(0))  # type: ignore[no-any-return]
+
+
+NETWORKS = {
+    "graph": (Graph, (9, 7)),
+    "outer": (Outer, (11, 6)),
+    "attention": (Vit, (3, 8, 8)),
+    "windows": (Windows, (12, 6)),
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -50,7 +70,7 @@ def test_the_cost_of_a_narrower_network_is_told_before_it_is_built(name: str) ->
     module = make().eval()
     problem = make_problem(module, *shape)
     model = priced(module, problem)
-    assert model.products
+    assert bool(model.products) == (name != "windows")
     assert model.original("macs") == pytest.approx(problem.forward_macs)
     for share in (0.75, 0.5, 0.25):
         widths = {group.name: max(1, round(share * group.unit_count)) for group in problem.groups}

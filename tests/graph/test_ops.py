@@ -39,10 +39,10 @@ def test_linear_maps_name_their_tensors_and_count_their_uses() -> None:
         "mix": (None, Layout.LINEAR_TRANSPOSED),
     }
     assert {name: each.positions for name, each in found.items()} == {
-        "down.weight": 16,
-        "up.weight": 16,
-        "head.weight": 1,
-        "mix": 1,
+        "down.weight": 2 * 16,
+        "up.weight": 2 * 16,
+        "head.weight": 2,
+        "mix": 2,
     }
 
 

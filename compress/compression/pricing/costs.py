@@ -60,7 +60,7 @@ class SizedTensor:
     name: str
     shape: tuple[int, ...]
     cuts: tuple[tuple[tuple[str, int], ...], ...]
-    uses: int
+    uses: float
 
     def elements(self, removed: Mapping[str, int], rank: int = 0) -> float:
         """Elements left when so many units of each group are removed.
@@ -241,7 +241,7 @@ def cost_model(
     )
     explained = sum(tensor.uses * math.prod(tensor.shape) for tensor in tensors)
     computed = sum(product.macs for product in products)
-    if explained + computed > forward_macs * (1 + SLACK):  # what computes a weight was taken for a value
+    if explained + computed > forward_macs * (1 + SLACK) + 1:  # what computes a weight was taken for a value
         products, computed = (), 0
     return CostModel(
         {group.name: group.unit_count for group in groups},
@@ -294,10 +294,14 @@ def half_of(group: UnitGroup) -> Tensor:
     return torch.cat([block * size + first for block in range(group.blocks)])
 
 
-def map_uses(program: Program) -> dict[str, int]:
-    """State name of each weight of a linear map -> how often one sample multiplies each of its elements."""
-    uses: dict[str, int] = {}
+def map_uses(program: Program) -> dict[str, float]:
+    """State name of each weight of a linear map -> how often one sample multiplies each of its elements.
+
+    What is computed once for all samples counts for a part.
+    """
+    samples = program.network.examples[0].shape[0]
+    uses: dict[str, float] = {}
     for linear in linear_maps(program.network):
         assert linear.weight is not None, "linear_maps gives those by a tensor of the network"
-        uses[linear.weight] = uses.get(linear.weight, 0) + linear.positions
+        uses[linear.weight] = uses.get(linear.weight, 0.0) + linear.positions / samples
     return uses

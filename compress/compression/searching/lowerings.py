@@ -171,7 +171,7 @@ def describe_lowered(
                 tried=tuple(map(Step, lowering.ranks, lowering.damages)),
                 predicted_damage=lowering.damage(rank),
                 measured_damage=damage,
-                macs=Counts(uses[layer.weight] * whole, uses[layer.weight] * pair),
+                macs=Counts(round(uses[layer.weight] * whole), round(uses[layer.weight] * pair)),
                 milliseconds=Measured(*times),
             )
         )
