@@ -83,8 +83,8 @@ def count_products(module: nn.Module, inputs: Sequence[Tensor]) -> list[float]:
 
 
 def memory_of(tensor: Tensor) -> int | None:
-    """Where what it is a view of begins; None for one that does not lie in one piece, such as a sparse one."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
+    """Of the storage that it is a view of; None for a tensor that does not lie in one piece, such as a sparse one."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else None
 
 
 def counted_pass(
