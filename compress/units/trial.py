@@ -19,7 +19,7 @@ from compress.units.drafts import Draft
 from compress.units.groups import AttributeRule, UnitGroup
 from compress.units.surgery import copy_with, masked_outputs, module_outputs, narrow, new_shapes, relative_deviation
 
-_FAULTS = (CompressError, RuntimeError, ValueError, TypeError, AssertionError, IndexError, ArithmeticError)
+RUN_FAULTS = (CompressError, RuntimeError, ValueError, TypeError, AssertionError, IndexError, ArithmeticError)
 _PERIOD = 65537
 _TOLERANCE = 5e-4  # float32, random weights: a wrong view is wrong by its whole size
 _ROUNDING = 2e-6  # up to it nothing but rounding shows
@@ -192,7 +192,7 @@ class Trial:
         try:
             with new_shapes(self.module, kept, groups):
                 module_outputs(self.module, self.graph.examples)
-        except _FAULTS:
+        except RUN_FAULTS:
             return False
         return True
 
@@ -220,7 +220,7 @@ class Trial:
         examples = tuple(value.double() if value.is_floating_point() else value for value in self.graph.examples)
         try:
             return self._deviation(module, state, kept, groups, examples)
-        except _FAULTS:  # the graph or forward() names a precision
+        except RUN_FAULTS:  # the graph or forward() names a precision
             return math.inf
 
     def _same(self, groups: list[UnitGroup]) -> bool:
@@ -239,7 +239,7 @@ class Trial:
         examples = self.graph.examples if examples is None else examples
         try:
             got = module_outputs(narrow(module, kept, groups).module, examples)
-        except _FAULTS:
+        except RUN_FAULTS:
             return math.inf
         return relative_deviation(masked_outputs(self.program, state, kept, groups, examples), got)
 

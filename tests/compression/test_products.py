@@ -90,6 +90,21 @@ def priced(module: nn.Module, problem: Problem) -> CostModel:
     return cost_model(problem.program, problem.groups, parameters, problem.forward_macs, products=found)
 
 
+class Particular(Graph):
+    """One that does not run at half of a width."""
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        assert self.first.out_features != 6, "half of 12"
+        return super().forward(nodes)
+
+
+def test_a_group_without_which_the_network_does_not_run_at_half_takes_nothing_off() -> None:
+    module = Particular().eval()
+    problem = make_problem(module, 9, 7)
+    depends = {name for product in priced(module, problem).products for name in product.shares}
+    assert depends == {"second"}
+
+
 def test_products_with_a_tensor_of_the_network_are_no_products_of_computed_values() -> None:
     chain = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Unflatten(1, (1, 3, 3)), nn.Conv2d(1, 2, 2)).eval()
     assert count_products(chain, (torch.randn(2, 6),)) == []

@@ -16,13 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from compress.errors import CompressError
 from compress.graph.cost import count_products
 from compress.graph.meaning import linear_maps
 from compress.graph.program import Program
 from compress.units.branches import Branch
 from compress.units.groups import UnitGroup
 from compress.units.surgery import narrow
+from compress.units.trial import RUN_FAULTS
 
 WORTH = 0.01  # of all multiply-accumulates, below which products of computed values are taken for fixed
 SLACK = 1e-6  # of them, by which rounding may miss their sum
@@ -268,12 +268,14 @@ def find_products(
     shares: list[dict[str, float]] = [{} for _ in whole]
     for group in groups:
         kept = half_of(group)
+        gone = 1 - len(kept) / group.unit_count
+        if not gone:
+            continue
         try:
             counts = count_products(narrow(module, {group.name: kept}, groups).module, examples)
-        except (CompressError, RuntimeError, ValueError):
+        except RUN_FAULTS:
             continue
-        gone = 1 - len(kept) / group.unit_count
-        if len(counts) != len(whole) or not gone:
+        if len(counts) != len(whole):
             continue
         for share, before, after in zip(shares, whole, counts, strict=True):
             if before > after:
