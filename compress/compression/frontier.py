@@ -12,13 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress.compression.known import KnownOriginal
 from compress.compression.problem import KeptPair, Problem, gather_moments
 from compress.compression.scoring import CalibrationScore, score_samples
 from compress.compression.turns import Choose, Filter, Refit, Turn, changed_tensors
+from compress.graph.program import run
+from compress.measures.outputs import Distances
 from compress.progress import Progress
 from compress.recording.filters import FilterMoments, FilterRecorder
 from compress.recording.layer_moments import LayerMoments
@@ -112,6 +116,37 @@ class Frontier:
         fitting, checking = self.problem.filter_recorders(turn.read, rectified=self.rectified, kept=kept)
         self._record(turn.read, (fitting, checking), current)
         return fitting.moments(), checking.moments()
+
+    def distance(self, state: Mapping[str, Tensor], samples: int) -> float:
+        """Mean distance of the held-back outputs from the original's, with new weights of the turn that was recorded.
+
+        Run is what lies behind the values that were left for the next turn; the original's outputs must be known.
+
+        Args:
+            samples: of the held-back ones, at least, where there are as many.
+        """
+        problem, known = self.problem, self.known
+        assert known is not None, "the original's outputs are kept"
+        sums, store, nodes = Distances(problem.outputs), self.following[1], list(problem.output_nodes)
+
+        def of_outputs(values: Sequence[Any]) -> dict[str, Any]:
+            named = dict(zip(nodes, values, strict=True))
+            return {output.name: named[str(output.node)] for output in problem.outputs}
+
+        with torch.inference_mode():
+            for number, size in enumerate(problem.held_back.sizes()):
+                if sums.samples >= samples:
+                    break
+                kept = store.get(number, problem.device)
+                start = None if kept is None else {name: pair[-1:] for name, pair in kept.items()}
+                inputs = (
+                    [tensor.to(problem.device) for tensor in problem.held_back.read(number)] if start is None else []
+                )
+                after = run(problem.program, (state,), inputs, nodes, start=start, fast=True)
+                before = of_outputs(known.outputs(1, number))
+                sums.start(before, size)
+                sums.add(0, before, of_outputs([after[node][0] for node in nodes]), size)
+        return sums.weighted()[0]
 
     def _kept(self, turn: Turn) -> KeptPair | None:
         return None if self.known is None else self.known.rows(turn, rectified=self.rectified)

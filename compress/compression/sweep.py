@@ -17,7 +17,7 @@ from torch import Tensor
 from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.frontier import Frontier
 from compress.compression.known import KnownOriginal, keep_original
-from compress.compression.layers.decisions import Given, Leave, Plan, Width
+from compress.compression.layers.decisions import Decision, Given, Leave, Plan, Width, Within
 from compress.compression.layers.layer import SHAKING, LayerFacts, LayerOptions, adjust_layer, solve_layer, unread
 from compress.compression.layers.lowering import channels_left, lower_layer
 from compress.compression.layers.result import LayerResult, Settled
@@ -25,6 +25,7 @@ from compress.compression.problem import Problem
 from compress.compression.resume import RunState
 from compress.compression.scoring import CalibrationScore
 from compress.compression.turns import Choose, Filter, Refit, Turn, left_channels
+from compress.compression.watching import Look, Watch
 from compress.convex import SelectionCurve
 from compress.progress import Progress
 from compress.recording.filters import refit_filters
@@ -67,7 +68,7 @@ class Compressed:
         return {result.name: result.kept for result in self.results}
 
 
-Settle = Callable[[Choose | Refit, Tensor | None, LayerMoments, Mapping[str, Tensor]], Settled]
+Settle = Callable[[Choose | Refit, Tensor | None, LayerMoments, Mapping[str, Tensor], Look], Settled]
 
 
 def sweep(
@@ -79,6 +80,7 @@ def sweep(
     facts: Mapping[str, LayerFacts] | None = None,
     curves: Mapping[str, SelectionCurve] | None = None,
     known: KnownOriginal | None = None,
+    watch: Watch | None = None,
     kept_state: RunState | None = None,
 ) -> Compressed:
     """Settle what the plan decides for every group, front to back, and score the result on calibration samples.
@@ -90,6 +92,7 @@ def sweep(
         curves: group name -> how its units were selected in the original network. Blocks of whose layers the plan keeps
             no unit go as a whole; both are needed for these.
         known: what was kept of the original network; None: it is run now, and kept.
+        watch: what holds layers to smaller errors where the outputs move too far; None: nothing does.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
 
@@ -103,27 +106,34 @@ def sweep(
         return None if units is None else units.sort().values
 
     def settle(
-        turn: Choose | Refit, units: Tensor | None, moments: LayerMoments, current: Mapping[str, Tensor]
+        turn: Choose | Refit, units: Tensor | None, moments: LayerMoments, current: Mapping[str, Tensor], look: Look
     ) -> Settled:
         if isinstance(turn, Refit):
             assert units is not None, "a refit names its channels"
             return Settled(adjust_layer(moments, units, options, problem.state, current))
         group = turn.group
-        layer = solve_layer(
-            group,
-            moments,
-            plan[group.name],
-            options,
-            problem.state,
-            current,
-            facts=None if facts is None else facts.get(group.name),
-            known=None if curves is None else curves.get(group.name),
-            swaps=problem.ingredients.swaps,
-            effort=polishing_effort(problem),
-        )
-        return Settled.of(layer)
 
-    state = None if kept_state is None else kept_state.of_sweep("first", plan)
+        def solve(decision: Decision) -> LayerResult:
+            return solve_layer(
+                group,
+                moments,
+                decision,
+                options,
+                problem.state,
+                current,
+                facts=None if facts is None else facts.get(group.name),
+                known=None if curves is None else curves.get(group.name),
+                swaps=problem.ingredients.swaps,
+                effort=polishing_effort(problem),
+            )
+
+        decision = plan[group.name]
+        if watch is None or not isinstance(decision, Within):
+            return Settled.of(solve(decision))
+        layer = watch.settle(group, decision, solve, look)
+        return Settled.of(layer, watch.watched(group))
+
+    state = None if kept_state is None else kept_state.of_sweep("first" if watch is None else "watched", plan)
     left = {name: decision.reason for name, decision in plan.items() if isinstance(decision, Leave)}
     removed = removed_branches(problem.branches, planned_widths(plan))
     exact = facts is None or options.certify
@@ -139,6 +149,7 @@ def sweep(
         removed=removed,
         exact=exact,
         known=known or keep_original(problem, progress),
+        watch=watch,
         kept_state=state,
     )
     return (
@@ -206,7 +217,7 @@ def refine(
     ranks = before.ranks if ranks is None else ranks
 
     def settle(
-        turn: Choose | Refit, units: Tensor | None, moments: LayerMoments, current: Mapping[str, Tensor]
+        turn: Choose | Refit, units: Tensor | None, moments: LayerMoments, current: Mapping[str, Tensor], _: Look
     ) -> Settled:
         kept_units = kept[turn.group.name] if isinstance(turn, Choose) else units
         assert kept_units is not None, "a refit names its channels"
@@ -273,6 +284,7 @@ def run_turns(
     exact: bool = False,
     known: KnownOriginal | None = None,
     ranks: Mapping[str, int] | None = None,
+    watch: Watch | None = None,
     kept_state: RunState | None = None,
 ) -> Compressed:
     """Record and settle every turn of a sweep in its order, then score the network.
@@ -281,7 +293,8 @@ def run_turns(
         start: state to begin with.
         kept: group name -> units (m,) that stay, of groups settled before; the turns' own layers add theirs.
         wanted: the only units in question where a group's are chosen; None: all.
-        settle: turn, units that were recorded (None: all), their moments and the state so far, to what becomes of it.
+        settle: turn, units that were recorded (None: all), their moments, the state so far and what the outputs make of
+            new tensors, to what becomes of it.
         stage: what a turn is called while it is settled.
         left: group name -> why its units are not asked about.
         rectified: record targets that count errors behind the next ReLU alone.
@@ -289,6 +302,7 @@ def run_turns(
         exact: more than a refit is asked of the moments of a group whose units are chosen: certificates, ranks.
         known: what was kept of the original network.
         ranks: weights that are given a low rank -> that rank.
+        watch: is told of every group that is done.
         kept_state: where settled turns are kept for a later run, and taken from.
     """
     current, kept, skipped, ranks = dict(start), dict(kept), dict(left), ranks or {}
@@ -309,6 +323,8 @@ def run_turns(
                     kept_state.write_turn(number, settled)
             else:
                 settled = settled.to(problem.device)
+            if watch is not None and isinstance(turn, Choose):
+                watch.go_on(turn.group, settled.watched)
             current.update(settled.weights)
             wholes |= {name: settled.whole for name in settled.whole if name in ranks}
             if settled.fault is not None and isinstance(turn, Choose):
@@ -345,7 +361,7 @@ def settle_turn(
         single = isinstance(turn, Refit) or not exact
         moments, seconds = frontier.record(turn, current, units, single=single)
         frontier.progress.stage(f"{stage} {turn.read.name}")
-        settled = settle(turn, units, moments, current)
+        settled = settle(turn, units, moments, current, lambda new, count: frontier.distance({**current, **new}, count))
     except LAYER_FAULTS as fault:
         return Settled({}, fault=describe_fault(fault))
     if settled.layer is None:

@@ -17,6 +17,7 @@ from compress.compression.layers.decisions import Width, Within, same_for_all
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.problem import Problem
 from compress.compression.searching import tightening
+from compress.compression.searching.foresight import expected_distance
 from compress.compression.searching.tightening import added_distances, common_cap, stricter, sweep_within
 from compress.compression.sweep import Compressed, sweep
 from compress.demo import DEMO_OPTIONS
@@ -59,6 +60,20 @@ def test_held_back_outputs_stay_within_their_tolerance(problem: Problem, alone: 
     assert found.results[0].is_cut
     assert all(len(now.kept) >= len(before.kept) for now, before in zip(found.results, alone.results, strict=True))
     (note,) = progress.notes
+    assert f"by {moved(found):.3g}" in note
+    assert "would move" in note  # said of what was foreseen and watched
+
+
+def test_without_foresight_the_network_is_compressed_anew(
+    problem: Problem, alone: Compressed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tightening, "expected_distance", lambda *_: 0.0)
+    allowed, progress = moved(alone) / 4, SilentProgress()
+    found = sweep_within(problem, TOLERANCE, allowed, OPTIONS, progress)
+    assert moved(found) <= allowed
+    assert found.results[0].is_cut
+    assert all(len(now.kept) >= len(before.kept) for now, before in zip(found.results, alone.results, strict=True))
+    (note,) = progress.notes
     assert f"by {moved(alone):.3g}" in note
     assert f"by {moved(found):.3g}" in note
 
@@ -68,13 +83,15 @@ def test_where_the_outputs_moved_no_further_nothing_is_measured_or_changed(
 ) -> None:
     monkeypatch.setattr(tightening, "measure_cuts", None)
     progress = SilentProgress()
-    found = sweep_within(problem, TOLERANCE, 1.01 * moved(alone), OPTIONS, progress)
+    expected = expected_distance(problem, TOLERANCE, progress, None)
+    found = sweep_within(problem, TOLERANCE, 1.01 * max(expected, moved(alone)), OPTIONS, progress)
     assert all(torch.equal(found.state[name], tensor) for name, tensor in alone.state.items())
     assert progress.notes == []
 
 
 def test_what_no_error_of_a_layer_brings_down_is_warned_of(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tightening, "MOST_AGAIN", 0)
+    monkeypatch.setattr(tightening, "expected_distance", lambda *_: 0.0)
     progress = SilentProgress()
     found = sweep_within(problem, TOLERANCE, 1e-6, OPTIONS, progress)
     assert [note.split(":")[0] for note in progress.notes] == ["warning"]

@@ -13,7 +13,7 @@ from compress.convex import Moments, relative_error
 from compress.convex.refit import relative, solve_ridged
 from compress.convex.statistics.moments import unit_columns
 from compress.recording.layer_moments import ROWS_PER_COLUMN, LayerMoments, root_mean_square
-from compress.recording.readings import constant_of
+from compress.recording.readings import Reading, constant_of
 
 STRONGER_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # tried in turn where the given one fits noise
 SAFE = 8.0  # times the moments' own rounding, below which no ridge is of use
@@ -70,20 +70,47 @@ def refit_layer(
         held.append(refit.held_back_error)
         full = before.new_zeros(reading.columns, part.output_count)
         full[rows] = refit.coefficients
-        first = 0
-        for applied in reading.places:
-            consumer = applied[0]
-            target = reading.outputs(consumer, current)
-            own_outputs = slice(first, first + target.stop - target.start)
-            first = own_outputs.stop
-            changed = weights.get(consumer.weight, current[consumer.weight])
-            weights[consumer.weight] = reading.with_matrix(consumer, changed, full[:, own_outputs])
-            constants = {constant_of(each) for each in applied} if intercept else set()
-            for name, sign in sorted(constants):
-                base = weights.get(name, (original if moments.targets else current)[name]).clone()
-                base[target] = (base[target].double() + sign * refit.intercept[own_outputs]).to(base)
-                weights[name] = base
+        put_matrix(
+            reading,
+            weights,
+            full,
+            refit.intercept if intercept else None,
+            current,
+            original if moments.targets else current,
+        )
     return LayerRefit(weights, root_mean_square(errors), root_mean_square(held))
+
+
+def put_matrix(
+    reading: Reading,
+    weights: dict[str, Tensor],
+    matrix: Tensor,
+    constants: Tensor | None,
+    current: Mapping[str, Tensor],
+    bases: Mapping[str, Tensor],
+) -> None:
+    """Write a reading's V into its consumers' tensors, in their original shapes.
+
+    Args:
+        weights: state name -> changed tensor; those of the consumers are added, or changed again.
+        matrix: V (K·s, D).
+        constants: (D,) that are added to the outputs; None where they are not free.
+        current: state that weights are taken from; `bases`: that constants are.
+    """
+    first = 0
+    for applied in reading.places:
+        consumer = applied[0]
+        target = reading.outputs(consumer, current)
+        own_outputs = slice(first, first + target.stop - target.start)
+        first = own_outputs.stop
+        changed = weights.get(consumer.weight, current[consumer.weight])
+        weights[consumer.weight] = reading.with_matrix(consumer, changed, matrix[:, own_outputs])
+        if constants is None:
+            continue
+        for name, sign in sorted({constant_of(each) for each in applied}):
+            base = weights.get(name, bases[name]).clone()
+            base[target] = (base[target].double() + sign * constants[own_outputs]).to(base)
+            weights[name] = base
 
 
 def nested_refits(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -66,6 +66,19 @@ class LayerResult:
         return replace(self, report=replace(self.report, seconds={**seconds, **self.report.seconds}))
 
 
+@dataclass(frozen=True)
+class Watched:
+    """How a layer was settled while the outputs were watched.
+
+    Attributes:
+        reached: distance of the held-back outputs from the original's then.
+        error: the smaller one that it was held to, 0 where it was left whole; None where it was not.
+    """
+
+    reached: float
+    error: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Settled:
     """What a turn of a sweep comes to.
@@ -75,23 +88,26 @@ class Settled:
         layer: the result where units were chosen.
         fault: why it comes to nothing, where its moments or the problem on them are no good.
         whole: what the weights were before they were given a low rank; empty where they were not.
+        watched: what the outputs made of it, where they were watched.
     """
 
     weights: Mapping[str, Tensor]
     layer: LayerResult | None = None
     fault: str | None = None
     whole: Mapping[str, Tensor] = field(default_factory=dict)
+    watched: Watched | None = None
 
     @classmethod
-    def of(cls, layer: LayerResult) -> Settled:
+    def of(cls, layer: LayerResult, watched: Watched | None = None) -> Settled:
         """A turn that chose units."""
-        return cls(layer.weights, layer)
+        return cls(layer.weights, layer, watched=watched)
 
     def to(self, device: Any) -> Settled:
         """The same with its weights on a device."""
         weights = {name: tensor.to(device) for name, tensor in self.weights.items()}
         layer = None if self.layer is None else replace(self.layer, weights=weights)
-        return Settled(weights, layer, self.fault, {name: tensor.to(device) for name, tensor in self.whole.items()})
+        whole = {name: tensor.to(device) for name, tensor in self.whole.items()}
+        return replace(self, weights=weights, layer=layer, whole=whole)
 
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain data that hold it."""
@@ -101,6 +117,7 @@ class Settled:
         if self.layer is not None:
             tensors["kept"] = self.layer.kept
             about = {"layer": plain_data(self.layer.report), "lacks_memory": self.layer.lacks_memory}
+            about |= {} if self.watched is None else {"watched": asdict(self.watched)}
         return tensors, about
 
     @classmethod
@@ -114,9 +131,11 @@ class Settled:
             return cls(weights, fault=about.get("fault"), whole=whole)
         try:
             report = adapter(LayerReport).validate_python(about["layer"])
-        except (KeyError, ValidationError):
+            watched = Watched(**about["watched"]) if "watched" in about else None
+        except (KeyError, TypeError, ValidationError):
             return None
-        return cls.of(LayerResult(report, tensors["kept"], weights, bool(about.get("lacks_memory"))))
+        layer = LayerResult(report, tensors["kept"], weights, bool(about.get("lacks_memory")))
+        return cls.of(layer, watched)
 
 
 def report_facts(bound: WidthBound, dead: int, duplicates: int) -> Facts:

@@ -1,8 +1,9 @@
 """The default rule over a whole network: each layer within its tolerance, and the outputs within theirs.
 
 Layers that err alike do not move the outputs alike: all that follows reads the few channels of a narrow linear
-bottleneck, while hundreds of wide ones may go unnoticed. Where the outputs moved further than they may, the layers that
-moved them most are held to smaller errors and the network is compressed anew; where they did not, nothing is measured.
+bottleneck, while hundreds of wide ones may go unnoticed. Where random errors of the tolerance's size move the outputs
+further than they may, the layers that move them most are held to smaller errors from the beginning. Where the outputs
+still moved too far, the same is done by what the layers did, and the network is compressed anew.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from compress.compression.problem import Problem
 from compress.compression.resume import RunState
 from compress.compression.searching.curves import affordable_samples
 from compress.compression.searching.damage import Cut, measure_cuts
+from compress.compression.searching.foresight import expected_distance
 from compress.compression.sweep import Compressed, sweep
 from compress.compression.turns import Choose, Turn, changed_tensors
+from compress.compression.watching import Watch
 from compress.progress import Portion, Progress
 from compress.units.groups import UnitGroup
 
@@ -29,6 +32,7 @@ STUBBORN = 2.0  # times its part that a layer still adds before the last of them
 SLIGHT = 0.15  # tolerance of a layer up to which its refit has little to take back, and needs fewer rows for that
 SLIGHT_ROWS = 0.3  # share of the others' rows
 AIM = 0.8  # of what the outputs may move, that smaller tolerances are chosen for
+WATCHED_AIM = 0.5  # the same while a sweep goes on: the samples that decide are few, and decide for every layer
 
 
 def sweep_within(
@@ -41,9 +45,10 @@ def sweep_within(
 ) -> Compressed:
     """Compress every layer to the fewest units within `tolerance`, smaller ones where outputs move more than `allowed`.
 
-    Each time what every layer added to the held-back outputs' distance, behind the cuts before it, is measured, and
-    `stricter` decides. After `MOST_AGAIN` further sweeps the network that moved its outputs least is taken, with a
-    warning where that is too far.
+    Where random errors of the tolerance's size move the outputs that far, the first sweep is watched. Where they move
+    too far after a sweep, what every layer added to their distance, behind the cuts before it, is measured, and
+    `stricter` decides for another one. After `MOST_AGAIN` further sweeps the network that moved its outputs least is
+    taken, with a warning where that is too far.
 
     Args:
         tolerance: relative error on held-back samples that a layer may add.
@@ -54,8 +59,12 @@ def sweep_within(
     problem = replace(problem, row_share=SLIGHT_ROWS) if tolerance <= SLIGHT else problem
     plan = same_for_all(problem.groups, Within(tolerance))
     known = keep_original(problem, progress)
-    best = last = sweep(problem, plan, options, progress, known=known, kept_state=kept_state)
+    expected = 0.0 if known is None else expected_distance(problem, tolerance, progress, known)
+    samples = affordable_samples(problem, len(problem.groups))
+    watch = Watch(WATCHED_AIM * allowed, len(problem.groups), samples) if expected > allowed else None
+    best = last = sweep(problem, plan, options, progress, known=known, watch=watch, kept_state=kept_state)
     alone = distance_of(best)
+    plan = plan if watch is None else {**plan, **watch.stricter}
     for number in range(1, MOST_AGAIN + 1):
         if not distance_of(last) > allowed:
             break
@@ -65,7 +74,8 @@ def sweep_within(
         plan = stricter(problem.groups, plan, added, AIM * allowed, last=number == MOST_AGAIN)
         last = sweep(problem, plan, options, Portion(progress, 1, 1), known=known, kept_state=kept_state)
         best = min(best, last, key=distance_of)
-    note_tightening(alone, best, allowed, progress)
+    held = watch is not None and bool(watch.stricter)
+    note_tightening(expected if held else alone, best, allowed, progress, foreseen=held)
     return best
 
 
@@ -75,16 +85,19 @@ def distance_of(compressed: Compressed) -> float:
     return 0.0 if math.isnan(distance) else distance
 
 
-def note_tightening(alone: float, best: Compressed, allowed: float, progress: Progress) -> None:
+def note_tightening(
+    alone: float, best: Compressed, allowed: float, progress: Progress, *, foreseen: bool = False
+) -> None:
     """Say that layers were held to smaller errors, and whether that was enough.
 
     Args:
-        alone: what the layers' tolerance alone came to.
+        alone: what the layers' tolerance alone came to; `foreseen`: would have come to, by random errors of its size.
     """
     distance = distance_of(best)
     if distance < alone:
+        moved = "would move held-back outputs by about" if foreseen else "moved held-back outputs by"
         progress.note(
-            f"--tolerance alone moved held-back outputs by {alone:.3g}, more than --output-tolerance {allowed:g}: the "
+            f"--tolerance alone {moved} {alone:.3g}, more than --output-tolerance {allowed:g}: the "
             f"layers that moved them most were held to smaller errors, and they move by {distance:.3g}"
         )
     if distance > allowed:
