@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import shutil
 import struct
 import tempfile
@@ -26,6 +27,7 @@ from compress.data.source import DataSource
 from compress.errors import DataError
 
 CHUNK = 1 << 20
+HASHED_BYTES = 1 << 24  # of samples, at once
 VERIFIED_BYTES = 1 << 34  # members above that are not read as a whole before the first batch
 BOMB_BYTES = 1 << 30
 BOMB_RATIO = 200
@@ -87,14 +89,19 @@ class ArraySource(DataSource):
 
     def read_further(self, numbers: np.ndarray) -> tuple[Tensor, ...]:
         """Rows of the other inputs: int64, bool or float32. Raises DataError on NaN, Inf."""
-        return tuple(read_numbers(self.name, rows_of(part, numbers), numbers) for part in self.further)
+        further = tuple(read_numbers(self.name, rows_of(part, numbers), numbers) for part in self.further)
+        self.let_go()
+        return further
 
     def read_inputs(self, numbers: np.ndarray) -> Tensor:
         """Images through the preprocessing; inputs as they are, int64 or float32. Raises DataError on NaN, Inf."""
         rows = self.read_rows(numbers)
         if self.images:
-            return (self.preprocessing or Preprocessing()).apply(rows)
-        return read_numbers(self.name, rows, numbers)
+            inputs = (self.preprocessing or Preprocessing()).apply(rows)
+        else:
+            inputs = read_numbers(self.name, rows, numbers)
+        self.let_go()
+        return inputs
 
     def read_bytes(self, numbers: np.ndarray) -> list[bytes | memoryview]:
         """The rows' bytes as stored, of one input after another."""
@@ -105,7 +112,19 @@ class ArraySource(DataSource):
         for row in range(len(numbers)):
             pieces = [whole[row * width : (row + 1) * width] for whole, width in zip(flat, widths, strict=True)]
             contents.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        self.let_go()
         return contents
+
+    @property
+    def hashed_at_once(self) -> int:
+        """Fewer samples where each is large."""
+        size = sum(part.nbytes for part in (self.rows, *self.further)) // max(1, self.sample_count)
+        return max(1, min(super().hashed_at_once, HASHED_BYTES // max(1, size)))
+
+    def let_go(self) -> None:
+        """Give back the pages of mapped files: what was read of these would count as this process's memory for good."""
+        for part in (self.rows, *self.further):
+            let_go(part)
 
     def in_order(self, names: Sequence[str]) -> ArraySource:
         """The same samples with the named inputs in this order. Raises ValueError where these are not their names."""
@@ -117,6 +136,15 @@ class ArraySource(DataSource):
             self.name, self.preprocessing, first, self.labels, images=False, class_names=self.class_names,
             targets=self.targets, further=further, names=names,
         )  # fmt: skip
+
+
+def let_go(rows: np.ndarray) -> None:
+    """Give the pages of a mapped file back, where the system knows how; whoever reads them again gets them again."""
+    base: object = rows
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def rows_of(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -136,10 +136,15 @@ class DataSource(ABC):
             targets = None if self.targets is None else torch.from_numpy(self.targets[chosen])
             yield Batch(self.read_inputs(chosen), labels, targets, self.read_further(chosen))
 
+    @property
+    def hashed_at_once(self) -> int:
+        """Samples whose content is read at once for their digests."""
+        return HASH_CHUNK
+
     def sample_hashes(self) -> Iterator[bytes]:
         """A 16-byte BLAKE2b digest of every sample's raw content, in order. Raises DataError."""
-        for start in range(0, self.sample_count, HASH_CHUNK):
-            for content in self.read_bytes(np.arange(start, min(start + HASH_CHUNK, self.sample_count))):
+        for start in range(0, self.sample_count, self.hashed_at_once):
+            for content in self.read_bytes(np.arange(start, min(start + self.hashed_at_once, self.sample_count))):
                 yield hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
     @cached_property
