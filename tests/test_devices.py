@@ -147,6 +147,17 @@ def test_a_module_on_the_device_stays_there(device: str) -> None:
         assert module(batches[0][0].to(device)).shape == (32, 5)
 
 
+def test_outputs_are_watched_as_on_the_cpu(device: str) -> None:
+    torch.manual_seed(1)
+    layers = [nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Linear(16, 4)).eval()
+    batches = [torch.randn(50, 12) for _ in range(6)]
+    here = compress.prune(net, batches, tolerance=0.2, progress=False).report
+    there = compress.prune(net.to(device), batches, tolerance=0.2, progress=False, **cut(device)).report
+    assert any("would move held-back outputs" in note for note in there.notes)
+    assert [layer.kept for layer in there.layers] == [layer.kept for layer in here.layers]
+
+
 @CUDA
 def test_half_precision_and_the_callers_settings() -> None:
     net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5)).cuda().half().eval()

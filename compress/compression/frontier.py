@@ -120,14 +120,18 @@ class Frontier:
     def distance(self, state: Mapping[str, Tensor], samples: int) -> float:
         """Mean distance of the held-back outputs from the original's, with new weights of the turn that was recorded.
 
-        Run is what lies behind the values that were left for the next turn; the original's outputs must be known.
+        Run is what lies behind the values that were left for the next turn, of the original network too where its
+        outputs are not kept. Of several processes the first one measures, for all.
 
         Args:
             samples: of the held-back ones, at least, where there are as many.
         """
-        problem, known = self.problem, self.known
-        assert known is not None, "the original's outputs are kept"
-        sums, store, nodes = Distances(problem.outputs), self.following[1], list(problem.output_nodes)
+        return self.problem.share.from_first(lambda: self._measure(state, samples))
+
+    def _measure(self, state: Mapping[str, Tensor], samples: int) -> float:
+        problem, known, store = self.problem, self.known, self.following[1]
+        sums, nodes = Distances(problem.outputs), list(problem.output_nodes)
+        states = (problem.state, state) if known is None else (state,)
 
         def of_outputs(values: Sequence[Any]) -> dict[str, Any]:
             named = dict(zip(nodes, values, strict=True))
@@ -138,14 +142,15 @@ class Frontier:
                 if sums.samples >= samples:
                     break
                 kept = store.get(number, problem.device)
-                start = None if kept is None else {name: pair[-1:] for name, pair in kept.items()}
+                start = None if kept is None else {name: pair[-len(states) :] for name, pair in kept.items()}
                 inputs = (
                     [tensor.to(problem.device) for tensor in problem.held_back.read(number)] if start is None else []
                 )
-                after = run(problem.program, (state,), inputs, nodes, start=start, fast=True)
-                before = of_outputs(known.outputs(1, number))
+                values = run(problem.program, states, inputs, nodes, start=start, fast=True)
+                first = [values[node][0] for node in nodes] if known is None else known.outputs(1, number)
+                before, after = of_outputs(first), of_outputs([values[node][-1] for node in nodes])
                 sums.start(before, size)
-                sums.add(0, before, of_outputs([after[node][0] for node in nodes]), size)
+                sums.add(0, before, after, size)
         return sums.weighted()[0]
 
     def _kept(self, turn: Turn) -> KeptPair | None:

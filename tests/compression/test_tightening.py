@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from compress.compression.searching.tightening import added_distances, common_ca
 from compress.compression.sweep import Compressed, sweep
 from compress.demo import DEMO_OPTIONS
 from compress.progress import SilentProgress
+from compress.recording import originals
 from tests.compression.test_schedule import make_problem
 
 TOLERANCE = 0.3
@@ -62,6 +65,28 @@ def test_held_back_outputs_stay_within_their_tolerance(problem: Problem, alone: 
     (note,) = progress.notes
     assert f"by {moved(found):.3g}" in note
     assert "would move" in note  # said of what was foreseen and watched
+
+
+@pytest.mark.parametrize("written", [0, 3])
+def test_what_is_decided_does_not_depend_on_room_for_the_original(
+    problem: Problem, alone: Compressed, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """With none from the beginning, and where the disk is full after a few tensors."""
+    allowed, write, number = moved(alone) / 4, originals.Originals._write, itertools.count()
+    expected = sweep_within(problem, TOLERANCE, allowed, OPTIONS, SilentProgress())
+
+    def written_while_there_is_room(self: originals.Originals, file: Any, tensor: torch.Tensor) -> Any:
+        if next(number) >= written:
+            raise OSError("No space left on device")
+        return write(self, file, tensor)
+
+    monkeypatch.setattr(originals.Originals, "_write", written_while_there_is_room)
+    if not written:
+        monkeypatch.setattr(originals, "KEPT_BYTES", 0)
+    progress = SilentProgress()
+    found = sweep_within(problem, TOLERANCE, allowed, OPTIONS, progress)
+    assert [layer.kept.tolist() for layer in found.results] == [layer.kept.tolist() for layer in expected.results]
+    assert "would move" in progress.notes[0]
 
 
 def test_without_foresight_the_network_is_compressed_anew(

@@ -22,6 +22,7 @@ from compress.compression.searching.foresight import disturbed_layers, expected_
 from compress.compression.sweep import sweep
 from compress.compression.watching import FEWER_SHARES, Watch
 from compress.progress import SilentProgress
+from compress.recording import originals
 from tests.compression.test_schedule import make_problem
 
 OPTIONS = LayerOptions(certify=False)
@@ -132,9 +133,11 @@ def test_a_distance_that_is_no_number_changes_nothing() -> None:
     assert watch.watched(group_of("b")) == Watched(0.001)
 
 
+@pytest.mark.parametrize("kept", [True, False])
 def test_what_is_seen_in_a_sweep_is_what_the_whole_network_comes_to(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
+    """Where the original's outputs are kept, and where there was no room for them."""
     seen: list[tuple[dict[str, Tensor], float]] = []
     look = Frontier.distance
 
@@ -145,7 +148,11 @@ def test_what_is_seen_in_a_sweep_is_what_the_whole_network_comes_to(
     monkeypatch.setattr(Frontier, "distance", looked)
     watch = Watch(1.0, len(problem.groups), problem.held_back.count)
     plan = same_for_all(problem.groups, Within(0.2))
-    found = sweep(problem, plan, OPTIONS, SilentProgress(), known=keep_original(problem, SilentProgress()), watch=watch)
+    if not kept:
+        monkeypatch.setattr(originals, "KEPT_BYTES", 0)
+    known = keep_original(problem, SilentProgress())
+    assert (known is not None) == kept
+    found = sweep(problem, plan, OPTIONS, SilentProgress(), known=known, watch=watch)
     assert [layer.is_cut for layer in found.results].count(True) == len(seen) > 1
     for state, distance in seen:
         cut = Cut("all", 0, state, ())

@@ -59,7 +59,7 @@ def sweep_within(
     problem = replace(problem, row_share=SLIGHT_ROWS) if tolerance <= SLIGHT else problem
     plan = same_for_all(problem.groups, Within(tolerance))
     known = keep_original(problem, progress)
-    expected = 0.0 if known is None else expected_distance(problem, tolerance, progress, known)
+    expected = problem.share.from_first(lambda: expected_distance(problem, tolerance, progress, known))
     samples = affordable_samples(problem, len(problem.groups))
     watch = Watch(WATCHED_AIM * allowed, len(problem.groups), samples) if expected > allowed else None
     best = last = sweep(problem, plan, options, progress, known=known, watch=watch, kept_state=kept_state)
