@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from compress.atomic import new_file
 from compress.checkpoint.fitting import load_weights
 from compress.checkpoint.manifest import computed_state
 from compress.checkpoint.reading.read import load_checkpoint
+from compress.copying import deep_copy
 from compress.data.importing import file_name_of
 from compress.diagnostics.balance import Balanced, balance_units
 from compress.errors import CheckpointError, OutputError, SurgeryError
@@ -104,7 +104,7 @@ def check_written(prepared: Prepared, path: Path) -> float:
     if source is not None and prepared.network.batch_size is None:
         numbers = torch.arange(min(CHECKED_SAMPLES, source.sample_count))
         inputs = next(iter(source.batches(CHECKED_SAMPLES, numbers))).inputs.to(inputs.device)
-    written = copy.deepcopy(prepared.network.module)
+    written = deep_copy(prepared.network.module)
     load_weights(written, load_checkpoint(path).state)
     deviation = relative_deviation(
         module_outputs(prepared.network.module, (inputs,)), module_outputs(written, (inputs,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from compress.api.training import TrainResult, finetune_recipe, make_training, w
 from compress.arithmetic import reproducible
 from compress.atomic import reserved
 from compress.checkpoint.unwrapping import unwrap
+from compress.copying import deep_copy
 from compress.measures.own import Function as Measure
 from compress.measures.own import OwnMeasure
 from compress.progress import LineProgress, Progress, SilentProgress, Stages
@@ -135,5 +135,5 @@ def finetune(
     if isinstance(shown, LineProgress):
         shown.close()
     metrics = {name: (value, after.get(name, value)) for name, value in before.items()}
-    model = dress(copy.deepcopy(taught.module)).eval()
+    model = dress(deep_copy(taught.module)).eval()
     return FinetuneResult(model, taught.report, metrics, work, taught, recipe)

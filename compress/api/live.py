@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.architecture import Architecture
-from compress.checkpoint.parametrisations import computed_tensors, materialise
+from compress.checkpoint.parametrisations import materialise
 from compress.checkpoint.reading.read import Checkpoint
 from compress.checkpoint.unwrapping import unwrap
+from compress.copying import deep_copy
 from compress.data import overlap
 from compress.data.calls import gather, spread
 from compress.data.importing import describe_fault
@@ -82,7 +82,7 @@ def open_live(
 def copy_module(plain: nn.Module) -> nn.Module:
     """A copy in eval mode, half precision as float32. Raises CheckpointError, UnsupportedError."""
     try:
-        module = copy.deepcopy(plain, computed_tensors(plain)).eval()
+        module = deep_copy(plain).eval()
     except Exception as error:  # whatever the user's classes raise
         raise UnsupportedError(
             f"The module cannot be copied, so that it would have to be changed: {describe_fault(error)}."

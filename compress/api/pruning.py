@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from compress.api.steps.telling import Work, report_work
 from compress.arithmetic import reproducible
 from compress.atomic import reserved
 from compress.checkpoint.unwrapping import unwrap
+from compress.copying import deep_copy
 from compress.measures.own import Function as Measure
 from compress.measures.own import OwnMeasure
 from compress.progress import LineProgress, Progress, SilentProgress, Stages
@@ -141,7 +141,7 @@ def prune(
     work = compress_prepared(prepared, recipe, shown, clock, metric=metric)
     report = report_work(work, recipe, shown, clock)
     raise_failed_gates(report)
-    network = dress(copy.deepcopy(work.cut.narrowed.module)).eval()
+    network = dress(deep_copy(work.cut.narrowed.module)).eval()
     if isinstance(shown, LineProgress):
         shown.close()
     return PruneResult(network, report, work.metrics, work, recipe, prepared.opened.module)

@@ -20,6 +20,7 @@ from compress.artifact.folder import RECIPE, check_reload, compare_reloaded, wri
 from compress.atomic import new_folder
 from compress.checkpoint.architecture import Architecture
 from compress.checkpoint.manifest import file_sha256, read_artifact
+from compress.copying import deep_copy
 from compress.data import DataSource, Preprocessing
 from compress.data.calls import CallShape, gather
 from compress.data.importing import absolute_spec, file_name_of, is_file_spec
@@ -222,7 +223,7 @@ def export_one(
         UnsupportedError: the network has no such form; no file is left.
         OutputError: the file gives other outputs; no file is left.
     """
-    copied = copy.deepcopy(module).cpu()
+    copied = deep_copy(module).cpu()
     try:
         return write_export(
             kind, draft, report, copied, samples, only_batch=report.inputs.architecture.batch_size, arch=arch

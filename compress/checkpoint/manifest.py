@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,10 +18,11 @@ from torch import Tensor, nn
 from compress.checkpoint.building.builders import build_architecture, check_trust, is_known, shown
 from compress.checkpoint.building.without_memory import Bounds, total_bytes
 from compress.checkpoint.fitting import check_fit, load_weights
-from compress.checkpoint.parametrisations import computed_tensors, in_common_form
+from compress.checkpoint.parametrisations import in_common_form
 from compress.checkpoint.removed import remove_modules
 from compress.checkpoint.restoring import restore_shapes
 from compress.checkpoint.unwrapping import unwrap
+from compress.copying import deep_copy
 from compress.data.calls import CallShape, spread
 from compress.data.importing import is_file_spec
 from compress.data.preprocessing import Preprocessing
@@ -170,7 +170,7 @@ class Artifact:
         architecture = self.config["architecture"]
         if model is not None:
             plain = unwrap(model)
-            return self._fill(deepcopy(plain, computed_tensors(plain)))
+            return self._fill(deep_copy(plain))
         if not self.named and (not trust_code or is_file_spec(architecture["spec"])):
             check_trust(architecture["spec"], repr(str(self.folder)))
         if is_known(architecture["spec"]):

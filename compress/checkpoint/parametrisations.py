@@ -24,12 +24,6 @@ _NEW_NORM = re.compile(r"(.*?)\.?parametrizations\.([^.]+)\.original0$")
 _COUNTER = "num_batches_tracked"
 
 
-def computed_tensors(module: nn.Module) -> dict[int, Any]:
-    """Tensors that forward() left in the module, which torch refuses to copy: by id what stands for each in a copy."""
-    held = (value for part in module.modules() for value in vars(part).values())
-    return {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
-
-
 def materialise(module: nn.Module) -> tuple[str, ...]:
     """Replace every computed weight of the module, in place, by a parameter of its value in evaluation; their names.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.copying import deep_copy
 from compress.data.calls import gather
 from compress.data.importing import describe_fault
 from compress.errors import CompressError, DataError
@@ -46,7 +46,7 @@ class OwnMeasure:
         Raises:
             CompressError: it raises, or gives no finite number; the network is untouched.
         """
-        copied = self.dress(copy.deepcopy(network)).eval()
+        copied = self.dress(deep_copy(network)).eval()
         try:
             with torch.no_grad(), same_randomness(self.seed):
                 value = self.function(copied)

@@ -5,7 +5,6 @@ Matrices take orthogonal steps, all else those of Adam.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from compress.copying import deep_copy
 from compress.progress import Progress
 from compress.training.drawing import Drawn
 from compress.training.mimic import Mimic
@@ -191,7 +191,7 @@ def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
         id(parameter): nn.Parameter(weights.get(name, parameter).detach(), parameter.requires_grad)
         for name, parameter in module.named_parameters()
     }
-    return copy.deepcopy(module, shared)
+    return deep_copy(module, shared)
 
 
 def rate_share(step: int, steps: int) -> float:

@@ -86,6 +86,15 @@ class Stepping:
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
+        detach_buffers(module)
+
+
+def detach_buffers(module: nn.Module) -> None:
+    """Buffers that forward() computed stay as numbers: the next batch's gradient ends at them."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.grad_fn is not None:
+                part._buffers[name] = buffer.detach()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ kept, and where they like nothing better the network stays as it is.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.compression.problem import SampleStream
+from compress.copying import deep_copy
 from compress.errors import NonFiniteError
 from compress.graph.program import Program
 from compress.measures.figures import MEANINGS, FigureSums
@@ -203,7 +203,7 @@ class Best:
         better = loss < self.loss and check.no_worse_than(self.first)
         if better:
             self.module = candidate  # lets go of the last one before there is another copy
-            self.module, self.loss, self.step = copy.deepcopy(candidate), loss, step
+            self.module, self.loss, self.step = deep_copy(candidate), loss, step
         return better
 
 
@@ -272,7 +272,7 @@ def recover(
             rate = smaller[0]
             steps_taken += runs.descend(best, rate, planned, begun=steps_taken)
     outlook = runs.forecast(best, rate, planned) if steps is None and best.step else None
-    recovered = best.module if best.step or helped else copy.deepcopy(compressed).eval()
+    recovered = best.module if best.step or helped else deep_copy(compressed).eval()
     return recovered, Recovery(
         steps_taken,
         tuple(tried),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from compress.copying import deep_copy
 from compress.data.source import DataSource
 from compress.errors import NonFiniteError
 from compress.progress import Progress, SilentProgress
@@ -189,7 +189,7 @@ class Session:
 
 def trainable_copy(module: nn.Module) -> nn.Module:
     """A copy whose parameters all take gradients."""
-    network = copy.deepcopy(module)
+    network = deep_copy(module)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return network
@@ -219,7 +219,7 @@ def loss_forces(module: nn.Module, source: DataSource, options: TrainingOptions)
     Raises:
         NonFiniteError: one is NaN or Inf.
     """
-    network = copy.deepcopy(module).eval().requires_grad_(True)
+    network = deep_copy(module).eval().requires_grad_(True)
     device = next(network.parameters()).device
     names = weight_names(network)
     with torch.enable_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint.removed import Removed, Replacement, outside
 from compress.checkpoint.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
+from compress.copying import deep_copy
 from compress.errors import SurgeryError, first_line
 from compress.graph.ops import Normalisation
 from compress.graph.program import Program, run, run_outputs
@@ -138,7 +138,7 @@ def verify_narrowed(
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         inputs = tuple(value.to(dtype) if value.is_floating_point() else value for value in inputs)
-        smaller = copy.deepcopy(smaller).to(dtype)
+        smaller = deep_copy(smaller).to(dtype)
     kinds = {dtype} if dtype is not None else {value.dtype for value in state.values() if value.is_floating_point()}
     limit = tolerance if tolerance is not None else max((TOLERANCES.get(kind, 1e-2) for kind in kinds), default=1e-4)
     batches = [inputs]
@@ -371,17 +371,14 @@ def _new_attributes(module: nn.Module, chosen: _Chosen) -> dict[str, Any]:
 def copy_with(module: nn.Module, replaced: Mapping[int, Tensor | nn.Module]) -> nn.Module:
     """A deep copy in which tensors and modules (by id) are replaced.
 
-    Computed tensors kept as attributes are copied detached. Dictionaries with `cache` in their name are emptied in the
-    copy: what they hold was computed from old weights.
+    Dictionaries with `cache` in their name are emptied in the copy: what they hold was computed from old weights.
     """
     memo: dict[int, Any] = dict(replaced)
     for part in module.modules():
         for name, value in vars(part).items():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-            elif isinstance(value, dict) and "cache" in name:
+            if isinstance(value, dict) and "cache" in name:
                 memo[id(value)] = type(value)()
-    return copy.deepcopy(module, memo)
+    return deep_copy(module, memo)
 
 
 def _to_batch(value: Tensor, size: int) -> Tensor:
