@@ -29,6 +29,7 @@ from compress.recording.layer_moments import LayerMoments
 from compress.recording.record import GroupRecorder, record_moments
 from compress.recording.store import ActivationStore
 from compress.units.groups import ReadUnits
+from compress.units.surgery import mask_units
 
 CACHE_BYTES = 8 * 2**30  # on disk, for activations between two layers
 WIDER = 4  # times the values of the frontier, above which the next one is not written down
@@ -179,13 +180,28 @@ class Frontier:
             seconds.update(spent)
         return dict(seconds)
 
-    def score(self, current: Mapping[str, Tensor]) -> tuple[CalibrationScore | None, CalibrationScore | None]:
-        """Scores on the fitting samples, where all their last values are kept, and on the held-back ones."""
+    def score(
+        self, current: Mapping[str, Tensor], kept: Mapping[str, Tensor]
+    ) -> tuple[CalibrationScore | None, CalibrationScore | None]:
+        """Scores on the fitting samples, where all their last values are kept, and on the held-back ones.
+
+        Normalisations over units take their statistics over the kept ones, as in the network that is written.
+
+        Args:
+            kept: group name -> units (m,) that stay.
+        """
         problem, progress = self.problem, self.progress
+        normalised = {
+            group.name: kept[group.name]
+            for group in problem.groups
+            if group.statistics and len(kept.get(group.name, range(group.unit_count))) < group.unit_count
+        }
+        override = mask_units(problem.program, current, normalised, problem.groups)[1]
         scores: list[CalibrationScore | None] = []
         for which, (stream, store) in enumerate(zip((problem.fitting, problem.held_back), self.stores, strict=True)):
             sizes = stream.sizes()
-            if which == 0 and not all(map(store.reaches, range(len(sizes)))):  # scoring them could cost two passes
+            reached = not override and all(map(store.reaches, range(len(sizes))))
+            if which == 0 and not reached:  # scoring them could cost two passes
                 scores.append(None)
                 continue
             progress.stage("scoring calibration samples" if which == 0 else "scoring held-back samples", stream.count)
@@ -201,6 +217,7 @@ class Frontier:
                     judged=problem.calibration.judged,
                     store=store,
                     known=None if self.known is None else partial(self.known.outputs, which),
+                    override=override,
                     advance=progress.advance,
                 )
             )

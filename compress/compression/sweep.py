@@ -335,7 +335,7 @@ def run_turns(
                 kept[settled.layer.name] = settled.layer.kept
                 results.append(settled.layer)
             progress.reach((number + 1) / len(turns))
-        scores = frontier.score(current)
+        scores = frontier.score(current, kept)
     lowered = {name: ranks[name] for name in wholes}
     return Compressed(results, current, *scores, skipped, ranks=lowered, wholes=wholes)
 

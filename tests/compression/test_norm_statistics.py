@@ -1,0 +1,29 @@
+"""Normalisations over units that are cut: scores are those of the network that is written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compress
+
+
+def moved(result: compress.PruneResult, net: nn.Module, samples: Tensor) -> float:
+    """Squares of what outputs moved by, relative to their spread."""
+    with torch.no_grad():
+        before, after = net(samples).double(), result.model(samples).double()
+    return float((after - before).square().sum() / (before - before.mean(0)).square().sum())
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(48), nn.GroupNorm(4, 48)], ids=["layer", "group"])
+def test_outputs_that_are_said_to_move_are_those_of_the_narrowed_network(norm: nn.Module) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 48), norm, nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 12)).eval()
+    with torch.no_grad():
+        net[0].weight[::4] *= 6  # units of unlike sizes: statistics move where some go
+        net[-1].weight *= 12
+    batches = [torch.randn(50, 12) for _ in range(40)]
+    result = compress.prune(net, batches, keep=0.5, recover="off", progress=False)
+    said = result.report.calibration.held_back.distance
+    assert said == pytest.approx(moved(result, net, torch.randn(4000, 12)), rel=0.25)
