@@ -23,6 +23,7 @@ from compress.compression.searching.foresight import expected_distance
 from compress.compression.searching.tightening import added_distances, common_cap, stricter, sweep_within
 from compress.compression.sweep import Compressed, sweep
 from compress.demo import DEMO_OPTIONS
+from compress.errors import NothingToCompressError
 from compress.progress import SilentProgress
 from compress.recording import originals
 from tests.compression.test_schedule import make_problem
@@ -87,6 +88,17 @@ def test_what_is_decided_does_not_depend_on_room_for_the_original(
     found = sweep_within(problem, TOLERANCE, allowed, OPTIONS, progress)
     assert [layer.kept.tolist() for layer in found.results] == [layer.kept.tolist() for layer in expected.results]
     assert "would move" in progress.notes[0]
+
+
+def test_what_kept_every_unit_is_named() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(
+        NothingToCompressError, match="within --tolerance 1e-06 and --output-tolerance 0.02; allow more"
+    ):
+        compress.prune(net, [torch.randn(60, 8)], tolerance=1e-6, progress=False)
+    with pytest.raises(NothingToCompressError, match="allow more with --error or --keep"):
+        compress.prune(net, [torch.randn(60, 8)], error=1e-6, progress=False)
 
 
 def test_without_foresight_the_network_is_compressed_anew(

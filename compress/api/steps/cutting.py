@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compress.allocator import give_back_freed_memory
 from compress.api.steps.measuring import evaluate_pair
 from compress.api.steps.tuning import Tuning, finetune_module, recover_module
+from compress.api.steps.widths import has_rule, searches_widths
 from compress.checkpoint.fitting import with_versions
 from compress.checkpoint.manifest import computed_state, stored_state
 from compress.checkpoint.removed import outside
@@ -83,7 +84,13 @@ def explain_whole(compressed: Compressed, recipe: Recipe) -> str:
             f"{short} of {len(compressed.results)} selected layers stay as they are because weighing their units needs "
             f"more than --memory {recipe.memory}, and no other can lose a unit at this setting."
         )
-    message = "Every selected layer needs all its units at this setting; allow more with --error or --keep"
+    if not (has_rule(recipe) or searches_widths(recipe) or recipe.merge_aligned):
+        message = (
+            f"Every selected layer needs all its units within --tolerance {recipe.tolerance:g} and --output-tolerance "
+            f"{recipe.output_tolerance:g}; allow more with these, or with --error, --keep or a budget such as --macs"
+        )
+    else:
+        message = "Every selected layer needs all its units at this setting; allow more with --error or --keep"
     return f"{message}, or a smaller --round-to than {recipe.round_to}." if recipe.round_to > 1 else f"{message}."
 
 
