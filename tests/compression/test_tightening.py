@@ -93,9 +93,7 @@ def test_what_is_decided_does_not_depend_on_room_for_the_original(
 def test_what_kept_every_unit_is_named() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-    with pytest.raises(
-        NothingToCompressError, match="--tolerance 1e-06 and --output-tolerance"
-    ):
+    with pytest.raises(NothingToCompressError, match="--tolerance 1e-06 and --output-tolerance"):
         compress.prune(net, [torch.randn(60, 8)], tolerance=1e-6, progress=False)
     with pytest.raises(NothingToCompressError, match="allow more with --error or --keep"):
         compress.prune(net, [torch.randn(60, 8)], error=1e-6, progress=False)
