@@ -27,3 +27,16 @@ def test_outputs_that_are_said_to_move_are_those_of_the_narrowed_network(norm: n
     result = compress.prune(net, batches, keep=0.5, recover="off", progress=False)
     said = result.report.calibration.held_back.distance
     assert said == pytest.approx(moved(result, net, torch.randn(4000, 12)), rel=0.25)
+
+
+def test_the_default_rule_keeps_outputs_within_their_tolerance_all_the_same() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(12, 48), nn.LayerNorm(48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 12)
+    ).eval()
+    with torch.no_grad():
+        net[0].weight[::4] *= 6
+    result = compress.prune(net, [torch.randn(50, 12) for _ in range(8)], tolerance=0.2, recover="off", progress=False)
+    assert result.report.calibration.held_back.distance <= 0.02
+    assert moved(result, net, torch.randn(4000, 12)) <= 0.03
+    assert result.report.layers[-1].kept < 32

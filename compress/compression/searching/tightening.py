@@ -69,9 +69,13 @@ def sweep_within(
         if not distance_of(last) > allowed:
             break
         added = added_distances(problem, last, progress, known)
-        if common_cap(added.values(), AIM * allowed) == math.inf:
+        normalised = [group for group in problem.groups if group.statistics and added.get(group.name, 0.0) > 0]
+        if common_cap(added.values(), AIM * allowed) < math.inf:
+            plan = stricter(problem.groups, plan, added, AIM * allowed, last=number == MOST_AGAIN)
+        elif normalised:  # what their cuts do to statistics over the units is in no layer's part
+            plan = {**plan, **{group.name: Width(group.unit_count) for group in normalised}}
+        else:
             break
-        plan = stricter(problem.groups, plan, added, AIM * allowed, last=number == MOST_AGAIN)
         last = sweep(problem, plan, options, Portion(progress, 1, 1), known=known, kept_state=kept_state)
         best = min(best, last, key=distance_of)
     held = watch is not None and bool(watch.stricter)
