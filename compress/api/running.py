@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress.api.steps.cautions import caution_samples
 from compress.api.steps.cutting import Cut, make_cut
+from compress.api.steps.folding import choose_folds
 from compress.api.steps.guarding import check_guards, failed, mix_guards
 from compress.api.steps.measuring import check_original, loses_too_much
 from compress.api.steps.metric import OwnMetric, import_metric, make_metric, own_bound
@@ -143,6 +144,7 @@ def compress_prepared(
         progress.reach(COMPRESSING[0])
         progress.stage("dividing the calibration samples")
         problem = mix_guards(replace(make_problem(prepared, recipe), share=share or Share()), prepared, recipe)
+        problem = choose_folds(problem, recipe, progress)
         check_widths(problem.groups, recipe)
         for caution in caution_samples(prepared, problem):
             progress.note(caution)

@@ -90,12 +90,18 @@ class DataEntry(BaseModel):
 
 
 class RemovedEntry(BaseModel):
-    """What a manifest says of a module that was taken out. `rank`: of the two layers in its place."""
+    """What a manifest says of a module that was taken out.
+
+    Attributes:
+        rank: of the two layers in its place.
+        through: an identity stands in its place.
+    """
 
     model_config = ConfigDict(frozen=True)
     along: tuple[Annotated[int, Field(strict=True, ge=0, le=7)], ...] = Field((), max_length=8)
     outputs: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
     rank: Annotated[int, Field(strict=True, ge=1, le=1 << 24)] | None = None
+    through: Annotated[bool, Field(strict=True)] = False
 
 
 class Manifest(BaseModel):

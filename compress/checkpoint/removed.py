@@ -1,4 +1,4 @@
-"""What stands in a network where layers were taken out: a constant, zeros that only carry a shape, or two layers."""
+"""What stands in a network where layers were taken out: a constant, zeros of a shape, an identity, or two layers."""
 
 from __future__ import annotations
 
@@ -63,10 +63,11 @@ class Removed(nn.Module):
 
 
 def remove_modules(module: nn.Module, removed: Mapping[str, Mapping[str, Any]], values: Mapping[str, Tensor]) -> None:
-    """Put `Removed`, or two layers of a low rank, into a freshly built network (changed in place), as a manifest says.
+    """Put `Removed`, an identity or two layers of a low rank into a freshly built network (changed in place).
 
     Args:
-        removed: module path -> as `Replacement.as_dict` gives it, or `rank` of the pair of layers in its place.
+        removed: as a manifest says it: module path -> as `Replacement.as_dict` gives it, `rank` of the pair of layers
+            in its place, or `through` where an identity stands there.
         values: the file's tensors by state name; `PATH.value` is the constant of a module that has one.
 
     Raises:
@@ -74,6 +75,9 @@ def remove_modules(module: nn.Module, removed: Mapping[str, Mapping[str, Any]], 
     """
     for path, entry in removed.items():
         old = taken_out(module, path)
+        if entry.get("through"):
+            put_in_place(module, old, nn.Identity())
+            continue
         if entry.get("rank") is not None:
             put_in_place(module, old, make_pair(old, checked_rank(old, path, entry["rank"])))
             continue

@@ -99,6 +99,12 @@ class Recipe(BaseModel):
     depth: bool = option(
         True, "Under a budget blocks of residual networks may go as a whole, where that does less harm.", Section.LAYERS
     )
+    fold: Literal["auto", "on", "off"] = option(
+        "auto",
+        "Fold batch norms into the layers in front of them, a step less for the same outputs; auto: under --latency, "
+        "where that is faster.",
+        Section.LAYERS,
+    )
     low_rank: bool = option(
         False,
         "Under a budget layers whose channels cannot all be cut may become two layers of a low rank, where these are "

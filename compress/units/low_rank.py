@@ -6,9 +6,9 @@ asks for it. Each was tried: a copy with two layers in its place, of full rank, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from compress.units.groups import Consumer, ReadUnits, UnitGroup
 from compress.units.network import Network
 from compress.units.surgery import TOLERANCES, Narrowed, module_outputs, narrow, relative_deviation
 
+Draft = TypeVar("Draft")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FAULTS = (CompressError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 
@@ -98,7 +99,7 @@ def find_factorable(network: Network, groups: Sequence[UnitGroup], wanted: Itera
             drafts.append(draft)
         else:
             refused[path] = "no two layers multiply less"
-    passed = tried(network, drafts)
+    passed = largest_sound(drafts, lambda each: goes_well(network, each))
     refused |= {each.path: "the network does not run without its weight" for each in drafts if each not in passed}
     return Factorables(passed, refused)
 
@@ -147,14 +148,14 @@ def has_hooks(layer: nn.Module) -> bool:
     return any(bool(getattr(layer, name)) for name in HOOKS) or "forward" in vars(layer)
 
 
-def tried(network: Network, drafts: Sequence[Factorable]) -> tuple[Factorable, ...]:
-    """Those of the drafts for which two layers of full rank give what the network gives, all together."""
+def largest_sound(drafts: Sequence[Draft], sound: Callable[[Sequence[Draft]], bool]) -> tuple[Draft, ...]:
+    """All of the drafts where they are sound together, else those of each half by itself."""
     if not drafts:
         return ()
-    if goes_well(network, drafts):
+    if sound(drafts):
         return tuple(drafts)
     middle = len(drafts) // 2
-    return (*tried(network, drafts[:middle]), *tried(network, drafts[middle:])) if middle else ()
+    return (*largest_sound(drafts[:middle], sound), *largest_sound(drafts[middle:], sound)) if middle else ()
 
 
 def goes_well(network: Network, drafts: Sequence[Factorable]) -> bool:

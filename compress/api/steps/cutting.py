@@ -23,6 +23,7 @@ from compress.recipe import Recipe
 from compress.report.evaluation import Evaluation
 from compress.units.biases import without_idle_biases
 from compress.units.branches import Branch, removed_branches, replacements
+from compress.units.folding import folded
 from compress.units.low_rank import factored
 from compress.units.surgery import Narrowed, narrow, verify_narrowed
 
@@ -60,11 +61,12 @@ def make_cut(
         SurgeryError: the narrowed network differs from the masked one by more than rounding.
     """
     kept = {result.name: result.kept for result in compressed.results if result.is_cut}
-    if not kept and not compressed.ranks:
+    if not kept and not compressed.ranks and not problem.folds:
         raise NothingToCompressError(explain_whole(compressed, recipe))
     with clock("cut"):
         progress.stage("cutting and verifying")
         narrowed, deviation = cut_network(prepared, problem, kept, compressed.state, compressed.ranks)
+        narrowed = narrowed if recipe.tunes else folded(narrowed, problem.folds)
         stored = round_to_stored(narrowed.module, prepared)
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
@@ -104,23 +106,25 @@ def round_to_stored(module: nn.Module, prepared: Prepared) -> dict[str, Tensor]:
 def finetune_cut(
     prepared: Prepared, problem: Problem, cut: Cut, recipe: Recipe, clock: Stages, progress: Progress
 ) -> Cut:
-    """The cut network after its recovery or fine-tuning, evaluated again. Raises NonFiniteError."""
+    """The cut network after its recovery or fine-tuning, folded and evaluated again. Raises NonFiniteError."""
     give_back_freed_memory()
+    tuning: Tuning | None = None
     with clock("finetune" if recipe.recovery is None else "recover"):
         module = cut.narrowed.module
         if recipe.recovery is None:
             tuned, tuning = finetune_module(prepared, problem, module, recipe, progress)
         else:
             recovered = recover_module(prepared, problem, module, list(cut.kept.values()), recipe, progress)
-            if recovered is None:
+            if recovered is None and not problem.folds:
                 return cut
-            tuned, tuning = recovered
-        stored = round_to_stored(tuned, prepared)
+            tuned, tuning = recovered or (module, None)
+        narrowed = folded(replace(cut.narrowed, module=tuned), problem.folds)
+        stored = round_to_stored(narrowed.module, prepared)
     give_back_freed_memory()
     with clock("evaluate"):
-        evaluation = evaluate_pair(prepared, tuned, recipe, progress)
-    narrowed = replace(cut.narrowed, module=tuned)
-    return replace(cut, narrowed=narrowed, stored=stored, evaluation=evaluation, untuned=cut.evaluation, tuning=tuning)
+        evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
+    untuned = None if tuning is None else cut.evaluation
+    return replace(cut, narrowed=narrowed, stored=stored, evaluation=evaluation, untuned=untuned, tuning=tuning)
 
 
 def going(problem: Problem, kept: Mapping[str, Tensor]) -> tuple[Branch, ...]:

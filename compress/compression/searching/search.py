@@ -31,6 +31,7 @@ from compress.progress import Portion, Progress
 from compress.recipe import Bound
 from compress.report.model import Certificate, LayerSearch, SearchReport, Step, Trial
 from compress.units.branches import removed_branches, replacements
+from compress.units.folding import folded
 from compress.units.low_rank import factored
 from compress.units.surgery import narrow
 
@@ -293,7 +294,8 @@ def time_cut(problem: Problem, kept: Mapping[str, Tensor], ranks: Mapping[str, i
     def measure() -> float:
         replaced = replacements(problem.network, going, kept, {})
         narrowed = narrow(module, kept, problem.groups, replaced=replaced)
-        cut = factored(narrowed, {name.rpartition(".")[0]: rank for name, rank in (ranks or {}).items()}).module
+        pairs = factored(narrowed, {name.rpartition(".")[0]: rank for name, rank in (ranks or {}).items()})
+        cut = folded(pairs, problem.folds).module
         with problem.timing.running():
             before, after = measure_latency((module, cut), sample, most=MOST_PASSES)
         return after.least / before.least
