@@ -28,6 +28,7 @@ import compress
 from benchmarks.quality import Bench, First, make_bench, network_recipe, plain, run_cell
 from benchmarks.quality_methods import bisect_to_macs, share_of_macs
 from benchmarks.reporting import Run, start
+from compress.api.steps.folding import choose_folds
 from compress.api.steps.widths import make_problem
 from compress.compression.layers.decisions import Ingredients, Width
 from compress.compression.layers.layer import LayerOptions
@@ -181,7 +182,7 @@ def time_budgets(found: Run) -> None:
                 update={"latency_batch": batch, "latency_threads": 1, "recover": found.options.recover}
             )
             for label in VARIANTS_OF_TIME:
-                budget = {"macs": macs_within_time(spec, asked)} if label == MACS_ALONE else {"latency": asked}
+                budget = macs_within_time(spec, asked) if label == MACS_ALONE else {"latency": asked}
                 row = (name, batch, label, *run_budget(spec.model_copy(update=budget), depth=label != STAYING))
                 print(row, file=sys.stderr, flush=True)
                 rows.append(row)
@@ -220,10 +221,14 @@ def run_budget(spec: Recipe, *, depth: bool) -> tuple[float, float, float, float
     return share, 1 / report.cost.macs.factor, *points, len(report.removed)
 
 
-def macs_within_time(spec: Recipe, wanted: float) -> float:
-    """The largest share of the MACs, by halving, at which widths chosen by MACs alone take `wanted` of the time."""
+def macs_within_time(spec: Recipe, wanted: float) -> dict[str, Any]:
+    """Options of the largest share of the MACs, by halving, at which widths by MACs alone take `wanted` of the time.
+
+    Batch norms are folded where a budget of that time folds them.
+    """
     prepared = prepare(spec, SilentProgress(), needs_data=True)
     problem = make_problem(prepared, spec.model_copy(update={"macs": wanted}))
+    problem = choose_folds(problem, spec.model_copy(update={"latency": wanted}), SilentProgress())
     search = prepare_search(problem, LayerOptions.of(spec), SilentProgress())
     low, high = 0.1, 1.0
     for _ in range(7):
@@ -233,7 +238,7 @@ def macs_within_time(spec: Recipe, wanted: float) -> float:
             low = share
         else:
             high = share
-    return low
+    return {"macs": low, "fold": "on" if problem.folds else "off"}
 
 
 def eighths(groups: Sequence[UnitGroup], fraction: float) -> dict[str, Tensor]:
