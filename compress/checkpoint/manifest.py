@@ -94,7 +94,7 @@ class RemovedEntry(BaseModel):
 
     Attributes:
         rank: of the two layers in its place.
-        through: an identity stands in its place.
+        through: a batch norm that is folded; what stood behind it inside its module is still there.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ def remove_modules(module: nn.Module, removed: Mapping[str, Mapping[str, Any]], 
 
     Args:
         removed: as a manifest says it: module path -> as `Replacement.as_dict` gives it, `rank` of the pair of layers
-            in its place, or `through` where an identity stands there.
+            in its place, or `through` where a batch norm is folded.
         values: the file's tensors by state name; `PATH.value` is the constant of a module that has one.
 
     Raises:
@@ -76,7 +77,7 @@ def remove_modules(module: nn.Module, removed: Mapping[str, Mapping[str, Any]], 
     for path, entry in removed.items():
         old = taken_out(module, path)
         if entry.get("through"):
-            put_in_place(module, old, nn.Identity())
+            put_in_place(module, old, passed_through(old))
             continue
         if entry.get("rank") is not None:
             put_in_place(module, old, make_pair(old, checked_rank(old, path, entry["rank"])))
@@ -87,6 +88,12 @@ def remove_modules(module: nn.Module, removed: Mapping[str, Mapping[str, Any]], 
         empty = None if value is None else torch.empty_like(value, dtype=torch.float32)
         replacement = Replacement(empty, tuple(entry.get("along", ())), int(entry.get("outputs", 0)))
         put_in_place(module, old, Removed(replacement))
+
+
+def passed_through(norm: nn.Module) -> nn.Module:
+    """What is left of a batch norm without it: the parts that it calls behind, one after another."""
+    parts = OrderedDict(norm.named_children())
+    return nn.Sequential(parts).eval() if parts else nn.Identity()
 
 
 def taken_out(module: nn.Module, path: str) -> nn.Module:

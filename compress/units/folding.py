@@ -1,8 +1,8 @@
 """Batch norms that the layer in front of them can take in: its weight scaled, a bias of its own, and a step less.
 
 By fixed statistics a batch norm is a scale and a shift of each channel, so that the network gives what it gave. Only
-torch's own layers and batch norms, each called once, one right behind the other; a copy without the batch norms was
-tried. The network that is written has an identity in their place.
+torch's own layers, each called once, with a batch norm right behind; a copy without the batch norms was tried. The
+network that is written has an identity in their place, or what a derived class calls behind the norm (an activation).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from compress.checkpoint.pairs import KINDS
-from compress.checkpoint.removed import outside, put_in_place
+from compress.checkpoint.removed import outside, passed_through, put_in_place
 from compress.checkpoint.restoring import named_tensors
 from compress.graph.meaning import batch_norms, linear_maps
 from compress.graph.ops import LinearMap
@@ -26,7 +26,7 @@ from compress.units.network import Network
 from compress.units.surgery import TOLERANCES, Narrowed, module_outputs, narrow, relative_deviation
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-THROUGH = {"through": True}  # what a manifest says of a module in whose place an identity stands
+THROUGH = {"through": True}  # what a manifest says of a batch norm that is folded
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,22 @@ def takes_in(network: Network, linear: LinearMap, modules: Mapping[str, nn.Modul
 
 
 def is_plain(network: Network, part: nn.Module | None) -> bool:
-    """Whether a module is all torch's own, has no hooks, and shares no tensor; batch norms keep running statistics."""
-    if part is None or type(part) not in (*KINDS, *NORMS) or has_hooks(part):
+    """Whether a module has no hooks, and shares no tensor; batch norms keep running statistics and no other tensor."""
+    if part is None or has_hooks(part):
         return False
-    if isinstance(part, NORMS) and (part.running_mean is None or part.running_var is None):
+    if type(part) not in KINDS and not is_norm(part):
         return False
     held = {id(tensor) for tensor in named_tensors(part).values()}
     owners = [each for each in network.module.modules() if held & {id(tensor) for tensor in own_tensors(each)}]
     places = [each for each in network.module.modules() for child in each.children() if child is part]
     return len(owners) == 1 and len(places) == 1
+
+
+def is_norm(part: nn.Module) -> bool:
+    """Whether it is a batch norm by running statistics; classes derived from torch's may call other modules behind."""
+    if not isinstance(part, NORMS) or part.running_mean is None or part.running_var is None:
+        return False
+    return len(named_tensors(part)) == len(own_tensors(part))
 
 
 def own_tensors(part: nn.Module) -> list[Tensor]:
@@ -102,7 +109,7 @@ def folded(narrowed: Narrowed, folds: Sequence[Foldable]) -> Narrowed:
             continue
         layer, norm = (narrowed.module.get_submodule(path) for path in (fold.layer, fold.norm))
         take_in(layer, norm)
-        put_in_place(narrowed.module, norm, nn.Identity())
+        put_in_place(narrowed.module, norm, passed_through(norm))
         gone[fold.norm] = dict(THROUGH)
         shapes |= {f"{fold.layer}.{name}": list(getattr(layer, name).shape) for name in ("weight", "bias")}
     return replace(

@@ -77,6 +77,34 @@ def test_layers_that_are_gone_already_are_left_out(network: Network) -> None:
     assert after.removed == {**gone, "linear_norm": {"through": True}}
 
 
+class NormAct(nn.BatchNorm2d):
+    """With an activation behind, and one that doubles what it gives."""
+
+    def __init__(self, channels: int, *, twice: bool = False, learned: bool = False) -> None:
+        super().__init__(channels)
+        self.act = nn.PReLU(channels) if learned else nn.ReLU6()
+        self.twice = twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(super().forward(x))
+        return 2 * x if self.twice else x
+
+
+def test_what_a_derived_batch_norm_calls_behind_it_stays() -> None:
+    norms = NormAct(6), NormAct(5, twice=True), NormAct(4, learned=True)
+    layers = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 4, 1)
+    pairs = [each for pair in zip(layers, norms, strict=True) for each in pair]
+    module = randomise(nn.Sequential(*pairs, nn.Flatten(), nn.Linear(144, 3)))
+    network = trace(module, (torch.randn(2, 3, 8, 8),), couple=False)
+    folds = find_foldable(network)
+    assert folds == (Foldable("0", "1"),)  # not what does more, nor what has other tensors
+    small = folded(narrow(network.module, {}, ()), folds)
+    inputs = (torch.randn(4, 3, 8, 8),)
+    deviation = relative_deviation(module_outputs(network.module, inputs), module_outputs(small.module, inputs))
+    assert deviation < 1e-5
+    assert isinstance(small.module[1].act, nn.ReLU6)
+
+
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
