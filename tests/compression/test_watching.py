@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from compress.compression.layers.layer import LayerOptions
 from compress.compression.layers.refit import held_back_error
 from compress.compression.layers.result import Watched
 from compress.compression.problem import Problem, record_all
+from compress.compression.searching import foresight
 from compress.compression.searching.damage import Cut, measure_cuts
 from compress.compression.searching.foresight import disturbed_layers, expected_distance, joined
 from compress.compression.sweep import sweep
@@ -68,6 +70,12 @@ def test_a_layer_that_never_fires_is_not_disturbed() -> None:
     assert not first.weights
     assert not second.weights  # behind it nothing moves either
     assert expected_distance(problem, 0.1, SilentProgress(), None) == 0
+
+
+def test_weights_that_are_too_many_are_left_alone(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expected_distance(replace(problem, memory=1000), 0.1, SilentProgress(), None) == 0
+    monkeypatch.setattr(foresight, "LARGEST", 24 * 16)
+    assert [bool(cut.weights) for cut in disturbed_layers(problem, 0.1)] == [False, True, True]
 
 
 def test_disturbances_of_one_tensor_add_up(problem: Problem) -> None:

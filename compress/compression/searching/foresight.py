@@ -25,15 +25,22 @@ from compress.units.groups import UnitGroup
 
 ROWS = 1024  # of Φ that a layer's disturbance is sized on
 VALUES = 2**24  # numbers that these rows may have
+LARGEST = 2**25  # weights of a reading, above which it is left as it is
+MEMORY_SHARE = 0.25  # of the memory bound, that a copy of all these weights may take
 
 
 def expected_distance(problem: Problem, error: float, progress: Progress, known: KnownOriginal | None) -> float:
     """What the outputs move on held-back samples if every layer's consumers err so much, at once.
 
+    0 where their weights are too many to be held twice; consumers of very many weights are left as they are.
+
     Args:
         error: relative to each consumer's outputs about their mean, as a tolerance is.
         known: what was kept of the original network.
     """
+    names = {consumer.weight for group in problem.groups for consumer in group.consumers}
+    if sum(problem.state[name].nbytes for name in names) > MEMORY_SHARE * problem.memory:
+        return 0.0
     samples = affordable_samples(problem, len(problem.groups))
     progress.stage("disturbing all layers", samples)
     disturbed = joined(problem, disturbed_layers(problem, error))
@@ -67,6 +74,8 @@ def disturbed(
     """The group's consumers with weights that err so much on what they read; constants that are free take the mean."""
     weights: dict[str, Tensor] = {}
     for reading in problem.readings(group):
+        if sum(problem.state[consumer.weight].numel() for consumer in reading.consumers) > LARGEST:
+            continue
         rows = drawn_rows(reading, values, generator)
         before = reading.weights(problem.state)
         noise = torch.randn(before.shape, generator=generator, dtype=torch.float32).to(before)
