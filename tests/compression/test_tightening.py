@@ -57,13 +57,19 @@ def moved(compressed: Compressed) -> float:
     return compressed.held_back.distance
 
 
-def test_held_back_outputs_stay_within_their_tolerance(problem: Problem, alone: Compressed) -> None:
+def held_to_a_quarter(problem: Problem, alone: Compressed) -> tuple[Compressed, str]:
+    """What comes of a quarter of what the tolerance alone came to, within it and cut no further; what is said of it."""
     allowed, progress = moved(alone) / 4, SilentProgress()
     found = sweep_within(problem, TOLERANCE, allowed, OPTIONS, progress)
     assert moved(found) <= allowed
     assert found.results[0].is_cut
     assert all(len(now.kept) >= len(before.kept) for now, before in zip(found.results, alone.results, strict=True))
     (note,) = progress.notes
+    return found, note
+
+
+def test_held_back_outputs_stay_within_their_tolerance(problem: Problem, alone: Compressed) -> None:
+    found, note = held_to_a_quarter(problem, alone)
     assert f"by {moved(found):.3g}" in note
     assert "would move" in note  # said of what was foreseen and watched
 
@@ -103,12 +109,7 @@ def test_without_foresight_the_network_is_compressed_anew(
     problem: Problem, alone: Compressed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tightening, "expected_distance", lambda *_: 0.0)
-    allowed, progress = moved(alone) / 4, SilentProgress()
-    found = sweep_within(problem, TOLERANCE, allowed, OPTIONS, progress)
-    assert moved(found) <= allowed
-    assert found.results[0].is_cut
-    assert all(len(now.kept) >= len(before.kept) for now, before in zip(found.results, alone.results, strict=True))
-    (note,) = progress.notes
+    found, note = held_to_a_quarter(problem, alone)
     assert f"by {moved(alone):.3g}" in note
     assert f"by {moved(found):.3g}" in note
 
