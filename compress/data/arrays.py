@@ -302,7 +302,7 @@ def finite_inputs(name: str, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
     """Real rows (B, …), which are the samples with these numbers, as float32. Raises DataError on NaN, Inf."""
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows float32 is caught below
         inputs = torch.from_numpy(rows.astype(np.float32))
-    finite = torch.isfinite(inputs).flatten(1).all(1)
+    finite = torch.isfinite(inputs).reshape(len(inputs), -1).all(1)
     if not bool(finite.all()):
         first = int(numbers[int((~finite).nonzero()[0])])
         raise DataError(f"{name}: sample {first} holds NaN or Inf (of float32).")

@@ -168,7 +168,11 @@ def beside(rows: Tensor, numbers: Tensor, least: float) -> Tensor:
 
 
 def describe(inputs: Tensor) -> Tensor:
-    """Descriptions (B, F) of inputs: tokens (B, …), images and films (B, …, H, W), signals (B, C, T) or (B, T)."""
+    """Descriptions (B, F) of inputs: tokens (B, …), images and films (B, …, H, W), signals (B, C, T) or (B, T).
+
+    Single numbers (B,) are a signal of one step.
+    """
+    inputs = inputs.reshape(len(inputs), -1) if inputs.ndim == 1 else inputs
     if not inputs.is_floating_point() and inputs[0].numel() <= TOKENS:
         return describe_tokens(inputs.flatten(1))
     inputs = inputs.float().nan_to_num(posinf=0.0, neginf=0.0)

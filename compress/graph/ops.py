@@ -245,10 +245,13 @@ def state_name(network: NetworkGraph, value: object) -> str | None:
 
 
 def traced_shape(node: fx.Node) -> tuple[int, ...]:
-    """Shape of a value, () when it is no tensor; the batch, where it is symbolic, has its traced size."""
+    """Shape of a value, () when it is no tensor; the batch, where it is symbolic, has its traced size.
+
+    A size that values decide, as how many samples a mask chooses, counts as 1.
+    """
     value = node.meta.get("val")
     sizes = value.shape if isinstance(value, torch.Tensor) else ()
-    return tuple(size if isinstance(size, int) else int(size.node.hint) for size in sizes)
+    return tuple(size if isinstance(size, int) else int(size.node.hint or 1) for size in sizes)
 
 
 def same_precision(node: fx.Node) -> bool:

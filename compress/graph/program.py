@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compress.errors import TraceError
 from compress.graph.fusing import STRICT, Joint, channels_together, compute_jointly, find_joints, takes_any_layout
+from compress.graph.ops import traced_shape
 from compress.graph.steps import ConstantLeaf, InputLeaf, Leaf, Override, Read, Step, TensorLeaf, Value
 from compress.graph.trace import NetworkGraph
 from compress.measures.outputs import named_outputs
@@ -84,9 +85,7 @@ class Program:
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {
-            name: tuple(size if isinstance(size, int) else int(size.node.hint) for size in node.meta["val"].shape)
-            for name, node in self.nodes.items()
-            if isinstance(node.meta.get("val"), Tensor)
+            name: traced_shape(node) for name, node in self.nodes.items() if isinstance(node.meta.get("val"), Tensor)
         }
 
     def shape(self, name: str) -> tuple[int, ...]:

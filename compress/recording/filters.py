@@ -155,7 +155,7 @@ class FilterRecorder:
         if self.fault is not None:
             raise self.fault
         if self._sums is None:
-            raise MomentsError("no samples were added, so there are no moments.")
+            raise MomentsError("no sample came, so there are no moments.")
         means = self._sums / max(self._count, 1)
         return FilterMoments(means[:, :-1, :-1], means[:, :-1, -1], means[:, -1, -1])
 

@@ -390,3 +390,47 @@ def test_complex_weights_stay_as_they_are_while_the_others_recover() -> None:
     result = compress.prune(module, [torch.randn(50, 16, 6) for _ in range(6)], macs=0.5, recover=10)
     assert torch.equal(result.model.response, module.response)
     assert result.model.first.out_features <= 16
+
+
+class Recommender(nn.Module):
+    """A score for a user and an item, each a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(30, 6), nn.Embedding(40, 6)
+        self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 1)
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        pairs = torch.cat([self.users(users), self.items(items)], 1)
+        return self.last(self.first(pairs).relu()).squeeze(1)  # type: ignore[no-any-return]
+
+
+def test_inputs_of_a_single_number_a_sample_are_calibrated_on() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randint(0, 30, (64,)), torch.randint(0, 40, (64,))) for _ in range(3)]
+    assert compress.prune(Recommender(), batches, keep=0.5).model.get_submodule("first").out_features == 8
+
+
+class SparseExperts(nn.Module):
+    """Every sample is sent to one of three experts, of which the last is chosen by none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(6, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 6)) for _ in range(3))
+        with torch.no_grad():
+            self.gate.bias[2] = -1e3
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen, result = self.gate(x).argmax(1), torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows = (chosen == number).nonzero().squeeze(1)
+            result = result.index_add(0, rows, expert(x[rows]))
+        return result
+
+
+def test_experts_are_cut_by_the_samples_sent_to_them_and_one_that_gets_none_stays() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(64, 6) for _ in range(3)]
+    network = compress.prune(SparseExperts(), batches, keep=0.5).model
+    assert [network.get_submodule(f"experts.{number}.0").out_features for number in range(3)] == [6, 6, 12]

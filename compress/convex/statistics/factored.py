@@ -188,7 +188,7 @@ class FactorAccumulator:
     def moments(self) -> FactoredMoments:
         """The factored moments of everything added so far. Raises MomentsError when that is nothing."""
         if self._stored is None or not self.count:
-            raise MomentsError("no samples were added, so there are no moments.")
+            raise MomentsError("no sample came, so there are no moments.")
         n = self.count
         used = min(self.rows, n)
         drift, target = self._sums[0] / n, self._sums[1] / n

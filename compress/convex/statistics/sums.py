@@ -100,7 +100,7 @@ class CentredSums:
             MomentsError: nothing was added.
         """
         if not self._sums or self.count <= 0:
-            raise MomentsError("no samples were added, so there are no moments.")
+            raise MomentsError("no sample came, so there are no moments.")
         sums, n = self._sums, self.count
         return settled_parts(
             covariance=_symmetric(sums["covariance"]).div_(n),
