@@ -23,6 +23,7 @@ from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
 from compress.data.calls import CallShape, call_of, gather, parameters_of, spread
 from compress.errors import CheckpointError, DataError, RecipeError, TraceError, first_line
 from compress.graph.meaning import last_operation
+from compress.graph.ops import draws_randomly, place_of
 from compress.graph.program import Program, output_values, run, sample_dim
 from compress.graph.trace import trace_network
 from compress.measures.kinds import Hints, describe_outputs, find_place, need_place, read_class_counts
@@ -188,7 +189,7 @@ def prepare_network(
     note_preprocessing(recipe, opened.architecture, preprocessing, calibration or evaluation, progress)
     progress.stage("following the forward pass")
     network = trace(module, examples, couple=recipe.couple)
-    check_program(network.program, network.state, examples, returned)
+    check_program(module, network, returned)
     outputs, answered = judge_outputs(
         recipe, opened, network.program, len(examples[0]), returned, (evaluation, calibration), progress
     )
@@ -530,25 +531,46 @@ def run_on_probe(module: nn.Module, probes: Sequence[tuple[Tensor, ...]]) -> tup
     raise CheckpointError(fault or "The network was not tried on any input.")
 
 
-def check_program(
-    program: Program, state: Mapping[str, Tensor], examples: tuple[Tensor, ...], returned: object
-) -> None:
-    """Refuse a trace that does not compute what the network `returned` for the examples.
+def check_program(module: nn.Module, network: Network, returned: object) -> None:
+    """Refuse a trace that does not compute what the module `returned` for the network's examples.
 
     Raises:
         TraceError: the trace gives something else.
     """
+    program = network.program
     nodes = {name: node for name, node in output_values(program, returned).items() if node is not None}
     with torch.inference_mode():
-        values = run(program, (state,), examples, list(nodes.values()))
+        values = run(program, (network.state,), network.examples, list(nodes.values()))
     wanted = named_outputs(returned)
     traced = {name: values[node][0] for name, node in nodes.items()}
     deviation, where = largest_deviation({name: wanted[name] for name in traced}, traced)
     if deviation > TRACE_TOLERANCE:
         said = "" if len(wanted) == 1 else f", in its output `{where}`"
         raise TraceError(
-            f"The traced graph does not compute what the network computes{said} (it is not deterministic?)."
+            explain_changing(module, network)
+            or f"The traced graph does not compute what {type(module).__name__} computes{said}."
         )
+
+
+def explain_changing(module: nn.Module, network: Network) -> str | None:
+    """Why a module gives other outputs each time; None where it does not."""
+    before = {name: tensor.clone() for name, tensor in module.named_buffers()}
+    with torch.inference_mode(), torch.random.fork_rng():
+        first, second = (named_outputs(module(*network.examples)) for _ in range(2))
+    if largest_deviation(first, second)[0] <= TRACE_TOLERANCE:
+        return None
+    written = [name for name, tensor in module.named_buffers() if not torch.equal(tensor, before[name])]
+    if written:
+        return (
+            f"{type(module).__name__} gives other outputs each time: forward() changes its buffer `{written[0]}`; "
+            "change it only where self.training."
+        )
+    drawn = [node for node in network.program.nodes.values() if draws_randomly(node)]
+    shown = f" ({place_of(drawn[0])})" if drawn else ""
+    return (
+        f"{type(module).__name__} gives other outputs each time: forward() draws random numbers in evaluation mode"
+        f"{shown}; draw them only where self.training, or take them as an input."
+    )
 
 
 def judge_outputs(

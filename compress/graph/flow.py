@@ -13,8 +13,17 @@ import torch
 from torch import fx
 
 from compress.graph.atoms import Atoms, Dimension, Factor, Flow, dimension_size, is_tracked
-from compress.graph.ops import UNREAD_FORM, LinearMap, Meaning, Normalisation, Rule, operation_name, state_name
-from compress.graph.trace import NetworkGraph, module_path
+from compress.graph.ops import (
+    UNREAD_FORM,
+    LinearMap,
+    Meaning,
+    Normalisation,
+    Rule,
+    operation_name,
+    place_of,
+    state_name,
+)
+from compress.graph.trace import NetworkGraph
 
 _BATCH = 1009  # stands for the symbolic batch: a prime, so that no channel count is mistaken for a multiple of it
 
@@ -183,8 +192,7 @@ class ChannelFlow:
 
     def where(self, node: fx.Node) -> str:
         """The operation and its module, for reasons that people read."""
-        path = module_path(node)
-        return f"{operation_name(node)} in {path}" if path else operation_name(node)
+        return place_of(node)
 
     def pin(self, dimension: Dimension, reason: str) -> None:
         """Forbid removing any position of the dimension."""

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from compress.graph.trace import NetworkGraph
+from compress.graph.trace import NetworkGraph, module_path
 
 
 class Layout(Enum):
@@ -259,3 +259,17 @@ def same_precision(node: fx.Node) -> bool:
     source = node.args[0] if node.args else None
     values = [operand.meta.get("val") for operand in (node, source) if isinstance(operand, fx.Node)]
     return len({value.dtype for value in values if isinstance(value, torch.Tensor)}) == 1
+
+
+def draws_randomly(node: fx.Node) -> bool:
+    """Whether the node gives other numbers each time; a dropout in evaluation mode does not."""
+    given = arguments_of(node)
+    switches = [given[name] for name in ("train", "training", "dropout_p") if name in given]
+    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return seeded and (any(switches) or ("scaled_dot_product" not in operation_name(node) and not switches))
+
+
+def place_of(node: fx.Node) -> str:
+    """The operation and its module, for people to read."""
+    path = module_path(node)
+    return f"{operation_name(node)} in {path}" if path else operation_name(node)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import logging
 import operator
+import os
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._functorch import config as functorch_config
 from torch.export import Dim, export
 from torch.export.graph_signature import InputKind, OutputKind
 
@@ -55,6 +59,12 @@ def trace_network(module: nn.Module, inputs: tuple[Tensor, ...]) -> NetworkGraph
     The batch is symbolic where the network allows it, otherwise the graph is valid for the batch of `inputs` only.
     Raises TraceError with the exporter's first line when the network cannot be exported, OutputError on a full disk.
     """
+    scripted = next((name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise TraceError(
+            f"{f'`{scripted}`' if scripted else 'The network'} is compiled by torch.jit, which torch.export cannot "
+            "follow; give the module that it was made from."
+        )
     if not isinstance(inputs, tuple) or not all(isinstance(value, Tensor) for value in inputs):
         raise ValueError(f"`inputs` must be a tuple of tensors, got {type(inputs).__name__}.")
     wide = tuple(
@@ -164,11 +174,60 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], wide: tuple[Tensor, .
     try:
         return export(plain, inputs, strict=False), size
     except Exception as fault:
-        kind, first = type(fault).__name__, next((line for line in str(fault).splitlines() if line.strip()), "")
-        hint = "; forward() decides by values that it computes, which no graph holds" if "Guard" in kind else ""
+        if "Guard" in type(fault).__name__ and (program := _export_decided(plain, inputs)) is not None:
+            return program, size
         raise TraceError(
-            f"torch.export cannot turn {type(module).__name__} into a graph: {kind}: {first.strip().rstrip('.')}{hint}."
+            f"torch.export cannot turn {type(module).__name__} into a graph: {_explain(fault)}."
         ) from fault
+
+
+def _export_decided(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """The program where forward() decides by values that no input reaches, such as what kind a mask is; else None."""
+    try:
+        with functorch_config.patch(fake_tensor_propagate_real_tensors=True):
+            program = export(module, inputs, strict=False)
+    except Exception:
+        return None
+    users = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT}
+    reached: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.name in users or any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+            value = node.meta.get("val")
+            sizes = value.shape if isinstance(value, Tensor) else ()
+            if isinstance(value, _NUMBERS) or any(isinstance(size, torch.SymInt) for size in sizes):
+                return None  # a number that the inputs decide
+    return program
+
+
+def _explain(fault: Exception) -> str:
+    """What the exporter met, where in the user's code that was, and what can be done."""
+    place = _line_of_user(fault)
+    where = "" if place is None else f" ({place})"
+    if "Guard" in type(fault).__name__:
+        return (
+            f"forward() decides by values that it computes{where}, which no graph holds; choose by torch.where there, "
+            "or compress a part of the network that does without, such as its backbone"
+        )
+    first = next((line for line in str(fault).splitlines() if line.strip()), "").strip().rstrip(".")
+    if "fake tensor in the exported program" in first:
+        return (
+            "forward() changes the network's own tensors through .data, which no graph holds; compute the changed one "
+            "anew there, such as functional.linear(x, self.weight * self.mask, self.bias)"
+        )
+    return f"{type(fault).__name__}: {first}{where}"
+
+
+def _line_of_user(fault: Exception) -> str | None:
+    """The innermost line that was running outside torch and this package."""
+    own = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+    frames = [frame for frame in traceback.extract_tb(fault.__traceback__) if Path(frame.filename).is_file()]
+    user = [frame for frame in frames if not frame.filename.startswith(own)]
+    if not user:
+        return None
+    code = " ".join((user[-1].line or "").split())
+    shown = code if len(code) <= _MOST_CODE else f"{code[:_MOST_CODE]}…"
+    return f"{Path(user[-1].filename).name}, line {user[-1].lineno}: `{shown}`"
 
 
 class _TensorsOnly(nn.Module):
@@ -183,6 +242,8 @@ class _TensorsOnly(nn.Module):
 
 
 _PREFIX = "traced."
+_NUMBERS = (bool, int, float, torch.SymBool, torch.SymInt, torch.SymFloat)
+_MOST_CODE = 60  # characters of a line that a fault shows
 
 
 def output_tensors(outputs: object) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -434,3 +435,34 @@ def test_experts_are_cut_by_the_samples_sent_to_them_and_one_that_gets_none_stay
     batches = [torch.randn(64, 6) for _ in range(3)]
     network = compress.prune(SparseExperts(), batches, keep=0.5).model
     assert [network.get_submodule(f"experts.{number}.0").out_features for number in range(3)] == [6, 6, 12]
+
+
+class Changing(nn.Module):
+    """Gives other outputs each time that it is called."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.first(x)
+        if self.kind == "counts":
+            self.calls = self.calls + 1
+            hidden = hidden + self.calls
+        else:
+            hidden = nn.functional.dropout(hidden, 0.5, training=True)
+        return self.last(hidden.relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("counts", "forward() changes its buffer `calls`; change it only where self.training"),
+        ("draws", "forward() draws random numbers in evaluation mode (dropout)"),
+    ],
+)
+def test_a_network_that_gives_other_outputs_each_time_is_refused_with_the_cause(kind: str, said: str) -> None:
+    with pytest.raises(compress.CompressError, match=re.escape(said)):
+        compress.prune(Changing(kind), [torch.randn(32, 4)], keep=0.5)

@@ -151,7 +151,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_moments_of_nothing_are_a_fault_that_a_run_can_report():
     for empty in (MomentAccumulator(), FactorAccumulator()):
-        with pytest.raises(MomentsError, match="no samples"):
+        with pytest.raises(MomentsError, match="no sample came"):
             empty.moments()
 
 

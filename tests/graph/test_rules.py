@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import pytest
@@ -457,9 +458,50 @@ class Branching(nn.Module):
 def test_what_the_exporter_prints_of_a_network_that_it_cannot_follow_is_not_shown(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(TraceError, match="data-dependent"):
+    with pytest.raises(TraceError, match=r"decides by values .*test_rules.py, line \d+: `result: "):
         trace_network(Branching(), (ROWS[0].float(),))
     assert capfd.readouterr() == ("", "")
+
+
+class Masked(nn.Module):
+    """Takes one of two ways by what kind a mask is, which no input changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones(2, 2).tril()
+        hidden: Tensor = self.first(x).relu() if bool((mask == mask.tril()).all()) else self.first(x)
+        return self.last(hidden)  # type: ignore[no-any-return]
+
+
+def test_a_decision_that_no_input_changes_is_followed() -> None:
+    network = Masked()
+    graph = trace_network(network, (ROWS[0].float(),))
+    group = {each.name: each for each in find_units(graph, network)}["first"]
+    assert (group.skip_reason, group.activation) == (None, "relu")
+
+
+def test_a_part_compiled_by_jit_is_refused_by_name() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Linear(5, 6))
+    with pytest.raises(TraceError, match=r"`0` is compiled by torch.jit"):
+        trace_network(nn.Sequential(scripted, nn.ReLU()), ROWS)
+
+
+class DataWriting(nn.Linear):
+    """Masks its weight in place, as autoregressive convolutions are often written."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data *= torch.ones_like(self.weight).tril()
+        return super().forward(x)
+
+
+def test_writing_into_the_networks_own_tensors_is_refused_with_what_to_do() -> None:
+    with pytest.raises(TraceError, match=r"through \.data, which no graph holds; compute the changed one anew"):
+        trace_network(nn.Sequential(DataWriting(5, 6), nn.ReLU()), ROWS)
 
 
 def test_an_instance_norm_without_a_scale_is_told_how_many_channels_are_left() -> None:
