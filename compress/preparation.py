@@ -14,14 +14,22 @@ from torch import Tensor, nn
 
 from compress.checkpoint.architecture import Architecture, open_architecture
 from compress.checkpoint.building.builders import build_architecture, check_trust
-from compress.checkpoint.fitting import load_weights
+from compress.checkpoint.fitting import in_precision, load_weights
 from compress.checkpoint.folders import WeightsFolder, load_weights_folder, read_weights_folder
 from compress.checkpoint.manifest import MODEL, computed_state, read_artifact, with_arch
 from compress.checkpoint.parametrisations import materialise
 from compress.checkpoint.reading.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
 from compress.data.calls import CallShape, call_of, gather, parameters_of, spread
-from compress.errors import CheckpointError, DataError, RecipeError, TraceError, first_line
+from compress.errors import (
+    CheckpointError,
+    CompressError,
+    DataError,
+    NonFiniteError,
+    RecipeError,
+    TraceError,
+    first_line,
+)
 from compress.graph.meaning import last_operation
 from compress.graph.ops import draws_randomly, place_of
 from compress.graph.program import Program, output_values, run, sample_dim
@@ -331,8 +339,7 @@ def build_network(checkpoint: Checkpoint, architecture: Architecture) -> nn.Modu
             module = module.float()
         return module.eval()
     module = build_architecture(architecture.spec, architecture.arguments, trusted=architecture.trusted)
-    if any(tensor.dtype == torch.float64 for tensor in checkpoint.state.values()):
-        module = module.double()
+    module = in_precision(module, checkpoint.state)
     load_weights(module, computed_state(checkpoint.state))
     return module.eval()
 
@@ -471,7 +478,7 @@ def note_preprocessing(
 
 
 def make_probes(recipe: Recipe, architecture: Architecture, source: DataSource | None) -> list[tuple[Tensor, ...]]:
-    """Small batches of every valid input: real samples where there are some, else seeded noise, then zero tokens.
+    """Small batches of every valid input: real samples where there are some, else seeded noise, then equal tokens.
 
     A network may be written for one batch size; `TRACE_BATCH` and the recipe's are tried.
     """
@@ -480,7 +487,7 @@ def make_probes(recipe: Recipe, architecture: Architecture, source: DataSource |
         if wanted is None:
             raise DataError("The shape of the inputs is not known: give --data, or --input-shape 3,32,32.")
         noise = torch.randn(TRACE_BATCH, *wanted, generator=torch.Generator().manual_seed(recipe.seed))
-        return [(noise,), (torch.zeros(TRACE_BATCH, *wanted, dtype=torch.int64),)]
+        return [(noise,), *((torch.full((TRACE_BATCH, *wanted), token),) for token in (0, 1))]
     probes = []
     for size in dict.fromkeys((TRACE_BATCH, recipe.batch_size)):
         count = min(size, source.sample_count)
@@ -514,7 +521,7 @@ def run_on_probe(module: nn.Module, probes: Sequence[tuple[Tensor, ...]]) -> tup
         TraceError: it returns no tensor.
     """
     precision = next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), torch.float32)
-    fault: str | None = None
+    fault: CompressError | None = None
     for probe in probes:
         for dtype in (precision,) if probe[0].is_floating_point() else (probe[0].dtype, precision):
             further = (part.to(precision) if part.is_floating_point() else part for part in probe[1:])
@@ -524,11 +531,16 @@ def run_on_probe(module: nn.Module, probes: Sequence[tuple[Tensor, ...]]) -> tup
                     returned: object = module(*inputs)
             except FORWARD_FAULTS as error:
                 shapes = ", ".join(str(tuple(part.shape)) for part in probe)
-                fault = fault or f"The network does not run on inputs of shape {shapes}: {first_line(error)}"
+                said = f"The network does not run on inputs of shape {shapes}: {first_line(error)}"
+                fault = fault or CheckpointError(said)
                 continue
-            check_finite(named_outputs(returned), f"{type(module).__name__} on the first samples")
+            try:
+                check_finite(named_outputs(returned), f"{type(module).__name__} on the first samples")
+            except NonFiniteError as error:  # as of a row that is nothing but padding
+                fault = fault or error
+                continue
             return inputs, returned
-    raise CheckpointError(fault or "The network was not tried on any input.")
+    raise fault or CheckpointError("The network was not tried on any input.")
 
 
 def check_program(module: nn.Module, network: Network, returned: object) -> None:

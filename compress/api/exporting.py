@@ -11,7 +11,7 @@ from typing import Any
 
 from compress.api.evaluating import open_evaluation
 from compress.api.reporting import read_any_report, write_pages
-from compress.api.verifying import make_examples
+from compress.api.verifying import find_examples
 from compress.api.writing import first_samples
 from compress.arithmetic import reproducible
 from compress.artifact.checksums import check_checksums, write_checksums
@@ -68,7 +68,7 @@ def export(
         raise OutputError(f"{changed[0]} was changed after it was written; `compress verify` tells more.")
     artifact, module = open_artifact(folder, arch=arch, trust_code=trust_code)
     if eval_data is None:
-        samples = make_examples(artifact, "cpu")
+        samples = find_examples(artifact, module, "cpu")
     else:
         samples = first_samples(open_evaluation(artifact, module, eval_data))
     only_batch = artifact.config["architecture"].get("batch_size")

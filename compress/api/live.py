@@ -16,7 +16,7 @@ from compress.checkpoint.reading.read import Checkpoint
 from compress.checkpoint.unwrapping import unwrap
 from compress.copying import deep_copy
 from compress.data import overlap
-from compress.data.calls import gather, spread
+from compress.data.calls import gather, parameters_of, spread
 from compress.data.importing import describe_fault
 from compress.data.live import LiveSource, collect_batches
 from compress.digests import hash_tensors
@@ -60,7 +60,25 @@ def prepare_live(
     strange = [guard.name for guard in opened_guards if guard.source.call != sources[0].call]  # type: ignore[attr-defined]
     if strange:
         raise DataError(f"`guards`: {strange[0]} gives other inputs than `data`; every batch must look alike.")
-    return prepare_network(recipe, opened, None, sources, progress, opened_guards), recipe
+    doubt = doubt_answers(sources[0], opened.module)
+    try:
+        prepared = prepare_network(recipe, opened, None, sources, progress, opened_guards)
+    except (CheckpointError, DataError) as error:
+        said = str(error).rstrip(".:")
+        raise type(error)(f"{said}. {doubt}" if doubt else str(error)) from error
+    if doubt and not prepared.network.answered:
+        progress.note(doubt)
+    return prepared, recipe
+
+
+def doubt_answers(source: LiveSource, module: nn.Module) -> str:
+    """That the last part of every batch was taken for labels or targets, where it may be an input; "" where not."""
+    if not source.answered_last:
+        return ""
+    parameters, given = parameters_of(module), len(source.call.arguments(range(source.call.count))[0])
+    name = parameters[given].name if given < len(parameters) else None
+    what = f"forward()'s `{name}`" if name else "an input"
+    return f"The last part of each batch was taken for labels or targets; if it is {what}, give mappings by its name."
 
 
 def open_live(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.parametrisations import in_common_form
@@ -23,6 +24,13 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     state = in_common_form(module, state)
     check_fit(module, state, type(module).__name__)
     module.load_state_dict(with_versions(module, state), strict=False)
+
+
+def in_precision(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """The module itself, in double precision where a tensor of the state is; not where its class mixes precisions."""
+    own = {tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()}
+    wide = any(tensor.dtype == torch.float64 for tensor in state.values())
+    return module.double() if wide and len(own) == 1 else module
 
 
 def with_versions(module: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint.building.builders import build_architecture, check_trust, is_known, shown
 from compress.checkpoint.building.without_memory import Bounds, total_bytes
-from compress.checkpoint.fitting import check_fit, load_weights
+from compress.checkpoint.fitting import check_fit, in_precision, load_weights
 from compress.checkpoint.parametrisations import in_common_form
 from compress.checkpoint.removed import remove_modules
 from compress.checkpoint.restoring import restore_shapes
@@ -190,8 +190,7 @@ class Artifact:
         remove_modules(module, self.removed, self.state)
         state = in_common_form(module, self.state)
         module = restore_shapes(module, self.config["shapes"], self.config["attributes"])
-        if any(tensor.dtype == torch.float64 for tensor in state.values()):
-            module = module.double()
+        module = in_precision(module, state)
         load_weights(module, computed_state(state))
         return module.eval()
 

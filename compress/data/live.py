@@ -27,16 +27,25 @@ class LiveSource(DataSource):
     Attributes:
         call: how the network is called with a batch.
         tensors: for each input (N, …).
+        answered_last: labels or targets are what stood last in a batch, and no name said so.
     """
 
-    def __init__(self, name: str, call: CallShape, tensors: Sequence[Tensor], answers: Tensor | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        call: CallShape,
+        tensors: Sequence[Tensor],
+        answers: Tensor | None,
+        *,
+        answered_last: bool = False,
+    ) -> None:
         labels, targets = None, None
         if answers is not None and answers.is_floating_point():
             targets = check_target_array(f"`{name}`", answers.numpy(), len(tensors[0]))
         elif answers is not None:
             labels = check_label_array(f"`{name}`", answers.numpy(), len(tensors[0]))
         super().__init__(name, None, labels, targets=targets)
-        self.call, self.tensors = call, tuple(tensors)
+        self.call, self.tensors, self.answered_last = call, tuple(tensors), answered_last
 
     @property
     def sample_count(self) -> int:
@@ -79,6 +88,7 @@ def collect_batches(batches: Any, module: nn.Module, *, limit: int, name: str = 
     inputs: list[tuple[Tensor, ...]] = []
     answers: list[Tensor | None] = []
     count, number = 0, 0
+    batch: Any = None
     try:
         for number, batch in enumerate(batches):
             where = f"`{name}`, batch {number}"
@@ -105,7 +115,8 @@ def collect_batches(batches: Any, module: nn.Module, *, limit: int, name: str = 
         raise DataError(f"`{name}`: some batches come with labels or targets and some without.")
     rows = tuple(torch.cat(parts)[:limit] for parts in zip(*inputs, strict=True))
     known = [answer for answer in answers if answer is not None]
-    return LiveSource(name, call, rows, torch.cat(known)[:limit] if known else None)
+    last = bool(known) and not isinstance(batch, Mapping)
+    return LiveSource(name, call, rows, torch.cat(known)[:limit] if known else None, answered_last=last)
 
 
 def split_batch(batch: Any, module: nn.Module, where: str) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

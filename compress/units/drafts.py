@@ -127,7 +127,8 @@ class _Drafting:
         if not read:
             return Skip.of(SkipKind.UNREAD)
         if joined and not self.couple:
-            return Skip(SkipKind.STREAM, f"residual stream shared by {producers} producers; use --couple")
+            shared = f"{producers} producers" if producers > 1 else "a producer and what is computed from it"
+            return Skip(SkipKind.STREAM, f"residual stream shared by {shared}; use --couple")
         return None
 
 

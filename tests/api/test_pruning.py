@@ -18,7 +18,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import compress
 from compress.artifact.checksums import write_checksums
-from compress.errors import CheckpointError, CompressError, DataError, GateError, OutputError, UnsupportedError
+from compress.errors import (
+    CheckpointError,
+    CompressError,
+    DataError,
+    GateError,
+    NothingToCompressError,
+    OutputError,
+    UnsupportedError,
+)
 from compress.progress import SilentProgress
 
 
@@ -142,6 +150,14 @@ def test_a_network_of_two_precisions_is_verified_in_the_coarser() -> None:
     found = compress.prune(module, torch.randn(64, 8), keep=0.5, recover="off", progress=False)
     assert found.model.first.weight.dtype == torch.float64
     assert found.model.second.out_features == 8
+
+
+def test_a_network_of_two_precisions_is_written_and_loaded_in_both(tmp_path: Path) -> None:
+    found = compress.prune(seeded(Mixed), torch.randn(64, 8), keep=0.5, recover="off", progress=False)
+    values = torch.randn(5, 8)
+    again = compress.load(found.save(tmp_path / "out"), model=Mixed())
+    assert [tensor.dtype for tensor in again.parameters()] == [tensor.dtype for tensor in Mixed().parameters()]
+    assert torch.equal(again(values), found.model(values))
 
 
 def test_a_saved_result_reloads_into_the_users_own_class(pruned: compress.PruneResult, tmp_path: Path) -> None:
@@ -336,6 +352,42 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
 
 
+class Third(nn.Module):
+    """Needs what its signature says may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert mask is not None, "no mask"
+        return self.last(self.first(values * mask).relu())  # type: ignore[no-any-return]
+
+
+def test_an_input_that_was_taken_for_targets_is_told_of() -> None:
+    said = "no mask. The last part of each batch was taken for labels or targets; if it is forward()'s `mask`, give"
+    with pytest.raises(CompressError, match=re.escape(said)):
+        compress.prune(Third(), [(normal(32, 6), normal(32, 6))], keep=0.5)
+    named = {"values": normal(32, 6), "mask": normal(32, 6)}
+    assert compress.prune(Third(), [named], keep=0.5).model.get_submodule("first").out_features == 6
+
+
+class Unregistered(nn.Module):
+    """Keeps its layers in a list that torch does not look into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(6, 12), nn.Linear(12, 3)]
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.layers[1](self.layers[0](values).relu())  # type: ignore[no-any-return]
+
+
+def test_layers_in_a_plain_list_are_said_to_be_unseen() -> None:
+    with pytest.raises(NothingToCompressError, match=r"those in nn\.ModuleList are"):
+        compress.prune(Unregistered(), [normal(32, 6)], keep=0.5)
+
+
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match=r"nn\.Module"):
         compress.prune("net.pt", batches())  # type: ignore[arg-type]
@@ -370,6 +422,28 @@ def test_a_folder_of_several_inputs_is_verified_and_one_with_wrong_shapes_fails(
     found = compress.verify(folder, trust_code=True)
     assert not found.passed
     assert any("does not run on inputs of shape (2, 6), (2, 5)" in check.message for check in found.checks)
+
+
+class Padded(nn.Module):
+    """Attention over tokens of which those of number 0 are padding: a sample of padding alone has no answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.attention = nn.Embedding(20, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.table(tokens)
+        hidden = self.attention(hidden, hidden, hidden, key_padding_mask=tokens == 0)[0]
+        return self.down(self.up(hidden).relu().mean(1))  # type: ignore[no-any-return]
+
+
+def test_a_network_that_has_no_answer_for_padding_alone_is_verified_and_inspected(tmp_path: Path) -> None:
+    tokens = torch.randint(1, 20, (60, 5), generator=torch.Generator().manual_seed(0))
+    folder = compress.prune(seeded(Padded), [tokens], keep=0.5, layer="up", progress=False).save(tmp_path / "out")
+    assert compress.verify(folder, trust_code=True).passed
+    recipe = compress.make_recipe({"checkpoint": str(folder), "trust_code": True, "input_shape": (5,)})
+    assert compress.inspect(recipe)["layers"]
 
 
 class Spectral(nn.Module):

@@ -138,7 +138,11 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
     usable = tuple(group for group in selected if group.prunable)
     factorables = selected_factorables(prepared, recipe, usable)
     if not usable and not factorables.layers:
-        reasons = "; ".join(f"{group.name}: {group.skip_reason}" for group in selected) or "no layers were found"
+        reasons = "; ".join(f"{group.name}: {group.skip_reason}" for group in selected)
+        if not selected:
+            reasons = "No layers were found"
+        if next(prepared.network.module.parameters(), None) is None:
+            reasons = "The network has no parameters: layers in a plain list are not seen, those in nn.ModuleList are"
         refused = "; ".join(f"{path}: {reason}" for path, reason in factorables.refused.items())
         low_rank = f" Of no low rank can be: {refused}." if refused else ""
         unknown = [] if recipe.layer or recipe.exclude else unknown_layers(prepared.network.module, groups)
