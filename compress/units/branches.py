@@ -280,7 +280,8 @@ def replacements(
     values = masked_values(network.program, state, kept, network.groups, network.examples, wanted)
     in_place_of: dict[str, Replacement] = {}
     for branch in going:
-        constants = {path: constant_part(values[value]) for path, value in branch.constants.items()}
+        stay = staying_outputs(network, branch, kept)
+        constants = {path: left_of(constant_part(values[value]), stay) for path, value in branch.constants.items()}
         rank, given = next((tensor.dim(), tensor) for tensor in constants.values())
         along = (
             tuple(dim for dim in range(rank) if given.shape[dim] == 1 or given.numel() == 1) if branch.spread else ()
@@ -288,6 +289,37 @@ def replacements(
         for path in branch.modules:
             in_place_of[path] = Replacement(constants.get(path), along, branch.outputs.get(path, 0))
     return in_place_of
+
+
+def staying_outputs(network: Network, branch: Branch, kept: Mapping[str, Tensor]) -> list[Tensor]:
+    """(C,) which channels that a block's maps make stay, for each that makes units of a stream which loses some."""
+    made = {
+        (consumer.weight, consumer.layout.output_dim)
+        for group in network.groups
+        if group.name in branch.groups
+        for consumer in group.consumers
+    }
+    masks: dict[tuple[str, int], Tensor] = {}
+    for group in network.groups:
+        if group.name in branch.groups or group.name not in kept:
+            continue
+        gone = torch.ones(group.unit_count, dtype=torch.bool)
+        gone[kept[group.name].cpu()] = False
+        for part in group.slices:
+            place = part.name, part.dim
+            if place in made:
+                stays = torch.ones(network.state[part.name].shape[part.dim], dtype=torch.bool)
+                masks.setdefault(place, stays)[part.positions[gone].flatten()] = False
+    return list(masks.values())
+
+
+def left_of(value: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """A constant at the channels that stay, by the mask that is as long."""
+    for dim, size in enumerate(value.shape):
+        for mask in masks:
+            if size == len(mask) > 1:
+                return value.index_select(dim, mask.nonzero()[:, 0].to(value.device))
+    return value
 
 
 def constant_part(value: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def narrow(
             shapes[name] = list(fresh_tensors[id(old)].shape)
     left = {id(module.get_submodule(path)): Removed(replacement).eval() for path, replacement in gone.items()}
     result = copy_with(module, {**fresh_tensors, **left})
-    attributes = _new_attributes(module, chosen)
+    attributes = outside(_new_attributes(module, chosen), gone)
     set_attributes(result, attributes)
     return Narrowed(result, shapes, attributes, {path: replacement.as_dict() for path, replacement in gone.items()})
 

@@ -120,6 +120,20 @@ def test_an_accuracy_bound_alone_may_remove_blocks() -> None:
     assert found.report.removed
 
 
+@pytest.mark.parametrize(("build", "shape"), [(residual, (3, 8, 8)), (transformer, (6, 5))])
+def test_what_is_left_of_a_block_is_as_wide_as_the_narrowed_stream(
+    build: Any, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    given = build()
+    found = compress.prune(given, batches(*shape), macs=0.3, couple=True, recover="off", progress=False)
+    widths = [layer.kept for layer in found.report.layers]
+    assert 0 in widths
+    assert found.report.verification.narrowed_deviation <= 1e-5
+    images = batches(*shape)[0]
+    again = compress.load(found.save(tmp_path / "out"), model=given)
+    torch.testing.assert_close(again(images), found.model(images))
+
+
 def test_the_written_network_reloads_without_the_layers(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     assert "layer2.1 (conv1, bn1, conv2, bn2)" in report["removed"]
