@@ -519,12 +519,22 @@ def _made(name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def _written(whole: Tensor, part: Tensor, path: Sequence[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Tensor:
     """A copy of `whole` whose view along `path` holds `part`."""
+    if torch.is_grad_enabled() and (whole.requires_grad or part.requires_grad):  # autograd refuses some views
+        numbers = torch.arange(whole.numel(), device=whole.device).view(whole.shape)
+        places = _along(numbers, path).reshape(-1)
+        values = part.to(whole.dtype).expand(_along(numbers, path).shape).reshape(-1)
+        return whole.reshape(-1).index_copy(0, places, values).view(whole.shape)
     written = whole.clone()
-    view: Any = written
+    _along(written, path).copy_(part)
+    return written
+
+
+def _along(whole: Tensor, path: Sequence[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Tensor:
+    """The view of `whole` that the operations of `path` take one after another."""
+    view: Any = whole
     for target, args, kwargs in path:
         view = target(view, *args, **kwargs)
-    view.copy_(part)
-    return written
+    return view  # type: ignore[no-any-return]
 
 
 def _changes_argument(node: fx.Node) -> bool:
@@ -548,10 +558,27 @@ def _memory(node: fx.Node) -> int | None:
     return int(value.untyped_storage()._cdata) if isinstance(value, Tensor) else None
 
 
+def _copied(changed: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """What `changed` is after copy_."""
+    return source.to(device=changed.device, dtype=changed.dtype).expand_as(changed).clone()
+
+
+def _filled(changed: Tensor, value: Tensor | float = 0.0) -> Tensor:
+    """What `changed` is after fill_ or zero_."""
+    if isinstance(value, Tensor):
+        return _copied(changed, value)
+    return torch.full_like(changed, value)
+
+
+_DIFFERENTIABLE = {"copy_": _copied, "fill_": _filled, "zero_": _filled}  # torch's own forms have no derivative
+
+
 def functional_target(node: fx.Node) -> Any:
     """For an operation that changes its first argument, the one that gives the changed value. Raises TraceError."""
     target: Any = node.target
     name = target.__name__.split(".")[0]
+    if name in _DIFFERENTIABLE:
+        return _DIFFERENTIABLE[name]
     packet = getattr(getattr(torch.ops, target.namespace), name.removesuffix("_"), None)
     functional = getattr(packet, target._overloadname, None) if packet is not None else None
     if functional is None:

@@ -124,7 +124,8 @@ class Mimic:
         """The comparison relative to each feature's energy, with each part counting 1 for the cut network as it is."""
 
         def energies(inputs: Sequence[Tensor]) -> Tensor:
-            return torch.stack([feature.double().square().mean() for feature in self.wanted(inputs).features])
+            features = map(as_real, self.wanted(inputs).features)
+            return torch.stack([feature.double().square().mean() for feature in features])
 
         compares = bool(self.last or self.inner)
         known = replace(self, energies=held_back_means(energies, held_back)) if compares else self
@@ -141,7 +142,12 @@ def mean_square(now: Tensor, aim: Tensor) -> Tensor:
     """Mean of (now − aim)². Its gradient lies in memory as images do: steps behind it are several times as fast so."""
     if all(each.ndim == 4 and each.is_contiguous(memory_format=torch.channels_last) for each in (now, aim)):
         now, aim = now.permute(0, 2, 3, 1), aim.permute(0, 2, 3, 1)
-    return nn.functional.mse_loss(now, aim)
+    return nn.functional.mse_loss(as_real(now), as_real(aim))
+
+
+def as_real(values: Tensor) -> Tensor:
+    """The values, complex ones as pairs of real ones."""
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
 def held_back_means(measure: Callable[[Sequence[Tensor]], Tensor], held_back: Batches) -> Tensor:

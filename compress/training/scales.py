@@ -70,6 +70,7 @@ def by_channel(value: Value, meaning: Meaning | None) -> Tensor:
     """A value as rows (C, …): its channels are the last dimension behind a map without a window, else the second."""
     last = isinstance(meaning, LinearMap) and not meaning.layout.spatial
     rows: Tensor = value.detach().movedim(-1 if last or value.ndim < 2 else 1, 0).flatten(1)
+    rows = rows.abs() if rows.is_complex() else rows
     return rows if rows.dtype == torch.float64 else rows.float()
 
 

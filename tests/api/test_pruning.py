@@ -467,6 +467,24 @@ def test_complex_weights_stay_as_they_are_while_the_others_recover() -> None:
     assert result.model.first.out_features <= 16
 
 
+class Phases(nn.Module):
+    """Complex weights whose products are read as magnitudes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 12, dtype=torch.cfloat), nn.Linear(12, 16)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, values: Tensor) -> Tensor:
+        hidden = self.first(torch.complex(values, torch.zeros_like(values))).abs()
+        return self.last(self.second(hidden).relu())  # type: ignore[no-any-return]
+
+
+def test_complex_features_are_mimicked_in_recovery() -> None:
+    result = compress.prune(seeded(Phases), [normal(32, 6, seed=seed) for seed in range(3)], keep=0.5, recover=3)
+    assert result.model.second.out_features == 8
+
+
 class Recommender(nn.Module):
     """A score for a user and an item, each a single number."""
 

@@ -58,7 +58,15 @@ def _copy_of_a_transpose(h: Tensor) -> Tensor:
     return h + copied
 
 
-WRITES = [_channel, _part_of_a_view, _half, _result_and_argument, _copy_of_a_transpose]
+def _earlier_row(h: Tensor) -> Tensor:
+    moved = torch.zeros_like(h)
+    moved[:, 1:] = h[:, :-1]
+    h[:, 0].zero_()
+    h[:, 1].fill_(2.0)
+    return h + moved
+
+
+WRITES = [_earlier_row, _channel, _part_of_a_view, _half, _result_and_argument, _copy_of_a_transpose]
 
 
 def trace(module: nn.Module, inputs: Tensor) -> tuple[Program, dict[str, Tensor]]:
@@ -157,3 +165,16 @@ def test_gradients_flow_where_the_caller_wants_them(chain: Any) -> None:
     run_outputs(program, {**state, "b.weight": weight}, (inputs,))[0].sum().backward()
     assert weight.grad is not None
     assert float(weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_gradients_flow_through_what_is_written_in_place(write: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 4, dtype=torch.float64)
+    program, state = trace(Written(write).double(), inputs)
+
+    def outputs(weight: Tensor) -> Tensor:
+        (found,) = run_outputs(program, {**state, "first.weight": weight}, (inputs,))
+        return found
+
+    assert torch.autograd.gradcheck(outputs, (state["first.weight"].clone().requires_grad_(),))
