@@ -323,6 +323,11 @@ def _nearest(name: str, like: Mapping[str, Tensor]) -> Iterator[Tensor]:
         path = path.rpartition(".")[0]
 
 
+def _holds_infinity(name: str, like: Mapping[str, Tensor]) -> bool:
+    """Whether the checkpoint's own tensor is not finite throughout, as a mask for attention."""
+    return name in like and not bool(torch.isfinite(like[name]).all())
+
+
 def stored_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state in the dtypes of the original checkpoint. A value that overflows half precision raises OutputError."""
     stored = {}
@@ -331,7 +336,7 @@ def stored_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dic
         if name not in like and tensor.is_floating_point():  # an added bias, a weight that was computed
             dtype = next(_nearest(name, like), tensor).dtype
         cast = tensor.detach().cpu().to(dtype).contiguous()
-        if cast.is_floating_point() and not bool(torch.isfinite(cast).all()):
+        if cast.is_floating_point() and not bool(torch.isfinite(cast).all()) and not _holds_infinity(name, like):
             raise OutputError(
                 f"`{name}` does not fit into {str(dtype).removeprefix('torch.')}: a refitted value overflows."
             )

@@ -40,7 +40,8 @@ def measure_units(program: Program, state: Mapping[str, Tensor], inputs: Sequenc
     with torch.no_grad():
         for name, (value,) in iterate(program, (state,), inputs, {*shifts, *read, *read.values()}):
             rows = by_channel(value, meanings.get(name))
-            spreads[name], sizes[name] = floored(rows.std(1)), floored(rows.square().mean(1).sqrt())
+            spread = rows.std(1, correction=min(1, rows.shape[1] - 1))
+            spreads[name], sizes[name] = floored(spread), floored(rows.square().mean(1).sqrt())
     units: dict[str, Tensor] = {}
     for name, shift in shifts.items():
         if spreads[name].shape == state[str(shift)].shape:
@@ -69,7 +70,8 @@ def is_apart(meaning: LinearMap) -> bool:
 def by_channel(value: Value, meaning: Meaning | None) -> Tensor:
     """A value as rows (C, …): its channels are the last dimension behind a map without a window, else the second."""
     last = isinstance(meaning, LinearMap) and not meaning.layout.spatial
-    rows: Tensor = value.detach().movedim(-1 if last or value.ndim < 2 else 1, 0).flatten(1)
+    rows: Tensor = value.detach().movedim(-1 if last or value.ndim < 2 else 1, 0)
+    rows = rows.reshape(len(rows), -1)
     rows = rows.abs() if rows.is_complex() else rows
     return rows if rows.dtype == torch.float64 else rows.float()
 

@@ -485,6 +485,44 @@ def test_complex_features_are_mimicked_in_recovery() -> None:
     assert result.model.second.out_features == 8
 
 
+class Causal(nn.Module):
+    """Attention whose mask of -inf is a buffer in the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.register_buffer("mask", torch.full((5, 5), float("-inf")).triu(1))
+
+    def forward(self, values: Tensor) -> Tensor:
+        hidden = self.attention(values, values, values, attn_mask=self.mask, need_weights=False)[0]
+        return self.down(self.up(hidden).relu())  # type: ignore[no-any-return]
+
+
+def test_a_mask_of_infinities_in_the_state_dict_is_kept(tmp_path: Path) -> None:
+    module = seeded(Causal)
+    found = compress.prune(module, [normal(60, 5, 6)], keep=0.5, layer="up", progress=False)
+    again = compress.load(found.save(tmp_path / "out"), model=Causal())
+    assert torch.equal(again.mask, module.mask)
+    assert again.up.out_features == 6
+
+
+class OneByOne(nn.Module):
+    """Goes through the samples of a batch in a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.stack([self.last(self.first(row).relu()) for row in values])
+
+
+def test_a_network_that_takes_single_samples_in_a_loop_recovers() -> None:
+    found = compress.prune(seeded(OneByOne), [normal(40, 6)], keep=0.5, recover=2, batch_size=8, progress=False)
+    assert found.model.first.out_features == 6
+
+
 class Recommender(nn.Module):
     """A score for a user and an item, each a single number."""
 

@@ -15,7 +15,7 @@ import compress
 from compress.artifact.exports.pt2_file import keeps_weights_raw
 from compress.compression.pricing.allocate import Choices, Removal, allocate, damage_curve, legal_widths
 from compress.compression.pricing.costs import CostModel, SizedTensor
-from compress.compression.pricing.latency import TimedMap
+from compress.compression.pricing.latency import TimedMap, time_widths
 from compress.errors import CompressError
 from compress.models.resnet import CifarResNet, resnet_cifar10
 from tests.clocks import use_steady_clock
@@ -237,3 +237,4 @@ def test_a_map_without_channels_takes_no_time() -> None:
     timed = TimedMap("", ((8, (("a", 1),)), (8, ())), flat, flat, shrinking=2.0, fixed=1.0)
     assert timed.milliseconds({"a": 8}) == 0.0
     assert timed.milliseconds({"a": 7}) == 2.25
+    assert time_widths(lambda width: 1.0, 0).tolist() == [0.0]
