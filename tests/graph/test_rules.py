@@ -181,6 +181,44 @@ def test_zeros_whose_widths_are_attributes_are_cut_on_either_side() -> None:
     assert {"channels_before", "channels_after"} <= changed
 
 
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda x: torch.zeros_like(x).index_add(1, torch.tensor([1, 0, 1, 2]), x),
+        lambda x: torch.zeros_like(x).scatter_add(1, torch.tensor([1, 0, 1, 2])[None, :, None].expand(x.shape), x),
+        lambda x: x.gather(1, x.mean(2).argsort(1)[..., None].expand(-1, -1, x.shape[2])),
+        lambda x: x.sort(1)[0],
+        lambda x: x.topk(2, 1)[0],
+    ],
+)
+def test_channels_pass_what_chooses_or_orders_positions(middle: Any) -> None:
+    net = Function(lambda m, x: m["b"](middle(m["a"](x).relu())), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    group = analyse(net, TOKENS)["layers.a"]
+    assert (group.skip_reason, group.unit_count) == (None, 8)
+
+
+@pytest.mark.parametrize(
+    ("middle", "reason"),
+    [
+        (lambda x: x.sort(2)[0], "is ordered by sort"),
+        (lambda x: torch.zeros_like(x).index_add(2, torch.arange(8).flip(0), x), "chosen by an index"),
+        (lambda x: x.gather(2, x.argsort(2)), "is ordered by argsort"),
+    ],
+)
+def test_channels_that_are_chosen_or_ordered_are_refused(middle: Any, reason: str) -> None:
+    net = Function(lambda m, x: m["b"](middle(m["a"](x).relu())), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert reason in str(analyse(net, TOKENS)["layers.a"].skip_reason)
+
+
+def test_channels_pass_a_convolution_that_takes_them_for_places_and_reads_each_by_itself() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m["b"](m["c"](m["a"](x).relu()).tanh())  # type: ignore[no-any-return]
+
+    for size, reason in ((1, None), (3, "it is a spatial dimension of conv1d in layers.c")):
+        net = Function(forward, a=nn.Linear(6, 8), b=nn.Linear(8, 3), c=nn.Conv1d(4, 4, size, padding=size // 2))
+        assert analyse(net, TOKENS)["layers.a"].skip_reason == reason
+
+
 def test_a_flattened_unit_owns_all_its_positions() -> None:
     network = Function(lambda m, x: m["b"](m["a"](x).relu().flatten(1)), a=conv(3, 4), b=nn.Linear(144, 2))
     (consumer,) = analyse(network, IMAGE)["layers.a"].consumers

@@ -43,9 +43,14 @@ def map_channels(flow: ChannelFlow, node: fx.Node) -> Flow:
         return (*x[:-1], contract(flow, linear, x[-1]))
     w = flow.of(linear.matrix)
     at = len(x) - len(w) + 1
-    for dimension in (*x[at + 1 :], *w[2:]):
+    for dimension in w[2:]:
         flow.pin(dimension, f"is a spatial dimension of {flow.where(node)}")
     channels = contract(flow, linear, x[at]) if linear.groups == 1 else contract_groups(flow, linear, x[at])
+    moves = (*linear.window.padding, *linear.window.trailing, *(step - 1 for step in linear.window.stride))
+    if linear.taps == 1 and not any(moves):
+        return (*x[:at], channels, *x[at + 1 :])  # every place by itself, like a linear map
+    for dimension in x[at + 1 :]:
+        flow.pin(dimension, f"is a spatial dimension of {flow.where(node)}")
     return (*x[:at], channels, *flow.fixed(flow.sizes(node)[at + 1 :]))
 
 

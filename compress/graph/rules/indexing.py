@@ -150,6 +150,54 @@ def map_index_select(flow: ChannelFlow, node: fx.Node) -> Flow:
     return (*x[:dim], (Factor(flow.sizes(node)[dim]),), *x[dim + 1 :])
 
 
+def map_gather(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """gather, scatter and scatter_add: positions of one dimension chosen by numbers, which cannot be cut; others pass.
+
+    The numbers have the extents of the values: where they were spread along a dimension, its positions may go.
+    """
+    x, index, source = flow.of(node.args[0]), flow.of(node.args[2]), flow.of(argument(node, 3, "src"))
+    dim = int(node.args[1]) % len(x)  # type: ignore[arg-type]
+    dimensions = list(x)
+    for other in (index, source):
+        for at, dimension in enumerate(other):
+            if at == dim or dimension_size(dimension) != dimension_size(dimensions[at]):
+                flow.pin(dimension, f"is chosen by an index ({flow.where(node)})")
+                flow.pin(x[at], f"is chosen by an index ({flow.where(node)})")
+            else:
+                dimensions[at] = flow.join(dimensions[at], dimension, node)
+    flow.pin(x[dim], f"is chosen by an index ({flow.where(node)})")
+    sizes = flow.sizes(node)
+    return tuple(
+        dimension if at != dim and dimension_size(dimension) == sizes[at] else (Factor(sizes[at]),)
+        for at, dimension in enumerate(dimensions)
+    )
+
+
+def map_index_add(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """index_add and index_copy: rows written to numbered places of one dimension, which cannot be cut; others pass."""
+    x, source = flow.of(node.args[0]), flow.of(argument(node, 3, "source"))
+    dim = int(node.args[1]) % len(x)  # type: ignore[arg-type]
+    for flowing in (x, source):
+        flow.pin(flowing[dim], f"is chosen by an index ({flow.where(node)})")
+    rest = [dimension if at == dim else flow.join(dimension, source[at], node) for at, dimension in enumerate(x)]
+    return tuple(rest)
+
+
+def map_ordering(flow: ChannelFlow, node: fx.Node) -> object:
+    """sort, topk and kthvalue along one dimension, whose positions cannot be cut; the others pass."""
+    x = flow.of(node.args[0])
+    at = 2 if operation_name(node) in ("topk", "kthvalue") else 1
+    dim = int(argument(node, at, "dim", -1)) % len(x)
+    flow.pin(x[dim], f"is ordered by {flow.where(node)}")
+    flow.touch_flow(node, x, Touch.Kind.OTHER, operation_name(node), False)
+    values = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else (node.meta["val"],)
+    results: list[Flow] = []
+    for value in values:
+        left = flow.fixed([concrete(value.shape[dim])]) if value.ndim == len(x) else ()
+        results.append((*x[:dim], *left, *x[dim + 1 :]))
+    return tuple(results) if isinstance(node.meta["val"], (tuple, list)) else results[0]
+
+
 def map_roll(flow: ChannelFlow, node: fx.Node) -> Flow:
     """roll and flip move positions: the moved dimensions cannot be cut."""
     x = flow.of(node.args[0])
@@ -170,5 +218,8 @@ RULES = {
     **rules("unbind", channels=map_unbind),
     **rules("index", channels=map_index),
     **rules("index_select", channels=map_index_select),
+    **rules("gather", "scatter_add", "scatter", channels=map_gather),
+    **rules("index_add", "index_copy", channels=map_index_add),
+    **rules("sort", "topk", "argsort", "kthvalue", channels=map_ordering),
     **rules("roll", "flip", channels=map_roll),
 }
