@@ -24,7 +24,7 @@ import torch
 from benchmarks.reporting import Run, start
 from compress.api import make_problem, run
 from compress.compression.layers.decisions import Width
-from compress.compression.layers.layer import LayerOptions, solve_layer
+from compress.compression.layers.layer import LayerOptions, LayerProblem, solve_layer
 from compress.compression.problem import record_all
 from compress.data import open_data
 from compress.graph import program
@@ -154,9 +154,10 @@ def measure_widths(found: Run) -> None:
         return 100 * hits / limit
 
     original = top1(problem.state)
+    layer = LayerProblem(group, moments, LayerOptions(), problem.state, problem.state)
     rows, kept = [], []
     for width in WIDTHS:
-        result = solve_layer(group, moments, Width(width), LayerOptions(certify=False), problem.state, problem.state)
+        result = solve_layer(layer, Width(width))
         after = top1({**problem.state, **result.weights})
         rows.append((width, result.report.fit.error, result.report.fit.held_back_error, after, after - original))
         kept.append((width, original - after))

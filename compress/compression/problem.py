@@ -45,7 +45,7 @@ from compress.units.network import Network
 
 KeptPair = tuple[KeptRows, KeptRows]  # of the fitting and of the held-back samples
 
-FILTER_ROWS = 5_000  # of each channel of a depthwise convolution: its few taps need no more
+FILTER_ROWS = 2_500  # of each channel of a depthwise convolution: its few taps need no more
 FILTER_SAMPLES = 128  # that these rows are spread over, where each has positions enough
 FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against
 

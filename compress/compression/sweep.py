@@ -11,14 +11,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
 from compress.compression.faults import LAYER_FAULTS, describe_fault
 from compress.compression.frontier import Frontier
 from compress.compression.known import KnownOriginal, keep_original
-from compress.compression.layers.decisions import Decision, Given, Leave, Plan, Width, Within
-from compress.compression.layers.layer import SHAKING, LayerFacts, LayerOptions, adjust_layer, solve_layer, unread
+from compress.compression.layers.decisions import Given, Leave, Plan, Width, Within
+from compress.compression.layers.layer import (
+    SHAKING,
+    LayerFacts,
+    LayerOptions,
+    LayerProblem,
+    adjust_layer,
+    solve_layer,
+    unread,
+)
 from compress.compression.layers.lowering import channels_left, lower_layer
 from compress.compression.layers.result import LayerResult, Settled
 from compress.compression.problem import Problem
@@ -112,26 +121,22 @@ def sweep(
             assert units is not None, "a refit names its channels"
             return Settled(adjust_layer(moments, units, options, problem.state, current))
         group = turn.group
-
-        def solve(decision: Decision) -> LayerResult:
-            return solve_layer(
-                group,
-                moments,
-                decision,
-                options,
-                problem.state,
-                current,
-                facts=None if facts is None else facts.get(group.name),
-                known=None if curves is None else curves.get(group.name),
-                swaps=problem.ingredients.swaps,
-                effort=polishing_effort(problem),
-            )
-
+        layer = LayerProblem(
+            group,
+            moments,
+            options,
+            problem.state,
+            current,
+            None if facts is None else facts.get(group.name),
+            None if curves is None else curves.get(group.name),
+            problem.ingredients.swaps,
+            polishing_effort(problem),
+        )
         decision = plan[group.name]
         if watch is None or not isinstance(decision, Within):
-            return Settled.of(solve(decision))
-        layer = watch.settle(group, decision, solve, look)
-        return Settled.of(layer, watch.watched(group))
+            return Settled.of(layer.certify(decision, solve_layer(layer, decision)))
+        settled = watch.settle(group, decision, partial(solve_layer, layer), look)
+        return Settled.of(layer.certify(watch.decided(group, decision), settled), watch.watched(group))
 
     state = None if kept_state is None else kept_state.of_sweep("first" if watch is None else "watched", plan)
     left = {name: decision.reason for name, decision in plan.items() if isinstance(decision, Leave)}

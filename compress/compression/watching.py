@@ -58,6 +58,10 @@ class Watch:
             layer = solve(self.stricter[group.name])
         return layer
 
+    def decided(self, group: UnitGroup, decision: Decision) -> Decision:
+        """What holds for a group in the end, where the plan says `decision`."""
+        return self.stricter.get(group.name, decision)
+
     def go_on(self, group: UnitGroup, watched: Watched | None) -> None:
         """A layer is done, by this run or by an earlier one that was watched alike."""
         self.left -= 1

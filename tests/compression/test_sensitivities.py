@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compress.compression.known import keep_original
 from compress.compression.layers.decisions import Width
-from compress.compression.layers.layer import LayerOptions, solve_layer
+from compress.compression.layers.layer import LayerOptions, LayerProblem, solve_layer
 from compress.compression.layers.refit import refit_layer
 from compress.compression.problem import record_all
 from compress.compression.searching.curves import FEWEST_SENSITIVITY_SAMPLES, affordable_samples, find_curve
@@ -73,7 +73,7 @@ def test_exchanges_start_from_the_order_of_the_original_network_and_better_it(mo
     order, facts = find_curve(problem, group, moments, options)
     worst = replace(order, orders={name: units.flip(0) for name, units in order.orders.items()})
     refit, given = (
-        solve_layer(group, moments, Width(5), options, state, state, facts=facts, known=worst, swaps=swaps).report.fit
+        solve_layer(LayerProblem(group, moments, options, state, state, facts, worst, swaps), Width(5)).report.fit
         for swaps in (True, False)
     )
     assert refit.error is not None

@@ -85,10 +85,10 @@ def test_a_layer_whose_solver_fails_is_skipped_and_the_others_are_cut(
     module = redundant(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)))
     solve = sweeping.solve_layer
 
-    def fails_once(group: Any, *arguments: Any, **options: Any) -> Any:
-        if group.name == "0":
+    def fails_once(layer: Any, decision: Any) -> Any:
+        if layer.group.name == "0":
             raise SolverError("no pivot is left.")
-        return solve(group, *arguments, **options)
+        return solve(layer, decision)
 
     monkeypatch.setattr(sweeping, "solve_layer", fails_once)
     found = compress.prune(module.eval(), samples(), **rule)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from compress.allocator import give_back_freed_memory
 from compress.api.steps.cautions import caution_layers, listed
 from compress.api.steps.cutting import Cut
 from compress.api.steps.guarding import Guarded
@@ -82,12 +83,14 @@ class Work:
 def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -> RunReport:
     """Certify, measure, and tell what was done, with the outcome of the gates."""
     certified: dict[str, Certificate] = {}
+    give_back_freed_memory()
     if work.searched is not None:
         with clock("compress"):
             certified = certify_widths(work.searched, LayerOptions.of(recipe), progress)
     with clock("measure"):
         progress.reach(MEASURING)
         progress.stage("measuring latency")
+        give_back_freed_memory()
         cost = measure_costs(work.prepared, work.cut.narrowed.module, work.cut.stored, work.problem.timing)
     note_outcome(work, recipe, progress)
     report = replace(

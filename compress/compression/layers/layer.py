@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -162,54 +162,97 @@ class Weighing:
         return MultitaskLasso(self.joint, 0.0, self.costs).lambda_max
 
 
-def solve_layer(
-    group: UnitGroup,
-    moments: LayerMoments,
-    decision: Decision,
-    options: LayerOptions,
-    original: Mapping[str, Tensor],
-    current: Mapping[str, Tensor],
-    *,
-    facts: LayerFacts | None = None,
-    known: SelectionCurve | None = None,
-    swaps: bool = True,
-    effort: float = SHAKING,
-) -> LayerResult:
-    """Choose a width as decided, choose its units, refit the consumers, certify.
+@dataclass(eq=False)
+class LayerProblem:
+    """One layer's moments, and what they say whatever is decided: found once, when it is asked for.
 
-    Args:
+    Attributes:
         original, current: states of the original network and of the one compressed so far.
-        facts: known from moments of all units; None: found from these.
+        known_facts: from moments of all units; None: found from these.
         known: how the units were selected in the original network. Exchanges on these moments start from there.
         swaps: whether chosen units may be exchanged for others.
         effort: of looking for better ones than exchanges lead to.
+    """
+
+    group: UnitGroup
+    moments: LayerMoments
+    options: LayerOptions
+    original: Mapping[str, Tensor]
+    current: Mapping[str, Tensor]
+    known_facts: LayerFacts | None = None
+    known: SelectionCurve | None = None
+    swaps: bool = True
+    effort: float = SHAKING
+
+    @cached_property
+    def weighing(self) -> Weighing:
+        """What nothing decides."""
+        return Weighing.of(self.group, self.moments, self.options.unit_costs, self.original)
+
+    @cached_property
+    def facts(self) -> LayerFacts:
+        """Ranks, dead units and duplicates."""
+        return self.known_facts or LayerFacts.of(self.weighing.joint, self.options.rank_tolerance)
+
+    @cached_property
+    def selection(self) -> SelectionCurve:
+        """Which units to keep at every width."""
+        return select_along(self.weighing.selecting, self.weighing.costs, self.options)
+
+    def order(self, decision: Decision) -> SelectionCurve:
+        """Which units to keep at every width; at one width alone where the decision gives them.
+
+        A width that a search found has its order from the original network, where that is of the same units; what has
+        changed since is left to exchanges.
+        """
+        if isinstance(decision, Given):
+            return given_units(self.moments, decision.units)
+        known = self.known
+        whole = self.moments.candidates is None and known is not None and len(known.order) == len(self.moments.units)
+        return known if isinstance(decision, Width) and known is not None and whole else self.selection
+
+    def certify(self, decision: Decision, layer: LayerResult) -> LayerResult:
+        """What a decision came to with a certified solution beside it, where one is asked for and it has none."""
+        if not self.options.certify or layer.report.certificate is not None or layer.lacks_memory:
+            return layer
+        clock = _Clock(layer.report.seconds)
+        weighing, options = self.weighing, self.options
+        error = layer.report.fit.error if isinstance(decision, Within) else None
+        solution, form = certify_layer(
+            weighing.joint, weighing.costs, len(layer.kept), error, solver=options.solver, gap=options.gap
+        )
+        clock.lap("lasso")
+        certificate = certificate_report(solution, form, weighing.lambda_max)
+        return replace(layer, report=replace(layer.report, certificate=certificate, seconds=clock.laps))
+
+
+def solve_layer(problem: LayerProblem, decision: Decision) -> LayerResult:
+    """Choose a width as decided, choose its units, refit the consumers; not certified but where units rest on it.
 
     Raises:
         SolverError: the convex problem could not be solved at all.
     """
     clock = _Clock()
-    weighing = Weighing.of(group, moments, options.unit_costs, original)
-    facts = facts or LayerFacts.of(weighing.joint, options.rank_tolerance)
+    group, moments, options = problem.group, problem.moments, problem.options
+    weighing, facts = problem.weighing, problem.facts
     clock.lap("ranks")
     certified = solve_lasso(weighing, decision, options)
     clock.lap("lasso")
-    curve = order_units(weighing, moments, decision, options, known)
+    curve = problem.order(decision)
     if certified is not None and isinstance(decision, Within):
         certified = support_or_selected(certified, curve, weighing, options)
     clock.lap("selection")
-    trials = Trials(moments, curve, options.ridge, original, current)
+    trials = Trials(moments, curve, options.ridge, problem.original, problem.current)
     width = find_width(group, moments, decision, certified, options, trials)
     clock.lap("width")
     if width is None:
         return leave_whole(group, moments, facts, curve, clock.laps)
     places = trials.places(width)
-    kept = take_units(group, weighing, curve, width, decision, certified, options, swaps=swaps, effort=effort)
+    kept = take_units(problem, curve, width, decision, certified)
     clock.lap("selection")
     settled = places is not None and torch.equal(kept, curve.units(width))
-    refit = refit_layer(moments, kept, options.ridge, original, current, places, settled=settled)
+    refit = refit_layer(moments, kept, options.ridge, problem.original, problem.current, places, settled=settled)
     clock.lap("refit")
-    certified = certified or certify_choice(weighing, decision, width, refit.error, options)
-    clock.lap("lasso")
     units = moments.units[kept.cpu()]
     inherited = trials.unchanged if isinstance(decision, Width) else trials.floor
     report = LayerReport(
@@ -223,17 +266,6 @@ def solve_layer(
         clock.laps,
     )
     return LayerResult(report, units, refit.weights)
-
-
-def certify_choice(
-    weighing: Weighing, decision: Decision, width: int, error: float, options: LayerOptions
-) -> Certified | None:
-    """A certified solution beside the units that were selected; None where none is asked for."""
-    if not options.certify:
-        return None
-    bound = error if isinstance(decision, Within) else None
-    certified = certify_layer(weighing.joint, weighing.costs, width, bound, solver=options.solver, gap=options.gap)
-    return Certified(*certified)
 
 
 def solve_lasso(weighing: Weighing, decision: Decision, options: LayerOptions) -> Certified | None:
@@ -264,26 +296,6 @@ def support_or_selected(
         return replace(certificate, form=f"{certificate.form}; {why}", selected=selected)
     why = f"its own {len(support)} units are kept: selection takes {selected} for their error {reached:.1e}"
     return replace(certificate, form=f"{certificate.form}; {why}", support=True)
-
-
-def order_units(
-    weighing: Weighing,
-    moments: LayerMoments,
-    decision: Decision,
-    options: LayerOptions,
-    known: SelectionCurve | None = None,
-) -> SelectionCurve:
-    """Which units to keep at every width; at one width alone where the decision gives them.
-
-    A width that a search found has its order from the original network, where that is of the same units; what has
-    changed since is left to exchanges.
-    """
-    if isinstance(decision, Given):
-        return given_units(moments, decision.units)
-    whole = moments.candidates is None and known is not None and len(known.order) == len(moments.units)
-    if isinstance(decision, Width) and known is not None and whole:
-        return known
-    return select_along(weighing.selecting, weighing.costs, options)
 
 
 def select_along(moments: Moments, costs: Tensor, options: LayerOptions) -> SelectionCurve:
@@ -383,30 +395,22 @@ def find_width(
 
 
 def take_units(
-    group: UnitGroup,
-    weighing: Weighing,
-    curve: SelectionCurve,
-    width: int,
-    decision: Decision,
-    certificate: Certified | None,
-    options: LayerOptions,
-    *,
-    swaps: bool,
-    effort: float,
+    problem: LayerProblem, curve: SelectionCurve, width: int, decision: Decision, certificate: Certified | None
 ) -> Tensor:
     """Places (width,) of the units that stay, among those that the moments hold."""
     if isinstance(decision, Given) or not width:
         return curve.units(width)
+    group, options, weighing = problem.group, problem.options, problem.weighing
     if certificate is not None and certificate.support and group.blocks == 1:
         support = certificate.solution.active.cpu()
         if len(support) == width:
             return support
     kept = legal_units(group, curve, width)
     small = weighing.joint.gram.shape[0] <= POLISHABLE and width < weighing.joint.unit_count
-    if swaps and small and options.selection == "best" and group.blocks == 1:
+    if problem.swaps and small and options.selection == "best" and group.blocks == 1:
         starts = [order[:width] for order in curve.orders.values()]
         return polish_units(
-            weighing.selecting, kept, others=starts, ridge=options.ridge, intercept=False, effort=effort
+            weighing.selecting, kept, others=starts, ridge=options.ridge, intercept=False, effort=problem.effort
         )
     return kept
 
@@ -492,8 +496,8 @@ def legal_units(group: UnitGroup, curve: SelectionCurve, width: int) -> Tensor:
 class _Clock:
     """Wall seconds by stage."""
 
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
+    def __init__(self, laps: Mapping[str, float] | None = None) -> None:
+        self.laps: dict[str, float] = dict(laps or {})
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:

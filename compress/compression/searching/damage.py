@@ -79,7 +79,7 @@ def measure_cuts(
     """Divergence of the outputs from the original's for every cut, by itself, on held-back samples.
 
     Args:
-        samples: how many of the held-back samples.
+        samples: how many of the held-back samples, to the nearest batch.
         known: what was kept of the original network.
         base: state of the network that is cut; None: the original's.
     """
@@ -87,7 +87,7 @@ def measure_cuts(
     stream = problem.held_back
     with torch.inference_mode():
         for number, size in enumerate(stream.sizes()):
-            if sums.samples >= samples or not cuts:
+            if not cuts or samples - sums.samples < size / 2:
                 break
             inputs = [tensor.to(problem.device) for tensor in stream.read(number)]
             given = None if known is None else known.held_back_outputs(number)
