@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from compress.compression.problem import KeptPair, Problem, gather_moments
 from compress.compression.scoring import CalibrationScore, score_samples
 from compress.compression.turns import Choose, Filter, Refit, Turn, changed_tensors
 from compress.graph.program import run
+from compress.graph.steps import Override
 from compress.measures.outputs import Distances
 from compress.progress import Progress
 from compress.recording.filters import FilterMoments, FilterRecorder
@@ -29,7 +30,6 @@ from compress.recording.layer_moments import LayerMoments
 from compress.recording.record import GroupRecorder, record_moments
 from compress.recording.store import ActivationStore
 from compress.units.groups import ReadUnits
-from compress.units.surgery import mask_units
 
 CACHE_BYTES = 8 * 2**30  # on disk, for activations between two layers
 WIDER = 4  # times the values of the frontier, above which the next one is not written down
@@ -72,13 +72,15 @@ class Frontier:
                 store.close()
 
     @contextmanager
-    def turn(self, turns: Sequence[Turn]) -> Iterator[None]:
+    def turn(self, turns: Sequence[Turn], settled: Collection[str] = ()) -> Iterator[None]:
         """Around the first of `turns`, which is recorded within; the others are still to come.
+
+        Normalisations over units are made anew once some of these went: behind the groups that are not `settled`.
 
         Where the next frontier is far wider than this one (inside an inverted bottleneck), it is cheaper made again for
         the next turns than written down: the frontier stays, for a few turns.
         """
-        nodes = next_frontier(self.problem, turns, rectified=self.rectified)
+        nodes = next_frontier(self.problem, turns, settled, rectified=self.rectified)
         if self.waited < MOST_WAITS and self._size(nodes) > WIDER * self._size(self.stores[0].nodes) > 0:
             self.following, self.waited = self.stores, self.waited + 1
         else:
@@ -93,44 +95,56 @@ class Frontier:
         return sum(math.prod(program.shape(name)) for name in tensors)
 
     def record(
-        self, turn: Choose | Refit, current: Mapping[str, Tensor], units: Tensor | None, *, single: bool
+        self,
+        turn: Choose | Refit,
+        current: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor],
+        units: Tensor | None,
+        *,
+        single: bool,
     ) -> tuple[LayerMoments, dict[str, float]]:
         """Moments of units in the network compressed so far, and the wall seconds that took by stage.
 
         Args:
+            kept: group name -> units (m,) that stay, of the groups settled so far.
             units: unit numbers (m,), sorted, to record; None: all.
             single: they are for a refit alone.
         """
         problem, read = self.problem, turn.read
-        changed = any(current[name] is not tensor for name, tensor in problem.state.items())
+        override = problem.renormalised(kept)
+        changed = bool(override) or any(current[name] is not tensor for name, tensor in problem.state.items())
         if units is not None and len(units) in (0, read.unit_count):
             units = None
         recorders = problem.recorders(
-            read, targets=changed, units=units, rectified=self.rectified, kept=self._kept(turn), single=single
+            read, targets=changed, units=units, rectified=self.rectified, kept=self._known(turn), single=single
         )
-        seconds = self._record(read, recorders, current)
+        seconds = self._record(read, recorders, current, override)
         return gather_moments(problem, read, recorders), seconds
 
-    def record_filters(self, turn: Filter, current: Mapping[str, Tensor]) -> tuple[FilterMoments, FilterMoments]:
+    def record_filters(
+        self, turn: Filter, current: Mapping[str, Tensor], kept: Mapping[str, Tensor]
+    ) -> tuple[FilterMoments, FilterMoments]:
         """Moments of a depthwise convolution on the fitting and on the held-back samples."""
-        kept = self._kept(turn)
-        fitting, checking = self.problem.filter_recorders(turn.read, rectified=self.rectified, kept=kept)
-        self._record(turn.read, (fitting, checking), current)
+        rows = self._known(turn)
+        fitting, checking = self.problem.filter_recorders(turn.read, rectified=self.rectified, kept=rows)
+        self._record(turn.read, (fitting, checking), current, self.problem.renormalised(kept))
         return fitting.moments(), checking.moments()
 
-    def distance(self, state: Mapping[str, Tensor], samples: int) -> float:
+    def distance(self, state: Mapping[str, Tensor], kept: Mapping[str, Tensor], samples: int) -> float:
         """Mean distance of the held-back outputs from the original's, with new weights of the turn that was recorded.
 
         Run is what lies behind the values that were left for the next turn, of the original network too where its
         outputs are not kept. Of several processes the first one measures, for all.
 
         Args:
+            kept: group name -> units (m,) that stay, those of the turn among them.
             samples: of the held-back ones, at least, where there are as many.
         """
-        return self.problem.share.from_first(lambda: self._measure(state, samples))
+        return self.problem.share.from_first(lambda: self._measure(state, kept, samples))
 
-    def _measure(self, state: Mapping[str, Tensor], samples: int) -> float:
+    def _measure(self, state: Mapping[str, Tensor], kept: Mapping[str, Tensor], samples: int) -> float:
         problem, known, store = self.problem, self.known, self.following[1]
+        override = problem.renormalised(kept)
         sums, nodes = Distances(problem.outputs), list(problem.output_nodes)
         states = (problem.state, state) if known is None else (state,)
 
@@ -142,23 +156,27 @@ class Frontier:
             for number, size in enumerate(problem.held_back.sizes()):
                 if sums.samples >= samples:
                     break
-                kept = store.get(number, problem.device)
-                start = None if kept is None else {name: pair[-len(states) :] for name, pair in kept.items()}
+                stored = store.get(number, problem.device)
+                start = None if stored is None else {name: pair[-len(states) :] for name, pair in stored.items()}
                 inputs = (
                     [tensor.to(problem.device) for tensor in problem.held_back.read(number)] if start is None else []
                 )
-                values = run(problem.program, states, inputs, nodes, start=start, fast=True)
+                values = run(problem.program, states, inputs, nodes, start=start, override=override, fast=True)
                 first = [values[node][0] for node in nodes] if known is None else known.outputs(1, number)
                 before, after = of_outputs(first), of_outputs([values[node][-1] for node in nodes])
                 sums.start(before, size)
                 sums.add(0, before, after, size)
         return sums.weighted()[0]
 
-    def _kept(self, turn: Turn) -> KeptPair | None:
+    def _known(self, turn: Turn) -> KeptPair | None:
         return None if self.known is None else self.known.rows(turn, rectified=self.rectified)
 
     def _record(
-        self, read: ReadUnits, recorders: Sequence[GroupRecorder | FilterRecorder], current: Mapping[str, Tensor]
+        self,
+        read: ReadUnits,
+        recorders: Sequence[GroupRecorder | FilterRecorder],
+        current: Mapping[str, Tensor],
+        override: Mapping[str, Override],
     ) -> dict[str, float]:
         problem, progress = self.problem, self.progress
         streams = (problem.fitting, problem.held_back)
@@ -176,6 +194,7 @@ class Frontier:
                 keep=keep,
                 advance=progress.advance,
                 alone=self.known is not None,
+                override=override,
             )
             seconds.update(spent)
         return dict(seconds)
@@ -191,17 +210,11 @@ class Frontier:
             kept: group name -> units (m,) that stay.
         """
         problem, progress = self.problem, self.progress
-        normalised = {
-            group.name: kept[group.name]
-            for group in problem.groups
-            if group.statistics and len(kept.get(group.name, range(group.unit_count))) < group.unit_count
-        }
-        override = mask_units(problem.program, current, normalised, problem.groups)[1]
+        override = problem.renormalised(kept)
         scores: list[CalibrationScore | None] = []
         for which, (stream, store) in enumerate(zip((problem.fitting, problem.held_back), self.stores, strict=True)):
             sizes = stream.sizes()
-            reached = not override and all(map(store.reaches, range(len(sizes))))
-            if which == 0 and not reached:  # scoring them could cost two passes
+            if which == 0 and not all(map(store.reaches, range(len(sizes)))):  # scoring them could cost two passes
                 scores.append(None)
                 continue
             progress.stage("scoring calibration samples" if which == 0 else "scoring held-back samples", stream.count)
@@ -224,12 +237,20 @@ class Frontier:
         return scores[0], scores[1]
 
 
-def next_frontier(problem: Problem, turns: Sequence[Turn], *, rectified: bool = False) -> tuple[str, ...]:
-    """Values after which nothing depends on weights that are still to change, once the first turn is done."""
+def next_frontier(
+    problem: Problem, turns: Sequence[Turn], settled: Collection[str] = (), *, rectified: bool = False
+) -> tuple[str, ...]:
+    """Values after which nothing depends on weights that are still to change, once the first turn is done.
+
+    Args:
+        settled: names of the groups of which no further unit goes.
+    """
     changing = {name for turn in turns for consumer in turn.read.consumers for name in changed_tensors(consumer)}
     later = [turn.read for turn in turns[1:]]
     wanted = {consumer.input for group in later for consumer in group.consumers}
     wanted |= {residual.other for group in later for residual in problem.residuals(group).values()}
     if rectified:
         wanted |= {rectifier.source for group in later for rectifier in problem.rectifiers(group).values()}
-    return problem.program.frontier(changing, [*sorted(wanted), *problem.output_nodes])
+    groups = [turn.group for turn in turns if isinstance(turn, Choose) and turn.group.name not in settled]
+    counted = {statistic.node for group in groups for statistic in group.statistics}
+    return problem.program.frontier(changing, [*sorted(wanted), *problem.output_nodes], counted)

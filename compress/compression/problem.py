@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from compress.data import DataSource
 from compress.data.related import hold_back
 from compress.errors import DataError
 from compress.graph.program import Program
+from compress.graph.steps import Override
 from compress.measures.figures import GATED
 from compress.measures.outputs import Output
 from compress.progress import Progress
@@ -42,6 +43,7 @@ from compress.units.folding import Foldable
 from compress.units.groups import Consumer, ReadUnits, UnitGroup
 from compress.units.low_rank import Factorables
 from compress.units.network import Network
+from compress.units.surgery import statistics_over_kept
 
 KeptPair = tuple[KeptRows, KeptRows]  # of the fitting and of the held-back samples
 
@@ -211,6 +213,10 @@ class Problem:
         """Consumer's node -> the ReLU behind it, where there is one."""
         rectifiers = {consumer.node: find_rectifier(self.program, consumer) for consumer in group.consumers}
         return {node: rectifier for node, rectifier in rectifiers.items() if rectifier is not None}
+
+    def renormalised(self, kept: Mapping[str, Tensor]) -> dict[str, Override]:
+        """The steps that take statistics over units, as they are once only the `kept` ones are left."""
+        return statistics_over_kept(kept, [group for group in self.groups if group.statistics])
 
     def plans(self, group: ReadUnits, units: Tensor | None = None) -> tuple[SamplePlan, SamplePlan]:
         """What the fitting and held-back moments of a group, or of some of its units, take."""

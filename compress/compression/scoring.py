@@ -116,7 +116,7 @@ def score_samples(
         judged: keys of the figures that say whether much was lost.
         store: values from which a batch can start; used up.
         known: batch number -> what the original network gives at the outputs' nodes, each node once; it does not run.
-        override: steps that the compressed network computes otherwise; every batch starts at its inputs then.
+        override: steps that the compressed network computes otherwise.
     """
     device = next(iter(original.values())).device
     nodes = list(dict.fromkeys(output.node for output in outputs if output.node is not None))
@@ -128,15 +128,12 @@ def score_samples(
     agreement = None if agreeing is None else FigureSums(agreeing)
     with torch.inference_mode():
         for number, size in enumerate(sizes):
-            start = store.get(number, device) if store is not None and not override else None
+            start = store.get(number, device) if store is not None else None
             samples = batch(number)
             if start is not None:
                 start = {name: pair[-len(states) :] for name, pair in start.items()}
             inputs = tuple(part.to(device) for part in samples.tensors)
-            pairs = run(program, states, inputs, nodes, start=start, fast=True)
-            if override:
-                cut = run(program, (current,), inputs, nodes, override=override)
-                pairs = {node: (*pairs[node][:-1], *cut[node]) for node in nodes}
+            pairs = run(program, states, inputs, nodes, start=start, override=override, fast=True)
             if known is not None:
                 pairs = {node: (first, *pairs[node]) for node, first in zip(nodes, known(number), strict=True)}
             if store is not None:

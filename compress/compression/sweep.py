@@ -322,7 +322,7 @@ def run_turns(
         for number, turn in enumerate(turns):
             settled = None if kept_state is None else kept_state.read_turn(number)
             if settled is None:
-                with frontier.turn(turns[number:]):
+                with frontier.turn(turns[number:], kept):
                     settled = settle_turn(frontier, turn, current, kept, wanted, settle, stage, exact=exact)
                 if kept_state is not None:
                     kept_state.write_turn(number, settled)
@@ -360,13 +360,17 @@ def settle_turn(
     problem = frontier.problem
     try:
         if isinstance(turn, Filter):
-            moments_of_filter = frontier.record_filters(turn, current)
+            moments_of_filter = frontier.record_filters(turn, current, kept)
             return Settled(refit_filters(turn.consumer, *moments_of_filter, RIDGE, problem.state, current))
         units = wanted(turn) if isinstance(turn, Choose) else left_channels(turn, kept, problem.groups)
         single = isinstance(turn, Refit) or not exact
-        moments, seconds = frontier.record(turn, current, units, single=single)
+        moments, seconds = frontier.record(turn, current, kept, units, single=single)
         frontier.progress.stage(f"{stage} {turn.read.name}")
-        settled = settle(turn, units, moments, current, lambda new, count: frontier.distance({**current, **new}, count))
+
+        def look(layer: LayerResult, count: int) -> float:
+            return frontier.distance({**current, **layer.weights}, {**kept, layer.name: layer.kept}, count)
+
+        settled = settle(turn, units, moments, current, look)
     except LAYER_FAULTS as fault:
         return Settled({}, fault=describe_fault(fault))
     if settled.layer is None:

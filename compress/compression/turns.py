@@ -2,12 +2,13 @@
 
 A consumer right behind its group is refitted with it. One that reads units further back (of a residual stream), that
 reads units of several groups (a concatenation), or whose units all stay, sees its input change when the layers in front
-are compressed; it is refitted, on all input channels that are left, when the sweep arrives there.
+are compressed; it is refitted, on all input channels that are left, when the sweep arrives there. So is one behind a
+normalisation over units of which some went: the others' values change with what the statistics are taken over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,17 +90,18 @@ def make_turns(
     for place, number, _ in events:
         last.update({consumer.node: place for consumer in cut[number].consumers})
     always = {consumer.node for consumer in lowered}
+    counted = {statistic.node for group in cut for statistic in group.statistics}
     for consumer in {consumer.node: consumer for consumer in [*readers, *lowered]}.values():
         whole = whole_input(consumer, state) if len(sites.get(consumer.weight, ())) <= 1 else None
         if whole is not None:
-            depends[consumer.node] = leaves(program, consumer.input)
+            depends[consumer.node] = leaves(program, consumer.input, counted)
             behind = last.get(consumer.node, 0) if consumer.node in always else 0
             events.append((max(order[consumer.node], behind), len(cut), Refit(whole)))
     for consumer in filters:
-        depends[consumer.node] = leaves(program, consumer.input)
+        depends[consumer.node] = leaves(program, consumer.input, counted)
         events.append((order[consumer.node], len(cut), Filter(consumer)))
     turns: list[Turn] = []
-    moved: dict[str, int] = {}  # state name -> number of the turn that last changed it
+    moved: dict[str, float] = {}  # state name, or step that counts units -> number of the turn that last changed it
     fitted: dict[str, list[int]] = {}  # consumer's node -> numbers of the turns that refitted it
     for _, _, turn in sorted(events, key=lambda event: event[:2]):
         if not isinstance(turn, Choose) and turn.consumer.node not in always:
@@ -112,6 +114,8 @@ def make_turns(
         for consumer in turn.read.consumers:
             fitted.setdefault(consumer.node, []).append(len(turns))
             moved.update(dict.fromkeys(changed_tensors(consumer), len(turns)))
+        if isinstance(turn, Choose):  # after its consumers were fitted to statistics over all units
+            moved.update({statistic.node: len(turns) + 0.5 for statistic in turn.group.statistics})
         turns.append(turn)
     return tuple(turns)
 
@@ -148,7 +152,7 @@ def changed_tensors(consumer: Consumer) -> set[str]:
     return {name for name in (consumer.weight, consumer.bias, consumer.shift) if name is not None}
 
 
-def leaves(program: Program, name: str) -> set[str]:
-    """State tensors that a node's value depends on."""
+def leaves(program: Program, name: str, steps: Collection[str] = ()) -> set[str]:
+    """State tensors that a node's value depends on, and those of `steps`."""
     needed = program.upstream([name])
-    return {tensor for leaf in needed if (tensor := program.tensor(leaf)) is not None}
+    return needed.intersection(steps) | {tensor for leaf in needed if (tensor := program.tensor(leaf)) is not None}

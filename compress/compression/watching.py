@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-from torch import Tensor
 
 from compress.compression.layers.decisions import Decision, Width, Within
 from compress.compression.layers.result import LayerResult, Watched
@@ -16,7 +14,7 @@ MOST_SHARES = 4.0  # equal shares of what is left that one layer may add
 FEWER_SHARES = 2.0  # that it is to add where it adds more
 SMALLEST = 0.1  # of a tolerance, that it falls to at once, at least
 
-Look = Callable[[Mapping[str, Tensor], int], float]  # new tensors of a turn, samples -> distance of the outputs then
+Look = Callable[[LayerResult, int], float]  # what a turn comes to, samples -> distance of the outputs then
 
 
 @dataclass(eq=False)
@@ -47,7 +45,7 @@ class Watch:
         share = max(0.0, self.allowed - self.reached) / max(1, self.left)
         layer = solve(decision)
         for attempt in range(2):
-            distance = look(layer.weights, self.samples) if layer.is_cut else self.reached
+            distance = look(layer, self.samples) if layer.is_cut else self.reached
             added = distance - self.reached
             if not added > MOST_SHARES * share:  # nor where it is no number
                 self.reached = distance if math.isfinite(distance) else self.reached

@@ -105,12 +105,12 @@ class Program:
         leaf = self.leaves.get(name)
         return leaf.name if isinstance(leaf, TensorLeaf) else None
 
-    def downstream(self, tensors: Iterable[str]) -> set[str]:
-        """Names of the values that depend on one of the named state tensors."""
+    def downstream(self, tensors: Iterable[str], steps: Collection[str] = ()) -> set[str]:
+        """Names of the values that depend on one of the named state tensors or steps, these included."""
         wanted = set(tensors)
         dirty = {name for name, leaf in self.leaves.items() if isinstance(leaf, TensorLeaf) and leaf.name in wanted}
         for step in self.steps:
-            if any(name in dirty for name in step.inputs):
+            if step.name in steps or any(name in dirty for name in step.inputs):
                 dirty.add(step.name)
         return dirty
 
@@ -126,9 +126,13 @@ class Program:
         """Whether computing `names` takes the network's inputs when the values in `known` are given."""
         return any(isinstance(self.leaves.get(name), InputLeaf) for name in self.upstream(names, known))
 
-    def frontier(self, changing: Iterable[str], wanted: Iterable[str]) -> tuple[str, ...]:
-        """Values that a later pass for `wanted` can start from when only the state tensors `changing` will differ."""
-        moving = self.downstream(changing)
+    def frontier(self, changing: Iterable[str], wanted: Iterable[str], steps: Collection[str] = ()) -> tuple[str, ...]:
+        """Values that a later pass for `wanted` can start from when only what is named will differ.
+
+        Args:
+            changing: state tensors; `steps`: names of those that will be computed otherwise.
+        """
+        moving = self.downstream(changing, steps)
         needed = self.upstream(wanted)
         border = {
             name
@@ -162,7 +166,8 @@ def run(
         states: state name -> tensor, of each network.
         inputs: the batch; not read where `start` makes it unnecessary.
         start: values already known, by name; what lies in front of them alone is not computed.
-        override: step name -> what is called, with the step and its arguments, in place of the step's operation.
+        override: step name -> what is called in the last of the networks, with the step and its arguments, in place of
+            the step's operation.
         fast: on processors, lay images out as convolutions have them fastest and, where no gradients are asked for,
             compute steps at once. The last digits may be others than the network's own, but are the same wherever a
             pass starts.
@@ -193,7 +198,7 @@ def iterate(
     values: dict[str, tuple[Value, ...]] = dict(start or {})
     needed = program.upstream(names, values)
     casts = [_precision_change(program, state) for state in states]
-    fast = fast and not override and not any(casts) and _on_processors(states)
+    fast = fast and not any(casts) and _on_processors(states)
     jointly = _rows_of_joints(program, needed, names, values) if fast and not torch.is_grad_enabled() else {}
     lay = channels_together if fast and program.takes_any_layout else _as_it_is
     values = {name: _once_each(lay, pair) for name, pair in values.items()}
@@ -316,9 +321,10 @@ def _compute(
     inside = {step.name for step in row[:-1]}
     inputs = [name for step in row for name in step.inputs if name not in inside]
     for which, cast in enumerate(casts):
-        key = (cast, *(id(values[name][which]) for name in inputs))
+        own = special if which == len(casts) - 1 else None
+        key = (cast, own, *(id(values[name][which]) for name in inputs))
         if key not in known:
-            known[key] = _computed(row, values, which, cast, special)
+            known[key] = _computed(row, values, which, cast, own)
         results.append(known[key])
     return tuple(results)
 

@@ -19,6 +19,7 @@ from compress.convex import FactorAccumulator, FactoredMoments, MomentAccumulato
 from compress.errors import NonFiniteError
 from compress.graph.ops import Layout
 from compress.graph.program import Program, iterate
+from compress.graph.steps import Override
 from compress.recording.layer_moments import ROWS_PER_COLUMN
 from compress.recording.pieces import Piece, cut_batch
 from compress.recording.positions import rows_at
@@ -496,6 +497,7 @@ def record_moments(
     keep: ActivationStore | None = None,
     advance: Callable[[int], None] | None = None,
     alone: bool = False,
+    override: Mapping[str, Override] | None = None,
 ) -> dict[str, float]:
     """One pass over the batches for all `recorders`, in one or two networks at once.
 
@@ -511,6 +513,7 @@ def record_moments(
             left there at the frontier of `store`. `store` itself: the next pass starts where this one does.
         advance: told the samples of each finished batch.
         alone: only the current network runs, and its values stand for both: all recorders know what the original gave.
+        override: steps that the current network computes otherwise.
     """
     other = original if current is None else current
     states = (other,) if alone else (original, other)
@@ -537,7 +540,7 @@ def record_moments(
             inputs = [each.to(device) for each in read(number)] if program.reads_input(wanted, starts) else []
             if start is not None:
                 start = {name: pair[-len(states) :] for name, pair in start.items()}
-            arriving = iterate(program, states, inputs, wanted, start=start, fast=True)
+            arriving = iterate(program, states, inputs, wanted, start=start, override=override, fast=True)
             del start, starts, inputs
             left = _Arrivals(open_recorders, further)
             for name, pair in arriving:

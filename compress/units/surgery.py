@@ -201,8 +201,6 @@ def mask_units(
     masked = dict(state)
     removed = {group.name: _removed(kept[group.name], group.unit_count) for group in groups if group.name in kept}
     cloned: set[str] = set()
-    statistics: dict[str, dict[int, Tensor]] = {}
-    norms: dict[str, Normalisation | None] = {}
     for group in groups:
         if group.name not in removed:
             continue
@@ -215,13 +213,28 @@ def mask_units(
                     masked[part.name] = masked[part.name].clone()
                     cloned.add(part.name)
                 masked[part.name].index_fill_(part.dim, part.positions[gone].flatten().to(masked[part.name].device), 0)
-        for statistic in group.statistics if not gone.all() else ():  # over nothing there is none, and nobody reads it
+    return masked, statistics_over_kept(kept, groups)
+
+
+def statistics_over_kept(kept: Mapping[str, Tensor], groups: Sequence[UnitGroup]) -> dict[str, Override]:
+    """The normalisations over units of which some went, as steps that count the kept ones alone.
+
+    Args:
+        kept: group name -> units (m,) that stay; groups without an entry keep all.
+    """
+    statistics: dict[str, dict[int, Tensor]] = {}
+    norms: dict[str, Normalisation | None] = {}
+    for group in groups:
+        gone = _removed(kept[group.name], group.unit_count) if group.name in kept else None
+        if gone is None or not gone.any() or gone.all():  # over nothing there is none, and nobody reads it
+            continue
+        for statistic in group.statistics:
             keep = statistics.setdefault(statistic.node, {}).setdefault(
                 statistic.dim, torch.ones(statistic.size, dtype=torch.bool)
             )
             keep[statistic.positions[gone].flatten()] = False
             norms[statistic.node] = statistic.normalisation
-    return masked, {name: _over_kept(masks, norms[name]) for name, masks in statistics.items()}
+    return {name: _over_kept(masks, norms[name]) for name, masks in statistics.items()}
 
 
 def _over_kept(masks: dict[int, Tensor], norm: Normalisation | None) -> Override:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from compress.compression.problem import Problem
 from compress.compression.turns import changed_tensors
 from compress.convex import SelectionCurve
 from compress.graph.program import iterate, run
+from compress.graph.steps import Override
 from compress.measures.outputs import Distances
 from compress.recording.layer_moments import LayerMoments
 
@@ -75,6 +76,7 @@ def measure_cuts(
     known: KnownOriginal | None = None,
     advance: Callable[[int], None] | None = None,
     base: Mapping[str, Tensor] | None = None,
+    override: Mapping[str, Override] | None = None,
 ) -> list[float]:
     """Divergence of the outputs from the original's for every cut, by itself, on held-back samples.
 
@@ -82,6 +84,7 @@ def measure_cuts(
         samples: how many of the held-back samples, to the nearest batch.
         known: what was kept of the original network.
         base: state of the network that is cut; None: the original's.
+        override: steps that this network computes otherwise.
     """
     sums = Distances(problem.outputs, len(cuts))
     stream = problem.held_back
@@ -91,7 +94,7 @@ def measure_cuts(
                 break
             inputs = [tensor.to(problem.device) for tensor in stream.read(number)]
             given = None if known is None else known.held_back_outputs(number)
-            add_batch(problem, cuts, inputs, size, sums, base, given)
+            add_batch(problem, cuts, inputs, size, sums, base, given, override)
             if advance is not None:
                 advance(size)
     return list(sums.weighted())
@@ -105,12 +108,14 @@ class Cut:
         name: of the group of units, or of the weight that has the rank.
         weights: state name -> what its consumers have then.
         start: nodes from whose values a pass through the network with these weights can start.
+        override: steps that this network computes otherwise.
     """
 
     name: str
     width: int
     weights: Mapping[str, Tensor]
     start: tuple[str, ...]
+    override: Mapping[str, Override] = field(default_factory=dict)
 
 
 def solvable_cuts(
@@ -143,6 +148,7 @@ def add_batch(
     sums: Distances,
     base: Mapping[str, Tensor] | None = None,
     given: Mapping[str, Tensor] | None = None,
+    override: Mapping[str, Override] | None = None,
 ) -> None:
     """Add the distances of every cut network's outputs on one batch.
 
@@ -170,12 +176,13 @@ def add_batch(
         for index in [index for index, cut in waiting.items() if known.keys() >= set(cut.start)]:
             cut = waiting.pop(index)
             start = {name: known[name] for name in cut.start}
-            after = run(program, ({**state, **cut.weights},), inputs, nodes, start=start, fast=True)
+            states = ({**state, **cut.weights},)
+            after = run(program, states, inputs, nodes, start=start, override=cut.override, fast=True)
             sums.add(index, before, outputs_of(after), size)
 
     run_ready()
     starts = sorted({name for cut in cuts for name in cut.start})
-    for name, value in iterate(program, (state,), inputs, starts, fast=True):
+    for name, value in iterate(program, (state,), inputs, starts, override=override, fast=True):
         known[name] = value
         del value
         run_ready()

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from compress.compression.known import KnownOriginal, keep_original
 from compress.compression.layers.decisions import Decision, Plan, Width, Within, same_for_all
 from compress.compression.layers.layer import LayerOptions
@@ -69,13 +71,9 @@ def sweep_within(
         if not distance_of(last) > allowed:
             break
         added = added_distances(problem, last, progress, known)
-        normalised = [group for group in problem.groups if group.statistics and added.get(group.name, 0.0) > 0]
-        if common_cap(added.values(), AIM * allowed) < math.inf:
-            plan = stricter(problem.groups, plan, added, AIM * allowed, last=number == MOST_AGAIN)
-        elif normalised:  # what their cuts do to statistics over the units is in no layer's part
-            plan = {**plan, **{group.name: Width(group.unit_count) for group in normalised}}
-        else:
+        if common_cap(added.values(), AIM * allowed) == math.inf:
             break
+        plan = stricter(problem.groups, plan, added, AIM * allowed, last=number == MOST_AGAIN)
         last = sweep(problem, plan, options, Portion(progress, 1, 1), known=known, kept_state=kept_state)
         best = min(best, last, key=distance_of)
     held = watch is not None and bool(watch.stricter)
@@ -123,21 +121,32 @@ def added_distances(
     turns = problem.turns()
     places = [at for at, turn in enumerate(turns) if isinstance(turn, Choose) and turn.group.name in cut]
     ends = [*places[1:], len(turns)]
-    parts = [partly(problem, turns, end) for end in ends]
+    kept = compressed.kept
+    parts = [partly(problem, turns, end, kept) for end in ends]
     samples = affordable_samples(problem, len(parts))
     progress.stage("measuring what layers do to the outputs", samples)
     reached = measure_cuts(
-        problem, parts, samples=samples, known=known, base=compressed.state, advance=progress.advance
+        problem,
+        parts,
+        samples=samples,
+        known=known,
+        advance=progress.advance,
+        base=compressed.state,
+        override=problem.renormalised(kept),
     )
     rises = (max(0.0, after - before) for before, after in itertools.pairwise([0.0, *reached]))
     return {turns[at].read.name: rise for at, rise in zip(places, rises, strict=True)}
 
 
-def partly(problem: Problem, turns: Sequence[Turn], end: int) -> Cut:
-    """A compressed network with the original's weights from turn `end` on."""
+def partly(problem: Problem, turns: Sequence[Turn], end: int, kept: Mapping[str, Tensor]) -> Cut:
+    """A compressed network of which `kept` units are left, with the original's weights and units from turn `end` on."""
     later = {name for turn in turns[end:] for consumer in turn.read.consumers for name in changed_tensors(consumer)}
-    start = problem.program.frontier(later, problem.output_nodes)
-    return Cut("partly", 0, {name: problem.state[name] for name in later}, start)
+    groups = [turn.group for turn in turns[end:] if isinstance(turn, Choose)]
+    counted = {statistic.node for group in groups for statistic in group.statistics}
+    start = problem.program.frontier(later, problem.output_nodes, counted)
+    names = {group.name for group in groups}
+    override = problem.renormalised({name: units for name, units in kept.items() if name not in names})
+    return Cut("partly", 0, {name: problem.state[name] for name in later}, start, override)
 
 
 def stricter(
