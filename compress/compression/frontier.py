@@ -20,7 +20,7 @@ from torch import Tensor
 from compress.compression.known import KnownOriginal
 from compress.compression.problem import KeptPair, Problem, gather_moments
 from compress.compression.scoring import CalibrationScore, score_samples
-from compress.compression.turns import Choose, Filter, Refit, Turn, changed_tensors
+from compress.compression.turns import Choose, Filter, Refit, Turn, changed_tensors, counting_steps
 from compress.graph.program import run
 from compress.graph.steps import Override
 from compress.measures.outputs import Distances
@@ -252,5 +252,5 @@ def next_frontier(
     if rectified:
         wanted |= {rectifier.source for group in later for rectifier in problem.rectifiers(group).values()}
     groups = [turn.group for turn in turns if isinstance(turn, Choose) and turn.group.name not in settled]
-    counted = {statistic.node for group in groups for statistic in group.statistics}
+    counted = counting_steps(groups)
     return problem.program.frontier(changing, [*sorted(wanted), *problem.output_nodes], counted)

@@ -47,7 +47,8 @@ from compress.units.surgery import statistics_over_kept
 
 KeptPair = tuple[KeptRows, KeptRows]  # of the fitting and of the held-back samples
 
-FILTER_ROWS = 2_500  # of each channel of a depthwise convolution: its few taps need no more
+FILTER_NUMBERS = 45_000  # of each channel of a depthwise convolution, taps times rows
+FILTER_ROWS_PER_TAP = 40  # at least
 FILTER_SAMPLES = 128  # that these rows are spread over, where each has positions enough
 FEWEST_HELD_BACK = 2  # one sample has no spread to measure an error against
 
@@ -234,7 +235,8 @@ class Problem:
         (consumer,) = read.consumers
         reading = filter_reading(consumer, self.state[consumer.weight])
         available = output_positions(reading, self.program)
-        rows = self.row_share * FILTER_ROWS
+        taps = math.prod(reading.kernel)
+        rows = self.row_share * max(FILTER_NUMBERS / taps, FILTER_ROWS_PER_TAP * taps)
         count = min(available, math.ceil(rows / min(self.fitting.count, FILTER_SAMPLES)))
         samples = min(self.fitting.count, FEWEST_SAMPLES, max(FILTER_SAMPLES, math.ceil(rows / count)))
         rectifier = self.rectifiers(read).get(consumer.node) if rectified else None

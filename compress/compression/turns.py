@@ -8,7 +8,7 @@ normalisation over units of which some went: the others' values change with what
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,7 +90,7 @@ def make_turns(
     for place, number, _ in events:
         last.update({consumer.node: place for consumer in cut[number].consumers})
     always = {consumer.node for consumer in lowered}
-    counted = {statistic.node for group in cut for statistic in group.statistics}
+    counted = counting_steps(cut)
     for consumer in {consumer.node: consumer for consumer in [*readers, *lowered]}.values():
         whole = whole_input(consumer, state) if len(sites.get(consumer.weight, ())) <= 1 else None
         if whole is not None:
@@ -115,7 +115,7 @@ def make_turns(
             fitted.setdefault(consumer.node, []).append(len(turns))
             moved.update(dict.fromkeys(changed_tensors(consumer), len(turns)))
         if isinstance(turn, Choose):  # after its consumers were fitted to statistics over all units
-            moved.update({statistic.node: len(turns) + 0.5 for statistic in turn.group.statistics})
+            moved.update(dict.fromkeys(counting_steps([turn.group]), len(turns) + 0.5))
         turns.append(turn)
     return tuple(turns)
 
@@ -150,6 +150,11 @@ def left_channels(turn: Refit, kept: Mapping[str, Tensor], cut: Sequence[UnitGro
 def changed_tensors(consumer: Consumer) -> set[str]:
     """State names that refitting a consumer may change."""
     return {name for name in (consumer.weight, consumer.bias, consumer.shift) if name is not None}
+
+
+def counting_steps(groups: Iterable[UnitGroup]) -> set[str]:
+    """Names of the steps that take statistics over the units of these groups."""
+    return {statistic.node for group in groups for statistic in group.statistics}
 
 
 def leaves(program: Program, name: str, steps: Collection[str] = ()) -> set[str]:

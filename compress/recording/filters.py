@@ -110,13 +110,13 @@ class FilterRecorder:
         else:
             now = values[self.rectifier.source][1]
             missing = self.rectifier.correction(rows, now, current, index, linear=False).T.to(windows)
-        parts = [windows, missing[:, :, None]]
+        others = [missing]
         if takes_constant(consumer):
-            parts.insert(1, windows.new_ones(*windows.shape[:2], 1))
-        columns = torch.cat(parts, 2)
-        products = (columns.mT @ columns).double()
+            others.insert(0, torch.ones_like(missing))
+        further = torch.stack(others, 2)
+        products = products_of(windows, further)
         if not bool(torch.isfinite(products.sum())):
-            products = columns.double().mT @ columns.double()
+            products = products_of(windows.double(), further.double())
             if not bool(torch.isfinite(products.sum())):
                 raise NonFiniteError(
                     f"NaN or Inf in the activations that `{consumer.input}` hands on; check the weights up to there "
@@ -158,6 +158,14 @@ class FilterRecorder:
             raise MomentsError("no sample came, so there are no moments.")
         means = self._sums / max(self._count, 1)
         return FilterMoments(means[:, :-1, :-1], means[:, :-1, -1], means[:, -1, -1])
+
+
+def products_of(windows: Tensor, further: Tensor) -> Tensor:
+    """Products (C, T + m, T + m), float64, of windows (C, n, T) and further columns (C, n, m)."""
+    right = windows.mT @ further
+    upper = torch.cat([windows.mT @ windows, right], 2)
+    lower = torch.cat([right.mT, further.mT @ further], 2)
+    return torch.cat([upper, lower], 1).double()
 
 
 def _windows(reading: Reading, inputs: Tensor, index: Tensor | None) -> Tensor:

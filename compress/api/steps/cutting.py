@@ -68,6 +68,7 @@ def make_cut(
         narrowed, deviation = cut_network(prepared, problem, kept, compressed.state, compressed.ranks)
         narrowed = narrowed if recipe.tunes else folded(narrowed, problem.folds)
         stored = round_to_stored(narrowed.module, prepared)
+    give_back_freed_memory()
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
     blocks = tuple(branch.name for branch in going(problem, kept))

@@ -24,7 +24,7 @@ from compress.compression.searching.curves import affordable_samples
 from compress.compression.searching.damage import Cut, measure_cuts
 from compress.compression.searching.foresight import expected_distance
 from compress.compression.sweep import Compressed, sweep
-from compress.compression.turns import Choose, Turn, changed_tensors
+from compress.compression.turns import Choose, Turn, changed_tensors, counting_steps
 from compress.compression.watching import Watch
 from compress.progress import Portion, Progress
 from compress.units.groups import UnitGroup
@@ -142,8 +142,7 @@ def partly(problem: Problem, turns: Sequence[Turn], end: int, kept: Mapping[str,
     """A compressed network of which `kept` units are left, with the original's weights and units from turn `end` on."""
     later = {name for turn in turns[end:] for consumer in turn.read.consumers for name in changed_tensors(consumer)}
     groups = [turn.group for turn in turns[end:] if isinstance(turn, Choose)]
-    counted = {statistic.node for group in groups for statistic in group.statistics}
-    start = problem.program.frontier(later, problem.output_nodes, counted)
+    start = problem.program.frontier(later, problem.output_nodes, counting_steps(groups))
     names = {group.name for group in groups}
     override = problem.renormalised({name: units for name, units in kept.items() if name not in names})
     return Cut("partly", 0, {name: problem.state[name] for name in later}, start, override)
