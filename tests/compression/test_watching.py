@@ -100,9 +100,9 @@ def test_what_adds_more_than_its_part_is_held_to_a_smaller_error(added: float) -
         asked.append(decision)
         return layer_of(round(16 - 100 * decision.error) if isinstance(decision, Within) else 16)
 
-    def look(weights: Any, samples: int) -> float:
+    def look(layer: Any, samples: int) -> float:
         assert samples == 7
-        return added * ((16 - int(weights["kept"])) / 5) ** 2
+        return added * ((16 - int(layer.weights["kept"])) / 5) ** 2
 
     watch = Watch(0.02, 10, 7)
     layer = watch.settle(group_of(), Within(0.05), solve, look)
@@ -112,7 +112,7 @@ def test_what_adds_more_than_its_part_is_held_to_a_smaller_error(added: float) -
     else:
         assert asked[1] == Within(pytest.approx(0.05 * math.sqrt(FEWER_SHARES * 0.002 / added), rel=1e-3))
         assert watch.stricter == {"a": asked[-1]}
-    assert watch.reached == look(layer.weights, 7) <= 0.008
+    assert watch.reached == look(layer, 7) <= 0.008
 
 
 def test_what_still_adds_too_much_stays_whole() -> None:
@@ -149,8 +149,8 @@ def test_what_is_seen_in_a_sweep_is_what_the_whole_network_comes_to(
     seen: list[tuple[dict[str, Tensor], float]] = []
     look = Frontier.distance
 
-    def looked(self: Frontier, state: dict[str, Tensor], samples: int) -> float:
-        seen.append((state, look(self, state, samples)))
+    def looked(self: Frontier, state: dict[str, Tensor], kept: dict[str, Tensor], samples: int) -> float:
+        seen.append((state, look(self, state, kept, samples)))
         return seen[-1][1]
 
     monkeypatch.setattr(Frontier, "distance", looked)

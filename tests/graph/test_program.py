@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.graph import program as running
 from compress.graph.program import Program, run, run_outputs
 from compress.graph.steps import Step
 from compress.graph.trace import trace_network
@@ -110,18 +111,22 @@ def chain() -> tuple[Chain, Program, dict[str, Tensor], Tensor]:
 
 
 @torch.no_grad()
-def test_networks_share_what_lies_upstream_of_their_first_difference(chain: Any) -> None:
+def test_networks_share_what_lies_upstream_of_their_first_difference(
+    chain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, program, state, inputs = chain
     states = [state, {**state, "b.weight": state["b.weight"] * 2}, {**state, "c.bias": state["c.bias"] + 1}]
     calls: list[str] = []
+    compute = running._computed
 
-    def counted(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        calls.append(step.name)
-        return step.target(*args, **kwargs)
+    def counted(row: Sequence[Step], *arguments: Any) -> Any:
+        calls.append(row[-1].name)
+        return compute(row, *arguments)
 
     first, second, third = (step.name for step in program.steps if step.name.startswith("linear"))
-    override = dict.fromkeys((first, second, third), counted)
-    together = run(program, states, (inputs,), program.outputs, override=override)
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "_computed", counted)
+        together = run(program, states, (inputs,), program.outputs)
     assert [calls.count(name) for name in (first, second, third)] == [1, 2, 3]
     for which, each in enumerate(states):
         alone = run_outputs(program, each, (inputs,))
@@ -129,6 +134,20 @@ def test_networks_share_what_lies_upstream_of_their_first_difference(chain: Any)
             torch.equal(together[name][which], value) for name, value in zip(program.outputs, alone, strict=True)
         )
     assert together[program.outputs[1]][0] is together[program.outputs[1]][2]
+
+
+@torch.no_grad()
+def test_a_step_is_computed_otherwise_in_the_last_network_alone(chain: Any) -> None:
+    _, program, state, inputs = chain
+    first = next(step.name for step in program.steps if step.name.startswith("linear"))
+    override = {first: lambda step, args, kwargs: step.target(*args, **kwargs) + 1}
+    together = run(program, (state, state), (inputs,), program.outputs, override=override, fast=True)
+    own = run_outputs(program, state, (inputs,))
+    other = run_outputs(program, state, (inputs,), override=override)
+    for name, first_value, last_value in zip(program.outputs, own, other, strict=True):
+        assert torch.equal(together[name][0], first_value)
+        assert torch.equal(together[name][1], last_value)
+        assert not torch.equal(first_value, last_value)
 
 
 @torch.no_grad()
