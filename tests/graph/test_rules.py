@@ -538,8 +538,13 @@ class DataWriting(nn.Linear):
 
 
 def test_writing_into_the_networks_own_tensors_is_refused_with_what_to_do() -> None:
-    with pytest.raises(TraceError, match=r"through \.data, which no graph holds; compute the changed one anew"):
-        trace_network(nn.Sequential(DataWriting(5, 6), nn.ReLU()), ROWS)
+    network = nn.Sequential(DataWriting(5, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    try:
+        graph = trace_network(network, ROWS)
+    except TraceError as fault:
+        assert "through .data, which no graph holds; compute the changed one anew" in str(fault)
+    else:  # torch 2.8 exports it
+        assert all(group.skip_reason for group in find_units(graph, network))
 
 
 def test_an_instance_norm_without_a_scale_is_told_how_many_channels_are_left() -> None:
