@@ -539,11 +539,14 @@ class DataWriting(nn.Linear):
 
 def test_writing_into_the_networks_own_tensors_is_refused_with_what_to_do() -> None:
     network = nn.Sequential(DataWriting(5, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    said = ""
     try:
         graph = trace_network(network, ROWS)
     except TraceError as fault:
-        assert "through .data, which no graph holds; compute the changed one anew" in str(fault)
-    else:  # torch 2.8 exports it
+        said = str(fault)
+    if said:
+        assert "through .data, which no graph holds; compute the changed one anew" in said
+    else:  # torch 2.8 exports it, with the writing as an operation that holds the units
         assert all(group.skip_reason for group in find_units(graph, network))
 
 
