@@ -14,7 +14,7 @@ from compress.compression.layers.layer import LayerOptions, LayerProblem, solve_
 from compress.compression.layers.refit import refit_layer
 from compress.compression.problem import record_all
 from compress.compression.searching.curves import FEWEST_SENSITIVITY_SAMPLES, affordable_samples, find_curve
-from compress.compression.searching.damage import measure_divergences
+from compress.compression.searching.damage import Cut, measure_cuts, measure_divergences
 from compress.measures.outputs import Distances
 from compress.progress import SilentProgress
 from tests.compression.test_schedule import Residual, make_problem
@@ -63,6 +63,19 @@ def test_sensitivities_take_fewer_samples_the_more_cuts_there_are(module: nn.Mod
     problem = replace(problem, calibration=replace(problem.calibration, held_back=held_back))
     few, many = (affordable_samples(problem, cuts) for cuts in (4, 10_000))
     assert many == FEWEST_SENSITIVITY_SAMPLES < few <= problem.held_back.count
+
+
+@pytest.mark.parametrize(("samples", "batches"), [(1, 1), (14, 1), (25, 3), (41, 4), (10_000, 5)])
+def test_cuts_are_measured_on_samples_to_the_nearest_batch(module: nn.Module, samples: int, batches: int) -> None:
+    problem = make_problem(module, 3, 6, 6)
+    held_back = replace(problem.held_back, indices=torch.arange(45), batch_size=10)
+    problem = replace(problem, calibration=replace(problem.calibration, held_back=held_back))
+    weight = problem.groups[0].consumers[0].weight
+    cut = Cut("all", 0, {weight: problem.state[weight] * 0.5}, ())
+    seen: list[int] = []
+    (distance,) = measure_cuts(problem, [cut], samples=samples, advance=seen.append)
+    assert len(seen) == batches
+    assert distance > 0
 
 
 def test_exchanges_start_from_the_order_of_the_original_network_and_better_it(module: nn.Module) -> None:

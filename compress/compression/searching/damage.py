@@ -81,7 +81,7 @@ def measure_cuts(
     """Divergence of the outputs from the original's for every cut, by itself, on held-back samples.
 
     Args:
-        samples: how many of the held-back samples, to the nearest batch.
+        samples: how many of the held-back samples, to the nearest batch, one at least.
         known: what was kept of the original network.
         base: state of the network that is cut; None: the original's.
         override: steps that this network computes otherwise.
@@ -90,7 +90,7 @@ def measure_cuts(
     stream = problem.held_back
     with torch.inference_mode():
         for number, size in enumerate(stream.sizes()):
-            if not cuts or samples - sums.samples < size / 2:
+            if not cuts or (sums.samples and samples - sums.samples < size / 2):
                 break
             inputs = [tensor.to(problem.device) for tensor in stream.read(number)]
             given = None if known is None else known.held_back_outputs(number)
