@@ -144,16 +144,34 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def dress_like(plain: nn.Module) -> Callable[[nn.Module], nn.Module]:
-    """What makes a network of ours what the user gave: of the same class, tensors in the same dtypes."""
+    """What makes a network of ours what the user gave: of the same class, tensors in the same dtypes.
+
+    A tensor that the user's network has not, such as a bias that a batch norm was folded into, takes that of the layer
+    that it stands in.
+    """
     dtypes = {name: tensor.dtype for name, tensor in plain.state_dict().items() if is_tensor(tensor)}
 
     def dress(module: nn.Module) -> nn.Module:
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if name in dtypes:
-                tensor.data = tensor.data.to(dtypes[name])
+            dtype = dtypes.get(name) or dtype_around(name, dtypes)
+            if dtype is not None and (name in dtypes or tensor.is_floating_point()):
+                tensor.data = tensor.data.to(dtype)
         return gather(module)
 
     return dress
+
+
+def dtype_around(name: str, dtypes: Mapping[str, torch.dtype]) -> torch.dtype | None:
+    """The floating dtype that most tensors have beside `name`, in its module or the nearest one around it."""
+    path = name
+    while path:
+        path = path.rpartition(".")[0]
+        beside = [
+            dtype for known, dtype in dtypes.items() if known.rpartition(".")[0] == path and dtype.is_floating_point
+        ]
+        if beside:
+            return max(beside, key=beside.count)
+    return None
 
 
 def choose_progress(progress: Progress | bool | None) -> Progress:

@@ -186,26 +186,33 @@ def sample_rows(values: Tensor, samples: int) -> Tensor:
 
 @dataclass
 class Spread:
-    """How much an output varies from sample to sample: mean over samples of ‖output − mean output‖², as they come."""
+    """How much an output varies from sample to sample: mean over samples of ‖output − mean output‖², as they come.
+
+    Where the numbers of a sample are as many as the batch has samples (similarities of each with each), the means are
+    of batches of one size.
+    """
 
     count: int = 0
-    total: Tensor | None = None
+    totals: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # numbers of a sample -> samples, their sum
     energy: float = 0.0
 
     def add(self, values: Tensor, samples: int) -> None:
         """A batch of outputs."""
         rows = sample_rows(values.double(), samples)
         self.count += samples
-        self.total = rows.sum(0) if self.total is None else self.total + rows.sum(0)
+        known = self.totals.get(rows.shape[1])
+        total = rows.sum(0)
+        self.totals[rows.shape[1]] = (samples, total) if known is None else (known[0] + samples, known[1] + total)
         self.energy += float(rows.square().sum())
 
     @property
     def scale(self) -> float:
         """The spread; the mean energy of an output that does not vary; 1 where that is 0 too."""
-        if self.total is None or not self.energy:
+        if not self.energy:
             return 1.0
         energy = self.energy / self.count
-        spread = energy - float((self.total / self.count).square().sum())
+        means = sum(float(total.square().sum()) / count for count, total in self.totals.values())
+        spread = energy - means / self.count
         return spread if spread > CONSTANT * energy else energy
 
 

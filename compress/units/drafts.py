@@ -89,7 +89,7 @@ class _Drafting:
         producers = tuple(dict.fromkeys(_module_name(flow, contraction) for contraction in touched.produced[number]))
         consumers = _find_consumers(flow, touched.read[number], occurrences)
         joined = number in touched.sums
-        skip = self.skip(occurrences, len(producers), read=bool(consumers), joined=joined)
+        skip = self.skip(occurrences, len(producers), consumers, joined=joined)
         group = UnitGroup(
             name=f"{producers[0]}#{number}",
             producers=producers,
@@ -118,14 +118,20 @@ class _Drafting:
             touch for touch in counts if not counts_its_groups(self.modules.get(module_path(touch.node)), touch.count)
         ]
 
-    def skip(self, occurrences: _Occurrences, producers: int, *, read: bool, joined: bool) -> Skip | None:
+    def skip(
+        self, occurrences: _Occurrences, producers: int, consumers: tuple[Consumer, ...], *, joined: bool
+    ) -> Skip | None:
         """Why the flow says that the group cannot be cut."""
         if (pin := self.flow.atoms.pinned(occurrences.atoms[0])) is not None:
             return Skip(SkipKind.PINNED, f"it {pin}")
         if len(occurrences.atoms) < 2:
             return Skip.of(SkipKind.SINGLE)
-        if not read:
+        if not consumers:
             return Skip.of(SkipKind.UNREAD)
+        shared = next((each.weight for each in consumers if has_repeats(each.positions)), None)
+        if shared is not None:
+            reader = parameter_module(shared)
+            return Skip(SkipKind.PINNED, f"{reader} reads its units paired with one another, so that none goes alone")
         if joined and not self.couple:
             shared = f"{producers} producers" if producers > 1 else "a producer and what is computed from it"
             return Skip(SkipKind.STREAM, f"residual stream shared by {shared}; use --couple")
@@ -323,6 +329,11 @@ class _Touched:
                         )
                     )
         return tuple(slices)
+
+
+def has_repeats(positions: torch.Tensor) -> bool:
+    """Whether a position occurs more than once."""
+    return len(set(positions.flatten().tolist())) < positions.numel()
 
 
 def _module_name(flow: ChannelFlow, contraction: Contraction) -> str:

@@ -303,6 +303,22 @@ def test_half_precision_comes_back_as_it_was_given() -> None:
     assert {tensor.dtype for tensor in result.model.parameters()} == {torch.bfloat16}
 
 
+def test_biases_that_half_precision_lacked_are_made_in_it(tmp_path: Path) -> None:
+    """Folded batch norms give the convolutions in front of them a bias."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 5, 3), nn.Flatten(1)
+        ).bfloat16()
+
+    given = [normal(40, 3, 6, 6).bfloat16()]
+    result = compress.prune(build().eval(), given, keep=0.5, fold="on", progress=False)
+    assert {tensor.dtype for tensor in result.model.parameters()} == {torch.bfloat16}
+    assert result.model(given[0]).isfinite().all()
+    result.save(tmp_path / "small")
+    assert torch.equal(compress.load(tmp_path / "small", model=build())(given[0]), result.model(given[0]))
+
+
 def endless() -> Iterator[Tensor]:
     while True:
         yield normal(32, 6)

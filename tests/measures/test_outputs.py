@@ -118,6 +118,17 @@ def test_a_spread_is_the_variance_of_everything_that_was_added() -> None:
     assert spread.scale == pytest.approx(float(values.var(0, unbiased=False).sum()))
 
 
+def test_similarities_of_each_sample_with_each_have_a_spread_over_batches_of_several_sizes() -> None:
+    spread, sizes = Spread(), (6, 6, 4)
+    batches = [noise(size, size).double() for size in sizes]
+    for values in batches:
+        spread.add(values, len(values))
+    energy = sum(float(values.square().sum()) for values in batches)
+    sums = [batches[0].sum(0) + batches[1].sum(0), batches[2].sum(0)]
+    means = float(sums[0].square().sum()) / 12 + float(sums[1].square().sum()) / 4
+    assert spread.scale == pytest.approx((energy - means) / 16)
+
+
 def test_samples_along_another_dimension_are_told_apart() -> None:
     before, after = noise(5, 4, 3), noise(5, 4, 3)  # (time, batch, classes)
     hints = Hints(sample_dims={"logits": 1})
