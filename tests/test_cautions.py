@@ -20,6 +20,8 @@ from compress.checkpoint.architecture import Architecture
 from compress.cli import main
 from compress.data import Preprocessing
 from compress.data.arrays import ArraySource
+from compress.data.extremes import find_extremes
+from compress.errors import DataError
 from compress.preparation import choose_preprocessing, note_preprocessing
 from compress.progress import SilentProgress
 
@@ -145,6 +147,56 @@ def test_samples_that_belong_together_are_told_and_held_back_together() -> None:
     fitting, held_back = (set((stream.indices // 3).tolist()) for stream in (problem.fitting, problem.held_back))
     assert len(held_back) == 8
     assert not fitting & held_back
+
+
+def chain() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 5))
+
+
+def test_a_sample_that_outweighs_all_others_is_left_out_and_told_of() -> None:
+    rows = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    network, fresh = chain(), rows.flip(1)
+    clean = compress.prune(network, [rows], keep=0.75, progress=False)
+    rows[17, 2] = 1e20
+    result = compress.prune(network, [rows], keep=0.75, progress=False)
+    (told,) = [note for note in result.report.notes if "left out" in note]
+    assert told.startswith("warning: calibration sample 17 is left out: numbers up to 1e+20 outweigh")
+    errors = [(each.model(fresh) - network(fresh)).square().mean() for each in (clean, result)]
+    assert errors[1] < 2 * errors[0]
+
+
+def test_samples_of_zeros_and_a_tenth_of_large_ones_are_all_taken() -> None:
+    rows = torch.zeros(200, 8)
+    rows[:4] = 1e-3
+    assert find_extremes(source(rows.numpy()), torch.arange(200), 64).numbers == ()
+    rows = torch.randn(200, 8)
+    rows[:30] *= 1e8
+    assert find_extremes(source(rows.numpy()), torch.arange(200), 64).numbers == ()
+
+
+def test_samples_that_make_the_outputs_no_numbers_are_named() -> None:
+    rows = torch.randn(200, 8)
+    rows[[17, 40], 2] = torch.nan
+    with pytest.raises(DataError, match="calibration samples 17, 40 hold NaN or Inf, and so do the network's outputs"):
+        compress.prune(chain(), [rows], keep=0.5, progress=False)
+
+
+class Filling(nn.Module):
+    """Puts zeros where numbers are missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = chain()
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.layers(values.nan_to_num())
+        return scores
+
+
+def test_a_network_that_takes_missing_numbers_gets_them() -> None:
+    rows = torch.randn(200, 8)
+    rows[::3, 2] = torch.nan
+    assert compress.prune(Filling(), [rows], keep=0.5, progress=False).report.layers[0].kept == 12
 
 
 def test_evaluation_data_of_another_shape_is_refused_before_any_work(

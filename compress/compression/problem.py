@@ -16,6 +16,7 @@ from compress.compression.layers.decisions import Ingredients
 from compress.compression.pricing.latency import Timing
 from compress.compression.turns import Turn, make_turns
 from compress.data import DataSource
+from compress.data.extremes import Extremes, without
 from compress.data.related import hold_back
 from compress.errors import DataError
 from compress.graph.program import Program
@@ -102,6 +103,7 @@ class Calibration:
         judged: keys of the figures that say whether much was lost.
         related: samples of the two that belong to others of them (crops, frames, windows of the same thing), which are
             on the same side; 0 where there are hardly any or that cannot be told.
+        extremes: samples that are in neither, since their numbers outweigh those of all others.
     """
 
     fitting: SampleStream
@@ -109,6 +111,7 @@ class Calibration:
     answered: Output | None = None
     judged: Sequence[str] = GATED
     related: int = 0
+    extremes: Extremes = field(default_factory=Extremes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,17 +370,25 @@ class Divided(NamedTuple):
 
 
 def fit_samples(
-    source: DataSource, limit: int, held_back: float, batch_size: int, seed: int, *, whole_batches: bool = False
+    source: DataSource,
+    limit: int,
+    held_back: float,
+    batch_size: int,
+    seed: int,
+    *,
+    whole_batches: bool = False,
+    left_out: Sequence[int] = (),
 ) -> Divided:
     """Seeded, disjoint streams for fitting and for checking, from at most `limit` samples of a source.
 
     Args:
         whole_batches: leave out what does not fill a batch, for a graph that holds for one batch size only.
+        left_out: numbers of samples that are in neither.
 
     Raises:
         DataError: a sample cannot be read, or too few fill no batch.
     """
-    order = torch.randperm(source.sample_count, generator=torch.Generator().manual_seed(seed))[:limit]
+    order = without(draw_samples(source, limit, seed), left_out)
     checking = min(len(order) - 1, max(FEWEST_HELD_BACK, round(held_back * len(order))))
     *parts, related = hold_back(source, order, checking, batch_size)
     if whole_batches:
@@ -386,3 +397,8 @@ def fit_samples(
             raise DataError(f"This network runs on batches of {batch_size} only; give more calibration samples.")
     fitting, checks = (SampleStream(source, part, batch_size) for part in parts)
     return Divided(fitting, checks, related)
+
+
+def draw_samples(source: DataSource, limit: int, seed: int) -> Tensor:
+    """Numbers of at most `limit` samples of a source in a seeded order."""
+    return torch.randperm(source.sample_count, generator=torch.Generator().manual_seed(seed))[:limit]

@@ -33,6 +33,8 @@ def caution_samples(prepared: Prepared, problem: Problem) -> Iterator[str]:
     assert calibration is not None, "a run needs data"
     fitting, held_back = (stream.of(calibration) for stream in (problem.fitting, problem.held_back))
     drawn = torch.cat([fitting.indices, held_back.indices]).tolist()
+    if problem.calibration.extremes.numbers:
+        yield f"warning: {problem.calibration.extremes}"
     if len(drawn) < FEW_SAMPLES:
         yield (
             f"warning: there are only {len(drawn)} calibration samples, {fitting.count} to fit and "

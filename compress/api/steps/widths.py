@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from compress.compression.layers.decisions import (
@@ -20,23 +21,33 @@ from compress.compression.layers.layer import LayerOptions
 from compress.compression.merging import merge_layers
 from compress.compression.pricing.allocate import OUT_OF_REACH
 from compress.compression.pricing.latency import Timing
-from compress.compression.problem import Calibration, Problem, fit_samples, select_groups, select_names
+from compress.compression.problem import (
+    Calibration,
+    Problem,
+    draw_samples,
+    fit_samples,
+    select_groups,
+    select_names,
+)
 from compress.compression.resume import RunState
 from compress.compression.searching.curves import prepare_search
 from compress.compression.searching.search import SearchResult, Wanted, check_held_back, held_back_bound, search_widths
 from compress.compression.searching.tightening import sweep_within
 from compress.compression.sweep import Compressed, sweep
-from compress.errors import DataError, GateError, NothingToCompressError, RecipeError, nearest
+from compress.data.extremes import find_extremes, listed
+from compress.errors import DataError, GateError, NonFiniteError, NothingToCompressError, RecipeError, nearest
 from compress.graph.cost import count_macs
 from compress.measures.kinds import find_place
-from compress.measures.outputs import Output
-from compress.preparation import Prepared
+from compress.measures.outputs import Output, check_finite, named_outputs
+from compress.preparation import FORWARD_FAULTS, Prepared
 from compress.progress import Portion, Progress
 from compress.recipe import Recipe
 from compress.report.checks import gated_keys
 from compress.units.branches import find_branches
 from compress.units.groups import SkipKind, UnitGroup
 from compress.units.low_rank import Factorables, find_factorable
+
+UNKNOWN_TRIED = 64  # samples with NaN or Inf that the network is tried on
 
 
 def choose_widths(
@@ -152,17 +163,24 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
     if prepared.calibration.sample_count < 8:
         raise DataError(f"At least 8 calibration samples are needed, got {prepared.calibration.sample_count}.")
     only_batch = prepared.network.batch_size
+    batch_size = prepared.network.batch_within(recipe.batch_size)
+    drawn = draw_samples(prepared.calibration, recipe.calibration_samples, recipe.seed)
+    extremes = find_extremes(prepared.calibration, drawn, batch_size)
+    check_unknown(prepared, extremes.unknown)
     fitting, held_back, related = fit_samples(
         prepared.calibration,
         recipe.calibration_samples,
         recipe.held_back,
-        prepared.network.batch_within(recipe.batch_size),
+        batch_size,
         recipe.seed,
         whole_batches=only_batch is not None,
+        left_out=extremes.numbers,
     )
     return Problem(
         network=prepared.network,
-        calibration=Calibration(fitting, held_back, calibration_answers(prepared), gated_keys(recipe), related),
+        calibration=Calibration(
+            fitting, held_back, calibration_answers(prepared), gated_keys(recipe), related, extremes
+        ),
         groups=usable,
         forward_macs=count_macs(prepared.network.module, prepared.network.examples),
         memory=recipe.memory_bytes,
@@ -175,6 +193,29 @@ def make_problem(prepared: Prepared, recipe: Recipe) -> Problem:
         factorables=factorables,
         timing=Timing(recipe.latency_batch, recipe.latency_threads),
     )
+
+
+def check_unknown(prepared: Prepared, numbers: Sequence[int]) -> None:
+    """Refuse calibration samples (by their numbers) that hold NaN or Inf where the network's outputs then do too.
+
+    Raises:
+        DataError: which samples, and what to do.
+    """
+    if not numbers or prepared.calibration is None:
+        return
+    size = prepared.network.batch_size or min(len(numbers), UNKNOWN_TRIED)
+    chosen = torch.tensor(numbers).repeat(-(-size // len(numbers)))[:size]
+    batch = next(iter(prepared.calibration.batches(size, chosen)))
+    try:
+        with torch.inference_mode():
+            returned = prepared.network.module(*(part.to(prepared.network.device) for part in batch.tensors))
+        check_finite(named_outputs(returned), "the network")
+    except (NonFiniteError, *FORWARD_FAULTS):
+        which = f"sample {numbers[0]} holds" if len(numbers) == 1 else f"samples {listed(tuple(numbers))} hold"
+        raise DataError(
+            f"{prepared.calibration.name}: calibration {which} NaN or Inf, and so do the network's outputs there; "
+            "leave such samples out, or put numbers in their place."
+        ) from None
 
 
 def unknown_layers(module: nn.Module, groups: Sequence[UnitGroup]) -> list[str]:
