@@ -19,7 +19,7 @@ from compress.checkpoint.restoring import named_tensors
 from compress.errors import CompressError, DataError, RecipeError, UntrustedCodeError, first_line
 from compress.graph.cost import batch_of, count_macs, count_parameters, latency_batches, measure_latency
 from compress.measures.figures import GATED, Figure
-from compress.measures.outputs import named_outputs
+from compress.measures.outputs import are_numbers, named_outputs
 from compress.measures.statistics import SLACK
 from compress.preparation import FORWARD_FAULTS, check_device
 from compress.progress import Progress, SilentProgress
@@ -161,7 +161,7 @@ def check_network(artifact: Artifact, module: nn.Module, examples: tuple[Tensor,
     try:
         with torch.inference_mode():
             outputs = named_outputs(module(*examples))
-            finite = all(bool(torch.isfinite(tensor).all()) for tensor in outputs.values())
+            finite = all(map(are_numbers, outputs.values()))
     except FORWARD_FAULTS as error:
         shapes = ", ".join(str(tuple(part.shape)) for part in examples)
         said = f"The model does not run on inputs of shape {shapes}, as the manifest says them: {first_line(error)}"
@@ -265,7 +265,7 @@ def find_examples(artifact: Artifact, module: nn.Module, device: str) -> tuple[T
                 outputs = named_outputs(module(*examples))
         except FORWARD_FAULTS:
             continue
-        if all(bool(torch.isfinite(tensor).all()) for tensor in outputs.values()):
+        if all(map(are_numbers, outputs.values())):
             return examples
     return candidates[0]
 

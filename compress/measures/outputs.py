@@ -14,6 +14,7 @@ from compress.errors import NonFiniteError, TraceError
 
 Kind = Literal["classes", "binary", "real", "whole"]
 LONE = "output"  # name of an output that is in no container
+MASKED = -1e30  # a score in the place of -inf
 CONSTANT = 1e-10  # spread over energy, below which an output does not vary from sample to sample
 
 
@@ -106,17 +107,23 @@ class Output:
         return tensor.movedim(self.sample_dim, 0) if self.sample_dim else tensor
 
     def logs(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logarithms of class probabilities, float64, along `class_dim`; samples along dimension 0."""
+        """Logarithms of class probabilities, float64, along `class_dim`; samples along dimension 0.
+
+        Those of classes that forward() masked out with -inf are finite, and their probabilities 0.
+        """
         assert self.class_dim is not None, "only for class scores"
         values = scores.double()
         if self.probabilities:
             values = values.clamp_min(1e-30).log()
+        values = values.masked_fill(values.isneginf(), MASKED)
         return (values / temperature).log_softmax(self.class_dim)
 
     def logits(self, scores: Tensor) -> Tensor:
         """Logits of yes, float64, of binary scores."""
         values = scores.double()
-        return values.clamp(1e-12, 1 - 1e-12).logit() if self.probabilities else values
+        if self.probabilities:
+            return values.clamp(1e-12, 1 - 1e-12).logit()
+        return values.masked_fill(values.isneginf(), MASKED)
 
     def distances(self, before: Tensor, after: Tensor, samples: int, *, temperature: float = 1.0) -> Tensor:
         """How far each sample's part (samples,) moved: KL in nats, sum of squares, or share of differing elements.
@@ -138,7 +145,8 @@ class Output:
             moved = sure * (functional.logsigmoid(first) - functional.logsigmoid(second))
             moved = (moved + (1 - sure) * (functional.logsigmoid(-first) - functional.logsigmoid(-second))).clamp_min(0)
         elif self.kind == "real":
-            return sample_rows((after.double() - before.double()).square(), samples).sum(1)
+            before, after = without_masked(before.double(), after.double())
+            return sample_rows((after - before).square(), samples).sum(1)
         else:
             moved = (before != after).double()
         return sample_rows(moved, samples).mean(1)
@@ -197,8 +205,8 @@ class Spread:
     energy: float = 0.0
 
     def add(self, values: Tensor, samples: int) -> None:
-        """A batch of outputs."""
-        rows = sample_rows(values.double(), samples)
+        """A batch of outputs; scores that forward() masked out with -inf count as 0."""
+        rows = sample_rows(without_masked(values.double())[0], samples)
         self.count += samples
         known = self.totals.get(rows.shape[1])
         total = rows.sum(0)
@@ -260,10 +268,28 @@ def weighted_mean(outputs: Iterable[Output], values: Mapping[str, float]) -> flo
     return sum(weight * value for weight, value in pairs) / sum(weight for weight, _ in pairs)
 
 
+def without_masked(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same tensors with 0 where all of them are -inf: scores that forward() masks out, whatever the weights."""
+    if not tensors[0].is_floating_point() or any(tensor.shape != tensors[0].shape for tensor in tensors):
+        return tensors
+    masked = torch.stack([tensor.isneginf() for tensor in tensors]).all(0)
+    return tuple(tensor.masked_fill(masked, 0) for tensor in tensors) if bool(masked.any()) else tensors
+
+
+def are_numbers(tensor: Tensor) -> bool:
+    """Whether an output holds neither NaN nor Inf, but for scores of -inf beside finite ones: those are masked out."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    finite = torch.isfinite(tensor)
+    if bool(finite.all()):
+        return True
+    return tensor.is_floating_point() and bool(finite.any()) and bool((finite | tensor.isneginf()).all())
+
+
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Refuse NaN and Inf in any output. Raises NonFiniteError."""
+    """Refuse outputs that are no numbers. Raises NonFiniteError."""
     for name, tensor in tensors.items():
-        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
+        if not are_numbers(tensor):
             said = "output" if name == LONE else f"output `{name}`"
             raise NonFiniteError(f"The {said} of {what} is NaN or Inf; check weights and preprocessing.")
 
@@ -292,6 +318,7 @@ def _deviation(wanted: Tensor, got: Tensor) -> float:
     if not wanted.is_floating_point():
         share = float((wanted != got).double().mean())
         return share if share > 0.01 else 0.0
+    wanted, got = without_masked(wanted, got)
     scale = max(float(wanted.double().abs().max()), torch.finfo(torch.float32).tiny)
     deviation = float((got.double() - wanted.double()).abs().max()) / scale
     return deviation if deviation == deviation else float("inf")

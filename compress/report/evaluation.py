@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from compress.errors import DataError
 from compress.measures.figures import GATED, Figure, FigureSums
-from compress.measures.outputs import Distances, Output, check_finite, named_outputs, weighted_mean
+from compress.measures.outputs import (
+    Distances,
+    Output,
+    check_finite,
+    named_outputs,
+    weighted_mean,
+    without_masked,
+)
 from compress.measures.statistics import CONFIDENCE, Change, compare_figure, compare_flips
 from compress.progress import Progress
 from compress.report.model import (
@@ -298,7 +305,7 @@ class _Totals:
         self.distances.start(first, size)
         self.distances.add(0, first, second, size)
         for output in self.outputs:
-            was, now = first[output.name].double(), second[output.name].double()
+            was, now = without_masked(first[output.name].double(), second[output.name].double())
             self.squares[output.name][0] += float((now - was).square().sum())
             self.squares[output.name][1] += float(was.square().sum())
             if output.name in self.agreements:

@@ -523,6 +523,33 @@ def test_a_mask_of_infinities_in_the_state_dict_is_kept(tmp_path: Path) -> None:
     assert again.up.out_features == 6
 
 
+class Legal(nn.Module):
+    """Scores of actions, -inf for those that the second input rules out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.scores = nn.Linear(6, 24), nn.Linear(24, 5)
+
+    def forward(self, state: Tensor, legal: Tensor) -> Tensor:
+        scores: Tensor = self.scores(self.hidden(state).relu())
+        return scores.masked_fill(~legal, -torch.inf)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_scores_that_are_masked_out_are_compared_where_they_are_not(labelled: bool, tmp_path: Path) -> None:
+    network = seeded(Legal)
+    state, legal = normal(200, 6), normal(200, 5, seed=1) > -0.5
+    answers = (network(state, legal).argmax(1),) if labelled else ()
+    batch = (state, legal, *answers)
+    test = tuple(part[:60] for part in (normal(60, 6, seed=2), legal, *answers))
+    result = compress.prune(network, [batch], macs=0.6, test=[test], progress=False)
+    after, before = (each(state, legal).detach()[legal] for each in (result.model, network))
+    assert result.report.evaluation is not None
+    assert float((after - before).norm() / before.norm()) < 2 * result.report.evaluation.relative_output_change < 0.5
+    result.save(tmp_path / "small")
+    assert torch.equal(compress.load(tmp_path / "small", model=Legal())(state, legal), result.model(state, legal))
+
+
 class OneByOne(nn.Module):
     """Goes through the samples of a batch in a loop."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from compress.errors import DataError, NonFiniteError, RecipeError, TraceError
 from compress.measures.kinds import Hints, describe_outputs, need_place
 from compress.measures.outputs import (
     Distances,
+    Kind,
     Output,
     Spread,
     check_finite,
@@ -236,3 +237,23 @@ def test_what_a_manifest_says_of_outputs_is_read_back_or_refused() -> None:
     for fault in ({"kind": "x"}, {"class_dim": 9}, {"weight": -1}, {"shape": "3"}, {"name": 1}):
         with pytest.raises(ValueError, match="outputs"):
             read_described([{**rows[0], **fault}])
+
+
+@pytest.mark.parametrize("kind", ["classes", "binary", "real"])
+def test_scores_masked_out_of_both_outputs_do_not_count(kind: Kind) -> None:
+    output = Output("scores", (4,), kind, class_dim=1 if kind == "classes" else None)
+    before, after = noise(6, 4), noise(6, 4)
+    masked = torch.tensor([False, True, False, False])
+    moved = output.distances(before.masked_fill(masked, -torch.inf), after.masked_fill(masked, -torch.inf), 6)
+    shown = replace(output, shape=(3,)).distances(before[:, ~masked], after[:, ~masked], 6)
+    torch.testing.assert_close(moved * (4 / 3 if kind == "binary" else 1), shown)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_no_other_infinities_pass(value: float) -> None:
+    scores = noise(6, 4)
+    scores[2, 1] = -torch.inf
+    check_finite({"scores": scores}, "the network")
+    for bad in (scores.where(scores.isfinite(), value), torch.full((6, 4), -torch.inf)):
+        with pytest.raises(NonFiniteError):
+            check_finite({"scores": bad}, "the network")
