@@ -28,7 +28,7 @@ import compress
 from benchmarks.quality import Bench, First, make_bench, network_recipe, plain, run_cell
 from benchmarks.quality_methods import bisect_to_macs, share_of_macs
 from benchmarks.reporting import Run, start
-from compress.api.steps.folding import choose_folds
+from compress.api.steps.forms import choose_form
 from compress.api.steps.widths import make_problem
 from compress.compression.layers.decisions import Ingredients, Width
 from compress.compression.layers.layer import LayerOptions
@@ -224,11 +224,11 @@ def run_budget(spec: Recipe, *, depth: bool) -> tuple[float, float, float, float
 def macs_within_time(spec: Recipe, wanted: float) -> dict[str, Any]:
     """Options of the largest share of the MACs, by halving, at which widths by MACs alone take `wanted` of the time.
 
-    Batch norms are folded where a budget of that time folds them.
+    The network has the form that a budget of that time gives it.
     """
     prepared = prepare(spec, SilentProgress(), needs_data=True)
     problem = make_problem(prepared, spec.model_copy(update={"macs": wanted}))
-    problem = choose_folds(problem, spec.model_copy(update={"latency": wanted}), SilentProgress())
+    problem, _ = choose_form(problem, spec.model_copy(update={"latency": wanted}), SilentProgress())
     search = prepare_search(problem, LayerOptions.of(spec), SilentProgress())
     low, high = 0.1, 1.0
     for _ in range(7):
@@ -238,7 +238,12 @@ def macs_within_time(spec: Recipe, wanted: float) -> dict[str, Any]:
             low = share
         else:
             high = share
-    return {"macs": low, "fold": "on" if problem.folds else "off"}
+    return {
+        "macs": low,
+        "fold": "on" if problem.form.folds else "off",
+        "in_place": "on" if problem.form.execution.in_place else "off",
+        "memory_format": "channels_last" if problem.form.channels_last else "keep",
+    }
 
 
 def eighths(groups: Sequence[UnitGroup], fraction: float) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint.architecture import Architecture, open_architecture
 from compress.checkpoint.building.builders import build_architecture, check_trust
+from compress.checkpoint.execution import Execution
 from compress.checkpoint.fitting import in_precision, load_weights
 from compress.checkpoint.folders import WeightsFolder, load_weights_folder, read_weights_folder
 from compress.checkpoint.manifest import MODEL, computed_state, read_artifact, with_arch
@@ -56,7 +57,8 @@ class Opened:
 
     Attributes:
         module: eval mode, computing precision.
-        shapes, attributes, kept, removed: as in a manifest, what it was cut to before; empty for a checkpoint file.
+        shapes, attributes, kept, removed, execution: as in a manifest, what it was cut to before; empty for a
+            checkpoint file.
         outputs: name -> how a manifest describes an output.
     """
 
@@ -68,6 +70,7 @@ class Opened:
     kept: dict[str, list[int]] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
     removed: dict[str, Any] = field(default_factory=dict)
+    execution: Execution = field(default_factory=Execution)
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,7 +314,7 @@ def open_network(recipe: Recipe) -> Opened:
     )
     cut = (dict(config["shapes"]), dict(config["attributes"]), dict(config.get("kept") or {}))
     checkpoint = load_checkpoint(artifact.folder / MODEL)
-    return Opened(checkpoint, architecture, module, *cut, artifact.outputs, artifact.removed)
+    return Opened(checkpoint, architecture, module, *cut, artifact.outputs, artifact.removed, artifact.execution)
 
 
 def open_weights_folder(weights: WeightsFolder, recipe: Recipe) -> Opened:

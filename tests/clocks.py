@@ -15,7 +15,9 @@ CALL = 0.2  # milliseconds of a network without parameters
 
 def use_steady_clock(patch: pytest.MonkeyPatch) -> None:
     """A linear map takes a microsecond a weight, a network one a parameter and `CALL`."""
-    patch.setattr("compress.compression.pricing.latency.time_once", lambda _map, _shape, weight: 1e-3 * weight.numel())
+    patch.setattr(
+        "compress.compression.pricing.latency.time_once", lambda _map, _shape, weight, _: 1e-3 * weight.numel()
+    )
     for place in ("pricing.latency", "pricing.pairs", "searching.search"):
         patch.setattr(f"compress.compression.{place}.measure_latency", count)
 

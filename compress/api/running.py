@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.api.steps.cautions import caution_samples
 from compress.api.steps.cutting import Cut, make_cut
-from compress.api.steps.folding import choose_folds
+from compress.api.steps.forms import choose_form
 from compress.api.steps.guarding import check_guards, failed, mix_guards
 from compress.api.steps.measuring import check_original, loses_too_much
 from compress.api.steps.metric import OwnMetric, import_metric, make_metric, own_bound
@@ -144,7 +144,7 @@ def compress_prepared(
         progress.reach(COMPRESSING[0])
         progress.stage("dividing the calibration samples")
         problem = mix_guards(replace(make_problem(prepared, recipe), share=share or Share()), prepared, recipe)
-        problem = choose_folds(problem, recipe, progress)
+        problem, form_share = choose_form(problem, recipe, progress)
         check_widths(problem.groups, recipe)
         for caution in caution_samples(prepared, problem):
             progress.note(caution)
@@ -153,7 +153,8 @@ def compress_prepared(
         before, bound = measure_original(metric, recipe, prepared, problem, progress)
     kept = None if state is None else RunState.open(state, fingerprint(inputs, recipe))
     with clock("compress"):
-        compressed, searched = choose_widths(prepared, problem, recipe, Portion(progress, *COMPRESSING), kept, bound)
+        widths = Portion(progress, *COMPRESSING)
+        compressed, searched = choose_widths(prepared, problem, recipe, widths, kept, bound, form_share)
         if searched is not None and recipe.tunes and recipe.bound is None:  # no milder widths will be asked for
             searched = with_certificates(searched, LayerOptions.of(recipe), progress)
     cut, metrics, gates = judge_cut(prepared, problem, compressed, recipe, metric, before, clock, progress)
@@ -290,6 +291,7 @@ def write_run(
         shapes={**outside(before.shapes, narrowed.removed), **narrowed.shapes},
         attributes={**outside(before.attributes, narrowed.removed), **narrowed.attributes},
         removed={**outside(before.removed, narrowed.removed), **narrowed.removed},
+        execution=before.execution.and_then(narrowed.execution, narrowed.removed),
         kept=kept_of_original(before.kept, cut.kept),
         certificates={
             layer.name: plain_data(layer.certificate) for layer in report.layers if layer.certificate is not None

@@ -97,7 +97,7 @@ def load_start(recipe: Recipe) -> Start:
     """The network of a checkpoint file or of a written folder. Raises CompressError."""
     opened = open_network(recipe)
     origin = SourceFile(Path(recipe.checkpoint).name, opened.checkpoint.sha256)
-    cut = (opened.shapes, opened.attributes, opened.kept, opened.removed)
+    cut = (opened.shapes, opened.attributes, opened.kept, opened.removed, opened.execution)
     return Start(opened.module, opened.architecture, origin, opened.checkpoint.state, *cut)
 
 
@@ -213,6 +213,7 @@ def write_taught(
         attributes=start.attributes,
         kept=start.kept,
         removed=start.removed,
+        execution=start.execution,
         beside=beside,
     )
     samples = work.evaluation or work.source

@@ -19,6 +19,7 @@ from compress.artifact.exports.writing import EXPORTS, write_export
 from compress.artifact.folder import RECIPE, check_reload, compare_reloaded, write_artifact, write_json
 from compress.atomic import new_folder
 from compress.checkpoint.architecture import Architecture
+from compress.checkpoint.execution import Execution
 from compress.checkpoint.manifest import file_sha256, read_artifact
 from compress.copying import deep_copy
 from compress.data import DataSource, Preprocessing
@@ -45,7 +46,7 @@ class Finished:
         examples: a small batch of every input, that the written one is compared on.
         arch: the user's own `file.py:factory` with its whole path, which a folder does not hold.
         original: what the written one is rebuilt from, where no import can build that; it is then reloaded here.
-        shapes, attributes, kept, removed: what makes a freshly built architecture this network.
+        shapes, attributes, kept, removed, execution: what makes a freshly built architecture this network.
         certificates: group name -> plain data, for the manifest.
         outputs: plain data of those that count, for the manifest.
         origin: SHA-256 of the checkpoint it came from.
@@ -65,6 +66,7 @@ class Finished:
     arch: str | None = None
     beside: tuple[Path, ...] = ()
     removed: Mapping[str, Any] = field(default_factory=dict)
+    execution: Execution = field(default_factory=Execution)
 
 
 def file_arch(architecture: Architecture) -> str | None:
@@ -152,6 +154,7 @@ def write_finished(
         **plain_data(report.inputs),
         **{name: dict(getattr(network, name)) for name in ("shapes", "attributes", "kept", "certificates")},
         **({"removed": dict(network.removed)} if network.removed else {}),
+        **({"execution": execution} if (execution := network.execution.as_dict()) else {}),
         "outputs": list(network.outputs),
         "hashes": {} if network.origin is None else {"checkpoint": network.origin},
     }

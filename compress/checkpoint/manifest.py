@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint.building.builders import build_architecture, check_trust, is_known, shown
 from compress.checkpoint.building.without_memory import Bounds, total_bytes
+from compress.checkpoint.execution import Execution
 from compress.checkpoint.fitting import check_fit, in_precision, load_weights
 from compress.checkpoint.parametrisations import in_common_form
 from compress.checkpoint.removed import remove_modules
@@ -104,6 +105,14 @@ class RemovedEntry(BaseModel):
     through: Annotated[bool, Field(strict=True)] = False
 
 
+class ExecutionEntry(BaseModel):
+    """What a manifest says of how the network computes."""
+
+    model_config = ConfigDict(frozen=True)
+    memory_format: Literal["channels_last"] | None = None
+    in_place: tuple[str, ...] = ()
+
+
 class Manifest(BaseModel):
     """`config.json`: everything in it that is used, checked; further entries are only words."""
 
@@ -114,6 +123,7 @@ class Manifest(BaseModel):
     hashes: dict[str, str | None]
     kept: dict[str, tuple[Size, ...]] | None = None
     removed: dict[str, RemovedEntry] = Field(default_factory=dict)
+    execution: ExecutionEntry = Field(default_factory=ExecutionEntry)
     data: DataEntry | None = None
 
 
@@ -140,6 +150,11 @@ class Artifact:
     def removed(self) -> dict[str, dict[str, Any]]:
         """Path of each module that was taken out -> what stands in its place; empty in older folders."""
         return dict(self.config.get("removed") or {})
+
+    @property
+    def execution(self) -> Execution:
+        """How it computes what it computes; as it is built in older folders."""
+        return Execution.from_dict(self.config.get("execution") or {})
 
     @property
     def call(self) -> CallShape | None:
@@ -192,7 +207,7 @@ class Artifact:
         module = restore_shapes(module, self.config["shapes"], self.config["attributes"])
         module = in_precision(module, state)
         load_weights(module, computed_state(state))
-        return module.eval()
+        return self.execution.applied(module).eval()
 
     def _try(self) -> None:
         """Refuse a manifest whose network is far larger than the file, or another one, before memory is taken."""

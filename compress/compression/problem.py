@@ -40,7 +40,7 @@ from compress.recording.record import (
 from compress.recording.residuals import Rectifier, Residual, find_rectifier, find_residual
 from compress.recording.sharing import Share
 from compress.units.branches import Branch
-from compress.units.folding import Foldable
+from compress.units.forms import Form
 from compress.units.groups import Consumer, ReadUnits, UnitGroup
 from compress.units.low_rank import Factorables
 from compress.units.network import Network
@@ -129,7 +129,7 @@ class Problem:
         branches: blocks that may go as a whole.
         factorables: layers that two of a low rank may stand for.
         timing: on what latency is measured.
-        folds: batch norms that are folded into the layers in front of them in the network that is written.
+        form: in which the network is written.
         row_share: of the rows that moments take where these need be no more; less where only slight cuts are asked for.
     """
 
@@ -146,7 +146,7 @@ class Problem:
     branches: tuple[Branch, ...] = ()
     factorables: Factorables = field(default_factory=Factorables)
     timing: Timing = field(default_factory=Timing)
-    folds: tuple[Foldable, ...] = ()
+    form: Form = field(default_factory=Form)
     row_share: float = 1.0
 
     @property

@@ -105,6 +105,17 @@ class Recipe(BaseModel):
         "where that is faster.",
         Section.LAYERS,
     )
+    in_place: Literal["auto", "on", "off"] = option(
+        "auto",
+        "Let activations write over what they read, where nothing else reads it; auto: under --latency, where that is "
+        "faster.",
+        Section.LAYERS,
+    )
+    memory_format: Literal["auto", "keep", "channels_last"] = option(
+        "auto",
+        "Lay convolutions out channels last, with the same outputs; auto: under --latency, where that is faster.",
+        Section.LAYERS,
+    )
     low_rank: bool = option(
         False,
         "Under a budget layers whose channels cannot all be cut may become two layers of a low rank, where these are "

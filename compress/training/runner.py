@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.architecture import Architecture
+from compress.checkpoint.execution import Execution
 from compress.checkpoint.fitting import with_versions
 from compress.checkpoint.manifest import computed_state, stored_state
 from compress.data import DataSource
@@ -33,7 +34,8 @@ class Start:
     """A network before its training.
 
     Attributes:
-        shapes, attributes, kept, removed: what makes a freshly built `architecture` this network, as in a manifest.
+        shapes, attributes, kept, removed, execution: what makes a freshly built `architecture` this network, as in a
+            manifest.
         origin: the file it came from; None where it starts from random weights.
         stored: its tensors as stored, whose dtypes the result takes; empty for a new network.
     """
@@ -46,6 +48,7 @@ class Start:
     attributes: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
     removed: dict[str, Any] = field(default_factory=dict)
+    execution: Execution = field(default_factory=Execution)
 
 
 @dataclass(frozen=True, eq=False)

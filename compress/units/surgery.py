@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.checkpoint.execution import LAYOUTS, Execution, has_layout
 from compress.checkpoint.removed import Removed, Replacement, outside
 from compress.checkpoint.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
 from compress.copying import deep_copy
@@ -34,12 +35,14 @@ class Narrowed:
         shapes: state-dict name -> new shape, for every tensor that shrank.
         attributes: "path.to.module.attribute" -> new value, a number or a list of numbers.
         removed: path of each module that was taken out -> what stands in its place, as a manifest holds it.
+        execution: what is set in its modules besides.
     """
 
     module: nn.Module
     shapes: dict[str, list[int]]
     attributes: dict[str, Any]
     removed: dict[str, Any] = field(default_factory=dict)
+    execution: Execution = field(default_factory=Execution)
 
 
 def narrow(
@@ -80,6 +83,8 @@ def narrow(
                 if mask is not None:
                     fresh = fresh.index_select(dim, mask.nonzero()[:, 0].to(value.device))
             fresh = fresh.clone() if fresh is value else fresh
+            if has_layout(old):
+                fresh = fresh.contiguous(memory_format=LAYOUTS[old.ndim])
             fresh_tensors[id(old)] = (
                 nn.Parameter(fresh, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else fresh
             )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from compress.checkpoint.execution import Execution
+from compress.compression.pricing import latency
 from compress.compression.pricing.costs import cost_model
 from compress.compression.pricing.latency import (
     LatencyModel,
@@ -16,6 +18,8 @@ from compress.compression.pricing.latency import (
     time_widths,
     timed_widths,
 )
+from compress.graph.ops import LinearMap
+from compress.units.forms import Form
 from tests.compression.test_schedule import make_problem
 
 
@@ -75,11 +79,33 @@ def test_all_maps_of_a_network_are_timed_and_add_up_to_its_whole_time() -> None:
     module = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     problem = make_problem(module, 6)
     costs = cost_model(problem.program, problem.groups, dict(module.named_parameters()), problem.forward_macs)
-    model = measure_latency_model(problem.network, problem.groups, costs.tensors, Timing(3, 1))
+    model = measure_latency_model(problem.network, problem.groups, costs.tensors, Timing(3, 1), Form())
     assert [each.name for each in model.maps] == ["0", "2", "4"]
     assert model.milliseconds({}) > 0
     names = [group.name for group in problem.groups]
     assert [each.depends_on(names[0]) for each in model.maps] == [True, True, False]
+
+
+def test_maps_are_timed_as_the_network_is_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 3)).eval()
+    problem = make_problem(module, 3, 8, 8)
+    costs = cost_model(problem.program, problem.groups, dict(module.named_parameters()), problem.forward_macs)
+    form = Form(execution=Execution(channels_last=True))
+    seen: set[tuple[int, bool, bool]] = set()
+
+    def time_once(linear: LinearMap, shape: tuple[int, ...], weight: Tensor, timing: Timing) -> float:
+        laid_out = timing.laid_out(weight)
+        seen.add((weight.ndim, timing.channels_last, laid_out.is_contiguous()))
+        return 1.0
+
+    monkeypatch.setattr(latency, "time_once", time_once)
+    timing = Timing(2, 1, channels_last=True)
+    model = measure_latency_model(problem.network, problem.groups, costs.tensors, timing, form)
+    assert (4, True, False) in seen
+    assert (2, True, True) in seen
+    assert costs.original("macs") == problem.forward_macs
+    assert model.original > 0
+    assert model.original != model.milliseconds({})  # the network was timed as it was given, too
 
 
 def test_a_profile_differs_from_the_total_by_a_constant() -> None:

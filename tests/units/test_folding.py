@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import compress
-from compress.api.steps import folding as steps
+from compress.api.steps import forms as steps
 from compress.checkpoint.removed import remove_modules
 from compress.compression.searching import search
 from compress.preparation import trace
@@ -146,16 +146,19 @@ def test_under_a_budget_of_time_batch_norms_go_where_that_saves_some(
 ) -> None:
     timed: list[int] = []
 
-    def time_cut(problem: Any, kept: Any, ranks: Any = None) -> float:
-        timed.append(len(problem.folds))
-        return share if not kept else 0.5
+    def time_forms(problem: Any, forms: Any) -> list[float]:
+        assert [len(form.folds) for form in forms] == [0, 2]
+        return [1.0, share]
 
-    monkeypatch.setattr(steps, "time_cut", time_cut)
+    def time_cut(problem: Any, kept: Any, ranks: Any = None) -> float:
+        timed.append(len(problem.form.folds))
+        return 0.5
+
+    monkeypatch.setattr(steps, "time_forms", time_forms)
     monkeypatch.setattr(search, "time_cut", time_cut)
-    found = pruned(latency=0.6, recover="off")
+    found = pruned(latency=0.6, recover="off", in_place="off", memory_format="keep")
     assert norms_of(found.model) == left
-    assert timed[0] == 2
-    assert set(timed[1:]) == {2 - left}  # cut networks are timed as they will be written
+    assert set(timed) == {2 - left}  # cut networks are timed as they will be written
 
 
 def test_other_budgets_leave_batch_norms_where_they_are() -> None:

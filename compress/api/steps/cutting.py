@@ -23,7 +23,6 @@ from compress.recipe import Recipe
 from compress.report.evaluation import Evaluation
 from compress.units.biases import without_idle_biases
 from compress.units.branches import Branch, removed_branches, replacements
-from compress.units.folding import folded
 from compress.units.low_rank import factored
 from compress.units.surgery import Narrowed, narrow, verify_narrowed
 
@@ -61,12 +60,12 @@ def make_cut(
         SurgeryError: the narrowed network differs from the masked one by more than rounding.
     """
     kept = {result.name: result.kept for result in compressed.results if result.is_cut}
-    if not kept and not compressed.ranks and not problem.folds:
+    if not kept and not compressed.ranks and not problem.form:
         raise NothingToCompressError(explain_whole(compressed, recipe))
     with clock("cut"):
         progress.stage("cutting and verifying")
         narrowed, deviation = cut_network(prepared, problem, kept, compressed.state, compressed.ranks)
-        narrowed = narrowed if recipe.tunes else folded(narrowed, problem.folds)
+        narrowed = narrowed if recipe.tunes else problem.form.of(narrowed)
         stored = round_to_stored(narrowed.module, prepared)
     give_back_freed_memory()
     with clock("evaluate"):
@@ -116,10 +115,10 @@ def finetune_cut(
             tuned, tuning = finetune_module(prepared, problem, module, recipe, progress)
         else:
             recovered = recover_module(prepared, problem, module, list(cut.kept.values()), recipe, progress)
-            if recovered is None and not problem.folds:
+            if recovered is None and not problem.form:
                 return cut
             tuned, tuning = recovered or (module, None)
-        narrowed = folded(replace(cut.narrowed, module=tuned), problem.folds)
+        narrowed = problem.form.of(replace(cut.narrowed, module=tuned))
         stored = round_to_stored(narrowed.module, prepared)
     give_back_freed_memory()
     with clock("evaluate"):

@@ -48,6 +48,10 @@ from compress.units.groups import SkipKind, UnitGroup
 from compress.units.low_rank import Factorables, find_factorable
 
 UNKNOWN_TRIED = 64  # samples with NaN or Inf that the network is tried on
+FORM_SUFFICES = (
+    "that keeps the budget of time without a unit less; ask for less time, or say --fold off, --in-place off or "
+    "--memory-format keep for what should not count"
+)
 
 
 def choose_widths(
@@ -57,18 +61,23 @@ def choose_widths(
     progress: Progress,
     state: RunState | None = None,
     metric_bound: Wanted | None = None,
+    form_share: float = 1.0,
 ) -> tuple[Compressed, SearchResult | None]:
     """Compress by the recipe's width rule, or search the widths where it names a budget or only an accuracy bound.
 
     Args:
         state: where results are kept for a later run, and taken from.
-        own: the recipe's bound as the user's own measure keeps it.
+        metric_bound: the recipe's bound as the user's own measure keeps it.
+        form_share: of the original's time, that the network's form alone takes.
 
     Returns:
         The compressed network in its original shapes, and how the search went (None without one).
     """
     if recipe.merge_aligned:
         return merge_layers(problem, recipe.rank_tolerance, progress), None
+    if recipe.budgets == {"latency": recipe.latency} and problem.form and form_share <= recipe.budgets["latency"]:
+        progress.note(FORM_SUFFICES)
+        return Compressed([], dict(problem.state), None, None), None
     options = LayerOptions.of(recipe)
     if not searches_widths(recipe):
         if not has_rule(recipe):

@@ -31,6 +31,10 @@ SLACK = 1e-6  # of them, by which rounding may miss their sum
 class Latencies(Protocol):
     """Predicts latency."""
 
+    @property
+    def original(self) -> float:
+        """Milliseconds of the network before anything was done to it."""
+
     def milliseconds(self, removed: Mapping[str, int], ranks: Mapping[str, int] | None = None) -> float:
         """Time when so many units of each group are removed, and weights by their names have such ranks."""
 
@@ -133,6 +137,9 @@ class CostModel:
 
     def original(self, cost: str) -> float:
         """One cost of the original network."""
+        if cost == "latency":
+            assert self.latency is not None, "asked for only where it was measured"
+            return self.latency.original
         return self.total(cost, {}) - (self.gained if cost == "params" else 0)
 
     def profile(self, cost: str, widths: Mapping[str, int], group: str, legal: Tensor) -> Tensor:

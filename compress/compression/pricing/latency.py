@@ -21,12 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.checkpoint.execution import LAYOUTS
 from compress.compression.pricing.costs import SizedTensor
 from compress.graph.cost import batch_of, measure_latency
 from compress.graph.meaning import linear_maps
 from compress.graph.ops import LinearMap
 from compress.graph.program import Program
 from compress.report.model import MapTime
+from compress.units.forms import Form
 from compress.units.groups import UnitGroup
 from compress.units.network import Network
 from compress.units.surgery import narrow
@@ -47,14 +49,22 @@ class Timing:
     Attributes:
         batch: samples; a network that runs on one batch size only is timed on that.
         threads: of torch; None: as many as it has.
+        channels_last: whether convolutions are timed with their channels last.
     """
 
     batch: int = 1
     threads: int | None = None
+    channels_last: bool = False
 
     def inputs(self, network: Network) -> tuple[Tensor, ...]:
         """The batch that the network is timed on."""
         return batch_of(network.examples, self.batch if network.batch_size is None else None)
+
+    def laid_out(self, value: Tensor) -> Tensor:
+        """Feature maps or the weight of a convolution, as they are timed."""
+        if not self.channels_last or value.ndim not in LAYOUTS:
+            return value
+        return value.contiguous(memory_format=LAYOUTS[value.ndim])
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -133,11 +143,18 @@ class LatencyModel:
     Attributes:
         fixed: milliseconds that no width changes.
         scale: measured over predicted time of the cut network last looked at.
+        given: milliseconds of the network as it was given; None: what is predicted for it.
     """
 
     maps: tuple[TimedMap, ...]
     fixed: float
     scale: float = 1.0
+    given: float | None = None
+
+    @property
+    def original(self) -> float:
+        """Milliseconds of the network before anything was done to it."""
+        return self.milliseconds({}) if self.given is None else self.given
 
     def milliseconds(self, removed: Mapping[str, int], ranks: Mapping[str, int] | None = None) -> float:
         """Time when so many units of each group are removed, and weights by their names have such ranks."""
@@ -171,9 +188,9 @@ class LatencyModel:
 
 
 def measure_latency_model(
-    network: Network, groups: Sequence[UnitGroup], tensors: Sequence[SizedTensor], timing: Timing
+    network: Network, groups: Sequence[UnitGroup], tensors: Sequence[SizedTensor], timing: Timing, form: Form
 ) -> LatencyModel:
-    """Time the network, a copy of half its widths, and every linear map at several widths.
+    """Time the network, a copy in its form, one of half its widths, and every linear map at several widths.
 
     Args:
         groups: those that may lose units.
@@ -183,11 +200,12 @@ def measure_latency_model(
     inputs = timing.inputs(network)
     kept = half_of(groups)
     with timing.running():
-        copies = (network.module, *([narrow(network.module, kept, groups).module] if kept else []))
-        wholes = [each.least for each in measure_latency(copies, inputs, most=MOST_PASSES)]
-        timed = time_maps(network.program, sized, network.state, len(inputs[0]))
+        cuts = [*([{}] if form else []), *([kept] if kept else [])]
+        copies = [form.of(narrow(network.module, units, groups)).module for units in cuts]
+        times = [each.least for each in measure_latency((network.module, *copies), inputs, most=MOST_PASSES)]
+        timed = time_maps(network.program, sized, network.state, timing, len(inputs[0]))
     removed = {group.name: group.unit_count - len(kept[group.name]) for group in groups if group.name in kept}
-    return spread_rest(timed, wholes, removed)
+    return replace(spread_rest(timed, times[1:] if form else times, removed), given=times[0])
 
 
 def half_of(groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
@@ -244,7 +262,7 @@ def left_outputs(timed: TimedMap, removed: Mapping[str, int]) -> float:
 
 
 def time_maps(
-    program: Program, sized: Mapping[str, SizedTensor], state: Mapping[str, Tensor], batch: int
+    program: Program, sized: Mapping[str, SizedTensor], state: Mapping[str, Tensor], timing: Timing, batch: int
 ) -> list[tuple[TimedMap, int]]:
     """Every linear map timed along both sides, and the elements of a sample that it puts out."""
     measured: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
@@ -255,7 +273,7 @@ def time_maps(
         shape = input_shape(program, linear, batch)
         key = (linear.node.target, shape, tuple(state[linear.weight].shape), linear.groups, linear.window)
         if key not in measured:
-            measured[key] = time_map(linear, shape, state[linear.weight])
+            measured[key] = time_map(linear, shape, state[linear.weight], timing)
         sized_weight = sized[linear.weight]
         out, into = linear.layout.output_dim, linear.layout.input_dim
         sides = ((sized_weight.shape[out], sized_weight.cuts[out]), (sized_weight.shape[into], sized_weight.cuts[into]))
@@ -293,12 +311,12 @@ def time_chosen(
             shape[1 if layout.spatial else -1] = into
             part = weight.narrow(layout.output_dim, 0, out).narrow(layout.input_dim, 0, into).contiguous()
             with timing.running():
-                measured = time_once(linear, tuple(shape), part)
+                measured = time_once(linear, tuple(shape), part, timing)
         times.append(MapTime(name, float(timed.outputs[-1]), predicted, measured))
     return times
 
 
-def time_map(each: LinearMap, shape: tuple[int, ...], weight: Tensor) -> tuple[Tensor, Tensor]:
+def time_map(each: LinearMap, shape: tuple[int, ...], weight: Tensor, timing: Timing) -> tuple[Tensor, Tensor]:
     """Milliseconds of one map by output (D + 1,) and by input channels (I + 1,); grouped ones go by the whole.
 
     Args:
@@ -308,16 +326,16 @@ def time_map(each: LinearMap, shape: tuple[int, ...], weight: Tensor) -> tuple[T
     at = 1 if layout.spatial else len(shape) - 1
     out, into = weight.shape[layout.output_dim], weight.shape[layout.input_dim]
     if each.groups > 1:
-        whole = time_once(each, shape, weight)
+        whole = time_once(each, shape, weight, timing)
         falling = whole * torch.arange(out + 1, dtype=torch.float64) / out
         return falling, torch.full((into + 1,), whole, dtype=torch.float64)
 
     def along_outputs(count: int) -> float:
-        return time_once(each, shape, weight.narrow(layout.output_dim, 0, count).contiguous())
+        return time_once(each, shape, weight.narrow(layout.output_dim, 0, count).contiguous(), timing)
 
     def along_inputs(count: int) -> float:
         narrow_shape = (*shape[:at], count, *shape[at + 1 :])
-        return time_once(each, narrow_shape, weight.narrow(layout.input_dim, 0, count).contiguous())
+        return time_once(each, narrow_shape, weight.narrow(layout.input_dim, 0, count).contiguous(), timing)
 
     return time_widths(along_outputs, out), time_widths(along_inputs, into)
 
@@ -359,9 +377,11 @@ def timed_widths(extent: int) -> list[int]:
     return list(dict.fromkeys([extent, *(width for width in order if 0 < width < extent)]))
 
 
-def time_once(linear: LinearMap, shape: tuple[int, ...], weight: Tensor) -> float:
+def time_once(linear: LinearMap, shape: tuple[int, ...], weight: Tensor, timing: Timing) -> float:
     """The least of some milliseconds of one map on inputs of `shape`: what disturbs a measurement only adds."""
     inputs = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+    if linear.layout.spatial:
+        inputs, weight = timing.laid_out(inputs), timing.laid_out(weight)
     times: list[float] = []
     with torch.inference_mode():
         for attempt in range(PASSES + 1):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from compress.checkpoint.execution import Execution
 from compress.checkpoint.pairs import make_pair, resized, zeroed
 from compress.compression.pricing.latency import Timing
 from compress.graph.cost import measure_latency
@@ -31,6 +32,10 @@ def time_pairs(
     shape = [max(1, first * len(timing.inputs(network)[0]) // len(network.examples[0])), *others]
     shape[1 if layer.consumer.layout.spatial else -1] = extents[1]
     inputs = torch.zeros(shape, dtype=next(plain.parameters()).dtype, device=network.device)
+    if layer.consumer.layout.spatial:
+        inputs = timing.laid_out(inputs)
+        for module in (plain, *pairs):
+            Execution(channels_last=timing.channels_last).applied(module)
     with timing.running():
         times = measure_latency((plain, *pairs), (inputs,), most=PASSES)
     return tuple(each.least for each in times)

@@ -134,7 +134,7 @@ def prepare_search(
     if timed:
         progress.stage("timing layers at several widths")
         latency = problem.share.from_first(
-            lambda: measure_latency_model(problem.network, problem.groups, model.tensors, problem.timing)
+            lambda: measure_latency_model(problem.network, problem.groups, model.tensors, problem.timing, problem.form)
         )
         pairs = {each.weight: dict(zip(each.ranks, each.shares, strict=True)) for each in lowerings.usable}
         model = replace(model, latency=latency.with_pairs(pairs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,7 +31,7 @@ from compress.progress import Portion, Progress
 from compress.recipe import Bound
 from compress.report.model import Certificate, LayerSearch, SearchReport, Step, Trial
 from compress.units.branches import removed_branches, replacements
-from compress.units.folding import folded
+from compress.units.forms import Form
 from compress.units.low_rank import factored
 from compress.units.surgery import narrow
 
@@ -295,10 +295,23 @@ def time_cut(problem: Problem, kept: Mapping[str, Tensor], ranks: Mapping[str, i
         replaced = replacements(problem.network, going, kept, {})
         narrowed = narrow(module, kept, problem.groups, replaced=replaced)
         pairs = factored(narrowed, {name.rpartition(".")[0]: rank for name, rank in (ranks or {}).items()})
-        cut = folded(pairs, problem.folds).module
+        cut = problem.form.of(pairs).module
         with problem.timing.running():
             before, after = measure_latency((module, cut), sample, most=MOST_PASSES)
         return after.least / before.least
+
+    return problem.share.from_first(measure)
+
+
+def time_forms(problem: Problem, forms: Sequence[Form]) -> list[float]:
+    """Measured latencies of the whole network in some forms, as `time_cut` measures them."""
+    module, sample = problem.network.module, problem.timing.inputs(problem.network)
+
+    def measure() -> list[float]:
+        copies = [form.of(narrow(module, {}, ())).module for form in forms]
+        with problem.timing.running():
+            before, *after = measure_latency((module, *copies), sample, most=MOST_PASSES)
+        return [each.least / before.least for each in after]
 
     return problem.share.from_first(measure)
 
