@@ -1,7 +1,7 @@
 """Batch norms that the layer in front of them can take in: its weight scaled, a bias of its own, and a step less.
 
 By fixed statistics a batch norm is a scale and a shift of each channel, so that the network gives what it gave. Only
-torch's own layers, each called once, with a batch norm right behind; a copy without the batch norms was tried. The
+layers that are called once, with a batch norm right behind; a copy without the batch norms was tried. The
 network that is written has an identity in their place, or what a derived class calls behind the norm (an activation).
 """
 
@@ -54,10 +54,10 @@ def find_foldable(network: Network) -> tuple[Foldable, ...]:
 
 
 def takes_in(network: Network, linear: LinearMap, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether the map's module is a plain layer whose value nothing but the norm behind it reads."""
+    """Whether the map's module is a layer whose value nothing but the norm behind it reads."""
     path = str(linear.weight).rpartition(".")[0]
     layer = modules.get(path)
-    if layer is None or type(layer) not in KINDS or module_path(linear.node) != path or not path:
+    if not isinstance(layer, KINDS) or module_path(linear.node) != path or not path:
         return False
     flat = not isinstance(layer, nn.Linear) or linear.node.meta["val"].ndim == 2
     return flat and len(linear.node.users) == 1 and len(linear.matrix.users) == 1 and is_plain(network, layer)
@@ -67,7 +67,9 @@ def is_plain(network: Network, part: nn.Module | None) -> bool:
     """Whether a module has no hooks, and shares no tensor; batch norms keep running statistics and no other tensor."""
     if part is None or has_hooks(part):
         return False
-    if type(part) not in KINDS and not is_norm(part):
+    if not isinstance(part, KINDS) and not is_norm(part):
+        return False
+    if len(named_tensors(part)) != len(own_tensors(part)):
         return False
     held = {id(tensor) for tensor in named_tensors(part).values()}
     owners = [each for each in network.module.modules() if held & {id(tensor) for tensor in own_tensors(each)}]
@@ -77,9 +79,7 @@ def is_plain(network: Network, part: nn.Module | None) -> bool:
 
 def is_norm(part: nn.Module) -> bool:
     """Whether it is a batch norm by running statistics; classes derived from torch's may call other modules behind."""
-    if not isinstance(part, NORMS) or part.running_mean is None or part.running_var is None:
-        return False
-    return len(named_tensors(part)) == len(own_tensors(part))
+    return isinstance(part, NORMS) and part.running_mean is not None and part.running_var is not None
 
 
 def own_tensors(part: nn.Module) -> list[Tensor]:

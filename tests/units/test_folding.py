@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import compress
 from compress.api.steps import forms as steps
@@ -103,6 +104,40 @@ def test_what_a_derived_batch_norm_calls_behind_it_stays() -> None:
     deviation = relative_deviation(module_outputs(network.module, inputs), module_outputs(small.module, inputs))
     assert deviation < 1e-5
     assert isinstance(small.module[1].act, nn.ReLU6)
+
+
+class Same(nn.Conv2d):
+    """Padded to the size of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(functional.pad(x, (0, 2, 0, 2)), self.weight, self.bias, self.stride)
+
+
+class Standardised(nn.Conv2d):
+    """Its weight is computed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.weight / self.weight.std(), self.bias)
+
+
+class Biasless(nn.Conv2d):
+    """Reads no bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.weight)
+
+
+def test_derived_layers_take_in_batch_norms_where_they_are_maps_by_their_own_weights() -> None:
+    layers = Same(3, 6, 3, bias=False), Standardised(6, 5, 1), Biasless(5, 4, 1, bias=False)
+    pairs = [each for layer in layers for each in (layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU())]
+    module = randomise(nn.Sequential(*pairs, nn.Flatten(), nn.Linear(256, 3)))
+    network = trace(module, (torch.randn(2, 3, 8, 8),), couple=False)
+    folds = find_foldable(network)
+    assert folds == (Foldable("0", "1"),)
+    small = folded(narrow(network.module, {}, ()), folds)
+    inputs = (torch.randn(4, 3, 8, 8),)
+    assert relative_deviation(module_outputs(network.module, inputs), module_outputs(small.module, inputs)) < 1e-5
+    assert type(small.module[0]) is Same
 
 
 class Small(nn.Module):
