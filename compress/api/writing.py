@@ -19,7 +19,7 @@ from compress.artifact.exports.writing import EXPORTS, write_export
 from compress.artifact.folder import RECIPE, check_reload, compare_reloaded, write_artifact, write_json
 from compress.atomic import new_folder
 from compress.checkpoint.architecture import Architecture
-from compress.checkpoint.execution import Execution
+from compress.checkpoint.execution import Execution, is_channels_last
 from compress.checkpoint.manifest import file_sha256, read_artifact
 from compress.copying import deep_copy
 from compress.data import DataSource, Preprocessing
@@ -150,11 +150,13 @@ def write_finished(
         UnsupportedError, OutputError: an export failed; the rest is in place.
     """
     progress.stage("writing and reloading")
+    laid_out = Execution(channels_last=is_channels_last(network.module))
+    execution = network.execution.and_then(laid_out, {}).as_dict()
     manifest = {
         **plain_data(report.inputs),
         **{name: dict(getattr(network, name)) for name in ("shapes", "attributes", "kept", "certificates")},
         **({"removed": dict(network.removed)} if network.removed else {}),
-        **({"execution": execution} if (execution := network.execution.as_dict()) else {}),
+        **({"execution": execution} if execution else {}),
         "outputs": list(network.outputs),
         "hashes": {} if network.origin is None else {"checkpoint": network.origin},
     }

@@ -77,3 +77,8 @@ def has_layout(weight: Tensor) -> bool:
     """Whether a tensor lies channels last, and not by its shape alone."""
     layout = LAYOUTS.get(weight.ndim)
     return layout is not None and not weight.is_contiguous() and weight.is_contiguous(memory_format=layout)
+
+
+def laid_out_like(value: Tensor, like: Tensor) -> Tensor:
+    """The value, its channels last where those of `like` are."""
+    return value.contiguous(memory_format=LAYOUTS[value.ndim]) if has_layout(like) else value

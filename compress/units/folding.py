@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from compress.checkpoint.execution import laid_out_like
 from compress.checkpoint.pairs import KINDS
 from compress.checkpoint.removed import outside, passed_through, put_in_place
 from compress.checkpoint.restoring import named_tensors
@@ -130,4 +131,5 @@ def take_in(layer: Any, norm: Any) -> None:
     fuse: Any = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
     fused = fuse(*given[:4], norm.eps, *given[4:])
     for name, value in zip(("weight", "bias"), fused, strict=True):
-        setattr(layer, name, nn.Parameter(value.detach().to(weight), requires_grad=weight.requires_grad))
+        value = laid_out_like(value.detach().to(weight), weight) if name == "weight" else value.detach().to(weight)
+        setattr(layer, name, nn.Parameter(value, requires_grad=weight.requires_grad))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoint.execution import LAYOUTS, Execution, has_layout
+from compress.checkpoint.execution import Execution, laid_out_like
 from compress.checkpoint.removed import Removed, Replacement, outside
 from compress.checkpoint.restoring import named_tensors, restore_shapes, set_attributes, set_tensor
 from compress.copying import deep_copy
@@ -83,8 +83,7 @@ def narrow(
                 if mask is not None:
                     fresh = fresh.index_select(dim, mask.nonzero()[:, 0].to(value.device))
             fresh = fresh.clone() if fresh is value else fresh
-            if has_layout(old):
-                fresh = fresh.contiguous(memory_format=LAYOUTS[old.ndim])
+            fresh = laid_out_like(fresh, old)
             fresh_tensors[id(old)] = (
                 nn.Parameter(fresh, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else fresh
             )

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import compress
 from compress.api.steps import forms as steps
-from compress.checkpoint.execution import Execution, is_channels_last
+from compress.checkpoint.execution import Execution, convolution_weights, has_layout, is_channels_last
 from compress.compression.searching import search
-from compress.errors import OutputError, SurgeryError
+from compress.errors import NothingToCompressError, OutputError, SurgeryError
 from compress.preparation import trace
 from compress.units.forms import Form, can_be_channels_last, find_in_place
 from compress.units.network import Network
@@ -104,12 +104,12 @@ def test_convolutions_have_their_channels_last_where_nothing_else_changes(module
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.first_act = nn.Conv2d(3, 12, 3, bias=False), nn.ReLU()
+        self.first, self.norm, self.first_act = nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12), nn.ReLU()
         self.second, self.second_act = nn.Conv2d(12, 8, 3), nn.ReLU()
         self.head = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.second_act(self.second(self.first_act(self.first(x))))
+        x = self.second_act(self.second(self.first_act(self.norm(self.first(x)))))
         return self.head(x.mean((2, 3)))
 
 
@@ -138,11 +138,17 @@ def test_the_form_is_written_and_carried_on(tmp_path: Path) -> None:
 
 def test_a_network_with_its_channels_last_stays_so(tmp_path: Path) -> None:
     given = randomise(Small()).to(memory_format=torch.channels_last)
-    found = pruned(given, macs=0.6)
-    assert is_channels_last(found.model)
+    found = pruned(given, macs=0.6, fold="on")
+    assert {has_layout(weight) for weight in convolution_weights(found.model)} == {True}
     assert not any("channels last" in note for note in found.report.notes)
     found.save(tmp_path / "out")
     assert is_channels_last(compress.load(tmp_path / "out", model=randomise(Small())))
+
+
+def test_a_network_with_its_channels_last_can_have_nothing_to_cut() -> None:
+    given = randomise(Small()).to(memory_format=torch.channels_last)
+    with pytest.raises(NothingToCompressError):
+        pruned(given, error=0.0)
 
 
 @pytest.mark.parametrize(("share", "taken"), [(0.8, True), (1.02, False)])

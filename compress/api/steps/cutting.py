@@ -62,17 +62,18 @@ def make_cut(
     kept = {result.name: result.kept for result in compressed.results if result.is_cut}
     if not kept and not compressed.ranks and not problem.form:
         raise NothingToCompressError(explain_whole(compressed, recipe))
+    tunes = recipe.tunes and bool(kept or compressed.ranks or recipe.finetune)
     with clock("cut"):
         progress.stage("cutting and verifying")
         narrowed, deviation = cut_network(prepared, problem, kept, compressed.state, compressed.ranks)
-        narrowed = narrowed if recipe.tunes else problem.form.of(narrowed)
+        narrowed = narrowed if tunes else problem.form.of(narrowed)
         stored = round_to_stored(narrowed.module, prepared)
     give_back_freed_memory()
     with clock("evaluate"):
         evaluation = evaluate_pair(prepared, narrowed.module, recipe, progress)
     blocks = tuple(branch.name for branch in going(problem, kept))
     cut = Cut(kept, narrowed, stored, deviation, evaluation, blocks=blocks)
-    return finetune_cut(prepared, problem, cut, recipe, clock, progress) if recipe.tunes else cut
+    return finetune_cut(prepared, problem, cut, recipe, clock, progress) if tunes else cut
 
 
 def explain_whole(compressed: Compressed, recipe: Recipe) -> str:

@@ -19,8 +19,7 @@ FASTER = 0.98  # of the time without it, that a network takes at most with what 
 
 def choose_form(problem: Problem, recipe: Recipe, progress: Progress) -> tuple[Problem, float]:
     """The problem with the form of its network, and the time that this alone takes as a fraction of the original's."""
-    given = Form(execution=Execution(channels_last=is_channels_last(problem.network.module)))
-    form, share = given, 1.0
+    form, share = Form(), 1.0
     for choice, refused, change in changes(problem.network, recipe, progress):
         if not change:
             if choice != "auto":
@@ -33,10 +32,11 @@ def choose_form(problem: Problem, recipe: Recipe, progress: Progress) -> tuple[P
                 continue
             share = after
         form = wider
-    if form != given:
+    if form:
         told = "" if recipe.latency is None else f", {share:.2f} of the time by that alone"
         progress.note(f"{form.describe()}: the outputs stay{told}")
-    return replace(problem, form=form, timing=replace(problem.timing, channels_last=form.channels_last)), share
+    channels_last = form.channels_last or is_channels_last(problem.network.module)
+    return replace(problem, form=form, timing=replace(problem.timing, channels_last=channels_last)), share
 
 
 def changes(network: Network, recipe: Recipe, progress: Progress) -> Iterator[tuple[str, str, Form]]:
