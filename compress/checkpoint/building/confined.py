@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -32,7 +33,8 @@ def confined(what: str) -> Iterator[None]:
     """Within it this thread opens no connection, starts no process, writes no file and unpickles nothing.
 
     A second line behind the closed list of builders: what their arguments are not known to do is refused when they try.
-    Reading is allowed, as a library imports its own modules late.
+    Reading is allowed, as a library imports its own modules late. Garbage waits: what earlier work left behind may
+    delete its files when it is collected, and that is no doing of what is built.
 
     Args:
         what: what is built, in words, for the message.
@@ -42,8 +44,9 @@ def confined(what: str) -> Iterator[None]:
     """
     install_hook()
     tempfile.gettempdir()  # found by writing into it once; libraries ask for it while they are imported
-    before, bytecode = getattr(_local, "tried", None), sys.dont_write_bytecode
+    before, bytecode, collecting = getattr(_local, "tried", None), sys.dont_write_bytecode, gc.isenabled()
     tried: list[str] = []
+    gc.disable()
     _local.tried, sys.dont_write_bytecode = tried, True
     try:
         yield
@@ -52,6 +55,8 @@ def confined(what: str) -> Iterator[None]:
             raise
     finally:
         _local.tried, sys.dont_write_bytecode = before, bytecode
+        if collecting:
+            gc.enable()
     if tried:
         raise UnsupportedError(
             f"{what} is refused: building it tried {tried[0]}; a network named by a file may only compute."
