@@ -292,7 +292,9 @@ def write_run(
         attributes={**outside(before.attributes, narrowed.removed), **narrowed.attributes},
         removed={**outside(before.removed, narrowed.removed), **narrowed.removed},
         execution=before.execution.and_then(narrowed.execution, narrowed.removed),
-        kept=kept_of_original(before.kept, cut.kept),
+        kept=kept_of_original(
+            before.kept, cut.kept, {group.name: group.unit_count for group in prepared.network.groups}
+        ),
         certificates={
             layer.name: plain_data(layer.certificate) for layer in report.layers if layer.certificate is not None
         },
@@ -302,9 +304,19 @@ def write_run(
     return write_finished(folder, network, report, recipe, lambda: first_samples(source), clock, progress)
 
 
-def kept_of_original(before: Mapping[str, Any], kept: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Kept units by the numbers of a freshly built original, whatever was cut from it before."""
-    numbers = {name: list(units) for name, units in before.items()}
+def kept_of_original(
+    before: Mapping[str, Any], kept: Mapping[str, Tensor], counts: Mapping[str, int]
+) -> dict[str, list[int]]:
+    """Kept units by the numbers of a freshly built original, whatever was cut from it before.
+
+    A cut may change what the units of a layer are: those of a grouped convolution of which one block is left are its
+    channels. They have the numbers of the network that was cut last.
+
+    Args:
+        before: of earlier cuts; `kept`: of the last one.
+        counts: units of each layer before the last cut.
+    """
+    numbers = {name: list(units) for name, units in before.items() if counts.get(name, len(units)) == len(units)}
     for name, units in kept.items():
         positions = units.tolist()
         numbers[name] = [numbers[name][unit] for unit in positions] if name in numbers else positions

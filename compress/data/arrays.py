@@ -292,9 +292,10 @@ def describe_names(arrays: Collection[object]) -> str:
         return f"{shown} alone"
     pairs = ", ".join(f"{new}=old[{old!r}]" for new, old in zip(("inputs", "labels"), names, strict=False))
     option = "&".join(f"{new}={old}" for new, old in zip(("inputs", "labels"), names, strict=False))
+    several = f" (PATH?inputs={','.join(names[:8])} where all are inputs)" if len(names) > 1 else ""
     return (
-        f"{shown}; say which is which, such as PATH?{option}, or save under these names: numpy.savez(NEW, {pairs}) "
-        "after old = numpy.load(OLD)"
+        f"{shown}; say which is which, such as PATH?{option}{several}, or save under these names: "
+        f"numpy.savez(NEW, {pairs}) after old = numpy.load(OLD)"
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from compress.api.running import kept_of_original
 from compress.artifact.folder import check_reload, load, write_artifact
 from compress.checkpoint.building.builders import build_architecture
 from compress.checkpoint.manifest import read_artifact, stored_state
@@ -91,3 +92,11 @@ def test_values_return_to_the_dtype_they_came_in() -> None:
 def test_a_value_that_overflows_half_precision_is_refused() -> None:
     with pytest.raises(OutputError, match="overflows"):
         stored_state({"a": torch.tensor([1e6])}, {"a": torch.zeros(1, dtype=torch.float16)})
+
+
+def test_units_kept_by_several_cuts_have_the_numbers_of_the_first_network() -> None:
+    before = {"first": [0, 2, 5], "second": [1, 3], "third": [2]}
+    kept = {"first": torch.tensor([1, 2]), "third": torch.tensor([0, 3]), "last": torch.tensor([4])}
+    counts = {"first": 3, "second": 2, "third": 4, "last": 6}  # the third counts channels now, and not blocks
+    numbers = kept_of_original(before, kept, counts)
+    assert numbers == {"first": [2, 5], "second": [1, 3], "third": [0, 3], "last": [4]}
