@@ -17,7 +17,7 @@ from compress.checkpoint.building.builders import build_architecture, check_trus
 from compress.checkpoint.execution import Execution
 from compress.checkpoint.fitting import in_precision, load_weights
 from compress.checkpoint.folders import WeightsFolder, load_weights_folder, read_weights_folder
-from compress.checkpoint.manifest import MODEL, computed_state, read_artifact, with_arch
+from compress.checkpoint.manifest import MODEL, TOKENS, computed_state, read_artifact, with_arch
 from compress.checkpoint.parametrisations import materialise
 from compress.checkpoint.reading.read import Checkpoint, load_checkpoint
 from compress.data import Cast, DataSource, Preprocessing, open_data, overlap
@@ -60,6 +60,7 @@ class Opened:
         shapes, attributes, kept, removed, execution: as in a manifest, what it was cut to before; empty for a
             checkpoint file.
         outputs: name -> how a manifest describes an output.
+        examples: small batches of every input that a manifest describes, to try where there are no data.
     """
 
     checkpoint: Checkpoint
@@ -71,6 +72,7 @@ class Opened:
     outputs: dict[str, Any] = field(default_factory=dict)
     removed: dict[str, Any] = field(default_factory=dict)
     execution: Execution = field(default_factory=Execution)
+    examples: tuple[tuple[Tensor, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +176,9 @@ def prepare_network(
     calibration, evaluation, *guarding = call_by_names(
         module, calibration, evaluation, *(guard.source for guard in guards)
     )
-    probes = make_probes(recipe, opened.architecture, calibration or evaluation)
+    source = calibration or evaluation
+    recorded = opened.examples if source is None and recipe.input_shape is None else ()
+    probes = list(recorded) or make_probes(recipe, opened.architecture, source)
     examples, returned = run_on_probe(module, [tuple(part.to(device) for part in probe) for probe in probes])
     calibration, evaluation = (
         None if source is None else Cast(source, examples[0].dtype) for source in (calibration, evaluation)
@@ -314,7 +318,10 @@ def open_network(recipe: Recipe) -> Opened:
     )
     cut = (dict(config["shapes"]), dict(config["attributes"]), dict(config.get("kept") or {}))
     checkpoint = load_checkpoint(artifact.folder / MODEL)
-    return Opened(checkpoint, architecture, module, *cut, artifact.outputs, artifact.removed, artifact.execution)
+    examples = tuple(artifact.examples(token) for token in TOKENS)
+    return Opened(
+        checkpoint, architecture, module, *cut, artifact.outputs, artifact.removed, artifact.execution, examples
+    )
 
 
 def open_weights_folder(weights: WeightsFolder, recipe: Recipe) -> Opened:

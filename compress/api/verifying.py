@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from compress.api.evaluating import evaluate_artifact
 from compress.api.reporting import read_any_report
 from compress.arithmetic import reproducible
 from compress.artifact.checksums import check_checksums
-from compress.checkpoint.manifest import Artifact, open_artifact
+from compress.checkpoint.manifest import TOKENS, Artifact, open_artifact
 from compress.checkpoint.restoring import named_tensors
 from compress.errors import CompressError, DataError, RecipeError, UntrustedCodeError, first_line
 from compress.graph.cost import batch_of, count_macs, count_parameters, latency_batches, measure_latency
@@ -33,7 +32,6 @@ ERROR_TOLERANCE = 1e-3  # of a squared error, relative
 
 
 RUNS = "the model runs"
-TOKENS = (0, 1)  # that networks of whole numbers are tried with
 
 
 @dataclass(frozen=True)
@@ -254,11 +252,8 @@ def check_figure(figure: Figure, wanted: float, tolerance: float) -> Check:
 
 
 def find_examples(artifact: Artifact, module: nn.Module, device: str) -> tuple[Tensor, ...]:
-    """A small batch of every input that the network makes numbers of; of zeros in place of tokens where none is.
-
-    A row of zeros alone may be padding and nothing else.
-    """
-    candidates = [make_examples(artifact, device, token) for token in TOKENS]
+    """A small batch of every input that the network makes numbers of; of zeros in place of tokens where none is."""
+    candidates = [artifact.examples(token, device) for token in TOKENS]
     for examples in candidates:
         try:
             with torch.inference_mode():
@@ -268,23 +263,6 @@ def find_examples(artifact: Artifact, module: nn.Module, device: str) -> tuple[T
         if all(map(are_numbers, outputs.values())):
             return examples
     return candidates[0]
-
-
-def make_examples(artifact: Artifact, device: str, token: int) -> tuple[Tensor, ...]:
-    """A small batch of every input: seeded noise, or one token throughout where the network reads whole numbers."""
-    architecture = artifact.config["architecture"]
-    size = architecture.get("batch_size") or 2
-    first = (artifact.input_shape, architecture.get("input_dtype", "float32"))
-    further = ((entry["shape"], entry["dtype"]) for entry in architecture.get("further_inputs") or ())
-    generator = torch.Generator().manual_seed(0)
-
-    def make(shape: Sequence[int], name: str) -> Tensor:
-        dtype: torch.dtype = getattr(torch, name)
-        if not dtype.is_floating_point:
-            return torch.full((size, *shape), token, dtype=dtype, device=device)
-        return torch.randn((size, *shape), generator=generator).to(device=device, dtype=dtype)
-
-    return tuple(make(*entry) for entry in (first, *further))
 
 
 def measure(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -127,6 +127,9 @@ class Manifest(BaseModel):
     data: DataEntry | None = None
 
 
+TOKENS = (0, 1)  # that networks of whole numbers are tried with; a row of zeros alone may be padding and nothing else
+
+
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """A written folder, read back.
@@ -165,6 +168,22 @@ class Artifact:
     def called(self, module: nn.Module) -> nn.Module:
         """The built network, taking its inputs one after another."""
         return module if self.call is None else spread(module, self.call)
+
+    def examples(self, token: int, device: str = "cpu") -> tuple[Tensor, ...]:
+        """A small batch of every input: seeded noise, or `token` throughout where the network reads whole numbers."""
+        architecture = self.config["architecture"]
+        size = architecture.get("batch_size") or 2
+        first = (self.input_shape, architecture.get("input_dtype", "float32"))
+        further = ((entry["shape"], entry["dtype"]) for entry in architecture.get("further_inputs") or ())
+        generator = torch.Generator().manual_seed(0)
+
+        def make(shape: Sequence[int], name: str) -> Tensor:
+            dtype: torch.dtype = getattr(torch, name)
+            if not dtype.is_floating_point:
+                return torch.full((size, *shape), token, dtype=dtype, device=device)
+            return torch.randn((size, *shape), generator=generator).to(device=device, dtype=dtype)
+
+        return tuple(make(*entry) for entry in (first, *further))
 
     @property
     def outputs(self) -> dict[str, dict[str, Any]]:

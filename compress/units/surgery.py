@@ -148,7 +148,7 @@ def verify_narrowed(
     limit = tolerance if tolerance is not None else max((TOLERANCES.get(kind, 1e-2) for kind in kinds), default=1e-4)
     batches = [inputs]
     if graph.batch_size is None:
-        batches.append(tuple(torch.cat([value, value[:1].flip(-1)]) if value.dim() else value for value in inputs))
+        batches.append(tuple(_with_another(value) if value.dim() else value for value in inputs))
     else:
         batches = [tuple(_to_batch(value, graph.batch_size) for value in inputs)]
     worst = 0.0
@@ -397,6 +397,14 @@ def copy_with(module: nn.Module, replaced: Mapping[int, Tensor | nn.Module]) -> 
             if isinstance(value, dict) and "cache" in name:
                 memo[id(value)] = type(value)()
     return deep_copy(module, memo)
+
+
+def _with_another(value: Tensor) -> Tensor:
+    """A batch with one sample more: the first with its numbers in reverse.
+
+    Of whole numbers the last once more: each column may have a table of its own.
+    """
+    return torch.cat([value, value[:1].flip(-1) if value.is_floating_point() else value[-1:]])
 
 
 def _to_batch(value: Tensor, size: int) -> Tensor:

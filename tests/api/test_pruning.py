@@ -427,10 +427,12 @@ class Pair(nn.Module):
         return found
 
 
-def test_a_folder_of_several_inputs_is_verified_and_one_with_wrong_shapes_fails(tmp_path: Path) -> None:
+def test_a_folder_of_several_inputs_is_verified_and_inspected_and_one_with_wrong_shapes_fails(tmp_path: Path) -> None:
     given = [(normal(30, 6, seed=seed), normal(30, 4, seed=seed + 9)) for seed in range(5)]
     folder = compress.prune(seeded(Pair), given, keep=0.5, progress=False).save(tmp_path / "out")
     assert compress.verify(folder, trust_code=True).passed
+    recipe = compress.make_recipe({"checkpoint": str(folder), "trust_code": True}, "inspect")
+    assert compress.inspect(recipe)["layers"]
     config = json.loads((folder / "config.json").read_text())
     config["architecture"]["further_inputs"][0]["shape"] = [5]
     (folder / "config.json").write_text(json.dumps(config))
@@ -521,6 +523,26 @@ def test_a_mask_of_infinities_in_the_state_dict_is_kept(tmp_path: Path) -> None:
     again = compress.load(found.save(tmp_path / "out"), model=Causal())
     assert torch.equal(again.mask, module.mask)
     assert again.up.out_features == 6
+
+
+class Tables(nn.Module):
+    """Columns of whole numbers, each with a table of its own size, beside numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(size, 6) for size in (3, 5, 40))
+        self.hidden, self.scores = nn.Linear(22, 24), nn.Linear(24, 3)
+
+    def forward(self, columns: Tensor, numbers: Tensor) -> Tensor:
+        parts = [table(columns[:, place]) for place, table in enumerate(self.tables)]
+        scores: Tensor = self.scores(self.hidden(torch.cat([*parts, numbers], 1)).relu())
+        return scores
+
+
+def test_columns_of_classes_keep_to_their_tables() -> None:
+    columns = torch.stack([torch.arange(100) % size for size in (3, 5, 40)], 1).flip(0)
+    result = compress.prune(seeded(Tables), [(columns, normal(100, 4))], keep=0.5, progress=False)
+    assert result.model.hidden.out_features == 12
 
 
 class Legal(nn.Module):

@@ -48,6 +48,7 @@ def chain(middle: Any, channels: int = 8, read: int | None = None) -> Function:
         (lambda x: functional.avg_pool2d(torch.relu_(x), 2), "relu", True),
         (lambda x: functional.interpolate(x, scale_factor=2), None, True),
         (lambda x: functional.pad(functional.relu6(x), (1, 1, 0, 0)), "relu6", False),
+        (lambda x: functional.max_unpool2d(*functional.max_pool2d(x, 2, return_indices=True), 2), None, True),
         (lambda x: x.roll(1, 2).flip(3) * 2, None, True),
         (lambda x: x + 1, None, False),
         (lambda x: 2**x, "pow", False),

@@ -24,6 +24,18 @@ def map_spatial(flow: ChannelFlow, node: fx.Node) -> object:
     return tuple(result for _ in value) if isinstance(value, (tuple, list)) else result
 
 
+def map_unpool(flow: ChannelFlow, node: fx.Node) -> Flow:
+    """Values put back to the places that a pooling took them from: these have the channels of the values."""
+    name = operation_name(node)
+    rank = next(int(digit) for digit in reversed(name) if digit in "23")
+    source, places = flow.of(node.args[0]), flow.of(node.args[1])
+    for part in (source, places):
+        for dimension in part[len(part) - rank :]:
+            flow.pin(dimension, f"is a spatial dimension of {flow.where(node)}")
+    rest = [flow.join(*pair, node) for pair in zip(source[:-rank], places[:-rank], strict=True)]
+    return (*rest, *flow.fixed(flow.sizes(node)[-rank:]))
+
+
 def map_pad(flow: ChannelFlow, node: fx.Node) -> Flow:
     """Padding with a constant puts units of its own around the channels; any other padding pins them.
 
@@ -74,5 +86,6 @@ RULES = {
         *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
         channels=map_spatial,
     ),
+    **rules("max_unpool2d", "max_unpool3d", channels=map_unpool),
     **rules("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", channels=map_pad),
 }
