@@ -34,7 +34,10 @@ SETTINGS: dict[str, list[str]] = {
     "macs .8": ["--macs", "0.8"],
     "macs .5": ["--macs", "0.5"],
     "drop 1": ["--max-drop", "1"],
+    "time .8": ["--latency", "0.8"],
+    "time .5": ["--latency", "0.5"],
 }
+USUAL = ("default", "macs .8", "macs .5", "drop 1")
 QUICK = ("crepe-tiny", "mtcnn-r", "silero-vad")
 IMAGENET = {
     "efficientnet-lite0": ("efficientnet_lite0-imagenet.pth", ["--arch", "timm:tf_efficientnet_lite0"]),
@@ -164,7 +167,7 @@ def main() -> int:
     found = start("real", __doc__, add_options=options)
     names = found.options.networks.split(",") if found.options.networks else [*NETWORKS, *IMAGENET]
     names = [name for name in names if not found.quick or name in QUICK]
-    settings = found.options.settings.split(",") if found.options.settings else list(SETTINGS)
+    settings = found.options.settings.split(",") if found.options.settings else list(USUAL)
     if found.quick:
         settings = ["default", "macs .5"]
     found.say(f"{200 if found.quick else found.options.samples} samples; settings {', '.join(settings)}")
@@ -182,7 +185,10 @@ def main() -> int:
             forward = float(plain.output) if plain.code == 0 else float("nan")
             for setting in settings:
                 target = scratch / f"{name}-{settings.index(setting)}"
-                chosen = [*SETTINGS[setting], *(["--recover", found.options.recover] if "macs" in setting else [])]
+                chosen = [
+                    *SETTINGS[setting],
+                    *(["--recover", found.options.recover] if setting.startswith(("macs", "time")) else []),
+                ]
                 profile = scratch / "profile.json"
                 arguments = [*known[1], *chosen, "--output", str(target), "--json", "--profile", str(profile)]
                 ended = run_process([sys.executable, "-m", "compress", *arguments])
@@ -227,6 +233,8 @@ def describe_report(report: dict) -> tuple[str, str]:
     """What a run came to, and what it changed, from its report."""
     cost = report["cost"]
     text = " · ".join(f"{cost[key][1] / cost[key][0]:.2f} {key}" for key in ("macs", "parameters") if cost[key][0])
+    if cost["latency"]:
+        text += f" · {cost['latency'][0]['after_ms'] / cost['latency'][0]['before_ms']:.2f} of the time"
     evaluation = report.get("evaluation") or {}
     if evaluation.get("drop_points") is not None:
         return text, f"{-evaluation['drop_points']:+.1f} points"

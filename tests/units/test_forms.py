@@ -176,7 +176,7 @@ def test_a_budget_that_the_form_keeps_costs_no_unit(monkeypatch: pytest.MonkeyPa
     inputs = torch.randn(8, 3, 12, 12)
     torch.testing.assert_close(found.model(inputs), module(inputs), rtol=1e-4, atol=1e-5)
     assert found.report.cost.macs.after == found.report.cost.macs.before
-    assert any("without a unit less" in note for note in found.report.notes)
+    assert any("kept by the network's form alone" in note for note in found.report.notes)
     found.save(tmp_path / "out")
     assert is_channels_last(compress.load(tmp_path / "out", model=randomise(Small())))
 

@@ -49,8 +49,8 @@ from compress.units.low_rank import Factorables, find_factorable
 
 UNKNOWN_TRIED = 64  # samples with NaN or Inf that the network is tried on
 FORM_SUFFICES = (
-    "that keeps the budget of time without a unit less; ask for less time, or say --fold off, --in-place off or "
-    "--memory-format keep for what should not count"
+    "the budget of time is kept by the network's form alone, and no unit goes: ask for less time, or say --fold off, "
+    "--in-place off or --memory-format keep for what should not count"
 )
 
 
