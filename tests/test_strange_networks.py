@@ -323,7 +323,7 @@ def test_a_search_with_short_memory_keeps_its_budget(flattened: dict[str, Any]) 
 
 
 def test_a_latency_budget_is_searched_with_short_memory(flattened: dict[str, Any]) -> None:
-    report = run(flattened, latency=0.95).report
+    report = run(flattened, latency=0.95, fold="off", in_place="off", memory_format="keep").report
     assert report.search.predicted_costs["latency"] <= 0.95 + 1e-9
 
 
