@@ -169,6 +169,7 @@ def test_samples_of_zeros_and_a_tenth_of_large_ones_are_all_taken() -> None:
     rows = torch.zeros(200, 8)
     rows[:4] = 1e-3
     assert find_extremes(source(rows.numpy()), torch.arange(200), 64).numbers == ()
+    assert find_extremes(source(rows[:, 0].numpy()), torch.arange(200), 64).numbers == ()
     rows = torch.randn(200, 8)
     rows[:30] *= 1e8
     assert find_extremes(source(rows.numpy()), torch.arange(200), 64).numbers == ()

@@ -196,7 +196,7 @@ def make_array_source(
                 f"{name}: `images` must be uint8 of shape (N, H, W, C) with 1, 3 or 4 channels, "
                 f"got {rows.dtype} {rows.shape}; numbers that are ready for the network go under `inputs`."
             )
-    elif rows.dtype.kind not in "fiu" or rows.ndim < 2:
+    elif rows.dtype.kind not in "fiu" or not rows.ndim:
         raise DataError(f"{name}: `inputs` must be real numbers of shape (N, …), got {rows.dtype} {rows.shape}.")
     if len(rows) == 0 or rows.size == 0:
         raise DataError(f"{name}: `{present[0]}` has shape {rows.shape}: there are no samples.")

@@ -47,7 +47,7 @@ def find_extremes(source: DataSource, numbers: Tensor, batch_size: int) -> Extre
         return Extremes()
     energies, magnitudes = [], []
     for batch in source.batches(batch_size, numbers):
-        parts = [part.flatten(1) for part in batch.tensors if part.is_floating_point() and part[0].numel()]
+        parts = [part.reshape(len(part), -1) for part in batch.tensors if part.is_floating_point() and part[0].numel()]
         if not parts:
             return Extremes()
         norms = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts]

@@ -171,6 +171,15 @@ def test_a_one_channel_mean_reads_images_as_grey(tmp_path: Path) -> None:
     assert read_all(source)[0].shape == (4, 1, 6, 6)
 
 
+@pytest.mark.parametrize("rows", [np.arange(12), np.linspace(-1, 1, 12, dtype=np.float32)])
+def test_inputs_may_be_a_single_number_a_sample(tmp_path: Path, rows: np.ndarray) -> None:
+    np.savez(tmp_path / "mine.npz", inputs=rows)
+    np.save(tmp_path / "mine.npy", rows)
+    for path in ("mine.npz", "mine.npy"):
+        (batch,) = open_data(str(tmp_path / path), None).batches(12)
+        assert torch.equal(batch.inputs, torch.from_numpy(rows))
+
+
 def test_folder_and_array_give_the_same_inputs_after_resize_and_crop(tmp_path: Path) -> None:
     images, labels = make_images(4, side=20), np.zeros(4, np.int64)
     preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3, resize=12, crop=8)
@@ -284,7 +293,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "labels negative": ({"images": make_images(2), "labels": np.array([0, -1])}, "sample 1 has label -1"),
     "targets short": ({"inputs": np.ones((3, 2)), "targets": np.ones(2)}, "N = 3"),
     "targets not finite": ({"inputs": np.ones((3, 2)), "targets": np.array([0, np.nan, 1])}, "sample 1 is NaN"),
-    "scalar inputs": ({"inputs": np.ones(4)}, r"shape \(N, …\)"),
+    "scalar inputs": ({"inputs": np.float64(4)}, r"shape \(N, …\)"),
 }
 
 
