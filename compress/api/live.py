@@ -18,7 +18,7 @@ from compress.copying import deep_copy
 from compress.data import overlap
 from compress.data.calls import gather, parameters_of, spread
 from compress.data.importing import describe_fault
-from compress.data.live import LiveSource, collect_batches
+from compress.data.live import LISTED, LiveSource, collect_batches
 from compress.digests import hash_tensors
 from compress.errors import CheckpointError, DataError, RecipeError, UnsupportedError
 from compress.preparation import Guard, Opened, Prepared, check_answered, check_device, prepare_network
@@ -64,11 +64,17 @@ def prepare_live(
     try:
         prepared = prepare_network(recipe, opened, None, sources, progress, opened_guards)
     except (CheckpointError, DataError) as error:
-        said = str(error).rstrip(".:")
-        raise type(error)(f"{said}. {doubt}" if doubt else str(error)) from error
+        hints = [doubt, LISTED if has_lists(sources[0]) else ""]
+        raise type(error)(" ".join([str(error).rstrip(".:") + ".", *filter(None, hints)])) from error
     if doubt and not prepared.network.answered:
         progress.note(doubt)
     return prepared, recipe
+
+
+def has_lists(source: LiveSource) -> bool:
+    """Whether one of the network's arguments is a list of tensors."""
+    args, _ = source.call.arguments(range(source.call.count))
+    return any(isinstance(argument, (list, tuple)) for argument in args)
 
 
 def doubt_answers(source: LiveSource, module: nn.Module) -> str:

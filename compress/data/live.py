@@ -19,6 +19,10 @@ from compress.errors import CompressError, DataError
 ANSWERS = ("labels", "label", "targets", "target", "y")
 _BATCH = 64  # samples of a data set that are read at a time
 PLAIN = (str, bytes, bool, int, float, type(None))
+LISTED = (
+    "Samples in a list, as detection networks take them, cannot be calibrated on: give batches of one tensor (N, …), and "
+    "a module that takes them, such as the network's backbone."
+)
 
 
 class LiveSource(DataSource):
@@ -141,7 +145,8 @@ def split_batch(batch: Any, module: nn.Module, where: str) -> tuple[tuple[Any, .
         return (batch,), {}, None
     parts = tuple(batch)
     least = max(1, len(needed))
-    if len(parts) == 2 and isinstance(parts[0], (tuple, list)) and least > 1:
+    paired = len(parts) == 2 and isinstance(parts[0], (tuple, list)) and not isinstance(parts[1], Mapping)
+    if paired and least > 1:
         return tuple(parts[0]), {}, parts[1]
     if len(parts) == least + 1:
         return parts[:-1], {}, parts[-1]
@@ -192,7 +197,9 @@ def read_answer(answer: Any, where: str) -> Tensor:
     if isinstance(value, (list, tuple)) and value and all(type(element) in (int, float, bool) for element in value):
         value = torch.tensor(value)
     if not isinstance(value, Tensor):
-        raise DataError(f"{where}: labels or targets as one tensor were expected, got {kind_of(answer)}.")
+        listed = isinstance(value, (list, tuple)) and any(isinstance(part, (Mapping, Tensor)) for part in value)
+        hint = f" with an entry a sample. {LISTED}" if listed else "."
+        raise DataError(f"{where}: labels or targets as one tensor were expected, got {kind_of(answer)}{hint}")
     return value.detach().cpu().clone()
 
 

@@ -348,6 +348,8 @@ def test_an_endless_generator_is_read_to_the_limit() -> None:
         ({"data": [(normal(32, 6), torch.zeros(31))]}, DataError, "equally many"),
         ({"data": [(normal(32, 6), torch.zeros(32)), normal(32, 6)]}, DataError, "some without"),
         ({"data": [(normal(32, 6), normal(32, 6), normal(32, 6))]}, DataError, "tuple of 3"),
+        ({"data": [([normal(6)] * 9, [{"boxes": normal(2, 4)}] * 9)]}, DataError, "Samples in a list, as detection"),
+        ({"data": [([normal(9, 6), normal(9, 6)],)]}, CheckpointError, "Samples in a list, as detection"),
         ({"data": ({} for _ in range(3))}, DataError, "tensors"),
         ({"data": raising()}, DataError, "OSError: the disk is gone"),
         ({"test": [normal(8, 6, seed=77)], "max_drop": 1}, CompressError, "label"),

@@ -43,6 +43,11 @@ def test_a_loader_of_pairs_gives_inputs_and_labels() -> None:
     assert torch.equal(batch.inputs, ROWS[[7, 1, 1]])
 
 
+def test_a_mapping_behind_a_list_is_an_input_and_no_label() -> None:
+    source = collect_batches([([ROWS, ROWS + 1], {"features": ROWS})], Two(), limit=100)
+    assert (source.call.count, source.labels, source.targets) == (3, None, None)
+
+
 def test_a_data_set_of_single_samples_is_put_into_batches() -> None:
     pairs = TensorDataset(torch.randn(70, 5), torch.arange(70) % 3)
     source = collect_batches(pairs, nn.Linear(5, 3), limit=66)
