@@ -20,8 +20,8 @@ ANSWERS = ("labels", "label", "targets", "target", "y")
 _BATCH = 64  # samples of a data set that are read at a time
 PLAIN = (str, bytes, bool, int, float, type(None))
 LISTED = (
-    "Samples in a list, as detection networks take them, cannot be calibrated on: give batches of one tensor (N, …), and "
-    "a module that takes them, such as the network's backbone."
+    "Samples in a list, as detection networks take them, cannot be calibrated on: give batches of one tensor (N, …), "
+    "and a module that takes them, such as the network's backbone."
 )
 
 
