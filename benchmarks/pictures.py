@@ -85,8 +85,8 @@ def peers(found: Run) -> None:
         for level in levels:
             for method in methods:
                 cells[method, level] = cell = run_cell(bench, method, level)
-                words = f"{name} {method} {level:g}: {cell['top1']:.1f} %, loss {cell['loss']:.3f}, {cell['macs']:.3f} MACs, {cell['seconds']:.0f} s"
-                found.say(words)
+                words = f"{name} {method} {level:g}: {in_short(cell)}"
+                found.say(f"{words}, {cell['macs']:.3f} MACs, {cell['seconds']:.0f} s")
         original = next(iter(cells.values()))["original"]
         rows = [(method, *(in_short(cells[method, level]) for level in levels)) for method in methods]
         header = ("method", *(f"{level:g} of the MACs" for level in levels))
