@@ -92,10 +92,13 @@ def peers(found: Run) -> None:
         header = ("method", *(f"{level:g} of the MACs" for level in levels))
         found.table(f"{name}: top-1 % and loss without fine-tuning (original {original:.1f})", header, rows)
         for level in levels:
-            others = [cells[method, level]["top1"] for method in methods if not method.startswith("ours")]
+            others = [cells[method, level] for method in methods if not method.startswith("ours")]
             if ("ours", level) in cells and others:
-                lead = cells["ours", level]["top1"] - max(others)
+                ours = cells["ours", level]
+                lead = ours["top1"] - max(each["top1"] for each in others)
                 found.goal(f"{name}-lead-at-{level:g}", lead, 0.0, at_least=True, unit=" points")
+                lead = min(each["loss"] for each in others) - ours["loss"]
+                found.goal(f"{name}-lead-in-loss-at-{level:g}", lead, 0.0, at_least=True, unit=" nats")
             judge(found, name, level, "pictures", cells.get(("ours", level)))
 
 
