@@ -16,6 +16,7 @@ from compress.data.importing import file_name_of
 from compress.diagnostics.deep import describe_depth
 from compress.diagnostics.layers import describe_group, describe_moments
 from compress.diagnostics.lipschitz import jacobian_norms
+from compress.errors import first_line
 from compress.graph.cost import count_macs, count_parameters
 from compress.preparation import Prepared, prepare
 from compress.progress import Progress, SilentProgress
@@ -103,6 +104,12 @@ def inspect_prepared(prepared: Prepared, recipe: Recipe, progress: Progress, *, 
         if prepared.network.batch_size is not None:
             count = min(count, prepared.network.batch_size)
         inputs = next(iter(prepared.calibration.batches(count, torch.arange(count)))).inputs
-        norms = jacobian_norms(prepared.network.module, inputs.to(prepared.network.examples[0].device))
-        facts["jacobian_norms"] = {"samples": count, "median": float(norms.median()), "largest": float(norms.max())}
+        try:
+            norms = jacobian_norms(prepared.network.module, inputs.to(prepared.network.examples[0].device))
+        except RuntimeError as fault:  # of autograd: an operation without a second derivative, an output without one
+            progress.note(
+                f"norms of the Jacobian are left out, the network cannot be differentiated: {first_line(fault)}"
+            )
+        else:
+            facts["jacobian_norms"] = {"samples": count, "median": float(norms.median()), "largest": float(norms.max())}
     return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.measures.outputs import named_outputs, sample_rows
 
@@ -16,6 +17,9 @@ def jacobian_norms(
     Power iteration with products Jᵀ·v and J·u for all samples at once (J·u as the derivative of Jᵀ·v along u), until no
     estimate moves by more than `tolerance` relatively: an estimate from below. A sample's output must depend on that
     sample alone. The module's mode and gradients are left as they were.
+
+    Raises:
+        RuntimeError: the outputs have no derivative, or an operation has no second one.
     """
     training = {name: part.training for name, part in module.named_modules()}
     module.eval()
@@ -24,7 +28,7 @@ def jacobian_norms(
     direction = _unit(torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype).to(inputs.device))
     norms = inputs.new_zeros(len(inputs))
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # others have no second derivative
             points = inputs.detach().clone().requires_grad_()
             outputs = torch.cat(
                 [

@@ -33,6 +33,37 @@ def test_batches_of_data_add_what_units_do_and_deep_what_they_learned() -> None:
     assert found["jacobian_norms"]["samples"] == 32
 
 
+class Attending(nn.Module):
+    """Attention by torch's fused kernel, and an activation; `cut_off`: of features that no gradient passes."""
+
+    def __init__(self, activation: nn.Module, *, cut_off: bool = False) -> None:
+        super().__init__()
+        self.project, self.hidden, self.scores = nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+        self.activation, self.cut_off = activation, cut_off
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        y = self.project(tokens.detach() if self.cut_off else tokens)
+        y = nn.functional.scaled_dot_product_attention(y, y, y)
+        scores: torch.Tensor = self.scores(self.activation(self.hidden(y)).mean(1))
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("network", "measured"),
+    [
+        (Attending(nn.Tanh()), True),
+        (Attending(nn.Hardsigmoid()), False),
+        (Attending(nn.Tanh(), cut_off=True), False),
+    ],
+)
+def test_a_network_without_the_derivatives_is_inspected_without_its_jacobian(
+    network: nn.Module, measured: bool
+) -> None:
+    found = compress.inspect(network.eval(), data=[normal(40, 4, 6)], deep=True, progress=False)
+    assert ("jacobian_norms" in found) == measured
+    assert any("representation_cost" in layer for layer in found["layers"])
+
+
 def test_inspection_changes_nothing_and_says_what_it_lacks() -> None:
     module = seeded(Chain).train()
     state = copy.deepcopy(module.state_dict())
