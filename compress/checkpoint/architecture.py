@@ -18,6 +18,7 @@ from compress.checkpoint.fitting import check_fit, compare
 from compress.checkpoint.inputs import describe_inputs
 from compress.checkpoint.parametrisations import in_common_form, plain_state
 from compress.checkpoint.reading.read import Checkpoint
+from compress.checkpoint.renaming import renamed_state
 from compress.checkpoint.suggesting import offer_arguments, read_chain, unknown_message
 from compress.data.preprocessing import Preprocessing
 from compress.errors import CheckpointError, UnknownArchitectureError, UnsupportedError
@@ -115,6 +116,10 @@ def fit_named(checkpoint: Checkpoint, arch: str, given: dict[str, Any]) -> tuple
         raise
     if fitting is None:
         module = next(iter(built.values()))
+        renamed = renamed_state(module, checkpoint.state) if arch.startswith("transformers:") else None
+        if renamed is not None:
+            fitting = first_fitting(replace(checkpoint, state=renamed), fit)
+    if fitting is None:
         check_fit(module, in_common_form(module, checkpoint.state), arch)
         raise CheckpointError(f"The checkpoint does not fit {arch}.")
     return fitting[0], fitting[1][0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from compress.checkpoint.folders import load_weights_folder, read_weights_folder, timm_inputs
@@ -88,6 +89,19 @@ def test_a_folder_of_transformers_says_its_network(sharded: bool, tmp_path: Path
     tokens = torch.randint(0, 20, (2, 8), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(opened(tmp_path).module(tokens).logits, model(tokens).logits)
+
+
+def test_a_folder_with_the_names_of_an_earlier_transformers_is_read(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 16, "patch_size": 8, "hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 16}
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(num_hidden_layers=1, **sizes)).eval()
+    model.save_pretrained(tmp_path / "hub")  # under the names that the Hub's files have
+    with safe_open(tmp_path / "hub" / "model.safetensors", "pt") as file:
+        assert "vit.encoder.layer.0.attention.attention.query.weight" in file.keys()  # noqa: SIM118
+    found = opened(tmp_path / "hub")
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(found.module(images).logits, model(images).logits)
 
 
 def test_a_folder_without_a_configuration_takes_arch(tmp_path: Path) -> None:
