@@ -13,7 +13,7 @@ from compress.checkpoint.fitting import compare
 from compress.checkpoint.reading.read import Checkpoint
 from compress.errors import UnsupportedError
 from compress.models import REFERENCE_NETS
-from compress.models.plain import describe_layers, read_layers
+from compress.models.plain import describe_layers, only_order, read_layers
 
 Shapes = Mapping[str, tuple[int, ...]]
 SHOWN = 3
@@ -52,9 +52,14 @@ def unknown_message(checkpoint: Checkpoint, shapes: Shapes) -> str:
 
 
 def read_chain(shapes: Shapes, *, in_order: bool = True) -> list[list[Any]] | None:
-    """The layers of a plain chain: in the file's order, which a safetensors file has not; else in that of the names."""
+    """The layers of a plain chain: in the file's order, which a safetensors file has not; else in that of the names.
+
+    Else in the only order that their widths allow.
+    """
     sorted_shapes = dict(sorted(shapes.items(), key=lambda pair: natural(pair[0])))
-    return (read_layers(shapes) if in_order else None) or read_layers(sorted_shapes)
+    by_widths = only_order(shapes)
+    orders = [shapes if in_order else None, sorted_shapes, by_widths]
+    return next((layers for order in orders if order is not None and (layers := read_layers(order))), None)
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

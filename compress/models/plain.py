@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 LAYER_NAME = re.compile(r"[A-Za-z0-9_]{1,64}(\.[A-Za-z0-9_]{1,64}){0,8}")
 MOST_LAYERS = 1000
+MOST_SORTED, MOST_ORDERS = 32, 64  # layers that are put in order by their widths, and orders that are followed
 
 
 class PlainChain(nn.Module):
@@ -152,6 +153,32 @@ def read_layers(shapes: Shapes) -> list[list[Any]] | None:
     if len(weighted) < 2 or not all(follows(before, after) for before, after in pairwise(chain)):
         return None
     return chain if all(fits_channels(chain, number) for number in range(len(chain))) else None
+
+
+def only_order(shapes: Shapes) -> dict[str, tuple[int, ...]] | None:
+    """The shapes in the one order in which linear layers read one another; None where there is none, or several.
+
+    For files that keep no order, under names that tell none.
+    """
+    groups: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        groups.setdefault(name.rpartition(".")[0], {})[name] = shape
+    sizes = {owner: group.get(f"{owner}.weight", ()) for owner, group in groups.items()}
+    if len(groups) > MOST_SORTED or any(len(size) != 2 for size in sizes.values()):
+        return None
+    orders: list[tuple[str, ...]] = [(owner,) for owner in sizes]
+    for _ in range(len(sizes) - 1):
+        orders = [
+            (*order, owner)
+            for order in orders
+            for owner, (_, inputs) in sizes.items()
+            if owner not in order and sizes[order[-1]][0] == inputs
+        ]
+        if len(orders) > MOST_ORDERS:
+            return None
+    if len(orders) != 1:
+        return None
+    return {name: shape for owner in orders[0] for name, shape in groups[owner].items()}
 
 
 def owner_names(groups: Mapping[str, Any]) -> bool:

@@ -59,6 +59,17 @@ def test_a_chain_is_offered_with_what_was_read(tmp_path: Path) -> None:
         open_architecture(saved(VGG, tmp_path / "vgg.pt"))
 
 
+def test_widths_that_allow_one_order_tell_it_where_neither_file_nor_names_do(tmp_path: Path) -> None:
+    layers = OrderedDict(first=nn.Linear(12, 9), second=nn.Linear(9, 9), hidden=nn.Linear(9, 7), last=nn.Linear(7, 3))
+    save_file(nn.Sequential(layers).state_dict(), tmp_path / "net.safetensors")
+    _, found = open_architecture(load_checkpoint(tmp_path / "net.safetensors"), "chain:relu")
+    assert [layer[0] for layer in found.arguments["layers"]] == list(layers)
+    layers["third"] = nn.Linear(9, 9)
+    save_file(nn.Sequential(layers).state_dict(), tmp_path / "net.safetensors")
+    with pytest.raises(UnknownArchitectureError, match="no plain chain"):
+        open_architecture(load_checkpoint(tmp_path / "net.safetensors"), "chain:relu")
+
+
 def test_names_are_ordered_by_number_where_a_file_has_no_order(tmp_path: Path) -> None:
     module = nn.Sequential(*[nn.Linear(6, 6) for _ in range(11)], nn.Linear(6, 2))
     save_file(module.state_dict(), tmp_path / "net.safetensors")
