@@ -18,6 +18,7 @@ from compress.compression.pricing.latency import (
     time_widths,
     timed_widths,
 )
+from compress.compression.searching import search
 from compress.graph.ops import LinearMap
 from compress.units.forms import Form
 from tests.compression.test_schedule import make_problem
@@ -106,6 +107,18 @@ def test_maps_are_timed_as_the_network_is_laid_out(monkeypatch: pytest.MonkeyPat
     assert costs.original("macs") == problem.forward_macs
     assert model.original > 0
     assert model.original != model.milliseconds({})  # the network was timed as it was given, too
+
+
+@pytest.mark.parametrize(
+    ("timings", "said", "asked"), [([0.58, 0.66], 0.66, 2), ([0.58, 0.57], 0.58, 2), ([0.7], 0.7, 1)]
+)
+def test_what_seems_fast_enough_is_timed_again(
+    monkeypatch: pytest.MonkeyPatch, timings: list[float], said: float, asked: int
+) -> None:
+    left = iter(timings)
+    monkeypatch.setattr(search, "time_allocation", lambda *_: next(left))
+    assert search.doubted_time(None, {}, 0.6) == said  # type: ignore[arg-type]
+    assert len(list(left)) == len(timings) - asked
 
 
 def test_a_profile_differs_from_the_total_by_a_constant() -> None:

@@ -182,8 +182,8 @@ def test_under_a_budget_of_time_batch_norms_go_where_that_saves_some(
     timed: list[int] = []
 
     def time_forms(problem: Any, forms: Any) -> list[float]:
-        assert [len(form.folds) for form in forms] == [0, 2]
-        return [1.0, share]
+        assert [len(form.folds) for form in forms] in ([0, 2], [2])
+        return [1.0, share][-len(forms) :]
 
     def time_cut(problem: Any, kept: Any, ranks: Any = None) -> float:
         timed.append(len(problem.form.folds))

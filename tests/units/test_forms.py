@@ -161,7 +161,7 @@ def test_under_a_budget_of_time_a_form_is_taken_where_it_is_faster(
         timed.append(problem.form)
         return 0.5
 
-    monkeypatch.setattr(steps, "time_forms", lambda problem, forms: [1.0, share])
+    monkeypatch.setattr(steps, "time_forms", lambda problem, forms: [1.0, share][-len(forms) :])
     monkeypatch.setattr(search, "time_cut", time_cut)
     found = pruned(latency=0.6)
     assert is_channels_last(found.model) == found.model.first_act.inplace == taken
@@ -170,7 +170,7 @@ def test_under_a_budget_of_time_a_form_is_taken_where_it_is_faster(
 
 
 def test_a_budget_that_the_form_keeps_costs_no_unit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(steps, "time_forms", lambda problem, forms: [1.0, 0.7])
+    monkeypatch.setattr(steps, "time_forms", lambda problem, forms: [1.0, 0.7][-len(forms) :])
     module = randomise(Small())
     found = pruned(module, latency=0.8)
     inputs = torch.randn(8, 3, 12, 12)

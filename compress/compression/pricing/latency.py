@@ -36,7 +36,7 @@ from compress.units.surgery import narrow
 ALL_WIDTHS = 24  # channels up to which every width is timed
 BLOCKS = 12  # of channels, at whose ends and beside them wider maps are timed
 PASSES = 5  # of one map at one width
-MOST_PASSES = 60  # of a network
+MOST_PASSES = 200  # of a network, in three seconds at most
 MOST_SECONDS = 0.7  # of timing one map along one side
 
 Cuts = tuple[tuple[str, int], ...]  # (group, channels that each of its units takes)
