@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-SPINS = "1000"  # libgomp's own choice where it knows of more threads than processors
+SPINS = "10000"  # some hundredths of a millisecond, more than threads wait for each other where each has a processor
 TOLD = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
@@ -14,8 +14,10 @@ def wait_asleep() -> bool:
 
     By default libgomp has them spin for 300 000 turns. Where another process has one of the processors, the thread that
     is waited for then gets none, and each of the many small operations of a small network takes some milliseconds: a
-    run of ten seconds takes four minutes. On a machine of its own it makes no difference. To be called before torch is
-    loaded, as libgomp reads the variable once. Whoever set one of `TOLD` wants it otherwise: nothing is changed.
+    run of ten seconds takes four minutes. At libgomp's own choice for busy machines, 1 000, threads of a network whose
+    operations take microseconds fall asleep between them even on a machine of its own, and it takes twice the time that
+    it takes elsewhere. To be called before torch is loaded, as libgomp reads the variable once. Whoever set one of
+    `TOLD` wants it otherwise: nothing is changed.
     """
     if "torch" in sys.modules or any(name in os.environ for name in TOLD):
         return False

@@ -24,6 +24,8 @@ from compress.report.doubts import find_doubts
 from compress.report.evaluation import Evaluation, evaluate_networks
 from compress.report.model import CostReport, Counts, Latency, ModuleCost
 
+FEW_PASSES = 15
+
 
 def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, progress: Progress) -> Evaluation | None:
     """Both networks on the evaluation data, or None without any."""
@@ -46,16 +48,24 @@ def evaluate_pair(prepared: Prepared, compressed: nn.Module, recipe: Recipe, pro
 
 
 def measure_costs(
-    prepared: Prepared, compressed: nn.Module, stored: Mapping[str, Tensor], timing: Timing | None = None
+    prepared: Prepared,
+    compressed: nn.Module,
+    stored: Mapping[str, Tensor],
+    timing: Timing | None = None,
+    passes: int = FEW_PASSES,
 ) -> CostReport:
-    """Costs of the two networks and their latencies at each of `latency_batches`, and at the batch of `timing`."""
+    """Costs of the two networks and their latencies at each of `latency_batches`, and at the batch of `timing`.
+
+    Args:
+        passes: of each network, at most; more where time was what counts.
+    """
     timing = timing or Timing()
     examples, only_batch, original = prepared.network.examples, prepared.network.batch_size, prepared.opened.module
     latencies = []
     for batch in sorted({*latency_batches(examples), timing.batch}) if only_batch is None else (only_batch,):
         inputs = batch_of(examples, None if only_batch is not None else batch)
         with timing.running():
-            before, after = measure_latency((original, compressed), inputs)
+            before, after = measure_latency((original, compressed), inputs, most=passes)
         latencies.append(Latency(batch, before.threads, before.device, before.milliseconds, after.milliseconds))
     return CostReport(
         parameters=Counts(*(count_parameters(module) for module in (original, compressed))),

@@ -11,7 +11,7 @@ from compress.allocator import give_back_freed_memory
 from compress.api.steps.cautions import caution_layers, listed
 from compress.api.steps.cutting import Cut
 from compress.api.steps.guarding import Guarded
-from compress.api.steps.measuring import measure_costs, measure_modules
+from compress.api.steps.measuring import FEW_PASSES, measure_costs, measure_modules
 from compress.api.steps.widths import describe_rule, width_rule
 from compress.api.writing import (
     describe_architecture,
@@ -22,6 +22,7 @@ from compress.artifact.folder import versions
 from compress.compression.layers.decisions import Within
 from compress.compression.layers.layer import LayerOptions
 from compress.compression.layers.result import LayerResult
+from compress.compression.pricing.latency import MOST_PASSES
 from compress.compression.problem import Problem
 from compress.compression.resume import RunState
 from compress.compression.searching.search import SearchResult, certify_widths, search_report
@@ -91,7 +92,8 @@ def report_work(work: Work, recipe: Recipe, progress: Progress, clock: Stages) -
         progress.reach(MEASURING)
         progress.stage("measuring latency")
         give_back_freed_memory()
-        cost = measure_costs(work.prepared, work.cut.narrowed.module, work.cut.stored, work.problem.timing)
+        passes = FEW_PASSES if recipe.latency is None else MOST_PASSES
+        cost = measure_costs(work.prepared, work.cut.narrowed.module, work.cut.stored, work.problem.timing, passes)
     note_outcome(work, recipe, progress)
     report = replace(
         fill_report(work, recipe, cost, certified),
