@@ -41,7 +41,7 @@ class Execution:
             vars(part)["inplace"] = True
         if self.channels_last:
             for weight in convolution_weights(module):
-                weight.data = weight.data.contiguous(memory_format=LAYOUTS[weight.ndim])
+                weight.data = with_channels_last(weight.data)
         return module
 
     def and_then(self, later: Execution, removed: Mapping[str, Any]) -> Execution:
@@ -81,4 +81,9 @@ def has_layout(weight: Tensor) -> bool:
 
 def laid_out_like(value: Tensor, like: Tensor) -> Tensor:
     """The value, its channels last where those of `like` are."""
-    return value.contiguous(memory_format=LAYOUTS[value.ndim]) if has_layout(like) else value
+    return with_channels_last(value) if has_layout(like) else value
+
+
+def with_channels_last(value: Tensor) -> Tensor:
+    """Feature maps or the weight of a convolution with the channels of each place together; others as they are."""
+    return value.contiguous(memory_format=LAYOUTS[value.ndim]) if value.ndim in LAYOUTS else value

@@ -22,7 +22,7 @@ from compress.checkpoint.restoring import named_tensors
 from compress.graph.meaning import batch_norms, linear_maps
 from compress.graph.ops import LinearMap
 from compress.graph.trace import module_path
-from compress.units.low_rank import has_hooks, largest_sound
+from compress.units.low_rank import has_hooks, largest_sound, stands_once
 from compress.units.network import Network
 from compress.units.surgery import TOLERANCES, Narrowed, module_outputs, narrow, relative_deviation
 
@@ -74,8 +74,7 @@ def is_plain(network: Network, part: nn.Module | None) -> bool:
         return False
     held = {id(tensor) for tensor in named_tensors(part).values()}
     owners = [each for each in network.module.modules() if held & {id(tensor) for tensor in own_tensors(each)}]
-    places = [each for each in network.module.modules() for child in each.children() if child is part]
-    return len(owners) == 1 and len(places) == 1
+    return len(owners) == 1 and stands_once(network.module, part)
 
 
 def is_norm(part: nn.Module) -> bool:
@@ -131,5 +130,6 @@ def take_in(layer: Any, norm: Any) -> None:
     fuse: Any = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
     fused = fuse(*given[:4], norm.eps, *given[4:])
     for name, value in zip(("weight", "bias"), fused, strict=True):
-        value = laid_out_like(value.detach().to(weight), weight) if name == "weight" else value.detach().to(weight)
+        value = value.detach().to(weight)
+        value = laid_out_like(value, weight) if name == "weight" else value
         setattr(layer, name, nn.Parameter(value, requires_grad=weight.requires_grad))

@@ -16,7 +16,7 @@ from compress.graph.meaning import batch_norms, linear_maps
 from compress.graph.ops import operation_name
 from compress.graph.trace import module_path
 from compress.units.folding import Foldable, folded
-from compress.units.low_rank import has_hooks, largest_sound
+from compress.units.low_rank import has_hooks, largest_sound, stands_once
 from compress.units.network import Network
 from compress.units.surgery import TOLERANCES, Narrowed, module_outputs, narrow, relative_deviation
 from compress.units.trial import RUN_FAULTS
@@ -84,9 +84,8 @@ def find_in_place(network: Network) -> tuple[str, ...]:
         nodes = calls.get(path, [])
         if type(part) not in ACTIVATIONS or part.inplace is not False or has_hooks(part) or len(nodes) != 1:
             continue
-        places = [each for each in network.module.modules() for child in each.children() if child is part]
         read = nodes[0].all_input_nodes
-        alone = len(places) == 1 and len(read) == 1 and len(read[0].users) == 1
+        alone = stands_once(network.module, part) and len(read) == 1 and len(read[0].users) == 1
         if alone and (read[0].name in made or operation_name(read[0]) in FRESH):
             drafts.append(path)
     return largest_sound(drafts, lambda each: goes_well(network, Form(execution=Execution(in_place=tuple(each)))))

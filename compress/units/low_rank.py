@@ -130,8 +130,7 @@ def why_not(
         return "its channels are mapped in groups"
     tensors = [linear.weight, *([] if linear.bias is None else [linear.bias])]
     shared = {*network.aliases, *network.aliases.values()}
-    places = [part for part in network.module.modules() for child in part.children() if child is layer]
-    if shared.intersection(tensors) or linear.weight not in consumers or len(places) > 1:
+    if shared.intersection(tensors) or linear.weight not in consumers or not stands_once(network.module, layer):
         return "its weight is shared"
     operands = [operand for operand in (linear.matrix, linear.offset) if operand is not None]
     if linear.bias not in (None, f"{path}.bias") or any(len(operand.users) > 1 for operand in operands):
@@ -146,6 +145,11 @@ def why_not(
 def has_hooks(layer: nn.Module) -> bool:
     """Whether anything is called besides the forward pass of its class."""
     return any(bool(getattr(layer, name)) for name in HOOKS) or "forward" in vars(layer)
+
+
+def stands_once(module: nn.Module, layer: nn.Module) -> bool:
+    """Whether the layer is a child of one module of the network alone."""
+    return sum(child is layer for part in module.modules() for child in part.children()) == 1
 
 
 def largest_sound(drafts: Sequence[Draft], sound: Callable[[Sequence[Draft]], bool]) -> tuple[Draft, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint.execution import LAYOUTS
+from compress.checkpoint.execution import with_channels_last
 from compress.compression.pricing.costs import SizedTensor
 from compress.graph.cost import batch_of, measure_latency
 from compress.graph.meaning import linear_maps
@@ -62,9 +62,7 @@ class Timing:
 
     def laid_out(self, value: Tensor) -> Tensor:
         """Feature maps or the weight of a convolution, as they are timed."""
-        if not self.channels_last or value.ndim not in LAYOUTS:
-            return value
-        return value.contiguous(memory_format=LAYOUTS[value.ndim])
+        return with_channels_last(value) if self.channels_last else value
 
     @contextmanager
     def running(self) -> Iterator[None]:
